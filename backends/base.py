@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract between the benchmarks and one vendor's PyTorch device.
+
+A subclass must say three things: whether it can run here (``probe``), what it can do
+(``capabilities``) and what it is (``describe``). Everything else has a default that is right for
+a device module shaped like torch's own; override only what differs.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import Unsupported
+from common.model.ops import Ops
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+"""``bf16`` and ``fp16`` are mixed precision: that dtype in matrix products, float32 masters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a backend can run here and, if not, why: ``doctor`` prints the reason."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """Facts the runner may branch on. What is unknown is absent, never zero."""
+
+    precisions: tuple[str, ...]
+    """The subset of PRECISIONS that this device really computes in, best first for ``amp``."""
+    collective: str | None = None
+    device_timer: bool = False
+    memory_stats: bool = False
+    kernels: tuple[str, ...] = ("plain",)
+    """Values accepted by ``Backend.ops``, fastest first."""
+    compilers: tuple[str, ...] = ()
+    telemetry: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Why something one would expect is missing: capability -> reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceInfo:
+    """What the record says of one device."""
+
+    backend: str
+    name: str
+    index: int
+    memory_bytes: int | None = None
+    driver: str | None = None
+    runtime: str | None = None
+    simulated: bool = False
+    extras: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeakMemory:
+    """Peak of one device (or process) since ``reset_peak_memory``, and what was measured."""
+
+    peak_memory_bytes: int
+    definition: str
+
+
+class Timer(Protocol):
+    """Times spans of device work. ``start`` and ``stop`` may block only if the clock demands it."""
+
+    clock: str
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def seconds(self) -> list[float]: ...
+
+
+class HostTimer:
+    """Synchronise, then read the monotonic clock: right on any backend."""
+
+    clock = "host-sync"
+
+    def __init__(
+        self, synchronize: Callable[[], None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._synchronize, self._now = synchronize, clock
+        self._started: float | None = None
+        self._seconds: list[float] = []
+
+    def start(self) -> None:
+        self._synchronize()
+        self._started = self._now()
+
+    def stop(self) -> None:
+        assert self._started is not None, "stop() without start()"
+        self._synchronize()
+        self._seconds.append(self._now() - self._started)
+        self._started = None
+
+    def seconds(self) -> list[float]:
+        return list(self._seconds)
+
+
+class Telemetry(Protocol):
+    """Samples power and the like in the background between ``start`` and ``stop``."""
+
+    source: str
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def samples(self) -> list[dict[str, float]]: ...
+    def energy_j(self) -> float | None: ...
+
+
+class LambKernel(Protocol):
+    """A fused LAMB update; see common/optim/lamb.py for the formula it must equal."""
+
+    def __call__(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        segments: list[int],
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+    ) -> None: ...
+
+
+class Backend(ABC):
+    """One vendor's device. Built once per process, for one local rank."""
+
+    name: ClassVar[str]
+    device_type: ClassVar[str]
+    visible_devices_env: ClassVar[str | None] = None
+    collective: ClassVar[str | None] = None
+
+    def __init__(self, local_rank: int = 0) -> None:
+        probe = self.probe()
+        if not probe.ok:
+            raise Unsupported(f"backend {self.name!r} cannot run here: {probe.reason}")
+        self.device = torch.device(self.device_type, local_rank)
+        if hasattr(self.module, "set_device"):
+            self.module.set_device(self.device)
+
+    # -- what it is ---------------------------------------------------------------------------
+    @classmethod
+    @abstractmethod
+    def probe(cls) -> Probe:
+        """Import the vendor's package and look for a device. Never raises."""
+
+    @classmethod
+    def device_count(cls) -> int:
+        """Devices this process may use (visible-device variables respected)."""
+        return int(torch.get_device_module(cls.device_type).device_count())
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What the device can do, found by asking it."""
+
+    @abstractmethod
+    def describe(self) -> DeviceInfo:
+        """What goes into the record for this device."""
+
+    @property
+    def module(self) -> ModuleType:
+        """torch's module for the device."""
+        return torch.get_device_module(self.device_type)
+
+    # -- time and memory ----------------------------------------------------------------------
+    def synchronize(self) -> None:
+        """Block until the device is idle."""
+        self.module.synchronize()
+
+    def timer(self) -> Timer:
+        """A timer that is right for this device."""
+        return HostTimer(self.synchronize)
+
+    def reset_peak_memory(self) -> None:
+        """Start a new peak-memory window."""
+        if self.capabilities.memory_stats:
+            self.module.reset_peak_memory_stats()
+
+    def peak_memory(self) -> PeakMemory | None:
+        """Peak since the reset, or None where the device does not tell."""
+        if not self.capabilities.memory_stats:
+            return None
+        return PeakMemory(
+            peak_memory_bytes=int(self.module.max_memory_allocated()),
+            definition="allocator peak of the device",
+        )
+
+    @property
+    def oom_errors(self) -> tuple[type[BaseException], ...]:
+        """Exceptions that mean: out of device memory."""
+        own = getattr(self.module, "OutOfMemoryError", None)
+        return (torch.OutOfMemoryError,) + ((own,) if own else ())
+
+    # -- numerics -----------------------------------------------------------------------------
+    def resolve_precision(self, asked: str) -> str:
+        """``amp`` becomes the device's best 16-bit mode; anything not offered is refused."""
+        have = self.capabilities.precisions
+        if asked == "amp":
+            best = [p for p in have if p in ("bf16", "fp16")]
+            if best:
+                return best[0]
+        elif asked in have:
+            return asked
+        known = ("amp", *PRECISIONS)
+        what = f"unknown precision {asked!r}" if asked not in known else f"no {asked!r} here"
+        why = self.capabilities.notes.get(asked)
+        raise Unsupported(
+            f"{self.name}: {what}{f' ({why})' if why else ''}; it has {', '.join(have)}. "
+            f"Choose with --precision."
+        )
+
+    def precision(self, name: str) -> AbstractContextManager[None]:
+        """Context for forward passes in exactly this precision."""
+        name = self.resolve_precision(name)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+        return nullcontext() if dtype is None else self._autocast(dtype)
+
+    @contextmanager
+    def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
+        # torch only warns and switches autocast off when a dtype is unsupported.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            context = torch.autocast(self.device_type, dtype=dtype)
+        with context:
+            yield
+
+    def grad_scaler(self, precision: str, init_scale: float = 2.0**20) -> torch.amp.GradScaler:
+        """Dynamic loss scaling, enabled for fp16 only."""
+        return torch.amp.GradScaler(
+            self.device_type, init_scale=init_scale, enabled=precision == "fp16"
+        )
+
+    def ops(self, kernels: str, precision: str) -> Ops:
+        """The operations of the model. ``kernels``: ``auto`` (the fastest) or a capability."""
+        have = self.capabilities.kernels
+        chosen = have[0] if kernels == "auto" else kernels
+        if chosen not in have:
+            why = self.capabilities.notes.get(chosen, "this backend has none of that name")
+            raise Unsupported(
+                f"{self.name}: kernels {chosen!r} unavailable: {why}. It has {', '.join(have)}; "
+                f"choose with --kernels."
+            )
+        return self._ops(chosen, precision)
+
+    def _ops(self, kernels: str, precision: str) -> Ops:
+        return Ops()
+
+    def lamb_kernel(self, kernels: str) -> LambKernel | None:
+        """A fused LAMB update, or None for the plain one."""
+        return None
+
+    # -- randomness ---------------------------------------------------------------------------
+    def seed(self, seed: int) -> None:
+        """Seed the host and the device."""
+        torch.manual_seed(seed)
+
+    def rng_state(self) -> dict[str, Tensor]:
+        """Random state of host and device, as byte tensors."""
+        state = {"cpu": torch.get_rng_state()}
+        if self.device_type != "cpu":
+            state[self.device_type] = self.module.get_rng_state()
+        return state
+
+    def set_rng_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``rng_state`` gave."""
+        torch.set_rng_state(state["cpu"])
+        if self.device_type != "cpu":
+            self.module.set_rng_state(state[self.device_type])
+
+    # -- the step -----------------------------------------------------------------------------
+    def optimizer_step(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        """Apply one update. Lazy-graph devices cut the graph here."""
+        scaler.step(optimizer)
+        scaler.update()
+
+    def compile(self, module: nn.Module, compiler: str | None) -> nn.Module:
+        """``torch.compile`` with one of the device's compilers; None leaves the module as it is."""
+        if compiler is None:
+            return module
+        if compiler not in self.capabilities.compilers:
+            raise Unsupported(
+                f"{self.name} has no compiler {compiler!r}; it has "
+                f"{', '.join(self.capabilities.compilers) or 'none'}"
+            )
+        compiled: nn.Module = torch.compile(module, backend=compiler)  # type: ignore[assignment]
+        return compiled
+
+    # -- the cluster --------------------------------------------------------------------------
+    def init_process_group(self, collective: str | None = None, **kwargs: Any) -> None:
+        """Join the process group with the device's collective library."""
+        chosen = collective or self.capabilities.collective
+        if chosen is None or chosen != self.capabilities.collective:
+            raise Unsupported(
+                f"{self.name} has no collective backend {chosen!r}; it has "
+                f"{self.capabilities.collective!r}. Choose with --dist_backend."
+            )
+        torch.distributed.init_process_group(chosen, **kwargs)
+
+    def wrap_ddp(self, module: nn.Module) -> nn.Module:
+        """Overlapped, bucketed gradient all-reduce."""
+        return nn.parallel.DistributedDataParallel(
+            module, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+
+    # -- observation --------------------------------------------------------------------------
+    def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
+        """A sampler for this device, or None (``capabilities.notes`` says why)."""
+        return None
