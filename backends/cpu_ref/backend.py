@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cpu_ref: the reference that needs no accelerator.
+
+fp32 with plain kernels is deterministic and is what other backends are compared with; bf16 with
+native kernels is how a CPU runs fast.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from backends.base import (
+    Backend,
+    Capabilities,
+    DeviceInfo,
+    LambKernel,
+    PeakMemory,
+    Probe,
+    Telemetry,
+)
+from common.errors import Unsupported
+from common.model.ops import Ops
+
+
+class CpuRef(Backend):
+    """The host's processor."""
+
+    name, device_type, collective = "cpu_ref", "cpu", "gloo"
+
+    def __init__(self, local_rank: int = 0) -> None:
+        self.device = torch.device("cpu")  # one device, whatever the rank
+        torch.use_deterministic_algorithms(True)
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe(True, "always available")
+
+    @classmethod
+    def device_count(cls) -> int:
+        return 1
+
+    @functools.cached_property
+    def _native_reason(self) -> str | None:
+        """Why the native kernels cannot be built here, or None when they are there."""
+        try:
+            from backends.cpu_ref import kernels
+
+            kernels.load()
+        except Unsupported as error:
+            return str(error)
+        return None
+
+    @functools.cached_property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        notes = {"tf32": "a format of GPUs", "fp16": "no fast fp16 matrix products on CPUs"}
+        precisions = ["fp32"]
+        if _computes_bf16():
+            precisions.insert(0, "bf16")
+        else:
+            notes["bf16"] = "this processor has no bf16 instructions (avx512_bf16, amx, sve bf16)"
+        if self._native_reason:
+            notes["native"] = self._native_reason
+        return Capabilities(
+            precisions=tuple(precisions),
+            collective=self.collective,
+            kernels=("plain",) if self._native_reason else ("native", "plain"),
+            compilers=("inductor",),
+            notes=notes,
+        )
+
+    def describe(self) -> DeviceInfo:
+        return DeviceInfo(
+            backend=self.name,
+            name=_processor_name(),
+            index=0,
+            memory_bytes=psutil.virtual_memory().total,
+            runtime=f"torch {torch.__version__}",
+            extras={"threads": str(torch.get_num_threads())},
+        )
+
+    def synchronize(self) -> None:
+        """The host is its own device: nothing is ever in flight."""
+
+    def reset_peak_memory(self) -> None:
+        """The kernel keeps the process's peak; it cannot be reset without root."""
+
+    def peak_memory(self) -> PeakMemory | None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return PeakMemory(
+            peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
+            definition="peak resident set of the process (ru_maxrss), since its start",
+        )
+
+    def _ops(self, kernels: str, precision: str) -> Ops:
+        if kernels == "plain":
+            return Ops()
+        from backends.cpu_ref.kernels import NativeOps
+
+        return NativeOps(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+    def lamb_kernel(self, kernels: str) -> LambKernel | None:
+        if kernels == "plain" or (kernels == "auto" and self._native_reason):
+            return None
+        from backends.cpu_ref.kernels import native_lamb
+
+        return native_lamb
+
+    def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
+        from backends.cpu_ref.telemetry import open_rapl
+
+        return open_rapl(period_s)
+
+
+def _computes_bf16() -> bool:
+    """Whether matrix products in bf16 have instructions here, rather than being emulated."""
+    flags = _cpu_flags()
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def _processor_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        return next(
+            line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

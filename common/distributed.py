@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks, as torchrun starts them; without torchrun a world of one that needs no process group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class _Joins(Protocol):
+    def init_process_group(self, collective: str | None = None, **kwargs: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process's place among all."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_env(cls) -> World:
+        """Read torchrun's variables; all absent means one process."""
+        env = os.environ
+        return cls(
+            rank=int(env.get("RANK", 0)),
+            size=int(env.get("WORLD_SIZE", 1)),
+            local_rank=int(env.get("LOCAL_RANK", 0)),
+            local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0: the only one that writes."""
+        return self.rank == 0
+
+    @contextmanager
+    def joined(self, backend: _Joins, collective: str | None) -> Iterator[None]:
+        """Be part of the process group for the duration of the block."""
+        if self.size == 1:
+            yield
+            return
+        backend.init_process_group(collective, timeout=timedelta(minutes=10))
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Add ``tensor`` over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """A small Python value from each rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any_async(self, flag: bool) -> Agreement:
+        """Start asking whether ``flag`` is true anywhere; costs no device synchronisation."""
+        tensor = torch.tensor([int(flag)], dtype=torch.int32)
+        work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+        return Agreement(tensor, work)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The answer to ``World.any_async``."""
+
+    _tensor: Tensor
+    _work: Any
+
+    def result(self) -> bool:
+        """Wait for every rank's vote."""
+        if self._work is not None:
+            self._work.wait()
+        return bool(self._tensor.item())

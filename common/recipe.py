@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipe (what may change the result, hashed), Impl (speed only), RunOptions (where and how).
+
+A preset is a function that returns all three; flags override single fields; the origin of every
+value is kept. Nothing here imports torch, so that ``list`` and ``describe`` are instant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Base of every benchmark's recipe: frozen values that may change the result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impl:
+    """How it is computed: changes the speed, and the result only by rounding."""
+
+    precision: Literal["amp", "fp32", "tf32", "bf16", "fp16"] = "amp"
+    """amp is the device's best of bf16 and fp16; anything the device lacks is refused."""
+    kernels: str = "auto"
+    """auto takes the backend's fastest; plain is the reference; see `bertbench doctor`."""
+    micro_batch: int | None = None
+    """Sequences per device and pass; default: the largest up to the preset's that fits the
+    global batch. Accumulation follows from it."""
+    max_micro_batch: int = 8
+    """Upper bound for the default micro-batch."""
+    eval_batch_size: int = 32
+    """Sequences per device and evaluation pass."""
+    cache_eval_data: bool = True
+    """Keep the evaluation set in memory after the first evaluation."""
+    dist_backend: str | None = None
+    """Collective library; default: the backend's own."""
+    compile: str | None = None
+    """A compiler of the backend; default: none."""
+    num_threads: int | None = None
+    """Host threads per process; default: cores / local processes."""
+    init_loss_scale: float = 2.0**16
+    """fp16 only: the first loss scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where, when and how much is kept."""
+
+    backend: str = "auto"
+    """auto takes the first accelerator that works and never the CPU; cpu_ref must be named."""
+    seed: int = 42
+    """Seeds initialisation, data order and dropout; recorded, not part of the recipe's hash."""
+    data: Path | None = None
+    """Root of the data set (the launcher's DATA): shards, evaluation set, config, checkpoint."""
+    input_dir: Path | None = None
+    """Folder of the training shards, when not under --data."""
+    eval_dir: Path | None = None
+    """Folder of the evaluation file, when not under --data."""
+    bert_config_path: Path | None = None
+    """bert_config.json (or the folder it is in): must agree with the recipe's model."""
+    init_checkpoint: Path | None = None
+    """Weights to start from."""
+    text: Path | None = None
+    """Text for the quick-start data set, instead of the one that is downloaded."""
+    synthetic: bool = False
+    """Random tokens with the real mix of lengths, for pure speed runs."""
+    verify_checkpoint: bool = False
+    """Evaluate before training and compare with the accuracy the recipe expects."""
+    output_dir: Path = Path("results")
+    """Records are written to <output_dir>/<system>/<benchmark>/<run>/."""
+    system: str | None = None
+    """Name of the system in the records; default: made from the device's name."""
+    resume: str | None = None
+    """A run folder, a checkpoint folder, or `last` (the newest of this recipe)."""
+    log_freq: int = 10
+    """Steps between reports; losses are read from the device only then."""
+    skip_checkpoint: bool = False
+    """Write no checkpoints."""
+    keep_n_most_recent_checkpoints: int = 2
+    """Older ones are deleted."""
+    num_samples_per_checkpoint: int = 500_000
+    """Samples between checkpoints."""
+    min_samples_to_start_checkpoints: int = 0
+    """No checkpoint before this many samples."""
+    max_minutes: float | None = None
+    """Stop (status below_quality) after this much training time."""
+    submission_org: str = "bertbench"
+    """MLPerf log: submitter."""
+    submission_platform: str | None = None
+    """MLPerf log: platform; default: the system's name."""
+    submission_status: Literal["cloud", "onprem", "preview", "research"] = "onprem"
+    """MLPerf log: availability of the system."""
+    division: Literal["auto", "closed", "open"] = "auto"
+    """MLPerf division; auto is closed only where the recipe keeps MLPerf's rules."""
+    dry_run: bool = False
+    """Say what would run and stop."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A named benchmark: what `bertbench list` shows and `run` starts from."""
+
+    name: str
+    benchmark: str
+    summary: str
+    recipe: Recipe
+    impl: Impl = field(default_factory=Impl)
+    run: RunOptions = field(default_factory=RunOptions)
+    data: str = ""
+    """What data it needs and where to get it."""
+    duration: str = ""
+    """What to expect, and on what machine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A preset with its overrides applied."""
+
+    preset: Preset
+    recipe: Recipe
+    impl: Impl
+    run: RunOptions
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Flat field name -> default | preset | flag | environment."""
+    notes: tuple[str, ...] = ()
+    """What the user must be told about flags that were accepted but change nothing."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values for config.json."""
+        return {
+            "preset": self.preset.name,
+            "benchmark": self.preset.benchmark,
+            "recipe": plain(self.recipe),
+            "impl": plain(self.impl),
+            "run": plain(self.run),
+            "origins": dict(self.origins),
+            "notes": list(self.notes),
+        }
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples as JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
+    """sha256 (first 16 hex digits) over the recipe and the hashes of its inputs.
+
+    ``inputs`` are the data set's and the checkpoint's hashes; two results are the same benchmark
+    only if this agrees.
+    """
+    text = json.dumps(
+        {"kind": type(recipe).__name__, "recipe": plain(recipe), "inputs": inputs},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def origins(settings: Mapping[str, Any], preset: Preset, flags: set[str]) -> dict[str, str]:
+    """Where each value of recipe, impl and run came from, by flat field name."""
+    result: dict[str, str] = {}
+    for part in ("recipe", "impl", "run"):
+        chosen, base = settings[part], getattr(preset, part)
+        _origins(chosen, base, flags, result)
+    return result
+
+
+def _origins(chosen: Any, base: Any, flags: set[str], result: dict[str, str]) -> None:
+    for f in dataclasses.fields(chosen):
+        value = getattr(chosen, f.name)
+        if dataclasses.is_dataclass(value):
+            _origins(value, getattr(base, f.name), flags, result)
+            continue
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        if f.name in flags:
+            result[f.name] = "flag"
+        elif value == default:
+            result[f.name] = "default"
+        else:
+            result[f.name] = "preset"
