@@ -42,12 +42,19 @@ class Ops:
         dropout: float,
     ) -> Tensor:
         """LayerNorm(word + position + token type), then dropout: [T, H]."""
+        x = self.embed_sum(tokens, word, position, token_type, dropout=0.0)
+        return F.dropout(self.norm(x, norm_weight, norm_bias, eps=eps), dropout)
+
+    def embed_sum(
+        self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float
+    ) -> Tensor:
+        """Dropout(word + position + token type): [T, H]; pre-LN has no LayerNorm here."""
         x = (
             F.embedding(tokens.input_ids, word)
             + F.embedding(tokens.position_ids, position)
             + F.embedding(tokens.segment_ids, token_type)
         )
-        return F.dropout(self.norm(x, norm_weight, norm_bias, eps=eps), dropout)
+        return F.dropout(x, dropout)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """x @ weight.T + bias."""

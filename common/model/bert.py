@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The BERT encoder over unpadded tokens (Devlin et al. 2019), post-LN or pre-LN.
+
+The modules only hold parameters, always float32; every computation is a call of ``Ops``, so that a
+backend's kernels and this code cannot drift apart. Shapes as in common/model/ops.py.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from common.data.batch import Tokens
+from common.model.config import BertConfig
+from common.model.ops import Ops
+
+
+class FusedQKV(nn.Linear):
+    """Query, key and value projections as one [3H, H] matrix: all of q, then k, then v."""
+
+    segments = 3
+    """The weight is three matrices to an optimizer that takes norms per matrix (LAMB)."""
+
+
+def linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer whose parameters are left for ``initialize`` to fill."""
+    return skip_init(nn.Linear, in_features, out_features)
+
+
+def initialize(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: matrices normal(0, ``std``), LayerNorm gains one, vectors zero."""
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=std)
+            else:
+                nn.init.zeros_(parameter)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+
+
+class Embeddings(nn.Module):
+    """Word, position and token-type tables, and post-LN's LayerNorm of their sum."""
+
+    def __init__(self, config: BertConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        hidden = config.hidden_size
+        self.word = skip_init(nn.Embedding, config.vocab_size, hidden)
+        self.position = skip_init(nn.Embedding, config.max_position_embeddings, hidden)
+        self.token_type = skip_init(nn.Embedding, config.type_vocab_size, hidden)
+        if config.norm_position == "post":
+            self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """[T, H]."""
+        tables = self.word.weight, self.position.weight, self.token_type.weight
+        dropout = self.config.hidden_dropout if self.training else 0.0
+        if self.config.norm_position == "pre":
+            return self.ops.embed_sum(tokens, *tables, dropout=dropout)
+        norm = self.norm
+        return self.ops.embed(
+            tokens, *tables, norm.weight, norm.bias, eps=norm.eps, dropout=dropout
+        )
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each with residual and LayerNorm: [T, H] -> [T, H]."""
+
+    def __init__(self, config: BertConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        hidden, eps = config.hidden_size, config.layer_norm_eps
+        self.qkv = skip_init(FusedQKV, hidden, 3 * hidden)
+        self.attention_output = linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=eps)
+        self.intermediate = linear(hidden, config.intermediate_size)
+        self.output = linear(config.intermediate_size, hidden)
+        self.output_norm = nn.LayerNorm(hidden, eps=eps)
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Post-LN: norm(x + sublayer(x)). Pre-LN: x + sublayer(norm(x))."""
+        if self.config.norm_position == "post":
+            x = self._add_norm(self._attention(x, tokens), x, self.attention_norm)
+            return self._add_norm(self._feed_forward(x), x, self.output_norm)
+        x = self._add(self._attention(self._norm(x, self.attention_norm), tokens), x)
+        return self._add(self._feed_forward(self._norm(x, self.output_norm)), x)
+
+    @property
+    def _dropout(self) -> float:
+        return self.config.hidden_dropout if self.training else 0.0
+
+    def _attention(self, x: Tensor, tokens: Tokens) -> Tensor:
+        context = self.ops.attention(
+            self.ops.linear(x, self.qkv.weight, self.qkv.bias),
+            tokens,
+            num_heads=self.config.num_attention_heads,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+        )
+        return self.ops.linear(context, self.attention_output.weight, self.attention_output.bias)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        inner = self.ops.linear_gelu(
+            x,
+            self.intermediate.weight,
+            self.intermediate.bias,
+            approximate=self.config.approximate,
+        )
+        return self.ops.linear(inner, self.output.weight, self.output.bias)
+
+    def _norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return self.ops.norm(x, norm.weight, norm.bias, eps=norm.eps)
+
+    def _add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.ops.dropout_add(x, residual, dropout=self._dropout)
+
+    def _add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        return self.ops.dropout_add_norm(
+            x, residual, norm.weight, norm.bias, eps=norm.eps, dropout=self._dropout
+        )
+
+
+class BertEncoder(nn.Module):
+    """Embeddings and layers. Not initialised: the model that owns it does that once."""
+
+    def __init__(self, config: BertConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.embeddings = Embeddings(config, ops)
+        self.layers = nn.ModuleList(Layer(config, ops) for _ in range(config.num_hidden_layers))
+        if config.norm_position == "pre":
+            self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """The hidden state of every token, [T, H]."""
+        x: Tensor = self.embeddings(tokens)
+        for layer in self.layers:
+            x = layer(x, tokens)
+        if self.config.norm_position == "pre":
+            norm = self.final_norm
+            x = self.ops.norm(x, norm.weight, norm.bias, eps=norm.eps)
+        return x

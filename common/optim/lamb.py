@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LAMB (You et al. 2020) as MLPerf's BERT runs it.
+
+For every matrix p with gradient g at step t (1, 2, ...)::
+
+    m = beta1 m + (1 - beta1) g            m' = m / (1 - beta1^t)
+    v = beta2 v + (1 - beta2) g^2          v' = v / (1 - beta2^t)
+    u = m' / (sqrt(v') + eps) + weight_decay p
+    p = p - lr * ratio * u,    ratio = |p| / |u|  (1 if either norm is zero)
+
+The ratio applies only where weight_decay is not zero and is not clamped. Gradient clipping is the
+loop's business (common/optim/clip.py). A fused query-key-value matrix counts as three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LambUpdate = Callable[..., None]
+"""One step on one parameter group, in place; ``lamb_update`` is the plain one and shows the
+signature, which is ``backends.base.LambKernel``."""
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups for any optimizer: matrices with ``weight_decay``, vectors without.
+
+    Every vector of a BERT is a bias or belongs to a LayerNorm. ``segments`` says, parameter by
+    parameter, of how many equal matrices stacked along dimension 0 it consists.
+    """
+    segments = {
+        id(parameter): getattr(module, "segments", 1)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    }
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = []
+    for decay, chosen in (
+        (weight_decay, [(name, p) for name, p in named if p.ndim > 1]),
+        (0.0, [(name, p) for name, p in named if p.ndim <= 1]),
+    ):
+        pieces = [segments[id(p)] for _, p in chosen]
+        groups.append({"params": chosen, "weight_decay": decay, "segments": pieces})
+    return groups
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB over groups made by ``parameter_groups``; every group also counts its ``step``.
+
+    ``kernel`` replaces the plain update by a backend's fused one. The state of a parameter is
+    ``exp_avg`` and ``exp_avg_sq``, float32 like the parameter.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        kernel: LambUpdate | None = None,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "step": 0}
+        super().__init__(params, defaults)
+        self._update = kernel or lamb_update
+        for group in self.param_groups:
+            group.setdefault("segments", [1] * len(group["params"]))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            group["step"] += 1
+            live = [
+                (p, pieces)
+                for p, pieces in zip(group["params"], group["segments"], strict=True)
+                if p.grad is not None
+            ]
+            if not live:
+                continue
+            for p, _ in live:
+                if not self.state[p]:
+                    self.state[p]["exp_avg"] = torch.zeros_like(p)
+                    self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
+            self._update(
+                [p for p, _ in live],
+                [p.grad for p, _ in live],
+                [self.state[p]["exp_avg"] for p, _ in live],
+                [self.state[p]["exp_avg_sq"] for p, _ in live],
+                [pieces for _, pieces in live],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                step=group["step"],
+            )
+        return loss
+
+
+def lamb_update(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    segments: list[int],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """The formula above with torch's multi-tensor operations, in place on ``params`` and moments.
+
+    ``step`` counts from 1; ``segments[i]`` equal matrices are stacked in ``params[i]``.
+    """
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+    # m' / (sqrt(v') + eps) with both bias corrections moved onto the denominator.
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    torch._foreach_mul_(denominators, correction1 / correction2**0.5)
+    torch._foreach_add_(denominators, eps * correction1)
+    updates = torch._foreach_div(exp_avgs, denominators)
+    if weight_decay:
+        torch._foreach_add_(updates, params, alpha=weight_decay)
+        _scale_by_trust_ratio(_matrices(updates, segments), _matrices(params, segments))
+    torch._foreach_add_(params, updates, alpha=-lr)
+
+
+def _matrices(tensors: Sequence[Tensor], segments: list[int]) -> list[Tensor]:
+    """Views of the single matrices."""
+    return [part for t, n in zip(tensors, segments, strict=True) for part in t.chunk(n)]
+
+
+def _scale_by_trust_ratio(updates: list[Tensor], params: list[Tensor]) -> None:
+    """Multiply each update by |p| / |u|, in place, without reading a norm back to the host."""
+    p_norms = torch.stack(torch._foreach_norm(params))
+    u_norms = torch.stack(torch._foreach_norm(updates))
+    both = (p_norms > 0) & (u_norms > 0)
+    ratios = torch.where(both, p_norms / u_norms, 1.0)
+    torch._foreach_mul_(updates, list(ratios.unbind()))

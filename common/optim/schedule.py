@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The learning rate of a step (MLPerf BERT: linear warm-up, polynomial decay)."""
+
+from __future__ import annotations
+
+
+def learning_rate(
+    step: int,
+    *,
+    base: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    start_warmup_step: int = 0,
+    power: float = 1.0,
+) -> float:
+    """The rate of step ``step``, counted from 0.
+
+    While ``step - start_warmup_step < warmup_steps`` it rises linearly from 0; a negative
+    ``start_warmup_step`` means that the warm-up is already under way at step 0. After that it is
+    ``base * (1 - step / total_steps) ** power``: decay counts from step 0, not from the end of the
+    warm-up, and stays at 0 past ``total_steps``.
+    """
+    into_warmup = step - start_warmup_step
+    if into_warmup < warmup_steps:
+        return base * max(into_warmup, 0) / warmup_steps
+    return base * (1.0 - min(step / total_steps, 1.0)) ** power
