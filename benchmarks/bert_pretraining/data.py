@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a pretraining run's samples come from: MLPerf's files, prepared ones, or synthetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from benchmarks.bert_pretraining.recipes import PretrainingRecipe
+from common.data.batch import PretrainingBatch
+from common.data.quickstart import quickstart_data
+from common.data.stream import TrainStream, dataset_hash, eval_batches, find_shards, locate
+from common.data.synthetic import SyntheticStream, synthetic_eval_batches
+from common.distributed import World
+from common.errors import BadInput
+from common.model.config import BertConfig
+from common.recipe import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The samples of one run; with no files they are synthetic."""
+
+    recipe: PretrainingRecipe
+    description: str
+    train_files: tuple[Path, ...] = ()
+    eval_files: tuple[Path, ...] = ()
+    init_checkpoint: Path | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Random tokens: good for speed, meaningless for accuracy."""
+        return not self.train_files
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether there is anything to evaluate on."""
+        return bool(self.eval_files)
+
+    def hash(self) -> str | None:
+        """Identity of training and evaluation data; None for synthetic data."""
+        return None if self.synthetic else dataset_hash([*self.train_files, *self.eval_files])
+
+    def train(
+        self, *, seed: int, world: World, micro_batch: int, position: dict[str, int] | None
+    ) -> Iterator[Any]:
+        """Endless optimizer steps for this rank."""
+        shape: dict[str, Any] = {
+            "seed": seed,
+            "global_batch": self.recipe.global_batch,
+            "micro_batch": micro_batch,
+            "world": world.size,
+            "rank": world.rank,
+            "max_seq_length": self.recipe.max_seq_length,
+            "max_predictions": self.recipe.max_predictions_per_seq,
+            "vocab_size": self.recipe.model.vocab_size,
+            "position": position,
+        }
+        if self.synthetic:
+            return iter(SyntheticStream(**shape))
+        return iter(TrainStream(self.train_files, **shape))
+
+    def evaluation(self, batch_size: int, world: World) -> Sequence[PretrainingBatch]:
+        """This rank's part of the held-out samples."""
+        shape: dict[str, Any] = {
+            "num_examples": self.recipe.num_eval_examples,
+            "batch_size": batch_size,
+            "world": world.size,
+            "rank": world.rank,
+            "max_seq_length": self.recipe.max_seq_length,
+            "max_predictions": self.recipe.max_predictions_per_seq,
+            "vocab_size": self.recipe.model.vocab_size,
+        }
+        if self.synthetic:
+            return synthetic_eval_batches(**shape)
+        return eval_batches(self.eval_files, **shape)
+
+
+def find_source(settings: Settings) -> Source:
+    """Resolve the flags to files, or say which flag is missing. Reads no sample."""
+    recipe, run = cast("PretrainingRecipe", settings.recipe), settings.run
+    if run.synthetic:
+        return Source(recipe=recipe, description="synthetic tokens, Wikipedia-like lengths")
+    root = run.data
+    described = f"files under {root}"
+    if root is None and run.input_dir is None:
+        if settings.preset.name != "mini":
+            raise BadInput(
+                f"{settings.preset.name} needs data: {settings.preset.data}. Give --data PATH (or "
+                f"--input_dir and --eval_dir), or --synthetic for a pure speed run."
+            )
+        root = quickstart_data(
+            vocab_size=recipe.model.vocab_size,
+            max_seq_length=recipe.max_seq_length,
+            max_predictions_per_seq=recipe.max_predictions_per_seq,
+            dupe_factor=recipe.quickstart_dupe_factor,
+            text=run.text,
+        )
+        described = "the quick-start corpus" if run.text is None else f"text from {run.text}"
+    train: Sequence[Path] = ()
+    held_out: Sequence[Path] = ()
+    config, checkpoint = None, None
+    if root is not None:
+        train, held_out, config, checkpoint = locate(root)
+    if run.input_dir is not None:
+        train, described = find_shards(run.input_dir, "train"), f"files in {run.input_dir}"
+    if run.eval_dir is not None:
+        held_out = find_shards(run.eval_dir, "eval")
+    if recipe.target_mlm_accuracy is not None and not held_out:
+        raise BadInput(
+            f"the target accuracy {recipe.target_mlm_accuracy} needs held-out samples and there "
+            f"are none in {run.eval_dir or root}: give --eval_dir, or --target_mlm_accuracy None"
+        )
+    config = run.bert_config_path or config
+    if config is not None:
+        _agree(recipe, config / "bert_config.json" if config.is_dir() else config)
+    wants_checkpoint = recipe.initial_mlm_accuracy is not None
+    return Source(
+        recipe=recipe,
+        description=described,
+        train_files=tuple(train),
+        eval_files=tuple(held_out),
+        init_checkpoint=run.init_checkpoint or (checkpoint if wants_checkpoint else None),
+    )
+
+
+def _agree(recipe: PretrainingRecipe, config: Path) -> None:
+    """Refuse a bert_config.json that describes another model than the recipe."""
+    found = BertConfig.from_json(config, gelu=recipe.model.gelu)
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        ours, theirs = getattr(recipe.model, name), getattr(found, name)
+        if ours != theirs:
+            raise BadInput(
+                f"{config}: {name} is {theirs} but the recipe's model has {ours}; choose another "
+                f"recipe or pass --{name} {theirs}"
+            )
+    if not found.vocab_size <= recipe.model.vocab_size < found.vocab_size + 128:
+        raise BadInput(
+            f"{config}: vocab_size is {found.vocab_size} but the recipe's model has "
+            f"{recipe.model.vocab_size} rows; pass --vocab_size"
+        )

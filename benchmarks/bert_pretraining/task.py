@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT pretraining as a Task of the common loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.bert_pretraining.data import Source
+from benchmarks.bert_pretraining.recipes import PretrainingRecipe
+from common.data.batch import PretrainingBatch
+from common.distributed import World
+from common.errors import BadInput
+from common.model.heads import BertForPreTraining
+from common.model.weights import load_pretrained
+from common.optim.lamb import Lamb, parameter_groups
+from common.optim.schedule import learning_rate
+from common.recipe import Settings
+from common.training import Plan
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How the global batch is cut up; changes nothing but speed and memory."""
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+
+def split(recipe: PretrainingRecipe, micro: int | None, largest: int, world_size: int) -> Split:
+    """The micro-batch asked for, or the largest up to ``largest`` that fits; else BadInput."""
+    per_rank, rest = divmod(recipe.global_batch, world_size)
+    if rest:
+        raise BadInput(
+            f"the recipe's global batch {recipe.global_batch} cannot be shared by {world_size} "
+            f"processes: use a number of processes that divides it (NPROC=...), or --global_batch"
+        )
+    fitting = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
+    if micro is None:
+        micro = max(m for m in fitting if m <= max(largest, 1))
+    if micro not in fitting:
+        raise BadInput(
+            f"--micro_batch {micro} does not divide the {per_rank} sequences that each of "
+            f"{world_size} processes trains per step; possible: {', '.join(map(str, fitting))}"
+        )
+    return Split(micro_batch=micro, accumulation=per_rank // micro, world_size=world_size)
+
+
+class PretrainingTask:
+    """Model, optimizer, data and metrics of one recipe on one rank."""
+
+    sum_names = ("mlm_loss", "mlm_correct", "masked", "nsp_loss", "nsp_correct", "sequences")
+    target_metric = "mlm_accuracy"
+
+    def __init__(
+        self, settings: Settings, backend: Backend, world: World, source: Source, seed: int
+    ) -> None:
+        self.recipe = cast("PretrainingRecipe", settings.recipe)
+        impl, recipe = settings.impl, self.recipe
+        self.precision = backend.resolve_precision(impl.precision)
+        self.ops = backend.ops(impl.kernels, self.precision)
+        self.split = split(recipe, impl.micro_batch, impl.max_micro_batch, world.size)
+        self._source, self._world, self._seed, self._impl = source, world, seed, impl
+        self._eval: Sequence[PretrainingBatch] | None = None
+
+        backend.seed(seed)  # the same weights on every rank
+        model = BertForPreTraining(recipe.model, self.ops)
+        self.weights_report = None
+        if source.init_checkpoint is not None:
+            self.weights_report = load_pretrained(model, source.init_checkpoint, require="all")
+        model.to(backend.device)
+        self.model: nn.Module = backend.compile(model, impl.compile)
+        backend.seed(seed + 1 + world.rank)  # other dropout on every rank
+        self.optimizer = self._optimizer(backend, impl.kernels)
+
+    def _optimizer(self, backend: Backend, kernels: str) -> torch.optim.Optimizer:
+        r = self.recipe
+        groups = parameter_groups(self.model, r.weight_decay_rate)
+        betas = (r.opt_lamb_beta_1, r.opt_lamb_beta_2)
+        if r.optimizer == "lamb":
+            kernel = backend.lamb_kernel(kernels)
+            return Lamb(groups, r.learning_rate, betas, r.opt_epsilon, kernel)
+        return torch.optim.AdamW(
+            groups, lr=r.learning_rate, betas=betas, eps=r.opt_epsilon, fused=True
+        )
+
+    def plan(self, settings: Settings) -> Plan:
+        """When the loop evaluates, saves, reports and stops."""
+        r, run = self.recipe, settings.run
+        return Plan(
+            precision=self.precision,
+            max_steps=r.max_steps,
+            max_samples=r.max_samples_termination,
+            target_value=r.target_mlm_accuracy,
+            eval_start_samples=r.eval_iter_start_samples,
+            eval_every_samples=r.eval_iter_samples if self._source.has_eval else 0,
+            padded_length=r.max_seq_length,
+            max_grad_norm=r.max_grad_norm,
+            clip_after_allreduce=r.clip_after_allreduce,
+            init_loss_scale=settings.impl.init_loss_scale,
+            log_freq=run.log_freq,
+            checkpoint_every_samples=0 if run.skip_checkpoint else run.num_samples_per_checkpoint,
+            checkpoint_start_samples=run.min_samples_to_start_checkpoints,
+            max_minutes=run.max_minutes,
+        )
+
+    # -- what the loop asks for ---------------------------------------------------------------
+    def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
+        return self._source.train(
+            seed=self._seed, world=self._world, micro_batch=self.split.micro_batch,
+            position=position,
+        )  # fmt: skip
+
+    def eval_batches(self) -> Sequence[PretrainingBatch]:
+        if self._eval is None or not self._impl.cache_eval_data:
+            self._eval = self._source.evaluation(self._impl.eval_batch_size, self._world)
+        return self._eval
+
+    def loss(self, model: nn.Module, batch: PretrainingBatch, step: Any) -> tuple[Tensor, Tensor]:
+        """Global means of both losses: every split into micro-batches and ranks gives the same."""
+        out = model(batch)
+        loss = out.mlm_loss / step.num_masked + out.nsp_loss / step.num_samples
+        return loss, _sums(out, batch)
+
+    def eval_sums(self, model: nn.Module, batch: PretrainingBatch) -> Tensor:
+        return _sums(model(batch), batch)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Masked-token accuracy is correct over masked tokens of all ranks (MLPerf's weighting)."""
+        mlm_loss = sums["mlm_loss"] / sums["masked"]
+        nsp_loss = sums["nsp_loss"] / sums["sequences"]
+        return {
+            "loss": mlm_loss + nsp_loss,
+            "mlm_loss": mlm_loss,
+            "mlm_accuracy": sums["mlm_correct"] / sums["masked"],
+            "nsp_loss": nsp_loss,
+            "nsp_accuracy": sums["nsp_correct"] / sums["sequences"],
+            "num_samples": sums["sequences"],
+        }
+
+    def learning_rate(self, step: int) -> float:
+        r = self.recipe
+        warmup = r.warmup_steps or int(r.max_steps * r.warmup_proportion)
+        return learning_rate(
+            step,
+            base=r.learning_rate,
+            total_steps=r.max_steps,
+            warmup_steps=warmup,
+            start_warmup_step=r.start_warmup_step,
+            power=r.lr_power,
+        )
+
+
+def _sums(out: Any, batch: PretrainingBatch) -> Tensor:
+    masked, sequences = len(batch.masked_labels), len(batch.next_sentence_labels)
+    return torch.stack(
+        [
+            out.mlm_loss.detach(),
+            out.mlm_correct.float(),
+            torch.full_like(out.mlm_loss, masked),
+            out.nsp_loss.detach(),
+            out.nsp_correct.float(),
+            torch.full_like(out.nsp_loss, sequences),
+        ]
+    )

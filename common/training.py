@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one training loop, shared by all benchmarks. Read it top to bottom.
+
+A task says what is trained (model, batches, loss, evaluation); a backend says where; observers
+are told what happened and cannot change it. All maths of a step is in ``_step``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoint import Checkpoints
+from common.distributed import World
+from common.events import EvalEvent, Observer, StepEvent
+from common.guards import Faults, Interruption
+from common.measure.throughput import RateMeter, Window, merge_ranks
+from common.optim.clip import clip_, grad_norm
+from common.progress import Progress, restore, save_checkpoint
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+GO_ON, TIME_IS_UP, INTERRUPTED = 0, 1, 2
+
+
+class Batch(Protocol):
+    """A micro-batch that can move to a device."""
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+class StepBatch(Protocol):
+    """One optimizer step's data: this rank's micro-batches and the global counts."""
+
+    @property
+    def micro_batches(self) -> Sequence[Batch]: ...
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def position(self) -> dict[str, int]: ...
+
+
+class Task(Protocol):
+    """What is trained. Sums are vectors named by ``sum_names``, added over ranks and passes."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    sum_names: tuple[str, ...]
+    target_metric: str
+
+    def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
+        """Endless steps, from ``position`` of a checkpoint or from the beginning."""
+
+    def loss(self, model: nn.Module, batch: Any, step: Any) -> tuple[Tensor, Tensor]:
+        """This micro-batch's share of the step's global mean loss, and its sums (detached)."""
+
+    def eval_batches(self) -> Sequence[Any]:
+        """This rank's part of the held-out samples."""
+
+    def eval_sums(self, model: nn.Module, batch: Any) -> Tensor:
+        """The sums of one evaluation batch."""
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Named results of globally added sums; includes ``loss`` and ``target_metric``."""
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step with this index, from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """When to evaluate, save, report and stop."""
+
+    precision: str
+    max_steps: int
+    max_samples: int
+    target_value: float | None
+    eval_start_samples: int
+    eval_every_samples: int
+    """0 = never evaluate."""
+    padded_length: int
+    """Tokens that one sequence would take if it were padded: for padded_tokens_per_second."""
+    max_grad_norm: float | None = 1.0
+    clip_after_allreduce: bool = True
+    init_loss_scale: float = 2.0**16
+    log_freq: int = 10
+    checkpoint_every_samples: int = 0
+    """0 = no checkpoints, not even on interruption."""
+    checkpoint_start_samples: int = 0
+    max_minutes: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What the loop hands back."""
+
+    status: str
+    reason: str
+    progress: Progress
+    train_window: Window | None = None
+    """All timed steps of this process: ranks added, slowest seconds."""
+    steps_done: int = 0
+    """In this process, not counting those before a resume."""
+    run_s: float = 0.0
+    eval_s: float = 0.0
+    checkpoint_s: float = 0.0
+    data_wait_s: float = 0.0
+    evals: list[EvalEvent] = field(default_factory=list)
+
+
+def train(
+    task: Task,
+    *,
+    backend: Backend,
+    world: World,
+    plan: Plan,
+    observers: Sequence[Observer],
+    checkpoints: Checkpoints | None = None,
+    resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Outcome:
+    """Train until the target, a limit, a signal or divergence.
+
+    ``observers`` is empty on all ranks but rank 0. ``resume`` is what ``Checkpoints.load`` gave.
+
+    Raises DivergedError with the step and the cause when a loss or gradient is not finite.
+    """
+    scaler = backend.grad_scaler(plan.precision, plan.init_loss_scale)
+    progress = Progress(
+        next_eval_samples=plan.eval_start_samples,
+        next_checkpoint_samples=max(plan.checkpoint_start_samples, plan.checkpoint_every_samples),
+    )
+    if resume is not None:
+        progress = restore(task, scaler, backend, world, resume)
+    model = backend.wrap_ddp(task.model) if world.size > 1 else task.model
+    out = Outcome(status="below_quality", reason="", progress=progress)
+    meter = RateMeter(clock=clock, synchronize=backend.synchronize)
+    sums = torch.zeros(len(task.sum_names), device=backend.device)
+    faults = Faults(backend.device, progress.step)
+    wait_s = 0.0
+
+    for o in observers:
+        o.run_start(step=progress.step, samples=progress.samples)
+    started = clock()
+    batches = task.train_batches(progress.position)
+    interrupted = Interruption()
+    with interrupted, contextlib.closing(batches):  # type: ignore[type-var]
+        meter.start()
+        while progress.step < plan.max_steps and progress.samples < plan.max_samples:
+            time_is_up = plan.max_minutes and clock() - started > 60 * plan.max_minutes
+            vote = world.max_async(
+                INTERRUPTED if interrupted.asked else TIME_IS_UP if time_is_up else GO_ON
+            )
+            before = clock()
+            batch = next(batches)
+            wait_s += clock() - before
+
+            for group in task.optimizer.param_groups:
+                group["lr"] = task.learning_rate(progress.step)
+            step_sums, norm = _step(task, model, batch, backend, world, plan, scaler, faults)
+            sums.copy_(step_sums)
+
+            progress.step += 1
+            progress.samples += batch.num_samples
+            progress.position = batch.position
+            progress.skipped_steps += faults.skipped
+            out.steps_done += 1
+            faults.seen(progress.step)
+            meter.add(
+                samples=batch.num_samples,
+                real_tokens=batch.num_tokens,
+                padded_tokens=batch.num_samples * plan.padded_length,
+            )
+
+            last = progress.step >= plan.max_steps or progress.samples >= plan.max_samples
+            code = vote.result()
+            if progress.step % plan.log_freq == 0 or last or code:
+                window = _merged(world, meter.lap())
+                total_wait = max(world.gather(wait_s))
+                out.data_wait_s += total_wait
+                faults.check()
+                values = dict(zip(task.sum_names, world.sum_(sums).tolist(), strict=True))
+                event = _step_event(
+                    task, plan, progress, values, norm, scaler, window, total_wait,
+                    clock() - started,
+                )  # fmt: skip
+                for o in observers:
+                    o.on_step(event)
+                wait_s = 0.0
+
+            if plan.eval_every_samples and progress.samples >= progress.next_eval_samples:
+                meter.pause()
+                evaluation = evaluate(
+                    task, backend=backend, world=world, plan=plan, progress=progress,
+                    observers=observers, clock=clock, started=started,
+                )  # fmt: skip
+                out.evals.append(evaluation)
+                out.eval_s += evaluation.eval_s
+                while progress.next_eval_samples <= progress.samples:
+                    progress.next_eval_samples += plan.eval_every_samples
+                meter.resume()
+                if evaluation.reached:
+                    out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
+                    break
+
+            due = progress.samples >= progress.next_checkpoint_samples
+            if checkpoints and plan.checkpoint_every_samples and (due or code == INTERRUPTED):
+                meter.pause()
+                while progress.next_checkpoint_samples <= progress.samples:
+                    progress.next_checkpoint_samples += plan.checkpoint_every_samples
+                out.checkpoint_s += save_checkpoint(
+                    task, scaler, backend, world, checkpoints, progress, observers, clock
+                )
+                meter.resume()
+            if code == INTERRUPTED:
+                out.status = "interrupted"
+                out.reason = f"stopped by {interrupted.name} after step {progress.step}"
+                break
+            if code == TIME_IS_UP:
+                out.reason = f"--max_minutes {plan.max_minutes:g} is over"
+                break
+        out.train_window = _merged(world, meter.stop())
+    out.run_s = clock() - started
+    if not out.reason:
+        limit = "max_steps" if progress.step >= plan.max_steps else "max_samples_termination"
+        out.reason = f"{limit} reached"
+        if plan.target_value is None:
+            out.status = "ok"
+        else:
+            best = max((e.metrics[task.target_metric] for e in out.evals), default=None)
+            shown = "no evaluation was due" if best is None else f"best {best:.5f}"
+            out.reason += f" before the target {plan.target_value} ({shown})"
+    success = out.status == "ok"
+    for o in observers:
+        o.run_stop(
+            step=progress.step,
+            samples=progress.samples,
+            status="success" if success else "aborted",
+        )
+    return out
+
+
+def _step(
+    task: Task,
+    model: nn.Module,
+    batch: Any,
+    backend: Backend,
+    world: World,
+    plan: Plan,
+    scaler: torch.amp.GradScaler,
+    faults: Faults,
+) -> tuple[Tensor, Tensor | None]:
+    """One optimizer step over this rank's micro-batches: its sums, and the gradient's norm."""
+    total: Tensor | None = None
+    last = len(batch.micro_batches) - 1
+    for i, micro in enumerate(batch.micro_batches):
+        # Gradients travel once per step, behind the last micro-batch's backward pass.
+        apart = world.size > 1 and (i < last or not plan.clip_after_allreduce)
+        with model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
+            with backend.precision(plan.precision):
+                loss, sums = task.loss(model, micro.to(backend.device), batch)
+            # DDP averages over ranks, but the loss is already a share of the global mean.
+            scaler.scale(loss * world.size).backward()
+        total = sums if total is None else total + sums
+    assert total is not None
+    faults.loss(total)
+
+    parameters = [p for p in task.model.parameters() if p.grad is not None]
+    scaler.unscale_(task.optimizer)
+    if world.size > 1 and not plan.clip_after_allreduce:
+        if plan.max_grad_norm is not None:
+            clip_(parameters, grad_norm(parameters), plan.max_grad_norm)
+        _all_reduce_mean(parameters, world)
+    norm = None
+    if plan.max_grad_norm is not None:
+        norm = grad_norm(parameters)
+        if not scaler.is_enabled():  # with a scaler, overflow skips the step instead
+            faults.gradient(norm)
+        clip_(parameters, norm, plan.max_grad_norm)
+    scale = scaler.get_scale() if scaler.is_enabled() else None
+    backend.optimizer_step(task.optimizer, scaler)
+    faults.skipped = int(scale is not None and scaler.get_scale() < scale)
+    task.optimizer.zero_grad(set_to_none=True)
+    return total, norm
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task,
+    *,
+    backend: Backend,
+    world: World,
+    plan: Plan,
+    progress: Progress,
+    observers: Sequence[Observer],
+    clock: Callable[[], float] = time.perf_counter,
+    started: float = 0.0,
+) -> EvalEvent:
+    """Evaluate on every rank, add the sums, tell the observers."""
+    backend.synchronize()
+    begin = clock()
+    for o in observers:
+        o.eval_start(step=progress.step, samples=progress.samples)
+    task.model.eval()
+    sums = torch.zeros(len(task.sum_names), device=backend.device)
+    for batch in task.eval_batches():
+        with backend.precision(plan.precision):
+            sums += task.eval_sums(task.model, batch.to(backend.device))
+    values = dict(zip(task.sum_names, world.sum_(sums).tolist(), strict=True))
+    task.model.train()
+    metrics = task.metrics(values)
+    reached = plan.target_value is not None and metrics[task.target_metric] >= plan.target_value
+    now = clock()
+    event = EvalEvent(
+        step=progress.step,
+        samples=progress.samples,
+        metrics=metrics,
+        target_metric=task.target_metric,
+        target_value=plan.target_value,
+        reached=reached,
+        eval_s=now - begin,
+        time_s=now - started,
+    )
+    for o in observers:
+        o.on_eval(event)
+    return event
+
+
+def _all_reduce_mean(parameters: Sequence[Tensor], world: World) -> None:
+    """What DDP would have done, after the clipping instead of before it."""
+    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+    world.sum_(flat).div_(world.size)
+    offset = 0
+    for p in parameters:
+        assert p.grad is not None
+        p.grad.copy_(flat[offset : offset + p.grad.numel()].view_as(p.grad))
+        offset += p.grad.numel()
+
+
+def _merged(world: World, window: Window) -> Window:
+    # The counts in a window are global already (the data says so); only the seconds differ.
+    return merge_ranks(world.gather(window), counts_are_global=True)
+
+
+def _step_event(
+    task: Task,
+    plan: Plan,
+    progress: Progress,
+    values: Mapping[str, float],
+    norm: Tensor | None,
+    scaler: torch.amp.GradScaler,
+    window: Window,
+    data_wait_s: float,
+    time_s: float,
+) -> StepEvent:
+    metrics = task.metrics(values)
+    steps_left = min(
+        plan.max_steps - progress.step,
+        -(-(plan.max_samples - progress.samples) * window.steps // max(window.samples, 1)),
+    )
+    return StepEvent(
+        step=progress.step,
+        samples=progress.samples,
+        loss=metrics.pop("loss"),
+        metrics=metrics,
+        learning_rate=task.learning_rate(progress.step - 1),
+        grad_norm=None if norm is None else float(norm),
+        loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
+        skipped_steps=progress.skipped_steps,
+        window_steps=window.steps,
+        window_s=window.seconds,
+        sequences_per_second=window.samples / window.seconds,
+        real_tokens_per_second=window.real_tokens / window.seconds,
+        padded_tokens_per_second=window.padded_tokens / window.seconds,
+        data_wait_s=data_wait_s,
+        time_s=time_s,
+        eta_s=max(0, steps_left) * window.seconds / window.steps if window.steps else None,
+    )
