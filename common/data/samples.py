@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretraining examples in memory: flat arrays with offsets, no padding, about 700 bytes each.
+
+N samples hold T tokens and M masked positions in all. Sample ``i`` is tokens
+``offsets[i]:offsets[i + 1]`` and masked positions ``masked_offsets[i]:masked_offsets[i + 1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[Any]
+"""An integer array whose width the field's docstring gives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Samples:
+    """N masked-language-model and next-sentence examples, as they are on disk less the padding."""
+
+    input_ids: IntArray
+    """``token_dtype(vocab)`` [T], masked, with [CLS] and [SEP]."""
+    offsets: IntArray
+    """int64 [N + 1], ascending from 0 to T."""
+    split: IntArray
+    """uint16 [N], tokens of segment A ([CLS] A [SEP]); the rest of the sample is segment B."""
+    masked_positions: IntArray
+    """uint16 [M], strictly ascending inside a sample, counted from its [CLS]."""
+    masked_labels: IntArray
+    """``token_dtype(vocab)`` [M], the original ids."""
+    masked_offsets: IntArray
+    """int64 [N + 1], ascending from 0 to M."""
+    next_sentence_labels: IntArray
+    """int8 [N], 1 = B is random, 0 = B follows A."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """int64 [N], tokens of each sample."""
+        return np.diff(self.offsets)
+
+    @property
+    def masked_counts(self) -> IntArray:
+        """int64 [N], masked positions of each sample."""
+        return np.diff(self.masked_offsets)
+
+    def take(self, rows: IntArray) -> Samples:
+        """Copies of ``rows`` (integer indices [n]), in that order."""
+        tokens, offsets = ragged_index(self.offsets, rows)
+        masked, masked_offsets = ragged_index(self.masked_offsets, rows)
+        return Samples(
+            input_ids=self.input_ids[tokens],
+            offsets=offsets,
+            split=self.split[rows],
+            masked_positions=self.masked_positions[masked],
+            masked_labels=self.masked_labels[masked],
+            masked_offsets=masked_offsets,
+            next_sentence_labels=self.next_sentence_labels[rows],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Samples]) -> Samples:
+        """All samples of ``parts`` in order; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            input_ids=np.concatenate([p.input_ids for p in parts]),
+            offsets=from_lengths(np.concatenate([p.lengths for p in parts])),
+            split=np.concatenate([p.split for p in parts]),
+            masked_positions=np.concatenate([p.masked_positions for p in parts]),
+            masked_labels=np.concatenate([p.masked_labels for p in parts]),
+            masked_offsets=from_lengths(np.concatenate([p.masked_counts for p in parts])),
+            next_sentence_labels=np.concatenate([p.next_sentence_labels for p in parts]),
+        )
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest integer type used for ids of a vocabulary: uint16 up to 65,536, else int32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
+
+
+def from_lengths(lengths: IntArray) -> IntArray:
+    """int64 [n + 1] offsets of n pieces laid end to end."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def ragged_index(offsets: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
+    """Indices [t] of all elements of ``rows`` end to end, and the rows' new offsets [n + 1]."""
+    start = offsets[rows]
+    new = from_lengths(offsets[rows + 1] - start)
+    index = np.arange(new[-1])
+    index += np.repeat(start - new[:-1], np.diff(new))
+    return index, new

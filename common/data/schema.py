@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MLPerf's three HDF5 layouts for BERT pretraining: names, types, recognition, writing.
+
+The layouts are those of mlcommons/training_results (NVIDIA's input_preprocessing): *fixed* since
+v0.7 (padded rows, with ``input_mask``), *varlen* since v2.1 (1-D ``vlen`` rows, the length is the
+length of ``input_ids``), *packed* since v2.1 (several samples end to end in one ``vlen`` row, with
+``packed_input_len`` and ``packed_masked_lm_len`` giving their lengths).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+
+from common.data.samples import IntArray, Samples
+from common.errors import BadInput
+
+INPUT_IDS = "input_ids"
+INPUT_MASK = "input_mask"
+SEGMENT_IDS = "segment_ids"
+MASKED_POSITIONS = "masked_lm_positions"
+MASKED_IDS = "masked_lm_ids"
+NEXT_SENTENCE = "next_sentence_labels"
+PACKED_LENGTHS = "packed_input_len"
+PACKED_MASKED_LENGTHS = "packed_masked_lm_len"
+
+Layout = Literal["fixed", "varlen", "packed"]
+
+FIXED: dict[str, np.dtype[Any]] = {
+    INPUT_IDS: np.dtype(np.int32),
+    INPUT_MASK: np.dtype(np.int8),
+    SEGMENT_IDS: np.dtype(np.int8),
+    MASKED_POSITIONS: np.dtype(np.int32),
+    MASKED_IDS: np.dtype(np.int32),
+    NEXT_SENTENCE: np.dtype(np.int8),
+}
+"""Fixed: [N, max_seq_length] or [N, max_predictions], padded with 0; next_sentence_labels [N]."""
+
+VARLEN: dict[str, np.dtype[Any]] = {
+    INPUT_IDS: np.dtype(np.int16),
+    SEGMENT_IDS: np.dtype(np.int8),
+    MASKED_POSITIONS: np.dtype(np.int16),
+    MASKED_IDS: np.dtype(np.int16),
+    NEXT_SENTENCE: np.dtype(np.int8),
+}
+"""Varlen: [N] rows of that base type; next_sentence_labels is a plain [N]."""
+
+PACKED: dict[str, np.dtype[Any]] = {
+    **VARLEN,
+    PACKED_LENGTHS: np.dtype(np.int16),
+    PACKED_MASKED_LENGTHS: np.dtype(np.int16),
+}
+"""Packed: as varlen, next_sentence_labels ``vlen`` too; masked positions count from the row."""
+
+DATASETS: dict[Layout, tuple[str, ...]] = {
+    "fixed": tuple(FIXED),
+    "varlen": tuple(VARLEN),
+    "packed": tuple(PACKED),
+}
+
+WRITE_ROWS = 8192
+"""Rows padded at a time when writing fixed files: bounds the memory, not the result."""
+
+
+def layout_of(names: Collection[str]) -> Layout | None:
+    """The layout with these dataset names, or None; extra datasets are ignored."""
+    layouts: tuple[Layout, ...] = ("packed", "fixed", "varlen")
+    for layout in layouts:  # most specific first: varlen's names are part of both others
+        if set(DATASETS[layout]) <= set(names):
+            return layout
+    return None
+
+
+def write_varlen(path: Path, samples: Samples) -> None:
+    """Write the varlen layout; ``path`` appears only when it is complete.
+
+    Ids above 32,767 do not fit MLPerf's int16, so such a file gets int32 rows instead.
+    """
+    wide = max(samples.input_ids.max(initial=0), samples.masked_labels.max(initial=0)) >= 1 << 15
+    position = np.arange(len(samples.input_ids)) - np.repeat(samples.offsets[:-1], samples.lengths)
+    segments = (position >= np.repeat(samples.split, samples.lengths)).astype(np.int8)
+    ragged = {
+        INPUT_IDS: (samples.input_ids, samples.offsets),
+        SEGMENT_IDS: (segments, samples.offsets),
+        MASKED_POSITIONS: (samples.masked_positions, samples.masked_offsets),
+        MASKED_IDS: (samples.masked_labels, samples.masked_offsets),
+    }
+    with _new_file(path) as file:
+        for name, (flat, offsets) in ragged.items():
+            base = VARLEN[name]
+            if wide and name in (INPUT_IDS, MASKED_IDS):
+                base = np.dtype(np.int32)
+            rows = np.empty(len(samples), object)
+            values = flat.astype(base)
+            for row in range(len(samples)):
+                rows[row] = values[offsets[row] : offsets[row + 1]]
+            file.create_dataset(name, data=rows, dtype=h5py.vlen_dtype(base))
+        labels = samples.next_sentence_labels.astype(VARLEN[NEXT_SENTENCE])
+        file.create_dataset(NEXT_SENTENCE, data=labels)
+
+
+def write_fixed(path: Path, samples: Samples, max_seq_length: int, max_predictions: int) -> None:
+    """Write the fixed layout, contiguous and uncompressed; ``path`` appears only when complete.
+
+    Raises BadInput when a sample is longer than a row.
+    """
+    for name, sizes, limit in (
+        (INPUT_IDS, samples.lengths, max_seq_length),
+        (MASKED_POSITIONS, samples.masked_counts, max_predictions),
+    ):
+        if len(sizes) and sizes.max() > limit:
+            row = int(sizes.argmax())
+            raise BadInput(
+                f"{path}: sample {row} has {sizes[row]} values for {name}, "
+                f"more than a row of {limit}; raise the limit"
+            )
+    widths = {MASKED_POSITIONS: max_predictions, MASKED_IDS: max_predictions}
+    with _new_file(path) as file:
+        out = {
+            name: file.create_dataset(
+                name,
+                (len(samples),)
+                if name == NEXT_SENTENCE
+                else (len(samples), widths.get(name, max_seq_length)),
+                dtype=dtype,
+            )
+            for name, dtype in FIXED.items()
+        }
+        for start in range(0, len(samples), WRITE_ROWS):
+            rows = np.arange(start, min(start + WRITE_ROWS, len(samples)))
+            part = samples.take(rows)
+            columns = np.arange(max_seq_length)
+            mask = columns < part.lengths[:, None]
+            masked = np.arange(max_predictions) < part.masked_counts[:, None]
+            selection = slice(start, start + len(rows))
+            out[INPUT_IDS][selection] = _padded(part.input_ids, mask, FIXED[INPUT_IDS])
+            out[INPUT_MASK][selection] = mask.astype(np.int8)
+            out[SEGMENT_IDS][selection] = (mask & (columns >= part.split[:, None])).astype(np.int8)
+            out[MASKED_POSITIONS][selection] = _padded(
+                part.masked_positions, masked, FIXED[MASKED_POSITIONS]
+            )
+            out[MASKED_IDS][selection] = _padded(part.masked_labels, masked, FIXED[MASKED_IDS])
+            out[NEXT_SENTENCE][selection] = part.next_sentence_labels
+
+
+def _padded(flat: IntArray, mask: IntArray, dtype: np.dtype[Any]) -> IntArray:
+    """``flat`` spread over the true cells of ``mask`` [n, width], row by row; 0 elsewhere."""
+    result = np.zeros(mask.shape, dtype)
+    result[mask] = flat
+    return result
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file under a temporary name in the same folder, renamed to ``path`` at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    try:
+        with h5py.File(name, "w") as file:
+            yield file
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
