@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``bertbench VERB``. Every verb takes --help and --json.
+
+Exit codes: 0 done, and any target reached; 1 it ran and failed, missed its target, or problems
+were found; 2 refused before anything ran; 130 interrupted, with a checkpoint if they are on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from common.errors import BadInput, BertbenchError
+from common.recipe import Preset, Settings, origins, plain, recipe_hash
+
+USAGE = """\
+bertbench: a vendor-portable BERT benchmark suite
+
+  bertbench doctor               what runs here: backends, devices, precisions, telemetry
+  bertbench list                 the recipes, what they need and how long they take
+  bertbench describe RECIPE      every value of a recipe, its hash, its inputs
+  bertbench run RECIPE [flags]   run one; --dry_run says what would run
+  bertbench data VERB            prepare, pack or check training data
+  bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
+
+Each verb takes --help and --json. RECIPE is a name from `bertbench list`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if args else 2
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        print(f"bertbench: unknown verb {verb!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        return VERBS[verb](rest)
+    except BertbenchError as error:
+        if "--json" in rest:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        print(f"bertbench {verb}: {error}", file=sys.stderr)
+        return 2
+
+
+def _doctor(args: list[str]) -> int:
+    from common.doctor import examine, render
+
+    _only_flags("doctor", args, "--json")
+    report = examine()
+    print(json.dumps(report, indent=1) if "--json" in args else render(report))
+    return 0
+
+
+def presets() -> dict[str, Preset]:
+    """Every named recipe of every benchmark."""
+    from benchmarks import BENCHMARKS
+
+    found: dict[str, Preset] = {}
+    for benchmark in BENCHMARKS:
+        found |= importlib.import_module(f"benchmarks.{benchmark}.recipes").PRESETS
+    return found
+
+
+def _preset(name: str) -> Preset:
+    known = presets()
+    if name not in known:
+        raise BadInput(f"unknown recipe {name!r}; there are: {', '.join(known)}")
+    return known[name]
+
+
+def _list(args: list[str]) -> int:
+    _only_flags("list", args, "--json")
+    known = presets()
+    if "--json" in args:
+        rows = [
+            {f: getattr(p, f) for f in ("name", "benchmark", "summary", "data", "duration")}
+            for p in known.values()
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    for preset in known.values():
+        print(f"{preset.name:<18}{preset.summary}")
+        print(f"{'':<18}  data: {preset.data}\n{'':<18}  time: {preset.duration}")
+    return 0
+
+
+def _describe(args: list[str]) -> int:
+    names = [a for a in args if not a.startswith("-")]
+    _only_flags("describe", [a for a in args if a.startswith("-")], "--json")
+    if len(names) != 1:
+        raise BadInput(f"name one recipe: bertbench describe RECIPE; there are {_names()}")
+    preset = _preset(names[0])
+    settings = resolve(preset.name, [])
+    content = {
+        "name": preset.name,
+        "benchmark": preset.benchmark,
+        "summary": preset.summary,
+        "data": preset.data,
+        "duration": preset.duration,
+        "recipe_hash_without_inputs": recipe_hash(preset.recipe),
+        "writes": "results/<system>/<benchmark>/<run>/: manifest, config, system, steps, logs",
+        **{part: plain(getattr(preset, part)) for part in ("recipe", "impl", "run")},
+        "origins": dict(settings.origins),
+    }
+    if "--json" in args:
+        print(json.dumps(content, indent=1))
+        return 0
+    for key in ("name", "summary", "data", "duration", "writes"):
+        print(f"{key:<10}{content[key]}")
+    print(f"{'hash':<10}{content['recipe_hash_without_inputs']} (recipe alone, without its inputs)")
+    for part in ("recipe", "impl", "run"):
+        print(f"\n{part}")
+        _print_values(content[part], settings.origins)
+    return 0
+
+
+def _print_values(values: dict[str, Any], sources: Any, indent: str = "  ") -> None:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _print_values(value, sources, indent)
+        else:
+            print(f"{indent}{key:<34}{value!s:<28}{sources.get(key, '')}")
+
+
+def _run(args: list[str]) -> int:
+    if not args or args[0].startswith("-"):
+        if args and args[0] in ("-h", "--help"):
+            print(f"usage: bertbench run RECIPE [flags]\n\nrecipes: {_names()}")
+            print("bertbench run RECIPE --help lists the flags of a recipe")
+            return 0
+        raise BadInput(f"name a recipe: bertbench run RECIPE [flags]; there are {_names()}")
+    settings = resolve(args[0], args[1:])
+    from common.runner import run
+
+    return run(settings)
+
+
+def resolve(name: str, flags: Sequence[str]) -> Settings:
+    """A preset with flags applied; raises BadInput or Unsupported with the fix."""
+    import tyro
+
+    preset = _preset(name)
+    translate = importlib.import_module(f"benchmarks.{preset.benchmark}.flags").translate
+    own, notes = translate(list(flags))
+    kinds = [(part, type(getattr(preset, part))) for part in ("recipe", "impl", "run")]
+    everything = dataclasses.make_dataclass("everything", kinds, kw_only=True, frozen=True)
+    base = {part: getattr(preset, part) for part, _ in kinds}
+    try:
+        chosen: Any = tyro.cli(
+            everything,
+            default=everything(**base),
+            args=own,
+            prog=f"bertbench run {name}",
+            use_underscores=True,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    values = {part: getattr(chosen, part) for part, _ in kinds}
+    given = {a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"}
+    return Settings(
+        preset=preset, **values, origins=origins(values, preset, given), notes=tuple(notes)
+    )
+
+
+def _data(args: list[str]) -> int:
+    from common.data.cli import main as data_main
+
+    return data_main(args)
+
+
+def _validate(args: list[str]) -> int:
+    from common.results.validate import main as validate_main
+
+    return validate_main(args)
+
+
+def _names() -> str:
+    return ", ".join(presets())
+
+
+def _only_flags(verb: str, args: Sequence[str], *known: str) -> None:
+    if "-h" in args or "--help" in args:
+        print(f"usage: bertbench {verb} {' '.join(f'[{k}]' for k in known)}\n\n{USAGE}")
+        raise SystemExit(0)
+    for a in args:
+        if a not in known:
+            raise BadInput(f"{verb} does not take {a!r}; it takes {', '.join(known)}")
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "doctor": _doctor,
+    "list": _list,
+    "describe": _describe,
+    "run": _run,
+    "data": _data,
+    "validate": _validate,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop's arithmetic on a model small enough to check by hand."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from backends.cpu_ref.backend import CpuRef
+from common.checkpoint import Checkpoints
+from common.distributed import World
+from common.errors import DivergedError
+from common.events import Observer
+from common.training import Plan, train
+
+GLOBAL_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Rows:
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def to(self, device):
+        return Rows(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Step:
+    micro_batches: tuple[Rows, ...]
+    num_samples: int
+    num_tokens: int
+    position: dict[str, int]
+
+
+class ToyTask:
+    """Linear regression with dropout, whose data is a function of the step."""
+
+    sum_names = ("loss", "count")
+    target_metric = "score"
+
+    def __init__(self, world=World(), accumulation=2, poison_at=None, dropout=0.0, lr=0.1):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(dropout), nn.Linear(3, 1))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr)
+        self.world, self.accumulation, self.poison_at, self.lr = world, accumulation, poison_at, lr
+        self.closed = False
+        self.on_batch = lambda step: None
+
+    def train_batches(self, position):
+        step = (position or {"step": 0})["step"]
+        try:
+            while True:
+                g = torch.Generator().manual_seed(step)
+                x = torch.randn(GLOBAL_BATCH, 4, generator=g)
+                y = x.sum(1, keepdim=True)
+                if step + 1 == self.poison_at:
+                    x = x * float("nan")
+                parts = self.world.size * self.accumulation
+                mine = range(self.world.rank, parts, self.world.size)
+                size = GLOBAL_BATCH // parts
+                step += 1
+                self.on_batch(step)
+                yield Step(
+                    tuple(Rows(x[i * size :][:size], y[i * size :][:size]) for i in mine),
+                    GLOBAL_BATCH, GLOBAL_BATCH * 5, {"step": step},
+                )  # fmt: skip
+        finally:
+            self.closed = True
+
+    def loss(self, model, batch, step):
+        error = (model(batch.x) - batch.y).square().sum()
+        return error / step.num_samples, torch.stack([error.detach(), torch.tensor(1.0) * len(batch.x)])
+
+    def eval_batches(self):
+        g = torch.Generator().manual_seed(99)
+        x = torch.randn(6, 4, generator=g)
+        return [Rows(x, x.sum(1, keepdim=True))] if self.world.is_main else []
+
+    def eval_sums(self, model, batch):
+        return torch.stack([(model(batch.x) - batch.y).square().sum(), torch.tensor(float(len(batch.x)))])
+
+    def metrics(self, sums):
+        loss = sums["loss"] / sums["count"]
+        return {"loss": loss, "score": 1 / (1 + loss)}
+
+    def learning_rate(self, step):
+        return self.lr * (1 - step / 100)
+
+
+class Seen(Observer):
+    def __init__(self):
+        self.steps, self.evals, self.saved, self.stops = [], [], [], []
+
+    def on_step(self, event):
+        self.steps.append(event)
+
+    def on_eval(self, event):
+        self.evals.append(event)
+
+    def on_checkpoint(self, *, path, step, samples, seconds):
+        self.saved.append(step)
+
+    def run_stop(self, *, step, samples, status):
+        self.stops.append((step, samples, status))
+
+
+PLAN = Plan(
+    precision="fp32", max_steps=12, max_samples=10_000, target_value=None, eval_start_samples=16,
+    eval_every_samples=32, padded_length=7, log_freq=1,
+)  # fmt: skip
+
+
+def run(task, plan=PLAN, world=World(), **kwargs):
+    seen = Seen()
+    out = train(task, backend=CpuRef(), world=world, plan=plan, observers=[seen], **kwargs)
+    return out, seen
+
+
+def test_the_split_into_micro_batches_changes_only_rounding():
+    curves = []
+    for accumulation in (1, 2, 4):
+        _, seen = run(ToyTask(accumulation=accumulation))
+        curves.append([e.loss for e in seen.steps])
+    assert curves[0][0] > curves[0][-1]
+    for other in curves[1:]:
+        assert other == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_events_count_samples_and_steps():
+    out, seen = run(ToyTask())
+    assert [e.step for e in seen.steps] == list(range(1, 13))
+    assert [e.samples for e in seen.steps] == [8 * i for i in range(1, 13)]
+    assert seen.steps[0].learning_rate == pytest.approx(0.1)
+    assert seen.steps[11].learning_rate == pytest.approx(0.1 * (1 - 11 / 100))
+    assert all(e.window_steps == 1 for e in seen.steps)
+    assert out.train_window.samples == 96 and out.train_window.real_tokens == 96 * 5
+    assert out.train_window.padded_tokens == 96 * 7
+    assert seen.stops == [(12, 96, "success")]
+    # first at >= 16 samples, then at >= 48 and >= 80
+    assert [e.samples for e in seen.evals] == [16, 48, 80]
+
+
+def test_reports_every_log_freq_and_at_the_end():
+    _, seen = run(ToyTask(), replace(PLAN, log_freq=5))
+    assert [e.step for e in seen.steps] == [5, 10, 12]
+    assert [e.window_steps for e in seen.steps] == [5, 5, 2]
+
+
+def test_stops_at_the_target():
+    out, seen = run(ToyTask(), replace(PLAN, target_value=1e-6))
+    assert out.status == "ok" and out.progress.samples == 16
+    assert seen.evals[-1].reached and seen.stops == [(2, 16, "success")]
+
+
+def test_a_missed_target_is_below_quality():
+    out, seen = run(ToyTask(), replace(PLAN, target_value=2.0))
+    assert out.status == "below_quality" and "2.0" in out.reason
+    assert seen.stops[0][2] == "aborted"
+
+
+def test_stops_at_the_sample_limit():
+    out, _ = run(ToyTask(), replace(PLAN, max_samples=24))
+    assert out.progress.step == 3 and "max_samples_termination" in out.reason
+
+
+@pytest.mark.parametrize("log_freq", [1, 4])
+def test_not_a_number_names_the_step(log_freq):
+    task = ToyTask(poison_at=6)
+    with pytest.raises(DivergedError, match=r"step 6: the loss and gradient is not finite"):
+        run(task, replace(PLAN, log_freq=log_freq))
+    assert task.closed
+
+
+def test_clipping_bounds_the_update():
+    # SGD shows the clipped gradient directly: |update| = lr * max_norm.
+    task = ToyTask(lr=1.0)
+    task.optimizer = torch.optim.SGD(task.model.parameters(), lr=1.0)
+    before = [p.detach().clone() for p in task.model.parameters()]
+    _, seen = run(task, replace(PLAN, max_steps=1, max_grad_norm=1e-3))
+    after = list(task.model.parameters())
+    moved = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)]).norm()
+    assert seen.steps[0].grad_norm > 1e-3
+    assert float(moved) == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_resume_continues_to_the_same_losses_bit_for_bit(tmp_path):
+    plan = replace(PLAN, checkpoint_every_samples=24)
+    _, whole = run(ToyTask(dropout=0.5), plan)
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    _, first = run(ToyTask(dropout=0.5), replace(plan, max_steps=6), checkpoints=checkpoints)
+    assert first.saved == [3, 6]
+    torch.manual_seed(12345)
+    task = ToyTask(dropout=0.5)
+    for p in task.model.parameters():
+        nn.init.zeros_(p)
+    _, second = run(task, plan, resume=checkpoints.load())
+    assert [e.loss for e in first.steps + second.steps] == [e.loss for e in whole.steps]
+    assert [e.samples for e in first.evals + second.evals] == [e.samples for e in whole.evals]
+    assert second.steps[0].step == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_interrupts(tmp_path, number):
+    task = ToyTask()
+    task.on_batch = lambda step: os.kill(os.getpid(), number) if step == 4 else None
+    plan = replace(PLAN, checkpoint_every_samples=10_000)
+    out, seen = run(task, plan, checkpoints=Checkpoints(tmp_path))
+    assert out.status == "interrupted" and signal.Signals(number).name in out.reason
+    assert seen.saved == [out.progress.step] and out.progress.step in (4, 5)
+    assert seen.stops[-1][2] == "aborted"
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _rank(rank, size, port, accumulation, clip_after, path):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(size)}
+    torch.set_num_threads(1)
+    world = World.from_env()
+    backend = CpuRef()
+    with world.joined(backend, None):
+        plan = replace(PLAN, clip_after_allreduce=clip_after, max_grad_norm=1e9)
+        out, seen = run(ToyTask(world, accumulation), plan, world)
+        if world.is_main:
+            torch.save([[e.loss for e in seen.steps], out.train_window.samples], path)
+
+
+@pytest.mark.parametrize("clip_after", [True, False])
+def test_two_ranks_train_like_one(tmp_path, clip_after):
+    _, alone = run(ToyTask(accumulation=4), replace(PLAN, max_grad_norm=1e9))
+    path = tmp_path / "losses.pt"
+    port = 20000 + os.getpid() % 20000 + clip_after
+    mp.spawn(_rank, (2, port, 2, clip_after, path), nprocs=2)
+    losses, samples = torch.load(path)
+    assert losses == pytest.approx([e.loss for e in alone.steps], rel=1e-5)
+    assert samples == 96
