@@ -8,11 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from common.optim.norms import tensor_norms
+
 
 def grad_norm(params: Iterable[Tensor]) -> Tensor:
     """L2 norm of all gradients together, a float32 scalar on their device; not synchronised."""
     grads = [p.grad for p in params if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads)
+    return tensor_norms([tensor_norms(grads)])[0]
 
 
 @torch.no_grad()

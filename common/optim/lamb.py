@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.optim.norms import tensor_norms
+
 LambUpdate = Callable[..., None]
 """One step on one parameter group, in place; ``lamb_update`` is the plain one and shows the
 signature, which is ``backends.base.LambKernel``."""
@@ -125,12 +127,14 @@ def lamb_update(
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
-    # m' / (sqrt(v') + eps) with both bias corrections moved onto the denominator.
-    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    # m' / (sqrt(v') + eps) with both bias corrections moved onto the denominator; in place, since
+    # a second temporary of the model's size costs more time than the extra pass.
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-    torch._foreach_mul_(denominators, correction1 / correction2**0.5)
-    torch._foreach_add_(denominators, eps * correction1)
-    updates = torch._foreach_div(exp_avgs, denominators)
+    updates = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_mul_(updates, correction1 / correction2**0.5)
+    torch._foreach_add_(updates, eps * correction1)
+    torch._foreach_reciprocal_(updates)
+    torch._foreach_mul_(updates, exp_avgs)
     if weight_decay:
         torch._foreach_add_(updates, params, alpha=weight_decay)
         _scale_by_trust_ratio(_matrices(updates, segments), _matrices(params, segments))
@@ -144,8 +148,7 @@ def _matrices(tensors: Sequence[Tensor], segments: list[int]) -> list[Tensor]:
 
 def _scale_by_trust_ratio(updates: list[Tensor], params: list[Tensor]) -> None:
     """Multiply each update by |p| / |u|, in place, without reading a norm back to the host."""
-    p_norms = torch.stack(torch._foreach_norm(params))
-    u_norms = torch.stack(torch._foreach_norm(updates))
+    p_norms, u_norms = tensor_norms(params), tensor_norms(updates)
     both = (p_norms > 0) & (u_norms > 0)
     ratios = torch.where(both, p_norms / u_norms, 1.0)
     torch._foreach_mul_(updates, list(ratios.unbind()))
