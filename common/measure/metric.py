@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reported number is: value, unit, direction, repeats, clock, scope and definition.
+
+The definitions of every metric that all benchmarks share are here and nowhere else; a benchmark
+adds its own quality metrics with ``Metric(...)``. What was not measured is left out of a record:
+``metric(name, None)`` is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Direction = Literal["higher", "lower", "none"]
+Scope = Literal["global", "per-device", "per-process"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One measured value."""
+
+    name: str
+    value: float
+    unit: str
+    direction: Direction
+    """Whether higher or lower is better; ``none`` describes, and is never ranked."""
+    n: int = 1
+    """Fresh processes that the value is taken over."""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    """95 % interval over the processes; None for n < 6, where none exists."""
+    clock: str
+    """``host-sync`` (monotonic, synchronised at both ends), ``device-event``, ``none``, ..."""
+    scope: Scope
+    definition: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values, in the order above."""
+        return dataclasses.asdict(self)
+
+
+class _Shared(NamedTuple):
+    unit: str
+    direction: Direction
+    clock: str
+    scope: Scope
+    definition: str
+
+
+def _time(definition: str) -> _Shared:
+    return _Shared("s", "lower", "host", "global", definition)
+
+
+def _rate(unit: str, definition: str) -> _Shared:
+    return _Shared(unit, "higher", "host-sync", "global", definition)
+
+
+_TIMED = "the timed window: training only, evaluations and checkpoints excluded"
+
+SHARED: dict[str, _Shared] = {
+    "time_to_target_s": _time("run_start to run_stop of a run that reached its target"),
+    "run_time_s": _time("run_start to run_stop, whether the target was reached or not"),
+    "e2e_time_s": _time("start of the process to its last measurement"),
+    "init_s": _time("init_start to init_stop: model, optimizer, process group"),
+    "compile_s": _time("seconds spent in the compiler"),
+    "eval_s": _time("sum over all evaluations, inside the timed run"),
+    "checkpoint_s": _time("sum over all checkpoints that training waited for"),
+    "data_wait_s": _time("seconds that training waited for data, slowest rank of each report"),
+    "sequences_per_second": _rate("sequences/s", f"sequences trained in {_TIMED} / its seconds"),
+    "sequences_per_second_e2e": _rate(
+        "sequences/s", "sequences trained in this process / (run_start to run_stop)"
+    ),
+    "real_tokens_per_second": _rate(
+        "tokens/s", f"tokens that are not padding, trained in {_TIMED} / its seconds"
+    ),
+    "padded_tokens_per_second": _rate(
+        "tokens/s",
+        f"sequences trained x maximum length, in {_TIMED} / its seconds; for comparison with "
+        f"results that compute padding, or count it",
+    ),
+    "peak_memory_bytes": _Shared(
+        "bytes", "lower", "none", "per-device", "largest over the devices of the peak of each"
+    ),
+    "energy_j": _Shared("J", "lower", "host", "global", "energy in the sampled windows"),
+    "power_w": _Shared(
+        "W", "lower", "host", "global", "energy in the sampled windows / their seconds"
+    ),
+}
+
+
+def metric(name: str, value: float, *, note: str = "", **changed: Any) -> Metric:
+    """A shared metric with its standing definition.
+
+    ``note`` (the source of a power reading, what a memory figure counts) is appended to the
+    definition; ``changed`` replaces other fields (``clock``, ``n``, an interval).
+    """
+    fields = SHARED[name]._asdict() | changed
+    if note:
+        fields["definition"] += f"; {note}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} has no value ({value!r}): leave an unmeasured metric out")
+    return Metric(name=name, value=value, **fields)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine and the software a result was made on: everything a reader needs to repeat it.
+
+No hostname, user, path or remote URL: results are published. What cannot be found is None.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from common.measure.code import git_state
+
+PACKAGES = ("torch", "numpy", "h5py", "safetensors", "tokenizers", "mlperf-logging")
+ENVIRONMENT = (
+    *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "GOMP_CPU_AFFINITY"),
+    *("MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "MALLOC_CONF", "TORCH_DEVICE_BACKEND_AUTOLOAD"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+)
+"""Variables that change the speed and hold nothing private; no other is recorded."""
+
+
+def describe_system() -> dict[str, Any]:
+    """JSON values: processor, memory, operating system, software, code."""
+    return {
+        "processor": _processor(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load_average_1m": _or_none(lambda: os.getloadavg()[0]),
+        "os": {
+            "name": _os_name(),
+            "kernel": f"{platform.system()} {platform.release()}",
+            "machine": platform.machine(),
+            "libc": " ".join(part for part in platform.libc_ver() if part) or None,
+        },
+        "software": {
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "torch_threads": torch.get_num_threads(),
+            "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "torch_git": torch.version.git_version,
+            "blas": _blas(),
+            "compiler": compiler_version(),
+        },
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        "code": git_state(),
+    }
+
+
+def compiler_version() -> str | None:
+    """First line of the C compiler's version, or None where there is none."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        return None
+    try:
+        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines()[0] if done.stdout else None
+
+
+def _processor() -> dict[str, Any]:
+    info = _cpuinfo()
+    frequency = _or_none(psutil.cpu_freq)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "model": info.get("model name") or platform.processor() or platform.machine(),
+        "sockets": _sockets(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": psutil.cpu_count(logical=True),
+        "usable_threads": usable,
+        "caches": _caches(),
+        "frequency_mhz": None
+        if frequency is None
+        else {"now": frequency.current or None, "max": frequency.max or None},
+        "virtual_machine": "hypervisor" in info["flags"].split() if "flags" in info else None,
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries of /proc/cpuinfo."""
+    text = _read(Path("/proc/cpuinfo")) or ""
+    first = text.split("\n\n", 1)[0]
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _sockets() -> int | None:
+    folders = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/physical_package_id")
+    return len({_read(file) for file in folders}) or None
+
+
+def _caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, str] | None:
+    """Size of each cache that the first processor sees, e.g. ``{"L1d": "32K"}``."""
+    caches = {}
+    for index in sorted(root.glob("index*")):
+        level, kind, size = (_read(index / name) for name in ("level", "type", "size"))
+        if level and kind and size:
+            suffix = {"Data": "d", "Instruction": "i"}.get(kind, "")
+            caches[f"L{level}{suffix}"] = size
+    return caches or None
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return f"{platform.system()} {platform.release()}"
+
+
+def _blas() -> dict[str, bool]:
+    return {
+        "mkl": torch.backends.mkl.is_available(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "openmp": torch.backends.openmp.is_available(),
+    }
+
+
+def _version(package: str) -> str | None:
+    loaded = {"torch": str(torch.__version__), "numpy": np.__version__}
+    return loaded.get(package) or _or_none(lambda: importlib.metadata.version(package))
+
+
+def _read(file: Path) -> str | None:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return None
+
+
+def _or_none(get: Callable[[], Any]) -> Any:
+    try:
+        return get()
+    except (OSError, NotImplementedError, AttributeError, importlib.metadata.PackageNotFoundError):
+        return None
+
+
+if __name__ == "__main__":
+    import json
+
+    json.dump(describe_system(), sys.stdout, indent=1)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples power, energy and the like in the background while training runs.
+
+A backend gives one function that reads its sensors. A reading is a flat mapping; two keys have a
+meaning here: ``energy_j`` (a counter that only grows) and ``power_w``. A sensor that is missing is
+a missing key, never a zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+class Sampler:
+    """Reads every ``period_s`` seconds between ``start`` and ``stop``; may be started again.
+
+    ``source`` names the sensor in the record. A sensor that fails stops the sampling, never the
+    training: ``problem`` then says why, and no energy is reported.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Mapping[str, float]],
+        *,
+        source: str,
+        period_s: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.source = source
+        self.problem: str | None = None
+        self._read, self._period_s, self._clock = read, period_s, clock
+        self._windows: list[list[dict[str, float]]] = []
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin a window with a first reading."""
+        assert self._thread is None, "start() of a sampler that is running"
+        self._windows.append([])
+        self._ended.clear()
+        self.take()
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the window with a last reading."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        self._thread = None
+        self.take()
+
+    def take(self) -> None:
+        """Read the sensors once, now."""
+        if self.problem is not None:
+            return
+        try:
+            reading = dict(self._read())
+        except (OSError, RuntimeError, ValueError) as error:
+            self.problem = f"{self.source}: {error}"
+            return
+        self._windows[-1].append({"t": self._clock(), **reading})
+
+    def samples(self) -> list[dict[str, float]]:
+        """All readings, in order; ``t`` is the clock's seconds."""
+        return [sample for window in self._windows for sample in window]
+
+    def seconds(self) -> float:
+        """Length of the windows sampled so far."""
+        return sum(w[-1]["t"] - w[0]["t"] for w in self._windows if w)
+
+    def energy_j(self) -> float | None:
+        """Joules used in the windows, or None where that is not known."""
+        if self.problem is not None:
+            return None
+        parts = [energy(window) for window in self._windows]
+        known = [part for part in parts if part is not None]
+        return sum(known) if parts and len(known) == len(parts) else None
+
+    def power_w(self) -> float | None:
+        """Mean power over the windows, or None where that is not known."""
+        joules, seconds = self.energy_j(), self.seconds()
+        return joules / seconds if joules is not None and seconds > 0 else None
+
+    def _run(self) -> None:
+        while self.problem is None and not self._ended.wait(self._period_s):
+            self.take()
+
+
+def energy(samples: Sequence[Mapping[str, float]]) -> float | None:
+    """Joules from the first sample to the last.
+
+    From the device's counter where every sample has one; else each power reading times the time
+    since the reading before it (MLPerf training_policies, power_measurement.adoc). None when
+    neither is there, or there is no interval.
+    """
+    if len(samples) < 2:
+        return None
+    if all("energy_j" in sample for sample in samples):
+        return samples[-1]["energy_j"] - samples[0]["energy_j"]
+    if all("power_w" in sample for sample in samples):
+        pairs = itertools.pairwise(samples)
+        return sum(now["power_w"] * (now["t"] - before["t"]) for before, now in pairs)
+    return None

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rates: what was trained in a window, over that window's seconds.
+
+The window is synchronised at both ends, so that work still queued on the device is neither left
+out nor charged to the wrong side. Evaluation and checkpoints are cut out with ``pause``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What happened between two synchronised readings of the clock."""
+
+    steps: int = 0
+    samples: int = 0
+    real_tokens: int = 0
+    padded_tokens: int = 0
+    seconds: float = 0.0
+
+    def _rate(self, count: int) -> float | None:
+        return count / self.seconds if count and self.seconds > 0 else None
+
+    @property
+    def sequences_per_second(self) -> float | None:
+        """None when nothing was trained."""
+        return self._rate(self.samples)
+
+    @property
+    def real_tokens_per_second(self) -> float | None:
+        """Tokens that are not padding; None when nothing was trained."""
+        return self._rate(self.real_tokens)
+
+    @property
+    def padded_tokens_per_second(self) -> float | None:
+        """Samples times maximum length; None when nothing was trained."""
+        return self._rate(self.padded_tokens)
+
+
+class RateMeter:
+    """A stopwatch that also counts.
+
+    ``start`` .. (``add`` .. ``lap`` .. ``pause`` .. ``resume``) .. ``stop``. ``synchronize`` must
+    block until the device is idle; ``clock`` gives seconds and never goes back.
+    """
+
+    def __init__(
+        self,
+        synchronize: Callable[[], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._synchronize, self._clock = synchronize, clock
+        self._since: float | None = None
+        self._started = False
+        self._lap = Window()
+        self._total = Window()
+
+    @property
+    def running(self) -> bool:
+        """Whether time is being counted now."""
+        return self._since is not None
+
+    def start(self) -> None:
+        """Begin. A meter is used once."""
+        assert not self._started, "this meter was started before"
+        self._started = True
+        self._since = self._now()
+
+    def add(
+        self, *, samples: int, real_tokens: int = 0, padded_tokens: int = 0, steps: int = 1
+    ) -> None:
+        """Count work that was issued since ``start`` or ``resume``; costs nothing."""
+        assert self.running, "work counted while no time was"
+        self._lap = _plus(
+            self._lap,
+            Window(
+                steps=steps, samples=samples, real_tokens=real_tokens, padded_tokens=padded_tokens
+            ),
+        )
+
+    def pause(self) -> None:
+        """Stop counting time until ``resume``."""
+        assert self.running, "pause() of a meter that is not running"
+        self._read()
+        self._since = None
+
+    def resume(self) -> None:
+        """Count time again."""
+        assert self._started and not self.running, "resume() without pause()"
+        self._since = self._now()
+
+    def lap(self) -> Window:
+        """What was done since the last lap (or the start); begins the next one."""
+        if self.running:
+            self._read()
+        window, self._lap = self._lap, Window()
+        self._total = _plus(self._total, window)
+        return window
+
+    def stop(self) -> Window:
+        """End, and return everything since ``start``."""
+        assert self._started, "stop() without start()"
+        self.lap()
+        self._since = None
+        return self._total
+
+    def _now(self) -> float:
+        self._synchronize()
+        return self._clock()
+
+    def _read(self) -> None:
+        assert self._since is not None
+        now = self._now()
+        self._lap = _plus(self._lap, Window(seconds=now - self._since))
+        self._since = now
+
+
+def merge_ranks(windows: Iterable[Window], *, counts_are_global: bool = False) -> Window:
+    """One window for all ranks: counts add, and the slowest rank's seconds are the seconds.
+
+    Averaging rates instead would hide a slow rank. Every rank takes every step, so steps do not
+    add. ``counts_are_global`` says that each rank already counted the work of all.
+    """
+    parts = list(windows)
+    combine: Callable[[Iterable[int]], int] = max if counts_are_global else sum
+    return Window(
+        steps=max(w.steps for w in parts),
+        samples=combine(w.samples for w in parts),
+        real_tokens=combine(w.real_tokens for w in parts),
+        padded_tokens=combine(w.padded_tokens for w in parts),
+        seconds=max(w.seconds for w in parts),
+    )
+
+
+def _plus(a: Window, b: Window) -> Window:
+    return Window(
+        steps=a.steps + b.steps,
+        samples=a.samples + b.samples,
+        real_tokens=a.real_tokens + b.real_tokens,
+        padded_tokens=a.padded_tokens + b.padded_tokens,
+        seconds=a.seconds + b.seconds,
+    )

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arithmetic of rates, energy and metrics, on a clock that the test turns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.cpu_ref.telemetry import open_rapl, rapl_problem
+from common.measure.code import code_hash, git_state
+from common.measure.metric import SHARED, metric
+from common.measure.system import describe_system
+from common.measure.telemetry import Sampler, energy
+from common.measure.throughput import RateMeter, Window, merge_ranks
+
+
+class Async:
+    """A device whose work takes time only once somebody synchronises."""
+
+    def __init__(self, step_s: float) -> None:
+        self.now = self.queued = 0.0
+        self.step_s, self.syncs = step_s, 0
+
+    def step(self) -> None:
+        self.queued += self.step_s
+
+    def synchronize(self) -> None:
+        self.now += self.queued
+        self.queued = 0.0
+        self.syncs += 1
+
+    def clock(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def device() -> Async:
+    return Async(0.1)
+
+
+def run(meter: RateMeter, device: Async, steps: int) -> None:
+    for _ in range(steps):
+        device.step()
+        meter.add(samples=2, real_tokens=5, padded_tokens=8)
+
+
+def test_rate_is_timed_samples_over_timed_seconds(device: Async) -> None:
+    for _ in range(40):
+        device.step()  # warm-up still in the queue when the meter starts
+    meter = RateMeter(synchronize=device.synchronize, clock=device.clock)
+    meter.start()
+    run(meter, device, 100)
+    window = meter.stop()
+    assert (window.steps, window.samples) == (100, 200)
+    assert window.seconds == pytest.approx(10)
+    assert window.sequences_per_second == pytest.approx(20)
+    assert window.real_tokens_per_second == pytest.approx(50)
+    assert window.padded_tokens_per_second == pytest.approx(80)
+    assert device.syncs == 2  # before the clock starts, and after the last step
+
+
+def test_pauses_do_not_count(device: Async) -> None:
+    meter = RateMeter(synchronize=device.synchronize, clock=device.clock)
+    meter.start()
+    run(meter, device, 3)
+    meter.pause()
+    assert not meter.running
+    for _ in range(1000):
+        device.step()  # an evaluation
+    meter.resume()
+    run(meter, device, 1)
+    assert meter.stop() == Window(
+        steps=4, samples=8, real_tokens=20, padded_tokens=32, seconds=pytest.approx(0.4)
+    )
+
+
+def test_laps_partition_the_run(device: Async) -> None:
+    meter = RateMeter(synchronize=device.synchronize, clock=device.clock)
+    meter.start()
+    run(meter, device, 5)
+    first = meter.lap()
+    run(meter, device, 2)
+    meter.pause()
+    device.step()
+    while_paused = meter.lap()
+    meter.resume()
+    empty = meter.lap()
+    run(meter, device, 1)
+    total = meter.stop()
+    assert (first.steps, first.seconds) == (5, pytest.approx(0.5))
+    assert (while_paused.steps, while_paused.seconds) == (2, pytest.approx(0.2))
+    assert (empty.steps, empty.seconds) == (0, 0.0)
+    assert empty.sequences_per_second is None
+    assert (total.steps, total.seconds) == (8, pytest.approx(0.8))
+
+
+def test_a_meter_is_used_once_and_only_while_it_runs(device: Async) -> None:
+    meter = RateMeter(synchronize=device.synchronize, clock=device.clock)
+    with pytest.raises(AssertionError):
+        meter.add(samples=1)
+    meter.start()
+    with pytest.raises(AssertionError):
+        meter.start()
+    with pytest.raises(AssertionError):
+        meter.resume()
+    meter.pause()
+    with pytest.raises(AssertionError):
+        meter.add(samples=1)
+
+
+def test_ranks_add_and_the_slowest_counts() -> None:
+    def w(seconds: float) -> Window:
+        return Window(steps=100, samples=200, real_tokens=7, padded_tokens=9, seconds=seconds)
+
+    assert merge_ranks([w(10), w(10)]).sequences_per_second == 40  # averaging would give 20
+    assert merge_ranks([w(10), w(20)]).sequences_per_second == 20
+    assert merge_ranks([w(10), w(20)]).steps == 100
+    assert merge_ranks(iter([w(10), w(20)]), counts_are_global=True) == w(20)
+
+
+# -- energy ----------------------------------------------------------------------------------
+
+
+def test_power_is_integrated_as_mlperf_does() -> None:
+    samples = [{"t": 0.0, "power_w": 999.0}, {"t": 2.0, "power_w": 100.0}]
+    samples += [{"t": 2.5, "power_w": 40.0}]
+    assert energy(samples) == 2 * 100 + 0.5 * 40
+
+
+def test_the_counter_is_preferred() -> None:
+    samples = [{"t": 0.0, "power_w": 1.0, "energy_j": 50.0}]
+    samples += [{"t": 9.0, "power_w": 1.0, "energy_j": 80.0}]
+    assert energy(samples) == 30
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [[], [{"t": 0.0, "power_w": 5.0}], [{"t": 0.0, "temp_c": 5.0}, {"t": 1.0, "power_w": 3.0}]],
+)
+def test_unknown_energy_is_none(samples: list[dict[str, float]]) -> None:
+    assert energy(samples) is None
+
+
+class Sensor:
+    """A clock and a constant power, and a counter if asked."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def read(self) -> dict[str, float]:
+        return {"power_w": 10.0}
+
+
+def test_windows_add_up_and_the_gap_does_not_count() -> None:
+    sensor = Sensor()
+    sampler = Sampler(sensor.read, source="test", period_s=3600, clock=sensor.clock)
+    assert sampler.energy_j() is None
+    sampler.start()
+    sensor.now += 2
+    sampler.take()
+    sensor.now += 1
+    sampler.stop()
+    sensor.now += 1000
+    sampler.start()
+    sensor.now += 5
+    sampler.stop()
+    sampler.stop()
+    assert sampler.seconds() == 8
+    assert sampler.energy_j() == 80
+    assert sampler.power_w() == 10
+    assert [s["t"] for s in sampler.samples()] == [100, 102, 103, 1103, 1108]
+
+
+def test_the_thread_reads_by_itself() -> None:
+    values: Iterator[float] = iter(range(1000))
+    many = threading.Event()
+
+    def read() -> dict[str, float]:
+        value = next(values)
+        if value == 5:
+            many.set()
+        return {"energy_j": float(value)}
+
+    sampler = Sampler(read, source="test", period_s=0.001)
+    sampler.start()
+    assert many.wait(30)
+    sampler.stop()
+    assert sampler.energy_j() == len(sampler.samples()) - 1
+
+
+def test_a_failing_sensor_gives_a_reason_and_no_energy() -> None:
+    def read() -> dict[str, float]:
+        raise OSError("device lost")
+
+    sampler = Sampler(read, source="test", period_s=0.001)
+    sampler.start()
+    sampler.stop()
+    assert sampler.problem == "test: device lost"
+    assert sampler.energy_j() is None
+    assert sampler.power_w() is None
+
+
+# -- RAPL ------------------------------------------------------------------------------------
+
+
+def rapl_folder(root: Path, domains: dict[str, tuple[str, int, int]]) -> Path:
+    for folder, (name, value, largest) in domains.items():
+        (root / folder).mkdir(parents=True)
+        (root / folder / "name").write_text(f"{name}\n")
+        (root / folder / "energy_uj").write_text(f"{value}\n")
+        (root / folder / "max_energy_range_uj").write_text(f"{largest}\n")
+    return root
+
+
+def test_rapl_adds_sockets_and_memory_and_survives_a_wrap(tmp_path: Path) -> None:
+    root = rapl_folder(
+        tmp_path,
+        {
+            "intel-rapl:0": ("package-0", 900_000_000, 1_000_000_000),
+            "intel-rapl:0:0": ("core", 5, 10),
+            "intel-rapl:0:1": ("dram", 0, 1_000_000_000),
+            "intel-rapl:1": ("psys", 0, 10),
+            "intel-rapl-mmio:0": ("package-0", 0, 10),
+        },
+    )
+    sensor = Sensor()
+    sampler = open_rapl(3600, root, sensor.clock)
+    assert sampler is not None
+    assert rapl_problem(root) is None
+    assert "package-0 + dram" in sampler.source
+    sampler.start()
+    sensor.now += 2
+    (root / "intel-rapl:0" / "energy_uj").write_text("960000000")
+    (root / "intel-rapl:0:1" / "energy_uj").write_text("20000000")
+    sampler.take()
+    sensor.now += 2
+    (root / "intel-rapl:0" / "energy_uj").write_text("10000000")  # wrapped: 50 J more
+    sampler.stop()
+    assert sampler.energy_j() == pytest.approx(130)
+    assert sampler.power_w() == pytest.approx(32.5)
+    assert [s.get("power_w") for s in sampler.samples()] == [None, 40, 25]
+
+
+def test_rapl_absent_says_why(tmp_path: Path) -> None:
+    assert open_rapl(root=tmp_path / "none") is None
+    assert "virtual machine" in (rapl_problem(tmp_path / "none") or "")
+    assert "no RAPL package" in (rapl_problem(tmp_path) or "")
+
+
+def test_rapl_partly_unreadable_is_not_used(tmp_path: Path) -> None:
+    root = rapl_folder(
+        tmp_path, {"intel-rapl:0": ("package-0", 1, 10), "intel-rapl:1": ("package-1", 1, 10)}
+    )
+    (root / "intel-rapl:1" / "energy_uj").unlink()
+    assert open_rapl(root=root) is None
+    assert "intel-rapl:1" in (rapl_problem(root) or "")
+
+
+# -- metrics, system, code -------------------------------------------------------------------
+
+
+def test_metrics_carry_their_definition() -> None:
+    power = metric("power_w", 152.0, note="source: test")
+    assert (power.unit, power.direction, power.n) == ("W", "lower", 1)
+    assert power.definition.endswith("; source: test")
+    assert metric("init_s", 3.0, clock="device-event").clock == "device-event"
+    assert set(power.as_dict()) >= {"name", "value", "ci_low", "ci_high", "scope"}
+    for name in SHARED:
+        assert metric(name, 1.0).definition
+    with pytest.raises(TypeError, match="leave an unmeasured metric out"):
+        metric("power_w", None)  # type: ignore[arg-type]
+    with pytest.raises(KeyError):
+        metric("fps", 1.0)
+
+
+def test_system_is_described_without_private_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    system = describe_system()
+    assert system["processor"]["threads"] >= 1
+    assert system["memory_bytes"] > 0
+    assert system["environment"]["OMP_NUM_THREADS"] == "1"
+    text = str(system)
+    for private in ("hunter2", os.uname().nodename, str(Path.home()), str(Path.cwd())):
+        assert private not in text
+
+
+def test_code_hash_follows_the_sources_only(tmp_path: Path) -> None:
+    for folder in ("common", "backends/x", "tests"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "common" / "a.py").write_text("a")
+    first = code_hash(tmp_path)
+    (tmp_path / "tests" / "t.py").write_text("t")
+    (tmp_path / "common" / "README.md").write_text("words")
+    assert code_hash(tmp_path) == first
+    (tmp_path / "backends" / "x" / "k.c").write_text("int k;")
+    second = code_hash(tmp_path)
+    (tmp_path / "backends" / "x" / "k.c").rename(tmp_path / "backends" / "x" / "l.c")
+    assert len({first, second, code_hash(tmp_path)}) == 3
+
+
+def test_git_state(tmp_path: Path) -> None:
+    assert git_state(tmp_path) == {"commit": None, "dirty": None}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+    (tmp_path / "f").write_text("1")
+    for arguments in (["init", "-q"], ["add", "f"], ["commit", "-qm", "m"]):
+        subprocess.run([*git, *arguments], check=True)
+    clean = git_state(tmp_path)
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    (tmp_path / "f").write_text("2")
+    assert git_state(tmp_path)["dirty"] is True
