@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Make .venv with everything bertbench needs. Needs no root and may be repeated.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+cd "$root"
+venv="$root/.venv"
+stamp="$venv/.bertbench"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+
+usage() {
+    cat <<'TEXT'
+usage: bash init.sh [--dev] [--backend NAME] [--dry-run]
+
+Makes .venv beside this file and installs bertbench into it.
+  --dev            also what the tests and linters need
+  --backend NAME   a folder of backends/; cpu_ref ignores any torch that is already installed,
+                   other backends need the vendor's own torch in the Python that is used
+  --dry-run        say what would be done
+Environment: PYTHON=/path/to/python picks the Python (3.10 to 3.13); pip's own settings apply.
+A torch that came with a vendor's container or SDK is used as it is and never replaced.
+TEXT
+}
+
+say() { echo "init: $*"; }
+fail() {
+    echo "init: error: $*" >&2
+    exit 1
+}
+act() { # act "what it does" command...
+    say "$1"
+    shift
+    if [ "$dry" = no ]; then "$@"; fi
+}
+
+dev=no backend=auto dry=no
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --dev) dev=yes ;;
+        --backend=*) backend="${1#*=}" ;;
+        --backend)
+            [ $# -ge 2 ] || fail "--backend needs a name"
+            backend="$2"
+            shift
+            ;;
+        --dry-run | --dry_run) dry=yes ;;
+        -h | --help) usage && exit 0 ;;
+        *) usage >&2 && fail "unknown option $1" ;;
+    esac
+    shift
+done
+if [ "$backend" != auto ] && [ ! -f "backends/$backend/backend.py" ]; then
+    fail "no backend '$backend' here; there are: $(cd backends && echo */backend.py | sed 's,/backend.py,,g')"
+fi
+
+# The same inputs were installed before: nothing to do.
+key="$(cat init.sh pyproject.toml requirements/*.lock requirements/torch.txt scripts/outer_torch.py | cksum) $backend"
+if [ -f "$stamp" ] && "$venv/bin/python" -c pass 2> /dev/null; then
+    done_key="$(sed -n 1p "$stamp")" done_dev="$(sed -n 2p "$stamp")"
+    if [ "$done_key" = "$key" ] && { [ "$dev" = no ] || [ "$done_dev" = yes ]; }; then
+        say ".venv is up to date; '.venv/bin/bertbench doctor' shows what runs here"
+        exit 0
+    fi
+    [ "$done_dev" = no ] || dev=yes # never take away what an earlier --dev installed
+fi
+
+usable() { # is "$1" a Python 3.10 to 3.13?
+    "$1" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null
+}
+
+# Which Python: the one named, else one with a vendor's torch, else the first that fits.
+probe() { eval "$("$1" scripts/outer_torch.py)"; }
+python="" outer_kind=none outer_what="" outer_version="" outer_supported=yes outer_hidden_site=""
+if [ -n "${PYTHON:-}" ]; then
+    usable "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.10 to 3.13 with its venv module"
+    python="$PYTHON"
+    probe "$python"
+else
+    for candidate in python3.11 python3.12 python3.13 python3.10 python3 python; do
+        path="$(command -v "$candidate")" && usable "$path" || continue
+        [ "$backend" != cpu_ref ] || { python="$path" && break; }
+        probe "$path"
+        if [ "$outer_kind" = vendor ] || [ "$outer_kind" = broken ]; then
+            python="$path"
+            break
+        fi
+        python="${python:-$path}"
+        outer_kind=none
+    done
+fi
+[ -n "$python" ] || fail "no Python 3.10 to 3.13 found; install one (for example: apt install python3 python3-venv), or name it with PYTHON=/path/to/python"
+say "Python is $python ($("$python" -c 'import platform; print(platform.python_version())'))"
+
+mode=locked
+if [ "$backend" = cpu_ref ]; then
+    outer_kind=none
+    say "--backend cpu_ref: a torch of its own goes into .venv, whatever is installed outside"
+elif [ "$outer_kind" = broken ]; then
+    fail "the torch of $python does not import ($outer_what). Repair it, or set it aside with --backend cpu_ref or PYTHON=/another/python"
+elif [ "$outer_kind" = vendor ]; then
+    [ "$outer_supported" = yes ] || fail "$python has $outer_what; bertbench needs torch 2.10 to 2.15 and does not replace a vendor's. Use a newer container, or set it aside with --backend cpu_ref or PYTHON=/another/python"
+    mode=vendor
+    say "found $outer_what: used as it is, not replaced (--backend cpu_ref or PYTHON=... to change that)"
+elif [ "$backend" != auto ] && [ "$backend" != cuda ]; then
+    fail "backend '$backend' needs its vendor's torch, and $python has none. Run this inside the vendor's container, or name its Python with PYTHON=/path/to/python"
+fi
+
+# -- the environment ------------------------------------------------------------------------------
+options=()
+[ "$mode" = locked ] || options+=(--system-site-packages)
+wanted_layout="$mode $("$python" -c 'import sys; print(sys.version_info[:2], sys.base_prefix)')"
+if [ -e "$venv" ] && { ! "$venv/bin/python" -c pass 2> /dev/null ||
+    { [ -f "$stamp" ] && [ "$(sed -n 3p "$stamp")" != "$wanted_layout" ]; }; }; then
+    act "removing .venv: it was made for another Python or another torch" rm -rf "$venv"
+fi
+make_venv() {
+    if "$python" -m venv ${options[@]+"${options[@]}"} "$venv" > "$work/venv.log" 2>&1; then return; fi
+    # Debian and many containers ship Python without ensurepip: borrow the outer pip.
+    "$python" -m venv --clear --without-pip ${options[@]+"${options[@]}"} "$venv" > "$work/venv.log" 2>&1 &&
+        "$python" -m pip --python "$venv/bin/python" install --quiet pip 2> "$work/venv.log" ||
+        fail "$python cannot make a virtual environment ($(tail -1 "$work/venv.log")). Install its venv module (for example: apt install python3-venv)"
+}
+if [ ! -x "$venv/bin/python" ]; then
+    act "making .venv (${mode/locked/everything inside}${options[*]:+, ${options[*]}})" make_venv
+fi
+[ "$dry" = yes ] || rm -f "$stamp"
+if [ "$mode" = vendor ] && [ -n "$outer_hidden_site" ] && [ "$dry" = no ]; then
+    tr ':' '\n' <<< "$outer_hidden_site" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_outer.pth"
+fi
+
+# -- the packages ---------------------------------------------------------------------------------
+pip() {
+    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" ||
+        fail "pip failed, see above. It follows your own pip settings; without a package index, fetch the files elsewhere with 'pip download' and set PIP_FIND_LINKS=/folder PIP_NO_INDEX=1"
+}
+loud=() && [ -t 1 ] || loud=(--quiet)
+if [ "$mode" = locked ]; then
+    lock="requirements/core.lock" && [ "$dev" = no ] || lock="requirements/dev.lock"
+    act "installing $lock (versions and hashes are fixed)" pip --quiet --require-hashes --no-deps -r "$lock"
+    act "installing $(grep '^torch' requirements/torch.txt) (the build your pip settings offer; it may be large)" \
+        pip ${loud[@]+"${loud[@]}"} -r requirements/torch.txt
+else
+    cat > "$work/wanted.py" <<'PY'
+import sys
+from pip._vendor import tomli
+
+project = tomli.load(open("pyproject.toml", "rb"))
+lines = project["build-system"]["requires"] + project["project"]["dependencies"]
+for extra in sys.argv[1:]:
+    lines += project["project"]["optional-dependencies"][extra]
+print("\n".join(line for line in lines if not line.startswith("torch")))
+PY
+    extras=() && [ "$dev" = no ] || extras=(dev compare)
+    if [ "$dry" = no ]; then
+        "$venv/bin/python" "$work/wanted.py" ${extras[@]+"${extras[@]}"} > "$work/wanted.txt"
+        "$venv/bin/python" scripts/outer_torch.py --constraints > "$work/pins.txt"
+    fi
+    act "installing what is missing beside $outer_what (lower bounds of pyproject.toml, not the lock)" \
+        pip --quiet -r "$work/wanted.txt" -c "$work/pins.txt"
+fi
+act "installing bertbench, editable" pip --quiet --no-deps --no-build-isolation -e .
+if [ "$dry" = yes ]; then exit 0; fi
+[ "$mode" = vendor ] || "$venv/bin/python" -m pip check > "$work/check.log" || fail "$(cat "$work/check.log")"
+
+if [ -z "${CC:-}" ] && ! command -v cc > /dev/null && ! command -v gcc > /dev/null; then
+    say "warning: no C compiler: data preparation and the CPU kernels fall back to slower plain code, said in every record. To have them: apt install gcc (or clang), or set CC"
+fi
+"$venv/bin/bertbench" doctor
+printf '%s\n%s\n%s\n' "$key" "$dev" "$wanted_layout" > "$stamp"
+say "done. Train: bash train_bert_pretraining_amp_dist.sh   Test: bash test.sh   Shell: . .venv/bin/activate"

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tell init.sh what torch the Python that runs this file has: a vendor's own build, or none.
+
+Printed as shell assignments. A vendor's build comes from its container or SDK, cannot be had from
+a package index and must never be replaced; a plain CPU build can be had anywhere. Several vendors
+show up as CUDA (CoreX, MACA, DTK), so what counts is that the build is not the plain one.
+Standard library only, and any Python 3.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shlex
+import site
+import sys
+
+PLUGINS = (
+    "torch_gcu",
+    "torch_npu",
+    "torch_mlu",
+    "torch_musa",
+    "torch_sdaa",
+    "torch_xmlir",
+    "torch_xla",
+    "torch_neuronx",
+    "habana_frameworks",
+    "intel_extension_for_pytorch",
+)
+"""Packages by which vendors add their device to torch."""
+
+
+def describe() -> dict[str, str]:
+    """``kind`` is none, plain, vendor or broken; ``what`` says it in words."""
+    if importlib.util.find_spec("torch") is None:
+        return {"kind": "none", "what": "no torch"}
+    plugins = [name for name in PLUGINS if importlib.util.find_spec(name)]
+    try:
+        import torch
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return {"kind": "broken", "what": what}
+    version = str(torch.__version__)
+    built = torch.version
+    label = version.partition("+")[2]
+    signs = [
+        f"{name} {value}"
+        for name, value in (
+            ("CUDA", getattr(built, "cuda", None)),
+            ("HIP", getattr(built, "hip", None)),
+            ("XPU", getattr(built, "xpu", None)),
+        )
+        if value
+    ]
+    if label not in ("", "cpu") and not signs:
+        signs.append(f"build {label}")
+    signs += plugins
+    kind = "vendor" if signs else "plain"
+    return {
+        "kind": kind,
+        "what": f"torch {version}" + (f" ({', '.join(signs)})" if signs else ""),
+        "version": version,
+        "supported": "yes" if supported(version) else "no",
+    }
+
+
+def supported(version: str) -> bool:
+    """The range that pyproject.toml states, 2.10 to 2.15; containers ship 2.10.0a0+... builds."""
+    major, minor = version.split(".")[:2]
+    return (2, 10) <= (int(major), int(minor)) < (2, 16)
+
+
+def constraints() -> str:
+    """Pins for what pip must leave alone: torch and everything that is tied to its build."""
+    tied = ("torch", "triton", "nvidia-", "cuda-", "pytorch-triton", "intel-extension", "habana")
+    pins = {
+        f"{d.metadata['Name']}=={d.version}"
+        for d in importlib.metadata.distributions()
+        if (d.metadata["Name"] or "").lower().replace("_", "-").startswith(tied)
+        and not (d.metadata["Name"] or "").lower().startswith("nvidia-ml-py")
+    }
+    return "\n".join(sorted(pins))
+
+
+def main() -> None:
+    """``--constraints`` prints the pins, otherwise the description."""
+    if "--constraints" in sys.argv:
+        print(constraints())
+        return
+    found = describe()
+    # A Python in a virtual environment hides its packages from --system-site-packages.
+    inside = sys.prefix != sys.base_prefix
+    found["hidden_site"] = os.pathsep.join(site.getsitepackages()) if inside else ""
+    for key, value in found.items():
+        print(f"outer_{key}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    main()
