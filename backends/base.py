@@ -316,7 +316,9 @@ class Backend(ABC):
                 f"{self.name} has no collective backend {chosen!r}; it has "
                 f"{self.capabilities.collective!r}. Choose with --dist_backend."
             )
-        torch.distributed.init_process_group(chosen, **kwargs)
+        # Host tensors travel too (votes, gathered numbers): they must not wait for the device.
+        group = chosen if self.device_type == "cpu" else f"cpu:gloo,{self.device_type}:{chosen}"
+        torch.distributed.init_process_group(group, **kwargs)
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Overlapped, bucketed gradient all-reduce."""

@@ -164,7 +164,9 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
     except ValueError as error:
         raise BadInput(str(error)) from error
     values = {part: getattr(chosen, part) for part, _ in kinds}
-    given = {a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"}
+    given = {
+        a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"
+    }
     return Settings(
         preset=preset, **values, origins=origins(values, preset, given), notes=tuple(notes)
     )

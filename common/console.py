@@ -56,8 +56,8 @@ class ConsoleObserver(Observer):
         parts = [
             f"step {event.step:>{width}}/{self._max_steps}",
             f"loss {event.loss:7.4f}",
-            f"{event.sequences_per_second:8.1f} seq/s",
-            f"{event.real_tokens_per_second:9.0f} tok/s",
+            f"{event.sequences_per_second or 0:8.1f} seq/s",
+            f"{event.real_tokens_per_second or 0:9.0f} tok/s",
         ]
         if "mlm_accuracy" in event.metrics:
             parts.append(f"train acc {event.metrics['mlm_accuracy']:.4f}")

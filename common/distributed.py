@@ -70,22 +70,24 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def any_async(self, flag: bool) -> Agreement:
-        """Start asking whether ``flag`` is true anywhere; costs no device synchronisation."""
-        tensor = torch.tensor([int(flag)], dtype=torch.int32)
-        work = dist.all_reduce(tensor, async_op=True) if self.size > 1 else None
+    def max_async(self, code: int) -> Agreement:
+        """Start asking for the largest ``code`` of any rank; costs no device synchronisation."""
+        tensor = torch.tensor([code], dtype=torch.int32)
+        work = None
+        if self.size > 1:
+            work = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
         return Agreement(tensor, work)
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The answer to ``World.any_async``."""
+    """The answer to ``World.max_async``."""
 
     _tensor: Tensor
     _work: Any
 
-    def result(self) -> bool:
-        """Wait for every rank's vote."""
+    def result(self) -> int:
+        """Wait for every rank's code and return the largest."""
         if self._work is not None:
             self._work.wait()
-        return bool(self._tensor.item())
+        return int(self._tensor.item())

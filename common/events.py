@@ -31,9 +31,9 @@ class StepEvent:
     """Steps since the last StepEvent: what the rates below are taken over."""
     window_s: float
     """Seconds those steps took, synchronised at both ends, evaluation and checkpoints excluded."""
-    sequences_per_second: float
-    real_tokens_per_second: float
-    padded_tokens_per_second: float
+    sequences_per_second: float | None
+    real_tokens_per_second: float | None
+    padded_tokens_per_second: float | None
     data_wait_s: float
     time_s: float
     """Seconds since run_start."""

@@ -25,26 +25,28 @@ from common.optim.clip import clip_, grad_norm
 from common.progress import Progress, restore, save_checkpoint
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from backends.base import Backend, Telemetry
 
 GO_ON, TIME_IS_UP, INTERRUPTED = 0, 1, 2
 
 
 class Batch(Protocol):
-    """A micro-batch that can move to a device."""
+    """A micro-batch that can move to a device and knows its size on the host."""
 
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
     def to(self, device: torch.device) -> Any: ...
 
 
 class StepBatch(Protocol):
-    """One optimizer step's data: this rank's micro-batches and the global counts."""
+    """One optimizer step's data: this rank's micro-batches, and the global number of samples."""
 
     @property
     def micro_batches(self) -> Sequence[Batch]: ...
     @property
     def num_samples(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
     @property
     def position(self) -> dict[str, int]: ...
 
@@ -126,11 +128,13 @@ def train(
     observers: Sequence[Observer],
     checkpoints: Checkpoints | None = None,
     resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None = None,
+    telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
     """Train until the target, a limit, a signal or divergence.
 
     ``observers`` is empty on all ranks but rank 0. ``resume`` is what ``Checkpoints.load`` gave.
+    ``telemetry`` samples during exactly the seconds that the rates are taken over.
 
     Raises DivergedError with the step and the cause when a loss or gradient is not finite.
     """
@@ -148,12 +152,30 @@ def train(
     faults = Faults(backend.device, progress.step)
     wait_s = 0.0
 
+    def pause() -> None:
+        meter.pause()
+        if telemetry is not None:
+            telemetry.stop()
+
+    def resume_timing() -> None:
+        if telemetry is not None:
+            telemetry.start()
+        meter.resume()
+
+    def stop_timing() -> Window:
+        window = meter.stop()
+        if telemetry is not None:
+            telemetry.stop()
+        return window
+
     for o in observers:
         o.run_start(step=progress.step, samples=progress.samples)
     started = clock()
     batches = task.train_batches(progress.position)
     interrupted = Interruption()
     with interrupted, contextlib.closing(batches):  # type: ignore[type-var]
+        if telemetry is not None:
+            telemetry.start()
         meter.start()
         while progress.step < plan.max_steps and progress.samples < plan.max_samples:
             time_is_up = plan.max_minutes and clock() - started > 60 * plan.max_minutes
@@ -175,16 +197,17 @@ def train(
             progress.skipped_steps += faults.skipped
             out.steps_done += 1
             faults.seen(progress.step)
+            own = sum(m.num_samples for m in batch.micro_batches)
             meter.add(
-                samples=batch.num_samples,
-                real_tokens=batch.num_tokens,
-                padded_tokens=batch.num_samples * plan.padded_length,
+                samples=own,
+                real_tokens=sum(m.num_tokens for m in batch.micro_batches),
+                padded_tokens=own * plan.padded_length,
             )
 
             last = progress.step >= plan.max_steps or progress.samples >= plan.max_samples
             code = vote.result()
             if progress.step % plan.log_freq == 0 or last or code:
-                window = _merged(world, meter.lap())
+                window = merge_ranks(world.gather(meter.lap()))
                 total_wait = max(world.gather(wait_s))
                 out.data_wait_s += total_wait
                 faults.check()
@@ -198,7 +221,7 @@ def train(
                 wait_s = 0.0
 
             if plan.eval_every_samples and progress.samples >= progress.next_eval_samples:
-                meter.pause()
+                pause()
                 evaluation = evaluate(
                     task, backend=backend, world=world, plan=plan, progress=progress,
                     observers=observers, clock=clock, started=started,
@@ -207,20 +230,20 @@ def train(
                 out.eval_s += evaluation.eval_s
                 while progress.next_eval_samples <= progress.samples:
                     progress.next_eval_samples += plan.eval_every_samples
-                meter.resume()
+                resume_timing()
                 if evaluation.reached:
                     out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
                     break
 
             due = progress.samples >= progress.next_checkpoint_samples
             if checkpoints and plan.checkpoint_every_samples and (due or code == INTERRUPTED):
-                meter.pause()
+                pause()
                 while progress.next_checkpoint_samples <= progress.samples:
                     progress.next_checkpoint_samples += plan.checkpoint_every_samples
                 out.checkpoint_s += save_checkpoint(
                     task, scaler, backend, world, checkpoints, progress, observers, clock
                 )
-                meter.resume()
+                resume_timing()
             if code == INTERRUPTED:
                 out.status = "interrupted"
                 out.reason = f"stopped by {interrupted.name} after step {progress.step}"
@@ -228,7 +251,7 @@ def train(
             if code == TIME_IS_UP:
                 out.reason = f"--max_minutes {plan.max_minutes:g} is over"
                 break
-        out.train_window = _merged(world, meter.stop())
+        out.train_window = merge_ranks(world.gather(stop_timing()))
     out.run_s = clock() - started
     if not out.reason:
         limit = "max_steps" if progress.step >= plan.max_steps else "max_samples_termination"
@@ -346,11 +369,6 @@ def _all_reduce_mean(parameters: Sequence[Tensor], world: World) -> None:
         offset += p.grad.numel()
 
 
-def _merged(world: World, window: Window) -> Window:
-    # The counts in a window are global already (the data says so); only the seconds differ.
-    return merge_ranks(world.gather(window), counts_are_global=True)
-
-
 def _step_event(
     task: Task,
     plan: Plan,
@@ -378,9 +396,9 @@ def _step_event(
         skipped_steps=progress.skipped_steps,
         window_steps=window.steps,
         window_s=window.seconds,
-        sequences_per_second=window.samples / window.seconds,
-        real_tokens_per_second=window.real_tokens / window.seconds,
-        padded_tokens_per_second=window.padded_tokens / window.seconds,
+        sequences_per_second=window.sequences_per_second,
+        real_tokens_per_second=window.real_tokens_per_second,
+        padded_tokens_per_second=window.padded_tokens_per_second,
         data_wait_s=data_wait_s,
         time_s=time_s,
         eta_s=max(0, steps_left) * window.seconds / window.steps if window.steps else None,

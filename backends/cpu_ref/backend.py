@@ -25,6 +25,8 @@ from backends.base import (
     Probe,
     Telemetry,
 )
+from backends.cpu_ref.telemetry import open_rapl, rapl_problem
+from common import native
 from common.errors import Unsupported
 from common.model.ops import Ops
 
@@ -36,6 +38,7 @@ class CpuRef(Backend):
 
     def __init__(self, local_rank: int = 0) -> None:
         self.device = torch.device("cpu")  # one device, whatever the rank
+        self._local_rank = local_rank
         torch.use_deterministic_algorithms(True)
 
     @classmethod
@@ -50,9 +53,7 @@ class CpuRef(Backend):
     def _native_reason(self) -> str | None:
         """Why the native kernels cannot be built here, or None when they are there."""
         try:
-            from backends.cpu_ref import kernels
-
-            kernels.load()
+            native.load(Path(__file__).with_name("kernels.c"))
         except Unsupported as error:
             return str(error)
         return None
@@ -67,11 +68,15 @@ class CpuRef(Backend):
             notes["bf16"] = "this processor has no bf16 instructions (avx512_bf16, amx, sve bf16)"
         if self._native_reason:
             notes["native"] = self._native_reason
+        no_power = rapl_problem()
+        if no_power:
+            notes["power"] = no_power
         return Capabilities(
             precisions=tuple(precisions),
             collective=self.collective,
             kernels=("plain",) if self._native_reason else ("native", "plain"),
             compilers=("inductor",),
+            telemetry=() if no_power else ("energy_j", "power_w"),
             notes=notes,
         )
 
@@ -113,9 +118,8 @@ class CpuRef(Backend):
         return native_lamb
 
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
-        from backends.cpu_ref.telemetry import open_rapl
-
-        return open_rapl(period_s)
+        # The counters are the machine's: one process of each machine reads them.
+        return open_rapl(period_s) if self._local_rank == 0 else None
 
 
 def _computes_bf16() -> bool:

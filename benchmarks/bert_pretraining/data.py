@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.bert_pretraining.recipes import PretrainingRecipe
-from common.data.batch import PretrainingBatch
 from common.data.quickstart import quickstart_data
 from common.data.stream import TrainStream, dataset_hash, eval_batches, find_shards, locate
 from common.data.synthetic import SyntheticStream, synthetic_eval_batches
+
+from benchmarks.bert_pretraining.recipes import PretrainingRecipe
+from common.data.batch import PretrainingBatch
 from common.distributed import World
 from common.errors import BadInput
 from common.model.config import BertConfig

@@ -36,8 +36,7 @@ def why_not_closed(recipe: PretrainingRecipe) -> list[str]:
         f"the target is {MLPERF_TARGET}": recipe.target_mlm_accuracy == MLPERF_TARGET,
         "10,000 samples are evaluated": recipe.num_eval_examples == 10_000,
         f"evaluation is every {interval} samples, the first within {interval}": (
-            recipe.eval_iter_samples == interval
-            and 0 <= recipe.eval_iter_start_samples <= interval
+            recipe.eval_iter_samples == interval and 0 <= recipe.eval_iter_start_samples <= interval
         ),
         "training starts from MLPerf's checkpoint": recipe.initial_mlm_accuracy is not None,
     }

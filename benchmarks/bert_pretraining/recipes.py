@@ -153,9 +153,12 @@ def small() -> PretrainingRecipe:
     """A 6 x 512 BERT on a prepared corpus of some 30 M tokens: an hour of one accelerator."""
     return PretrainingRecipe(
         model=replace(
-            BASE, hidden_size=512, num_hidden_layers=6, num_attention_heads=8,
+            BASE,
+            hidden_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=8,
             intermediate_size=2048,
-        ),  # fmt: skip
+        ),
         global_batch=256,
         learning_rate=2e-3,
         max_steps=12_000,
@@ -250,27 +253,34 @@ def _presets() -> list[Preset]:
             "mlperf_large_768",
             "MLPerf BERT-large, batch 768 (NVIDIA v2.1 to v5.0, one DGX H100/B200)",
             mlperf_large(
-                global_batch=768, learning_rate=9.6e-4, max_steps=3_680,
-                betas=(0.60466, 0.85437), weight_decay_rate=0.1,
-            ),  # fmt: skip
+                global_batch=768,
+                learning_rate=9.6e-4,
+                max_steps=3_680,
+                betas=(0.60466, 0.85437),
+                weight_decay_rate=0.1,
+            ),
             96,
         ),
         _large(
             "deepspark_416",
             "DeepSparkHub's BERT-large, batch 416: the script behind its published table (2022)",
             mlperf_large(
-                global_batch=416, learning_rate=4.6e-4, max_steps=7_400,
+                global_batch=416,
+                learning_rate=4.6e-4,
+                max_steps=7_400,
                 clip_after_allreduce=False,
-            ),  # fmt: skip
+            ),
             26,
         ),
         _large(
             "deepspark_648",
             "DeepSparkHub's BERT-large, batch 648: the script at its head",
             mlperf_large(
-                global_batch=648, learning_rate=3.6e-4, max_steps=7_400,
+                global_batch=648,
+                learning_rate=3.6e-4,
+                max_steps=7_400,
                 clip_after_allreduce=False,
-            ),  # fmt: skip
+            ),
             27,
         ),
     ]

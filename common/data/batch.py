@@ -60,6 +60,16 @@ class PretrainingBatch:
     next_sentence_labels: Tensor
     """int64 [B], 1 = random next, 0 = true next."""
 
+    @property
+    def num_samples(self) -> int:
+        """B, known on the host."""
+        return len(self.tokens.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, known on the host."""
+        return self.tokens.num_tokens
+
     def to(self, device: torch.device, non_blocking: bool = True) -> PretrainingBatch:
         """The same batch on ``device``."""
         return replace(
