@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretrained weights in and out: Hugging Face, NVIDIA, TensorFlow-converted and our own names.
+
+Nothing is assigned before everything has been checked, nothing is left out silently, and no code
+runs: ``.pt`` files are read with ``weights_only``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from common.errors import BadInput, Unsupported
+from common.model.bert import BertEncoder
+from common.model.config import BertConfig
+from common.model.naming import (
+    DECODER_BIAS,
+    DECODER_WEIGHT,
+    LAYER,
+    WORD_EMBEDDING,
+    Naming,
+    huggingface_names,
+    to_nvidia,
+)
+
+VOCAB_MULTIPLE = 8
+"""Vocabularies are padded to a multiple of this (30522 to 30528) for the sake of matrix units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsReport:
+    """What a file gave to a model."""
+
+    matched: tuple[str, ...]
+    """Names in the file that were used."""
+    missing: tuple[str, ...]
+    """Hugging Face names that the model has and the file lacks: these keep their initial values."""
+    unexpected: tuple[str, ...]
+    """Names in the file that the model has no use for."""
+    notes: tuple[str, ...]
+    """What was adapted, in words: padding rows of the vocabulary."""
+
+
+@dataclass(slots=True)
+class _File:
+    """The tensors of one file by Hugging Face name."""
+
+    path: Path
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    original: dict[str, str] = field(default_factory=dict)
+    """The same keys -> the names in the file."""
+    unusable: set[str] = field(default_factory=set)
+    """Names in the file of what is no floating-point tensor."""
+
+
+def load_pretrained(
+    model: nn.Module, path: Path, *, require: Literal["encoder", "all"] = "encoder"
+) -> WeightsReport:
+    """Fill ``model``, whose ``encoder`` is a BertEncoder, from a ``.pt`` or ``.safetensors`` file.
+
+    ``require`` says which part of the model the file has to cover completely. The vocabulary may
+    be padded in one of the two only: rows that the file lacks become zero. Raises BadInput, with
+    the model untouched, when that part is not covered, a shape differs, the file has more encoder
+    layers than the model or an untied decoder, or it is no weights file at all.
+    """
+    config = _config(model)
+    file = _read(path, config.norm_position)
+    targets: dict[str, Tensor] = {}
+    for own, parameter in model.named_parameters():
+        names = huggingface_names(own, config.norm_position)
+        targets.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
+
+    used = {name for name in targets if name in file.tensors}
+    missing = [name for name in targets if name not in used]
+    _refuse_other_depth(file, config.num_hidden_layers)
+    _refuse_uncovered(file, missing, len(targets), require)
+    notes = tuple(note for name in sorted(used) if (note := _check_shape(file, name, targets)))
+    tied = _check_tied_decoder(file)
+
+    for name in used:
+        target, source = targets[name], file.tensors[name]
+        rows = min(len(target), len(source))
+        target[:rows].copy_(source[:rows])
+        target[rows:].zero_()
+    matched = {file.original[name] for name in used | tied}
+    unexpected = (set(file.original.values()) | file.unusable) - matched
+    return WeightsReport(
+        matched=tuple(sorted(matched)),
+        missing=tuple(missing),
+        unexpected=tuple(sorted(unexpected)),
+        notes=notes,
+    )
+
+
+def export_state_dict(
+    model: nn.Module, naming: Naming = "huggingface", *, vocab_size: int | None = None
+) -> dict[str, Tensor]:
+    """The weights under other names, as views of the model's own memory.
+
+    q, k and v are apart. The decoder's weight, tied to the word embedding, is listed twice as the
+    other side expects it. ``vocab_size`` cuts a padded vocabulary back to the true one. NVIDIA's
+    scripts read the file that ``torch.save({"model": state}, path)`` writes. Raises Unsupported
+    for a pre-LN model in NVIDIA's naming, which has no names for it.
+    """
+    config = _config(model)
+    if naming == "nvidia" and config.norm_position == "pre":
+        raise Unsupported("a pre-LN model has no NVIDIA names; export with naming 'huggingface'")
+    state: dict[str, Tensor] = {}
+    for own, parameter in model.named_parameters():
+        names = huggingface_names(own, config.norm_position)
+        state.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
+    for name in (WORD_EMBEDDING, DECODER_BIAS):
+        if vocab_size is not None and name in state:
+            state[name] = state[name][:vocab_size]
+    if DECODER_BIAS in state:
+        state[DECODER_WEIGHT] = state[WORD_EMBEDDING]
+    return {to_nvidia(name): t for name, t in state.items()} if naming == "nvidia" else state
+
+
+def _config(model: nn.Module) -> BertConfig:
+    encoder = model.encoder
+    assert isinstance(encoder, BertEncoder)
+    return encoder.config
+
+
+# -- reading ----------------------------------------------------------------------------------
+def _read(path: Path, norm_position: str) -> _File:
+    if not path.is_file():
+        what = "is a folder: name the weights file inside it" if path.is_dir() else "does not exist"
+        raise BadInput(f"{path}: {what} (.pt or .safetensors)")
+    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    file = _File(path)
+    for key, value in raw.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim == 0:
+            file.unusable.add(str(key))
+            continue
+        names = huggingface_names(str(key), norm_position)
+        for name, tensor in zip(names, value.chunk(len(names)), strict=False):
+            if name in file.tensors and not torch.equal(file.tensors[name], tensor):
+                raise BadInput(
+                    f"{path}: {file.original[name]} and {key} stand for the same parameter but "
+                    f"differ; remove the one that is wrong"
+                )
+            file.tensors[name], file.original[name] = tensor, str(key)
+    return file
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BadInput(
+            f"{path}: not a complete safetensors file ({error}); fetch it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    try:
+        # Mapped, so that an optimizer's state in the same file costs no memory.
+        mmap = zipfile.is_zipfile(path)
+        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise BadInput(
+            f"{path}: holds something other than plain tensors, or is no PyTorch file (a "
+            f"TensorFlow checkpoint has to be converted first). Nothing in it was executed. Where "
+            f"you trust its origin, save only the weights: "
+            f"torch.save({{'model': model.state_dict()}}, file), or a .safetensors file"
+        ) from error
+    except Exception as error:  # a damaged file makes torch raise almost anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise BadInput(
+            f"{path}: cannot be read as a PyTorch weights file ({reason}); it may be cut short: "
+            f"fetch it again"
+        ) from error
+    inner = raw.get("model", raw) if isinstance(raw, Mapping) else None
+    if not isinstance(inner, Mapping):
+        raise BadInput(f"{path}: holds no dictionary of tensors, at the top or under 'model'")
+    return inner
+
+
+# -- checking ---------------------------------------------------------------------------------
+def _refuse_other_depth(file: _File, layers: int) -> None:
+    """A file of more layers would otherwise load its first ones, and train a broken model."""
+    numbers = [int(m.group(1)) + 1 for m in map(LAYER.match, file.tensors) if m]
+    if numbers and max(numbers) != layers:
+        raise BadInput(
+            f"{file.path}: its encoder has {max(numbers)} layers, the model has {layers}. "
+            f"Choose the recipe and model configuration that the weights were made with"
+        )
+
+
+def _refuse_uncovered(file: _File, missing: list[str], total: int, require: str) -> None:
+    encoder = ("bert.embeddings.", "bert.encoder.")
+    needed = [name for name in missing if require == "all" or name.startswith(encoder)]
+    if needed:
+        found = sorted(file.original.values())
+        raise BadInput(
+            f"{file.path}: lacks {len(needed)} of the model's {total} tensors, among them "
+            f"{', '.join(needed[:3])}; it has {len(found)}"
+            f"{', such as ' + ', '.join(found[:3]) if found else ''}. "
+            f"Give the weights of a BERT that covers "
+            f"{'the whole model, heads included' if require == 'all' else 'the whole encoder'}"
+        )
+
+
+def _check_shape(file: _File, name: str, targets: Mapping[str, Tensor]) -> str | None:
+    """None when the shapes agree, a note when only the vocabulary's padding differs."""
+    source, target = file.tensors[name], targets[name]
+    if source.shape == target.shape:
+        return None
+    have, want = len(source), len(target)
+    same_vocabulary = -(-have // VOCAB_MULTIPLE) == -(-want // VOCAB_MULTIPLE)
+    vocabulary = name in (WORD_EMBEDDING, DECODER_BIAS) and same_vocabulary
+    if vocabulary and source.shape[1:] == target.shape[1:]:
+        did = "added as zeros" if want > have else "dropped"
+        return f"{file.original[name]}: {abs(want - have)} padding rows {did}"
+    raise BadInput(
+        f"{file.path}: {file.original[name]} has shape {list(source.shape)}, the model needs "
+        f"{list(target.shape)}. Choose the recipe and model configuration that the weights were "
+        f"made with"
+    )
+
+
+def _check_tied_decoder(file: _File) -> set[str]:
+    """The decoder's weight, if the file lists it: the word embedding again, else refused."""
+    decoder, word = file.tensors.get(DECODER_WEIGHT), file.tensors.get(WORD_EMBEDDING)
+    if decoder is None:
+        return set()
+    if word is None or not torch.equal(decoder, word):
+        raise BadInput(
+            f"{file.path}: {file.original[DECODER_WEIGHT]} differs from the word embedding. "
+            f"This model ties the two; weights with an untied decoder cannot be represented"
+        )
+    return {DECODER_WEIGHT}
