@@ -50,8 +50,7 @@ def load(source: Path) -> ctypes.CDLL:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     key = hashlib.sha256(
         b"\0".join(
-            part.encode()
-            for part in (source.read_text(), version, " ".join(FLAGS), _cpu_identity())
+            part.encode() for part in (_text(source), version, " ".join(FLAGS), _cpu_identity())
         )
     ).hexdigest()[:16]
     target = cache_dir() / "native" / f"{source.stem}-{key}.so"
@@ -61,6 +60,11 @@ def load(source: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise NativeUnavailable(f"{target} does not load: {error}") from error
+
+
+def _text(source: Path) -> str:
+    """The source and the headers beside it, any of which it may include."""
+    return "".join(f.read_text() for f in (source, *sorted(source.parent.glob("*.h"))))
 
 
 def _build(compiler: str, source: Path, target: Path) -> None:
