@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from common.data.batch import PretrainingBatch, Tokens
+
+MakeBatch = Callable[..., PretrainingBatch]
+
+
+@pytest.fixture
+def make_batch() -> MakeBatch:
+    """A function that makes random but reproducible sequences of the given lengths."""
+
+    def make(lengths: Sequence[int], *, vocab_size: int, masked: int = 3, seed: int = 0):
+        """``masked`` positions per sequence (fewer in one that is shorter), never its first.
+
+        Id 0, [PAD], does not occur, as in real data.
+        """
+        random = torch.Generator().manual_seed(seed)
+
+        def integers(low: int, high: int, count: int) -> torch.Tensor:
+            return torch.randint(low, high, (count,), generator=random)
+
+        starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+        positions = [
+            start + 1 + torch.randperm(length - 1, generator=random)[:masked].sort().values
+            for start, length in zip(starts.tolist(), lengths, strict=False)
+        ]
+        total = sum(lengths)
+        indices = torch.cat(positions)
+        return PretrainingBatch(
+            tokens=Tokens(
+                input_ids=integers(1, vocab_size, total),
+                segment_ids=integers(0, 2, total),
+                position_ids=torch.cat([torch.arange(length) for length in lengths]),
+                cu_seqlens=starts.int(),
+                lengths=tuple(lengths),
+            ),
+            masked_indices=indices,
+            masked_labels=integers(1, vocab_size, len(indices)),
+            next_sentence_labels=integers(0, 2, len(lengths)),
+        )
+
+    return make
