@@ -166,6 +166,6 @@ if [ "$dry" = yes ]; then exit 0; fi
 if [ -z "${CC:-}" ] && ! command -v cc > /dev/null && ! command -v gcc > /dev/null; then
     say "warning: no C compiler: data preparation and the CPU kernels fall back to slower plain code, said in every record. To have them: apt install gcc (or clang), or set CC"
 fi
-"$venv/bin/bertbench" doctor
 printf '%s\n%s\n%s\n' "$key" "$dev" "$wanted_layout" > "$stamp"
+"$venv/bin/bertbench" doctor
 say "done. Train: bash train_bert_pretraining_amp_dist.sh   Test: bash test.sh   Shell: . .venv/bin/activate"

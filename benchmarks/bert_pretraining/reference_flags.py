@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each flag of the reference pretraining scripts means in this benchmark.
+
+The references are NVIDIA's run_pretraining.py of MLPerf Training v1.0 and v5.0 and DeepSparkHub's.
+A flag of theirs is one of four things: a field of ours under the same name (not listed here); a
+field under another name or with another spelling of its values (``Sets``); a choice that changes
+nothing in this implementation, said in a note (``Notes``); or a request that cannot be honoured
+(``Refuses``): whatever would change the maths, the precision or the meaning of the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import BadInput
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Our ``field`` in place of theirs; ``value`` converts, or is the value where none is given."""
+
+    field: str
+    value: str | Callable[[str], str]
+
+    @property
+    def takes_value(self) -> bool:
+        return callable(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """Accepted, changes nothing; ``text`` says why."""
+
+    text: str
+    takes_value: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refuses:
+    """Cannot be honoured; with one of the values ``off`` it asks for nothing and is noted."""
+
+    text: str
+    takes_value: bool = False
+    off: tuple[str, ...] = ()
+
+
+def as_float(text: str) -> float:
+    """A number, or BadInput."""
+    try:
+        return float(text)
+    except ValueError:
+        raise BadInput(f"{text!r} is not a number") from None
+
+
+def as_whole(text: str) -> str:
+    """The references declare counts as floats: 7100.0 and 4.5e6 are whole numbers."""
+    value = as_float(text)
+    if value != int(value):
+        raise BadInput(f"{text!r} is not a whole number")
+    return str(int(value))
+
+
+def _interval(text: str) -> str:
+    """Theirs: -1 is off. Ours: 0 is off."""
+    return str(max(0, int(as_whole(text))))
+
+
+def _target(text: str) -> str:
+    """Theirs: 0.0 never stops. Ours: None."""
+    return "None" if text.lower() == "none" or as_float(text) <= 0 else text
+
+
+def _log_freq(text: str) -> str:
+    """Theirs: nothing is reported where it is not positive. Ours: only the last step then."""
+    return str(2**31 - 1) if as_float(text) <= 0 else as_whole(text)
+
+
+UNPADDED = "padding is never computed here: sequences lie end to end"
+BALANCED = "every rank always gets a near-equal share of the real tokens"
+FUSED = "the backend decides what is fused; choose with --kernels (see `bertbench doctor`)"
+GRAPHS = "graphs are not captured here; the backend decides how its kernels are launched"
+RANKS = "rank and device come from the launcher's environment"
+REDUCED = "gradients are all-reduced by torch's DDP in float32, overlapped with the backward pass"
+UPDATE = "LAMB updates the whole model on every rank; there is nothing to tune"
+PACKED = "packed files are recognised and taken apart; true sequences are counted"
+EVALUATION = "evaluation needs no such switch here"
+
+_DWU_VALUES = (
+    "dwu_group_size dwugs dwu_num_blocks dwunb dwu_num_chunks dwunc dwuchks dwu_num_rs_pg dwurspg "
+    "dwu_num_ar_pg dwuarpg dwu_num_ag_pg dwuagpg"
+)
+_FUSIONS = (
+    "fused_mha no_fused_mha fused_gelu_bias fused_dropout_add enable_fuse_dropout "
+    "disable_fuse_mask disable_fuse_scale disable_fuse_qkv disable_apex_softmax enable_stream "
+    "fused_bias_fc fused_bias_fc_loss_head fused_bias_mha fused_gemm_gelu"
+)
+
+
+def _each(names: str, meaning: Notes | Refuses) -> dict[str, Sets | Notes | Refuses]:
+    return dict.fromkeys(names.split(), meaning)
+
+
+FP8 = Refuses("no FP8 layers in this version; 16-bit mixed precision is --precision amp")
+REFERENCE: dict[str, Sets | Notes | Refuses] = {
+    # -- same quantity, other name or other spelling of its values
+    "lr": Sets("learning_rate", str),
+    "max_steps": Sets("max_steps", as_whole),
+    "max_samples_termination": Sets("max_samples_termination", as_whole),
+    "warmup_steps": Sets("warmup_steps", as_whole),
+    "start_warmup_step": Sets("start_warmup_step", as_whole),
+    "eval_iter_samples": Sets("eval_iter_samples", _interval),
+    "target_mlm_accuracy": Sets("target_mlm_accuracy", _target),
+    "log_freq": Sets("log_freq", _log_freq),
+    "train_batch_size": Sets("train_batch_size", as_whole),
+    "gradient_accumulation_steps": Sets("gradient_accumulation_steps", as_whole),
+    "average_packing_rate": Sets("average_packing_rate", as_whole),
+    "fp16": Sets("precision", "fp16"),
+    "resume_from_checkpoint": Sets("resume", "last"),
+    "synthetic_input": Sets("synthetic", "True"),
+    # -- asked for by the references, always so or never needed here
+    **_each("unpad unpad_fmha pad pad_fmha", Notes(UNPADDED)),
+    **_each("exchange_padding order_samples", Notes(BALANCED)),
+    **_each(_FUSIONS, Notes(FUSED)),
+    **_each("use_cuda_graph eval_cuda_graph", Notes(GRAPHS)),
+    **_each("cuda_graph_mode max_iterations_per_graph", Notes(GRAPHS, takes_value=True)),
+    **_each("use_ddp use_gradient_as_bucket_view", Notes(REDUCED)),
+    **_each("allreduce_post_accumulation allreduce_post_accumulation_fp16", Notes(REDUCED)),
+    "ddp_type": Notes(REDUCED, takes_value=True),
+    **_each("distributed_lamb dwu_overlap_reductions dwu_e5m2_allgather", Notes(UPDATE)),
+    **_each(_DWU_VALUES, Notes(UPDATE, takes_value=True)),
+    "local_rank": Notes(RANKS, takes_value=True),
+    "use_env": Notes(RANKS),
+    "packed_samples": Notes(PACKED),
+    "max_pack_factor": Notes(PACKED, takes_value=True),
+    "load_eval_synchronously": Notes(EVALUATION),
+    "dense_seq_output": Notes("the output layer always sees masked positions only"),
+    "do_train": Notes("training is what this benchmark does"),
+    "phase2": Notes("it only names checkpoint files in the reference"),
+    "bert_model": Notes("the model is the recipe's, as in the reference", takes_value=True),
+    "num_epochs_to_generate_seeds_for": Notes(
+        "the order of any epoch follows from --seed", takes_value=True
+    ),
+    # -- would change the numbers or their meaning
+    "init_tf_checkpoint": Refuses(
+        "TensorFlow checkpoints are not read; give the converted .pt or .safetensors file with "
+        "--init_checkpoint",
+        takes_value=True,
+    ),
+    "checkpoint_activations": Refuses(
+        "activations are always kept; to save memory give a smaller --micro_batch, which leaves "
+        "the result as it is"
+    ),
+    "loss_scale": Refuses(
+        "a fixed loss scale is not offered: fp16 scales dynamically from --init_loss_scale, other "
+        "precisions need none",
+        takes_value=True,
+        off=("0", "0.0"),
+    ),
+    "opt_level": Refuses(
+        "parameters are always float32 with 16-bit matrix products (apex O1/O2); for all-float32 "
+        "give --precision fp32",
+        takes_value=True,
+        off=("O1", "O2"),
+    ),
+    "bypass_amp": Refuses("overflow checks are part of every result; nothing skips them"),
+    "train_mlm_accuracy_window_size": Refuses(
+        "training accuracy never stops a run; the held-out one does, by --target_mlm_accuracy",
+        takes_value=True,
+        off=("0",),
+    ),
+    "sustained_training_time": Refuses(
+        "to keep training past the target give --target_mlm_accuracy None and --max_minutes",
+        takes_value=True,
+        off=("0",),
+    ),
+    "use_transformer_engine": FP8,
+    "use_transformer_engine2": FP8,
+}
+"""What the references' flags mean here; those not listed are fields of ours under their name."""
