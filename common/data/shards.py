@@ -21,6 +21,7 @@ FOLDERS: dict[Kind, tuple[str, ...]] = {
         "2048_shards_uncompressed",
         "4096_shards_uncompressed",
         "2048_shards_uncompressed_mini",
+        "*_shards_uncompressed",
         "hdf5/training-4320/hdf5_4320_shards_varlength_shuffled",
         "hdf5/training-4320/hdf5_4320_shards_varlength",
         "hdf5/training-4320/hdf5_4320_shards_uncompressed",
@@ -29,7 +30,8 @@ FOLDERS: dict[Kind, tuple[str, ...]] = {
     ),
     "eval": ("eval_set_uncompressed", "hdf5/eval_varlength", "hdf5/eval", "eval"),
 }
-"""Looked for under the data root, in this order; the first that holds shards is taken."""
+"""Looked for under the data root, in this order; the first that holds shards is taken. ``*`` stands for a count
+of shards, which is what `bertbench data prepare` and `pack` put there."""
 
 CONFIG_NAMES = ("bert_config.json", "phase1/bert_config.json")
 
@@ -105,7 +107,8 @@ def dataset_hash(files: Sequence[Path]) -> str:
 
 def _search(root: Path, kind: Kind) -> list[Path]:
     """The data files of the first known subfolder for ``kind`` that has any, else none."""
-    return next(filter(None, (_parts(root / name) for name in FOLDERS[kind])), [])
+    folders = (folder for name in FOLDERS[kind] for folder in sorted(root.glob(name)))
+    return next(filter(None, map(_parts, folders)), [])
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT tokenisation: a plain path by Hugging Face ``tokenizers``, and a bulk path equal to it.
+
+The bulk path rests on one fact: BERT's normaliser and pre-tokeniser look at characters only, never
+across white space, so the ids of a line are the ids of its white-space separated words end to end.
+Each distinct word therefore goes through the plain tokeniser once and is looked up afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, islice
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from common.data.samples import IntArray
+from common.errors import BadInput
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL = (PAD, UNK, CLS, SEP, MASK)
+
+MAX_WORDS = 500_000
+"""Distinct words remembered, about 150 MB; beyond that the memory starts anew."""
+
+_BATCH = 2_000
+"""New words tokenised in one call."""
+
+# str.split() separates words at these control characters; BERT's normaliser deletes them instead.
+_DELETED = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
+
+
+def read_vocab(path: Path) -> list[str]:
+    """The tokens of a ``vocab.txt``, one a line, the line number (from 0) being the id.
+
+    Raises BadInput for an empty or repeated line, a missing special token, or [PAD] not being 0,
+    which the HDF5 layouts use as padding.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except OSError as error:
+        raise BadInput(
+            f"vocabulary {path}: {error.strerror}: name an existing vocab.txt"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"vocabulary {path} is not UTF-8: {error.reason}") from error
+    if lines[-1] == "":
+        lines.pop()
+    tokens = [line.removesuffix("\r") for line in lines]
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens):
+        if not token:
+            raise BadInput(f"vocabulary {path}, line {number + 1} is empty: every line is a token")
+        if token in seen:
+            raise BadInput(
+                f"vocabulary {path}, line {number + 1}: {token!r} is also line {seen[token] + 1}: "
+                f"every token must be there once"
+            )
+        seen[token] = number
+    missing = [token for token in SPECIAL if token not in seen]
+    if missing:
+        raise BadInput(f"vocabulary {path} lacks {', '.join(missing)}: use a BERT vocab.txt")
+    if seen[PAD] != 0:
+        raise BadInput(f"vocabulary {path}: [PAD] is id {seen[PAD]}, it must be 0 (the first line)")
+    return tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialIds:
+    """What the creation of samples needs to know of a vocabulary."""
+
+    cls: int
+    sep: int
+    mask: int
+    vocab_size: int
+
+
+class BertTokenizer:
+    """Text to ids of a vocabulary, as BERT's basic tokeniser and WordPiece do."""
+
+    def __init__(self, vocab: Sequence[str], *, lowercase: bool = True) -> None:
+        ids = {token: number for number, token in enumerate(vocab)}
+        self.special = SpecialIds(cls=ids[CLS], sep=ids[SEP], mask=ids[MASK], vocab_size=len(vocab))
+        self.unk = ids[UNK]
+        # Special tokens are not registered: "[MASK]" written in a text is text.
+        self._plain = _pipeline(
+            models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100), lowercase
+        )
+        self._words: dict[str, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of one text, by the plain path."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_lines(self, lines: Sequence[str]) -> tuple[IntArray, IntArray]:
+        """Ids of all ``lines`` end to end, int32 [T], and how many each gave, int64 [len(lines)].
+
+        No line may hold a line feed.
+        """
+        words = [line.split() for line in _DELETED.sub("", "\n".join(lines)).split("\n")]
+        if len(self._words) > MAX_WORDS:
+            self._words.clear()
+        self._learn(set(chain.from_iterable(words)) - self._words.keys())
+        get = self._words.__getitem__
+        ids = [list(chain.from_iterable(map(get, line))) for line in words]
+        counts = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter(chain.from_iterable(ids), np.int32, int(counts.sum()))
+        return flat, counts
+
+    def _learn(self, new: set[str]) -> None:
+        words = iter(new)
+        while batch := list(islice(words, _BATCH)):
+            # One call for many words: word_ids tells which word each id came from.
+            encoding = self._plain.encode(batch, is_pretokenized=True, add_special_tokens=False)
+            found: list[list[int]] = [[] for _ in batch]
+            for word, token in zip(encoding.word_ids, encoding.ids, strict=True):
+                assert word is not None  # only special tokens belong to no word
+                found[word].append(token)
+            self._words.update(zip(batch, found, strict=True))
+
+
+def train_vocab(
+    lines: Sequence[str], size: int, *, lowercase: bool = True, coverage: float = 0.9999
+) -> list[str]:
+    """A WordPiece vocabulary of at most ``size`` tokens learned from ``lines``; deterministic.
+
+    The special tokens come first, then the most frequent characters that make up ``coverage`` of
+    the text, alone and as continuation, then what the trainer merges. Fewer than ``size`` tokens
+    come back from a text too small for more. Words with a rarer character become [UNK].
+    """
+    counts: Counter[str] = Counter()
+    normalize = _normalizer(lowercase).normalize_str
+    for line in lines:
+        counts.update(normalize(line))
+    ranked = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
+    needed = coverage * sum(counts[c] for c in ranked)
+    reached = accumulate(counts[c] for c in ranked)
+    characters = sorted(
+        c for c, total in zip(ranked, reached, strict=True) if total - counts[c] < needed
+    )
+    # The trainer numbers continuations in the order of a randomly seeded hash map, and breaks ties
+    # by number. Naming them all beforehand fixes both.
+    fixed = [*SPECIAL, *characters, *(f"##{c}" for c in characters)]
+    if size < len(fixed):
+        raise BadInput(
+            f"a vocabulary of {size} does not hold the {len(fixed)} characters and special tokens "
+            f"of this text: ask for at least {len(fixed) + 100}"
+        )
+    tokenizer = _pipeline(models.WordPiece(unk_token=UNK), lowercase)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=fixed,
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_chunks(lines), trainer)
+    ids = tokenizer.get_vocab()
+    return sorted(ids, key=ids.__getitem__)
+
+
+def _chunks(lines: Sequence[str]) -> Iterator[list[str]]:
+    for start in range(0, len(lines), 1000):
+        yield list(lines[start : start + 1000])
+
+
+def _normalizer(lowercase: bool) -> normalizers.BertNormalizer:
+    return normalizers.BertNormalizer(lowercase=lowercase)
+
+
+def _pipeline(model: models.Model, lowercase: bool) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = _normalizer(lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
