@@ -45,27 +45,23 @@ class BertConfig:
     the end, none on the embeddings (Megatron)."""
 
     def __post_init__(self) -> None:
-        sizes = {
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_position_embeddings,
-            "type_vocab_size": self.type_vocab_size,
-        }
-        for name, size in sizes.items():
+        for name in (
+            *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+            *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+        ):
+            size = getattr(self, name)
             if type(size) is not int or size < 1:
                 raise BadInput(f"model configuration: {name} is {size!r}; give a positive integer")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"model configuration: {name} must be positive")
         if self.hidden_size % self.num_attention_heads:
             raise BadInput(
                 f"model configuration: hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}; change one of them"
             )
-        for name, rate in (
-            ("hidden_dropout", self.hidden_dropout),
-            ("attention_dropout", self.attention_dropout),
-        ):
+        for name in ("hidden_dropout", "attention_dropout"):
+            rate = getattr(self, name)
             if not 0.0 <= rate < 1.0:
                 raise BadInput(f"model configuration: {name} is {rate}; it must be in [0, 1)")
         if self.gelu not in ("erf", "tanh"):
@@ -96,37 +92,37 @@ class BertConfig:
             raise BadInput(f"{path}: cannot be read as a model configuration: {error}") from error
         if not isinstance(raw, dict):
             raise BadInput(f"{path}: a model configuration is a JSON object, this is not one")
-        return cls(
-            vocab_size=-(-_number(path, raw, "vocab_size", int) // pad_vocab_to) * pad_vocab_to,
-            hidden_size=_number(path, raw, "hidden_size", int),
-            num_hidden_layers=_number(path, raw, "num_hidden_layers", int),
-            num_attention_heads=_number(path, raw, "num_attention_heads", int),
-            intermediate_size=_number(path, raw, "intermediate_size", int),
-            max_position_embeddings=_number(path, raw, "max_position_embeddings", int, 512),
-            type_vocab_size=_number(path, raw, "type_vocab_size", int, 2),
-            gelu=gelu or _gelu(path, raw.get("hidden_act", "gelu")),
-            hidden_dropout=_number(path, raw, "hidden_dropout_prob", float, 0.1),
-            attention_dropout=_number(path, raw, "attention_probs_dropout_prob", float, 0.1),
-            initializer_range=_number(path, raw, "initializer_range", float, 0.02),
-            layer_norm_eps=_number(path, raw, "layer_norm_eps", float, 1e-12),
-        )
+        try:
+            written = _gelu(raw.get("hidden_act", "gelu"))
+            return cls(
+                vocab_size=-(-_number(raw, "vocab_size", int) // pad_vocab_to) * pad_vocab_to,
+                hidden_size=_number(raw, "hidden_size", int),
+                num_hidden_layers=_number(raw, "num_hidden_layers", int),
+                num_attention_heads=_number(raw, "num_attention_heads", int),
+                intermediate_size=_number(raw, "intermediate_size", int),
+                max_position_embeddings=_number(raw, "max_position_embeddings", int, 512),
+                type_vocab_size=_number(raw, "type_vocab_size", int, 2),
+                gelu=gelu or written,
+                hidden_dropout=_number(raw, "hidden_dropout_prob", float, 0.1),
+                attention_dropout=_number(raw, "attention_probs_dropout_prob", float, 0.1),
+                initializer_range=_number(raw, "initializer_range", float, 0.02),
+                layer_norm_eps=_number(raw, "layer_norm_eps", float, 1e-12),
+            )
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
 
 
-def _number(
-    path: Path, raw: dict[str, Any], key: str, kind: type, default: float | None = None
-) -> Any:
+def _number(raw: dict[str, Any], key: str, kind: type, default: float | None = None) -> Any:
     """``raw[key]`` as ``kind``; a missing key without default, or another type, is BadInput."""
     value = raw.get(key, default)
     if value is None:
-        raise BadInput(f"{path}: {key} is missing; is this a BERT configuration?")
+        raise BadInput(f"{key} is missing; is this a BERT configuration?")
     if isinstance(value, bool) or not isinstance(value, int | kind):
-        raise BadInput(f"{path}: {key} is {value!r}; it must be of type {kind.__name__}")
+        raise BadInput(f"{key} is {value!r}; it must be of type {kind.__name__}")
     return kind(value)
 
 
-def _gelu(path: Path, hidden_act: object) -> Gelu:
-    if hidden_act not in GELU_OF_HIDDEN_ACT:
-        raise BadInput(
-            f"{path}: hidden_act is {hidden_act!r}; supported: {', '.join(GELU_OF_HIDDEN_ACT)}"
-        )
-    return GELU_OF_HIDDEN_ACT[str(hidden_act)]
+def _gelu(hidden_act: object) -> Gelu:
+    if not isinstance(hidden_act, str) or hidden_act not in GELU_OF_HIDDEN_ACT:
+        raise BadInput(f"hidden_act is {hidden_act!r}; supported: {', '.join(GELU_OF_HIDDEN_ACT)}")
+    return GELU_OF_HIDDEN_ACT[hidden_act]
