@@ -148,7 +148,7 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
 
     preset = _preset(name)
     translate = importlib.import_module(f"benchmarks.{preset.benchmark}.flags").translate
-    own, notes = translate(list(flags))
+    own, notes = translate(list(flags), preset.recipe)
     kinds = [(part, type(getattr(preset, part))) for part in ("recipe", "impl", "run")]
     everything = dataclasses.make_dataclass("everything", kinds, kw_only=True, frozen=True)
     base = {part: getattr(preset, part) for part, _ in kinds}
