@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Order, division, resume and errors of the training stream, and the evaluation split."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sample_files import Plain, plain_samples, to_samples, write_packed_slowly
+
+from common.data.batch import PretrainingBatch
+from common.data.collate import collate, deal
+from common.data.hdf5 import Limits, read
+from common.data.prefetch import Prefetcher
+from common.data.schema import write_fixed, write_varlen
+from common.data.stream import (
+    StepBatch,
+    TrainStream,
+    accumulation_of,
+    dataset_hash,
+    eval_batches,
+    find_shards,
+    locate,
+    shuffled,
+)
+from common.data.synthetic import (
+    SyntheticStream,
+    random_lengths,
+    random_samples,
+    synthetic_eval_batches,
+)
+from common.errors import BadInput
+
+LIMITS: dict[str, Any] = {"max_seq_length": 48, "max_predictions": 8, "vocab_size": 30522}
+SHARDS = 5
+PER_SHARD = 13
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(SHARDS):
+        path = folder / f"part_{shard}_of_{SHARDS}.hdf5"
+        write_varlen(path, to_samples(plain_samples(PER_SHARD, seed=shard)))
+    return find_shards(folder, "train")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads() -> Any:
+    yield
+    left = [t.name for t in threading.enumerate() if t.name == "prefetch"]
+    assert left == []
+
+
+def stream(files: list[Path], **changes: Any) -> TrainStream:
+    options: dict[str, Any] = {
+        "seed": 7, "global_batch": 8, "micro_batch": 2, "world": 1, "rank": 0,
+        "window_shards": 2, **LIMITS,
+    }  # fmt: skip
+    return TrainStream(files, **{**options, **changes})
+
+
+def take(source: Any, n: int) -> list[StepBatch]:
+    steps = iter(source)
+    try:
+        return list(islice(steps, n))
+    finally:
+        steps.close()
+
+
+def apart(batch: PretrainingBatch) -> list[Plain]:
+    """The sequences of a batch as plain lists, each read from its own tokens."""
+    result, tokens = [], batch.tokens
+    indices, labels = batch.masked_indices.tolist(), batch.masked_labels.tolist()
+    for b in range(len(tokens.lengths)):
+        start, stop = tokens.cu_seqlens[b : b + 2].tolist()
+        assert tokens.position_ids[start:stop].tolist() == list(range(stop - start))
+        assert stop - start == tokens.lengths[b]
+        masked = [(i - start, y) for i, y in zip(indices, labels, strict=True) if start <= i < stop]
+        result.append(
+            Plain(
+                tokens.input_ids[start:stop].tolist(),
+                tokens.segment_ids[start:stop].tolist(),
+                [i for i, _ in masked],
+                [y for _, y in masked],
+                int(batch.next_sentence_labels[b]),
+            )
+        )
+    return result
+
+
+def key(sample: Plain) -> str:
+    return repr(sample)
+
+
+def step_keys(steps: list[StepBatch]) -> list[Counter[str]]:
+    """What each step trains, whatever the division."""
+    return [Counter(key(p) for m in s.micro_batches for p in apart(m)) for s in steps]
+
+
+def bits(steps: list[StepBatch]) -> list[Any]:
+    """Everything in the batches, for exact comparison."""
+    return [
+        (
+            s.num_samples, s.num_masked, s.num_tokens, s.position,
+            [(m.tokens.lengths, m.tokens.input_ids.tolist(), m.masked_indices.tolist(),
+              m.masked_labels.tolist(), m.next_sentence_labels.tolist()) for m in s.micro_batches],
+        )
+        for s in steps
+    ]  # fmt: skip
+
+
+def test_collate_is_exact() -> None:
+    plain = plain_samples(9)
+    rows = np.array([4, 0, 8, 4])
+    batch = collate(to_samples(plain), rows)
+    assert apart(batch) == [plain[r] for r in rows]
+    assert batch.tokens.cu_seqlens.dtype == torch.int32
+    for tensor in (
+        batch.tokens.input_ids, batch.tokens.segment_ids, batch.tokens.position_ids,
+        batch.masked_indices, batch.masked_labels, batch.next_sentence_labels,
+    ):  # fmt: skip
+        assert tensor.dtype == torch.int64
+
+
+def test_each_sample_once_per_epoch(files: list[Path]) -> None:
+    everything = Counter(
+        key(p) for shard in range(SHARDS) for p in plain_samples(PER_SHARD, seed=shard)
+    )
+    # 65 samples: 8 steps of 65/5 = 13 make exactly one epoch and straddle shards and windows.
+    steps = step_keys(take(stream(files, global_batch=13, micro_batch=1), 15))
+    epochs = [sum(steps[e : e + 5], Counter()) for e in (0, 5, 10)]
+    assert epochs == [everything] * 3
+    assert steps[:5] != steps[5:10]
+    # And when the batch does not divide the epoch, nothing is dropped at its end.
+    steps = step_keys(take(stream(files, global_batch=8, micro_batch=8), 65))
+    assert sum(steps, Counter()) == Counter({k: 8 * v for k, v in everything.items()})
+
+
+def test_totals_describe_the_global_batch(files: list[Path]) -> None:
+    ranks = [take(stream(files, world=2, rank=r), 4) for r in (0, 1)]
+    for a, b in zip(*ranks, strict=True):
+        micro = [*a.micro_batches, *b.micro_batches]
+        assert [len(m.tokens.lengths) for m in micro] == [2] * 4
+        assert a.num_samples == b.num_samples == 8
+        assert a.num_tokens == b.num_tokens == sum(m.tokens.num_tokens for m in micro)
+        assert a.num_masked == b.num_masked == sum(len(m.masked_labels) for m in micro)
+        assert a.position == b.position
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    world=st.sampled_from([1, 2, 3, 4]),
+    micro=st.sampled_from([1, 2, 3, 6]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_order_does_not_depend_on_the_division(
+    files: list[Path], world: int, micro: int, seed: int
+) -> None:
+    if (24 // world) % micro:
+        micro = 1
+    whole = step_keys(take(stream(files, seed=seed, global_batch=24, micro_batch=24), 4))
+    split: list[Counter[str]] = [Counter() for _ in whole]
+    for rank in range(world):
+        part = stream(files, seed=seed, global_batch=24, micro_batch=micro, world=world, rank=rank)
+        split = [a + b for a, b in zip(split, step_keys(take(part, 4)), strict=True)]
+    assert split == whole
+
+
+def test_seed_and_epoch_change_the_order(files: list[Path]) -> None:
+    first = step_keys(take(stream(files, seed=1), 3))
+    assert first == step_keys(take(stream(files, seed=1), 3))
+    assert first != step_keys(take(stream(files, seed=2), 3))
+    assert sorted(shuffled(100, 3, 4).tolist()) == list(range(100))
+    assert shuffled(5, 1, 2, 3).tolist() == [1, 3, 2, 0, 4]  # must never change between releases
+
+
+@pytest.mark.parametrize("window_shards", [1, 2, 8])
+def test_resume_is_exact_everywhere(files: list[Path], window_shards: int) -> None:
+    # 65 samples and batches of 8: windows of 13 and 26 end in the middle of steps.
+    unbroken = take(stream(files, window_shards=window_shards), 20)
+    seen = set()
+    for at in range(19):
+        position = unbroken[at].position
+        seen.add((position["epoch"], position["window"]))
+        resumed = stream(files, window_shards=window_shards, position=position)
+        assert bits(take(resumed, 1)) == bits(unbroken[at + 1 : at + 2])
+    assert len(seen) >= 3
+    again = take(stream(files, window_shards=window_shards, position=unbroken[3].position), 16)
+    assert bits(again) == bits(unbroken[4:])
+
+
+def test_resume_with_another_division(files: list[Path]) -> None:
+    unbroken = take(stream(files), 12)
+    for at in (1, 4, 8):
+        position = unbroken[at].position
+        parts = [
+            step_keys(take(stream(files, world=4, micro_batch=1, rank=r, position=position), 3))
+            for r in range(4)
+        ]
+        merged = [sum(p, Counter()) for p in zip(*parts, strict=True)]
+        assert merged == step_keys(unbroken[at + 1 : at + 4])
+
+
+def test_positions_of_other_runs_are_refused(files: list[Path]) -> None:
+    position = take(stream(files), 1)[0].position
+    for changes, message in (
+        ({"seed": 8}, "was made with seed 7, this run has 8"),
+        ({"window_shards": 3}, "was made with window_shards 2, this run has 3"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            stream(files, position=position, **changes)
+    with pytest.raises(BadInput, match="was made with num_shards 5, this run has 4"):
+        stream(files[:4], position=position)
+    with pytest.raises(BadInput, match="index is missing"):
+        stream(files, position={"epoch": 0, "window": 0})
+    for wrong in ({"index": 27}, {"window": 3}):
+        with pytest.raises(BadInput, match="beyond"):
+            take(stream(files, position={**position, **wrong}), 1)
+
+
+def test_divisions_that_do_not_fit_name_those_that_do(files: list[Path]) -> None:
+    assert accumulation_of(416, 26, 8) == 2
+    with pytest.raises(BadInput, match=r"does not divide the 52 .* nearest that do: 4, 13"):
+        accumulation_of(416, 8, 8)
+    with pytest.raises(BadInput, match=r"the nearest that do: 52"):
+        accumulation_of(416, 64, 8)
+    with pytest.raises(BadInput, match=r"250 cannot be shared equally by 8 .* 248, 256"):
+        stream(files, global_batch=250, world=8)
+    with pytest.raises(BadInput, match="at least 1"):
+        accumulation_of(8, 0, 1)
+
+
+@given(
+    hands=st.integers(1, 9),
+    each=st.integers(1, 9),
+    data=st.data(),
+)
+def test_deal_gives_everyone_as_many(hands: int, each: int, data: Any) -> None:
+    weights = np.array(data.draw(st.lists(st.integers(1, 512), min_size=hands * each,
+                                          max_size=hands * each)))  # fmt: skip
+    dealt = deal(weights, hands)
+    assert dealt.shape == (hands, each)
+    assert sorted(dealt.ravel().tolist()) == list(range(hands * each))
+    # Dealing in rounds, lightest hand first, never leaves a gap above the heaviest item.
+    totals = weights[dealt].sum(axis=1)
+    assert totals.max() - totals.min() <= weights.max()
+
+
+@pytest.mark.parametrize(
+    ("global_batch", "micro", "world"), [(416, 52, 8), (416, 13, 8), (768, 6, 16), (256, 4, 2)]
+)
+def test_ranks_are_balanced_at_real_lengths(global_batch: int, micro: int, world: int) -> None:
+    ranks = [
+        take(
+            SyntheticStream(
+                seed=3, global_batch=global_batch, micro_batch=micro, world=world, rank=rank,
+                max_seq_length=512, max_predictions=76, vocab_size=30522, num_samples=2048,
+            ),
+            2,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    for steps in zip(*ranks, strict=True):
+        tokens = np.array([[m.tokens.num_tokens for m in s.micro_batches] for s in steps])
+        if micro > 4:  # of 4, two that fill all 512 tokens can be above the mean by themselves
+            assert tokens.max() / tokens.mean() < 1.05
+        per_rank = tokens.sum(axis=1)
+        assert per_rank.max() / per_rank.mean() < 1.005
+
+
+def test_a_bad_shard_stops_the_consumer(files: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "part_bad"
+    bad.write_bytes(files[0].read_bytes()[:-100])
+    with pytest.raises(BadInput, match="part_bad: cannot be opened"):
+        take(stream([*files, bad], window_shards=6), 1)
+
+
+def test_dropping_or_closing_the_iterator_ends_its_threads(files: list[Path]) -> None:
+    steps = iter(stream(files))
+    next(steps)
+    assert any(t.name == "prefetch" for t in threading.enumerate())
+    del steps
+    assert not any(t.name == "prefetch" for t in threading.enumerate())
+
+
+def test_prefetch_bounds_what_is_alive_and_passes_errors_on() -> None:
+    made = []
+
+    def source() -> Any:
+        try:
+            for i in range(5):
+                made.append(i)
+                yield i
+            raise ValueError("at the end")
+        finally:
+            made.append("closed")
+
+    items = Prefetcher(source(), depth=2)
+    deadline = time.monotonic() + 10
+    while len(made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    time.sleep(0.02)  # time in which a third would be made if nothing held it back
+    assert made == [0, 1]
+    assert list(islice(items, 5)) == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="at the end"):
+        next(items)
+    assert made[-1] == "closed"
+
+    made.clear()
+    items = Prefetcher(source(), depth=1)
+    assert next(items) == 0
+    items.close()
+    assert made[-1] == "closed"
+    with pytest.raises(StopIteration):
+        next(items)
+
+
+@pytest.mark.parametrize("world", [1, 3, 8])
+def test_eval_shares_are_contiguous_and_complete(tmp_path: Path, world: int) -> None:
+    plain = plain_samples(30)
+    write_fixed(tmp_path / "part_eval_10k.hdf5", to_samples(plain[:12]), 48, 8)
+    rows = [plain[i : i + 2] for i in range(12, 30, 2)]
+    write_packed_slowly(tmp_path / "part_more", rows)
+    files = find_shards(tmp_path, "eval")
+    shares = []
+    for rank in range(world):
+        batches = eval_batches(
+            files, num_examples=26, batch_size=4, world=world, rank=rank, **LIMITS
+        )
+        assert all(len(b.tokens.lengths) == 4 for b in batches[:-1])
+        lengths = [n for b in batches for n in b.tokens.lengths]
+        assert lengths == sorted(lengths, reverse=True)
+        shares.append([p for b in batches for p in apart(b)])
+    sizes = [26 // world + (r < 26 % world) for r in range(world)]
+    assert [len(s) for s in shares] == sizes
+    start = 0
+    for share in shares:
+        wanted = plain[start : start + len(share)]
+        assert Counter(map(key, share)) == Counter(map(key, wanted))
+        start += len(share)
+
+
+def test_eval_with_too_few_samples(files: list[Path]) -> None:
+    with pytest.raises(BadInput, match="needs 100 samples and there are only 65; pass --num_eval"):
+        eval_batches(files, num_examples=100, batch_size=4, world=1, rank=0, **LIMITS)
+
+
+def test_num_samples_and_defaults(files: list[Path]) -> None:
+    assert stream(files).num_samples == SHARDS * PER_SHARD
+    with pytest.raises(BadInput, match="no training files"):
+        stream([])
+    with pytest.raises(BadInput, match="seed -1"):
+        stream(files, seed=-1)
+
+
+LAYOUTS = [
+    ("2048_shards_uncompressed", "eval_set_uncompressed", "", "model.ckpt-28252.apex.pt"),
+    ("4096_shards_uncompressed", "eval_set_uncompressed", "", "model.ckpt-28252.pt"),
+    ("hdf5/training-4320/hdf5_4320_shards_uncompressed", "hdf5/eval", "phase1/",
+     "phase1/model.ckpt-28252.pt"),
+    ("hdf5/training-4320/hdf5_4320_shards_varlength", "hdf5/eval_varlength", "phase1/", None),
+    ("hdf5/training-4320/hdf5_4320_shards_varlength_shuffled", "hdf5/eval_varlength", "", None),
+    ("packed_data", "hdf5/eval", "phase1/", None),
+    ("train", "eval", "", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "held_out", "config", "checkpoint"), LAYOUTS)
+def test_known_folders(
+    tmp_path: Path, train: str, held_out: str, config: str, checkpoint: str | None
+) -> None:
+    wanted = [tmp_path / train / f"part_{i}_of_11.hdf5" for i in (1, 2, 10)]
+    wanted_eval = [tmp_path / held_out / "part_eval_10k.hdf5"]
+    for path in (*wanted[::-1], *wanted_eval):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / train / "README").touch()
+    (tmp_path / train / ".part_x.tmp").touch()
+    for name in (config + "bert_config.json", checkpoint):
+        if name:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    found = locate(tmp_path)
+    assert found.train_files == wanted == find_shards(tmp_path / train, "train")
+    assert found.eval_files == wanted_eval
+    assert found.bert_config == tmp_path / (config + "bert_config.json")
+    assert found.checkpoint == (tmp_path / checkpoint if checkpoint else None)
+
+
+def test_folders_without_data(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no train data: neither it nor 2048_shards"):
+        locate(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "part_0").touch()
+    assert locate(tmp_path).eval_files == []
+    with pytest.raises(BadInput, match="no eval data"):
+        find_shards(tmp_path, "eval")
+    with pytest.raises(BadInput, match="no such folder"):
+        find_shards(tmp_path / "nowhere", "eval")
+    assert find_shards(tmp_path / "train" / "part_0", "eval") == [tmp_path / "train" / "part_0"]
+
+
+def test_dataset_hash_is_stable_and_notices(files: list[Path], tmp_path: Path) -> None:
+    copies = []
+    for path in files:
+        copies.append(tmp_path / path.name)
+        copies[-1].write_bytes(path.read_bytes())
+    whole = dataset_hash(files)
+    assert dataset_hash(copies[::-1]) == whole
+    assert dataset_hash(copies[1:]) != whole
+    data = bytearray(copies[2].read_bytes())
+    data[-1] ^= 1
+    copies[2].write_bytes(data)
+    assert dataset_hash(copies) != whole
+
+
+def test_synthetic_lengths_are_wikipedias() -> None:
+    rng = np.random.default_rng(0)
+    lengths = random_lengths(100_000, 512, rng)
+    assert len(lengths) == 100_000
+    assert abs(lengths.mean() - 255.8) < 2  # arXiv 2107.02027's histogram
+    assert abs((lengths == 512).mean() - 0.2343) < 0.01
+    assert lengths.min() >= 5 and lengths.max() == 512
+    short = random_lengths(1000, 128, rng)
+    assert len(short) == 1000 and short.max() == 128 and 0.8 < short.mean() / 128 < 0.88
+    assert random_lengths(1000, 1024, rng).max() == 1024
+
+
+@given(
+    length=st.integers(5, 600),
+    predictions=st.integers(1, 80),
+    vocab=st.sampled_from([5, 1000, 30522, 70000]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=30, deadline=None)
+def test_synthetic_samples_pass_the_readers_checks(
+    tmp_path_factory: pytest.TempPathFactory, length: int, predictions: int, vocab: int, seed: int
+) -> None:
+    limits = Limits(max_seq_length=length, max_predictions=predictions, vocab_size=max(vocab, 6))
+    samples = random_samples(50, limits, seed)
+    path = tmp_path_factory.mktemp("synthetic") / "part"
+    write_varlen(path, samples)
+    again = read(path, limits)
+    for name in ("input_ids", "offsets", "split", "masked_positions", "masked_labels"):
+        assert np.array_equal(getattr(again, name), getattr(samples, name))
+
+
+def test_synthetic_has_the_same_interface() -> None:
+    options: dict[str, Any] = {
+        "seed": 1, "global_batch": 6, "micro_batch": 3, "world": 2, **LIMITS, "num_samples": 20
+    }  # fmt: skip
+    ranks = [take(SyntheticStream(rank=r, **options), 9) for r in range(2)]
+    assert [len(s.micro_batches) for s in ranks[0]] == [1] * 9
+    resumed = SyntheticStream(rank=1, position=ranks[1][4].position, **options)
+    assert bits(take(resumed, 4)) == bits(ranks[1][5:])
+    with pytest.raises(BadInput, match="num_samples"):
+        SyntheticStream(rank=0, position=ranks[0][0].position, **{**options, "num_samples": 30})
+    batches = [
+        synthetic_eval_batches(num_examples=10, batch_size=4, world=2, rank=r, **LIMITS)
+        for r in range(2)
+    ]
+    assert [[len(b.tokens.lengths) for b in share] for share in batches] == [[4, 1], [4, 1]]
+    with pytest.raises(BadInput, match="needs at least 5 tokens and 5 words"):
+        random_samples(5, Limits(vocab_size=4), 0)
