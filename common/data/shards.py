@@ -30,8 +30,8 @@ FOLDERS: dict[Kind, tuple[str, ...]] = {
     ),
     "eval": ("eval_set_uncompressed", "hdf5/eval_varlength", "hdf5/eval", "eval"),
 }
-"""Looked for under the data root, in this order; the first that holds shards is taken. ``*`` is a number
-of shards, as `bertbench data prepare` and `pack` name their folders."""
+"""Looked for under the data root, in this order; the first that holds shards is taken. ``*`` is a
+number of shards, as `bertbench data prepare` and `pack` name their folders."""
 
 CONFIG_NAMES = ("bert_config.json", "phase1/bert_config.json")
 
