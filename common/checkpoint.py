@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import BadInput
+from common.files import file_sha256, sync
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step_(\d{8,})(\.replaced)?")
@@ -87,7 +87,7 @@ class Checkpoints:
                 shutil.rmtree(replaced)
             target.rename(replaced)
         work.rename(target)
-        _sync(self.folder)
+        sync(self.folder)
         self._prune()
         return target
 
@@ -172,7 +172,7 @@ def verify(path: Path) -> str | None:
             size = file.stat().st_size
             if size != expected["bytes"]:
                 return f"{file}: has {size} bytes, expected {expected['bytes']}"
-            if _sha256(file) != expected["sha256"]:
+            if file_sha256(file) != expected["sha256"]:
                 return f"{file}: sha256 differs from the manifest's, its content is damaged"
         except OSError as error:
             return f"{file}: {error.strerror}"
@@ -259,13 +259,13 @@ def _write(
         json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n"
     )
     files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         for file in sorted(work.iterdir())
     }
     (work / "manifest.json").write_bytes(_manifest(step, files))
     for file in work.iterdir():
-        _sync(file)
-    _sync(work)
+        sync(file)
+    sync(work)
 
 
 def _manifest(step: int, files: Mapping[str, Any]) -> bytes:
@@ -303,20 +303,3 @@ def _read_group(file: Path) -> dict[str, Tensor]:
         tensors = {name: reader.get_tensor(name).clone() for name in reader.keys()}  # noqa: SIM118
         aliases = json.loads((reader.metadata() or {}).get("aliases", "{}"))
     return tensors | {name: tensors[source] for name, source in aliases.items()}
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or a folder's list of names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

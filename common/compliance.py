@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BadInput
+from common.files import shown
 from common.mlperf import read_log
 
 RULESETS = (
@@ -65,7 +66,7 @@ def _own_checks(
             problems.append(f"line {number} is cut or damaged: log the run again")
         elif event["key"] == "submission_division" and division not in (None, event["value"]):
             problems.append(
-                f"line {number}: the log is for the {_shown(event['value'])} division, not for "
+                f"line {number}: the log is for the {shown(event['value'])} division, not for "
                 f"{division}: choose with --division"
             )
         elif event["key"] == "run_start" and event["metadata"].get("samples_before"):
@@ -114,14 +115,14 @@ def _sentence(message: str, events: Sequence[tuple[int, dict[str, Any] | None]])
         return "weights_initialization does not name exactly the 398 tensors of BERT-large"
     fault = _FAULT.match(message)
     if fault:  # its value is of a kind that the rule cannot even be applied to
-        return f"the rule `{fault[1].strip()}` cannot be applied to: {_shown(fault[2])}"
-    return _shown(message.splitlines()[0])
+        return f"the rule `{fault[1].strip()}` cannot be applied to: {shown(fault[2])}"
+    return shown(message.splitlines()[0])
 
 
 def _miscounted(rule: str, names: str, found: int, rest: str) -> str:
     if found:
         return (
-            f"{names} is there {found} times{_shown(rest)}: a log holds one run; give each run a "
+            f"{names} is there {found} times{shown(rest)}: a log holds one run; give each run a "
             f"file of its own"
         )
     fix = "log it once" if rule == "EXACTLY" else "log at least one"
@@ -145,8 +146,3 @@ def _missed(events: Sequence[tuple[int, dict[str, Any] | None]]) -> str:
         f"no eval_accuracy in [{TARGET}, 1) ({best}): a closed run must reach the target; train "
         f"longer, or log it with --division open"
     )
-
-
-def _shown(text: object) -> str:
-    """Text from a file, safe for a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text))[:200]

@@ -42,8 +42,8 @@ from common.data.schema import write_fixed, write_varlen
 from common.data.spool import Mixture, open_spool
 from common.data.tokenization import read_vocab, train_vocab
 from common.data.track import track
-from common.data.wheel import file_sha256
 from common.errors import BadInput
+from common.files import file_sha256
 
 FORMAT = "bertbench.dataset/1"
 MANIFEST = "manifest.json"

@@ -7,13 +7,13 @@ read: it is never installed, none of its code runs and its dependencies are left
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from common.errors import BadInput, Unsupported
+from common.files import file_sha256
 from common.native import cache_dir
 
 TIMEOUT_S = 600
@@ -71,12 +71,3 @@ def _download(requirement: str, folder: Path) -> Path:
             f"{cache_dir() / 'wheels'} yourself."
         )
     return wheels[0]
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

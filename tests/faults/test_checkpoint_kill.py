@@ -39,9 +39,9 @@ checkpoints.save(2, {"model": {"w": torch.zeros(1000)}, "rank_0000": {"r": torch
     [
         ("_save_group", 1, 1),  # nothing written
         ("_save_group", 2, 1),  # one group of two
-        ("_sha256", 1, 1),  # files, no manifest
-        ("_sync", 1, 1),  # all written, not durable
-        ("_sync", 6, 2),  # renamed, the old one not deleted yet
+        ("file_sha256", 1, 1),  # files, no manifest
+        ("sync", 1, 1),  # all written, not durable
+        ("sync", 6, 2),  # renamed, the old one not deleted yet
     ],
 )
 def test_a_kill_leaves_a_complete_checkpoint(

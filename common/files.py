@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that survive a crash, and text from files that is safe to show."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file, or a folder's list of names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace ``path``: whoever reads it finds the old text or the new one, never a part."""
+    work = path.with_name(f".{path.name}.partial")
+    work.write_text(text, encoding="utf-8")
+    sync(work)
+    work.replace(path)
+    sync(path.parent)
+
+
+def shown(text: object, limit: int = 200) -> str:
+    """Text from a file in one short line, without anything that a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))[:limit]
