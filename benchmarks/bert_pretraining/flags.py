@@ -59,15 +59,9 @@ def translate(
         BadInput: an unknown or ambiguous flag, a missing or impossible value; says what was meant.
         Unsupported: a flag that cannot be honoured; says why and what to do instead.
     """
-    values: dict[str, str] = {}
-    notes: dict[str, list[str]] = {}
-    for given, name, value in _parse(argv, notes):
-        if name == "help":
-            return ["--help"], []
-        try:
-            _apply(name, value, values, notes)
-        except (BadInput, Unsupported) as error:
-            raise type(error)(f"--{given}: {error}") from None
+    values, notes = read(argv)
+    if "help" in values:
+        return ["--help"], []
     world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
     _derive(values, notes, recipe, world)
     own: list[str] = []
@@ -77,6 +71,24 @@ def translate(
         else:
             own += [f"--{name}", value]
     return own, [f"{', '.join(dict.fromkeys(flags))}: {text}" for text, flags in notes.items()]
+
+
+def read(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The values given, by our fields' names, and flags by the note they need.
+
+    Batch sizes are still the reference's (the keys of ``DERIVED``); ``help`` stands for --help.
+    Raises what ``translate`` raises.
+    """
+    values: dict[str, str] = {}
+    notes: dict[str, list[str]] = {}
+    for given, name, value in _parse(argv, notes):
+        if name == "help":
+            return {"help": "True"}, {}
+        try:
+            _apply(name, value, values, notes)
+        except (BadInput, Unsupported) as error:
+            raise type(error)(f"--{given}: {error}") from None
+    return values, notes
 
 
 def _parse(

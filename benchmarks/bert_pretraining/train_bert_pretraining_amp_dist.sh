@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# BERT pretraining on every accelerator of this machine, from any folder:
+#   bash train_bert_pretraining_amp_dist.sh                 a small run on real text, minutes
+#   DATA=/path bash train_bert_pretraining_amp_dist.sh      MLPerf's BERT-large
+# Flags of NVIDIA's and DeepSparkHub's run_pretraining.py are taken; --help lists the rest.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+[ -f "$root/.venv/.bertbench" ] || bash "$root/init.sh"
+exec "$root/.venv/bin/python" -I -m benchmarks.bert_pretraining.launch "$@"

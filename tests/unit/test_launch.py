@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher: which recipe, backend and processes, and the command this comes to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.bert_pretraining.launch import Launch, plan
+from benchmarks.bert_pretraining.recipes import PRESETS
+from common.errors import BadInput, Unsupported
+
+ROOT = Path(__file__).parents[2]
+CPU = {"name": "cpu_ref", "ok": True, "reason": "", "accelerator": False, "device_count": 1,
+       "device": "a CPU"}  # fmt: skip
+ABSENT = {"name": "gcu", "ok": False, "reason": "torch_gcu is not installed"}
+PYTHON = "/venv/bin/python"
+
+
+def accelerators(count: int) -> dict[str, Any]:
+    return {**CPU, "name": "gcu", "accelerator": True, "device_count": count, "device": "a GCU"}
+
+
+def go(argv: str = "", count: int = 0, **environment: str) -> Launch:
+    report = {"cores": 16, "backends": [accelerators(count) if count else ABSENT, CPU]}
+    return plan(argv.split(), environment, report, PYTHON)
+
+
+def test_without_data_and_accelerator_mini_runs_on_the_cpu_and_says_so() -> None:
+    launch = go()
+    assert launch.command == ["/venv/bin/bertbench", "run", "mini", "--backend", "cpu_ref"]
+    assert any("DATA is not set" in text for text in launch.says)
+    assert any("no accelerator was found" in text for text in launch.says)
+
+
+def test_without_data_mini_takes_the_accelerators() -> None:
+    launch = go("--seed 3", count=8)
+    assert launch.command == [
+        *("/venv/bin/python", "-m", "torch.distributed.run", "--nproc-per-node=8"),
+        *("--standalone", "--no-python", "/venv/bin/bertbench", "run", "mini"),
+        *("--backend", "gcu", "--seed", "3"),
+    ]
+    assert launch.environment["OMP_NUM_THREADS"] == "2"
+    assert not any("no accelerator" in text for text in launch.says)
+
+
+def test_one_accelerator_needs_no_torchrun() -> None:
+    assert go(count=1).command[:3] == ["/venv/bin/bertbench", "run", "mini"]
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+def test_mini_uses_as_many_devices_as_share_its_batch(count: int) -> None:
+    launch = go(count=count)
+    flag = [w for w in launch.command if w.startswith("--nproc-per-node=")]
+    processes = int(flag[0].partition("=")[2]) if flag else 1
+    batch = PRESETS["mini"].recipe.global_batch  # type: ignore[attr-defined]
+    assert batch % processes == 0
+    assert processes <= count < 2 * processes or processes == batch
+    assert (processes < count) == any(f"of {count} devices" in text for text in launch.says)
+
+
+def test_data_runs_deepsparks_command_on_the_accelerators(tmp_path: Path) -> None:
+    launch = go("--max_steps 9 --seed 1", count=8, DATA=str(tmp_path))
+    at = launch.command.index("run")
+    assert launch.command[at:] == [
+        *("run", "deepspark_416", "--backend", "gcu", "--data", str(tmp_path)),
+        *("--seed", "17103", "--skip_checkpoint", "--max_steps", "9", "--seed", "1"),
+    ]
+
+
+def test_data_without_accelerator_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match=r"torch_gcu is not installed.*--backend cpu_ref"):
+        go(DATA=str(tmp_path))
+    launch = go("--backend cpu_ref", DATA=str(tmp_path))
+    assert launch.command[1:5] == ["run", "deepspark_416", "--backend", "cpu_ref"]
+    assert not any("no accelerator" in text for text in launch.says), "it was asked for"
+
+
+def test_named_recipe_never_falls_back_to_the_cpu() -> None:
+    with pytest.raises(Unsupported, match="--backend cpu_ref"):
+        go("--recipe base --synthetic")
+    assert go("--recipe=base --recipe mini").command[2] == "mini"
+
+
+def test_variables_of_the_reference_and_of_torchrun(tmp_path: Path) -> None:
+    launch = go(count=4, DATA=str(tmp_path), NPROC="2", NNODES="2", NODE_RANK="1",
+                MASTER_ADDR="node0", INIT_LOSS_SCALE="1024", OMP_NUM_THREADS="7")  # fmt: skip
+    command = " ".join(launch.command)
+    assert (
+        "--nproc-per-node=2 --nnodes=2 --node-rank=1 --master-addr=node0 --master-port=29500"
+        in command
+    )
+    assert "--init_loss_scale 1024" in command
+    assert launch.environment["OMP_NUM_THREADS"] == "7"
+    assert any(text.startswith("4 x gcu") for text in launch.says)
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "message"),
+    [
+        ("", {"DATA": "/nowhere"}, "DATA=/nowhere is not a folder"),
+        ("", {"NPROC": "all"}, "NPROC=all is not a count"),
+        ("", {"NPROC": "0"}, "NPROC=0"),
+        ("", {"NNODES": "2"}, "MASTER_ADDR"),
+        ("--recipe maxi", {}, "unknown recipe 'maxi'"),
+        ("--recipe", {}, "needs a name"),
+        ("--lerning_rate 1", {}, "did you mean --learning_rate"),
+        ("--backend tpu", {}, "unknown backend 'tpu'"),
+        ("--backend gcu", {}, "torch_gcu is not installed"),
+    ],
+)
+def test_refusals(argv: str, environment: dict[str, str], message: str) -> None:
+    with pytest.raises((BadInput, Unsupported), match=message):
+        go(argv, **environment)
+
+
+def test_scripts_of_the_root_lead_to_the_launcher() -> None:
+    name = "train_bert_pretraining_amp_dist.sh"
+    real = ROOT / "benchmarks" / "bert_pretraining" / name
+    assert "benchmarks.bert_pretraining.launch" in real.read_text()
+    for folder, up in ((ROOT, ""), (ROOT / "scripts", "../")):
+        assert f'$here/{up}benchmarks/bert_pretraining/{name}" "$@"' in (folder / name).read_text()
