@@ -122,7 +122,7 @@ def run_ours(model: BertForPreTraining, batch: PretrainingBatch) -> Outcome:
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 def assert_same(model: BertForPreTraining, ours: Outcome, theirs: Outcome, tol: float) -> None:

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in and out: every naming, every refusal, nothing half loaded, no code run."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.errors import BadInput, Unsupported
+from common.model.config import BertConfig
+from common.model.heads import BertForPreTraining
+from common.model.ops import Ops
+from common.model.weights import export_state_dict, load_pretrained
+
+CONFIG = BertConfig(
+    vocab_size=56,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=24,
+)
+State = dict[str, Tensor]
+
+
+def build(config: BertConfig = CONFIG, seed: int = 0) -> BertForPreTraining:
+    torch.manual_seed(seed)
+    model = BertForPreTraining(config, Ops())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    return model
+
+
+def same(a: BertForPreTraining, b: BertForPreTraining) -> bool:
+    return all(map(torch.equal, a.parameters(), b.parameters()))
+
+
+def rename(state: State, *rules: tuple[str, str]) -> State:
+    def new(name: str) -> str:
+        for old, replacement in rules:
+            name = re.sub(old, replacement, name)
+        return name
+
+    return {new(name): tensor for name, tensor in state.items()}
+
+
+def bare_encoder(state: State) -> State:
+    """As saved from a BertModel: no heads, no prefix; with the buffer that old files have."""
+    inner = {n.removeprefix("bert."): t for n, t in state.items() if n.startswith("bert.")}
+    return inner | {"embeddings.position_ids": torch.arange(24)[None]}
+
+
+TF_STYLE = ((r"LayerNorm\.weight", "LayerNorm.gamma"), (r"LayerNorm\.bias", "LayerNorm.beta"))
+FUSED_MHA = (
+    (r"attention\.self\.query\.", "attention.multi_head_attention.q_"),
+    (r"attention\.self\.key\.", "attention.multi_head_attention.k_"),
+    (r"attention\.self\.value\.", "attention.multi_head_attention.v_"),
+    (r"attention\.output\.dense\.", "attention.multi_head_attention.out_proj_"),
+    (r"attention\.output\.LayerNorm\.", "attention.layer_norm."),
+    (r"^bert\.", "bert_model_segment.bert."),
+    (r"^cls\.", "heads_only_segment.cls."),
+)
+NAMINGS: dict[str, Callable[[BertForPreTraining], State]] = {
+    "huggingface": export_state_dict,
+    "huggingface-without-tied": lambda m: {
+        n: t for n, t in export_state_dict(m).items() if n != "cls.predictions.decoder.weight"
+    },
+    "huggingface-decoder-bias": lambda m: rename(
+        export_state_dict(m), (r"^cls\.predictions\.bias$", "cls.predictions.decoder.bias")
+    ),
+    "nvidia": lambda m: export_state_dict(m, "nvidia"),
+    "nvidia-mlperf-fused-mha": lambda m: rename(export_state_dict(m), *FUSED_MHA),
+    "tensorflow-converted": lambda m: rename(export_state_dict(m), *TF_STYLE),
+    "distributed": lambda m: rename(export_state_dict(m, "nvidia"), (r"^", "module.")),
+    "own": lambda m: m.state_dict(),
+    "own-compiled": lambda m: rename(m.state_dict(), (r"^", "_orig_mod.")),
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+@pytest.mark.parametrize("container", [".pt", ".pt with model key", ".safetensors"])
+def test_every_naming_in_every_container(tmp_path, naming, container):
+    source, model = build(seed=1), build(seed=2)
+    state = NAMINGS[naming](source)
+    path = tmp_path / f"weights{container.split()[0]}"
+    if container == ".safetensors":
+        save_file({name: t.clone() for name, t in state.items()}, path)
+    else:
+        extra = {"optimizer": {"state": {0: torch.ones(2)}}, "epoch": 3}
+        torch.save({"model": state, **extra} if "model" in container else state, path)
+    report = load_pretrained(model, path, require="all")
+    assert same(model, source)
+    assert report.matched == tuple(sorted(state))
+    assert (report.missing, report.unexpected, report.notes) == ((), (), ())
+
+
+def test_old_pt_format(tmp_path):
+    """Files of torch before 1.6 are no zip archives and cannot be memory-mapped."""
+    source, model = build(seed=1), build(seed=2)
+    old = {"_use_new_zipfile_serialization": False}
+    torch.save(export_state_dict(source), tmp_path / "old.pt", **old)
+    load_pretrained(model, tmp_path / "old.pt", require="all")
+    assert same(model, source)
+
+
+def test_half_precision_file(tmp_path):
+    source, model = build(seed=1), build(seed=2)
+    state = {name: t.half() for name, t in export_state_dict(source).items()}
+    torch.save(state, tmp_path / "half.pt")
+    load_pretrained(model, tmp_path / "half.pt", require="all")
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert all(
+        torch.equal(p, q.half().float())
+        for p, q in zip(model.parameters(), source.parameters(), strict=True)
+    )
+
+
+def test_bare_encoder_and_its_report(tmp_path):
+    source, model, before = build(seed=1), build(seed=2), build(seed=2)
+    torch.save(
+        bare_encoder(export_state_dict(source)) | {"extra": torch.ones(2)}, tmp_path / "e.pt"
+    )
+    report = load_pretrained(model, tmp_path / "e.pt")
+    assert same(model.encoder, source.encoder) and same(model.pooler, source.pooler)
+    assert same(model.masked_token, before.masked_token)
+    assert report.unexpected == ("embeddings.position_ids", "extra")
+    assert set(report.missing) == {
+        "cls.predictions.bias",
+        *(f"cls.predictions.transform.dense.{kind}" for kind in ("weight", "bias")),
+        *(f"cls.predictions.transform.LayerNorm.{kind}" for kind in ("weight", "bias")),
+        *(f"cls.seq_relationship.{kind}" for kind in ("weight", "bias")),
+    }
+    with pytest.raises(BadInput, match="lacks 7 of the model's"):
+        load_pretrained(model, tmp_path / "e.pt", require="all")
+
+
+def test_vocabulary_padding_both_ways(tmp_path):
+    narrow, wide = build(replace(CONFIG, vocab_size=50), seed=1), build(seed=2)
+    torch.save(export_state_dict(narrow), tmp_path / "narrow.pt")
+    report = load_pretrained(wide, tmp_path / "narrow.pt", require="all")
+    word, bias = wide.encoder.embeddings.word.weight, wide.masked_token.decoder_bias
+    assert torch.equal(word[:50], narrow.encoder.embeddings.word.weight)
+    assert torch.equal(bias[:50], narrow.masked_token.decoder_bias)
+    assert not word[50:].any() and not bias[50:].any()
+    assert report.notes == (
+        "bert.embeddings.word_embeddings.weight: 6 padding rows added as zeros",
+        "cls.predictions.bias: 6 padding rows added as zeros",
+    )
+
+    torch.save({"model": export_state_dict(wide, "nvidia")}, tmp_path / "wide.pt")
+    again = build(replace(CONFIG, vocab_size=50), seed=3)
+    report = load_pretrained(again, tmp_path / "wide.pt", require="all")
+    assert same(again, narrow)
+    assert all("6 padding rows dropped" in note for note in report.notes)
+    assert len(report.notes) == 2
+
+    cut = export_state_dict(wide, vocab_size=50)
+    assert all(torch.equal(cut[name], t) for name, t in export_state_dict(narrow).items())
+
+
+@pytest.mark.parametrize("rows", [48, 64, 57, 40])
+def test_another_vocabulary_is_refused(tmp_path, rows):
+    torch.save(export_state_dict(build(replace(CONFIG, vocab_size=rows))), tmp_path / "v.pt")
+    with pytest.raises(BadInput, match=rf"v\.pt: .*word_embeddings.*\[{rows}, 16\].*\[56, 16\]"):
+        load_pretrained(build(), tmp_path / "v.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hidden_size": 32}, r"has shape \[.*the model needs \["),
+        ({"intermediate_size": 64}, r"intermediate\.dense\.bias has shape \[64\]"),
+        ({"max_position_embeddings": 48}, r"position_embeddings\.weight has shape \[48, 16\]"),
+        ({"num_hidden_layers": 1}, "its encoder has 1 layers, the model has 2"),
+        ({"num_hidden_layers": 3}, "its encoder has 3 layers, the model has 2"),
+        ({"norm_position": "pre"}, "lacks 10 of the model's"),
+    ],
+)
+def test_another_shape_is_refused_and_nothing_is_loaded(tmp_path, change, says):
+    torch.save(export_state_dict(build(replace(CONFIG, **change), seed=1)), tmp_path / "other.pt")
+    model = build()
+    with pytest.raises(BadInput, match=rf"other\.pt: .*{says}"):
+        load_pretrained(model, tmp_path / "other.pt")
+    assert same(model, build())
+
+
+def edited(edit: Callable[[State], None]) -> State:
+    state = export_state_dict(build())
+    edit(state)
+    return state
+
+
+REFUSED = {
+    "a layer without its key": (
+        edited(lambda s: s.pop("bert.encoder.layer.1.attention.self.key.weight")),
+        r"lacks 1 of .*bert\.encoder\.layer\.1\.attention\.self\.key\.weight",
+    ),
+    "no encoder at all": ({"conv1.weight": torch.ones(3)}, r"it has 1, such as conv1\.weight"),
+    "empty": ({}, "it has 0"),
+    "integer weights": (
+        {n: t.to(torch.int8) for n, t in export_state_dict(build()).items()},
+        "it has 0",
+    ),
+    "untied decoder": (
+        edited(lambda s: s.update({"cls.predictions.decoder.weight": torch.ones(56, 16)})),
+        r"cls\.predictions\.decoder\.weight differs from the word embedding",
+    ),
+    "one parameter twice": (
+        edited(lambda s: s.update({"bert.pooler.dense_act.bias": torch.ones(16)})),
+        r"bert\.pooler\.dense\.bias and bert\.pooler\.dense_act\.bias .* differ",
+    ),
+    "a list": ([torch.ones(2)], "no dictionary of tensors"),
+    "model key without tensors": ({"model": 3}, "no dictionary of tensors"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_unfit_contents_are_refused(tmp_path, what):
+    contents, says = REFUSED[what]
+    torch.save(contents, tmp_path / "bad.pt")
+    model = build(seed=2)
+    with pytest.raises(BadInput, match=rf"bad\.pt: .*{says}"):
+        load_pretrained(model, tmp_path / "bad.pt")
+    assert same(model, build(seed=2))
+
+
+class Hostile:
+    """Creates a file when unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize(
+    ("where", "zipped"),
+    [("value", True), ("value", False), ("model", True), ("model", False), ("file", False)],
+)
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_code_in_a_file_is_not_run(tmp_path, where, zipped):
+    proof, path = tmp_path / "code-was-run", tmp_path / "hostile.pt"
+    hostile, state = Hostile(proof), export_state_dict(build())
+    if where == "file":
+        path.write_bytes(pickle.dumps({**state, "x": hostile}))
+    else:
+        contents = {**state, "x": hostile} if where == "value" else {"model": hostile}
+        torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(BadInput, match=r"hostile\.pt: .*Nothing in it was executed"):
+        load_pretrained(build(), path)
+    assert not proof.exists()
+    # the proof works: this is what an unguarded reader would do
+    torch.load(path, weights_only=False) if where != "file" else pickle.loads(path.read_bytes())
+    assert proof.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1000, -1])
+def test_a_cut_file_is_refused(tmp_path, name, keep):
+    path, model = tmp_path / name, build(seed=2)
+    state = {n: t.clone() for n, t in export_state_dict(build()).items()}
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(BadInput, match=re.escape(name)):
+        load_pretrained(model, path)
+    assert same(model, build(seed=2))
+
+
+@pytest.mark.parametrize("name", ["text.pt", "text.safetensors", "model.ckpt-28252.index"])
+def test_a_foreign_file_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("weights? what weights?\n" * 50)
+    with pytest.raises(BadInput, match=re.escape(name)):
+        load_pretrained(build(), tmp_path / name)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(BadInput, match=r"none\.pt: does not exist"):
+        load_pretrained(build(), tmp_path / "none.pt")
+    with pytest.raises(BadInput, match="is a folder"):
+        load_pretrained(build(), tmp_path)
+
+
+def test_pre_norm_round_trip_and_no_nvidia_names(tmp_path):
+    config = replace(CONFIG, norm_position="pre")
+    source, model = build(config, seed=1), build(config, seed=2)
+    torch.save(export_state_dict(source), tmp_path / "pre.pt")
+    load_pretrained(model, tmp_path / "pre.pt", require="all")
+    assert same(model, source)
+    with pytest.raises(Unsupported, match="pre-LN"):
+        export_state_dict(source, "nvidia")
+
+
+def test_nvidia_names():
+    names = export_state_dict(build(), "nvidia").keys()
+    assert {n for n in names if "dense_act" in n} == {
+        f"{module}.{kind}"
+        for module in (
+            "bert.encoder.layer.0.intermediate.dense_act",
+            "bert.encoder.layer.1.intermediate.dense_act",
+            "bert.pooler.dense_act",
+            "cls.predictions.transform.dense_act",
+        )
+        for kind in ("weight", "bias")
+    }
+    assert {n.replace("dense_act", "dense") for n in names} == export_state_dict(build()).keys()
