@@ -67,6 +67,11 @@ def _text(source: Path) -> str:
     return "".join(f.read_text() for f in (source, *sorted(source.parent.glob("*.h"))))
 
 
+def _texts(source: Path) -> list[str]:
+    """The file and the headers beside it."""
+    return [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+
+
 def _build(compiler: str, source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Ranks may build at the same time: each builds its own file and the rename decides.

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+// Self-attention within each sequence of a packed batch, one (sequence, head) per task.
+// qkv [T, 3H] holds q, k, v side by side; D = H / heads is a multiple of 16.
+//
+// Kept for the backward pass: the unnormalised probabilities e = exp(scale * (s - max)) in the
+// compute type, with the sign bit set where dropout removed the element, [heads, L, up(L, 16)] per
+// sequence; and 1 / sum(e) per row, [T, heads].
+#pragma once
+#include "vec.h"
+
+enum { QUERIES = 48 };  // rows handled at a time: scores, keys and values stay in L2
+
+typedef struct {
+    long L, Lp, Lc, D, Dc;  // length, padded to vectors, in cells; head size, in cells
+    long ld, H;             // elements per row of qkv and of out
+    uint32_t threshold;
+    float scale, keep_scale;
+    uint64_t seed;
+    long row, heads, head;  // of the first query: dropout's row is (row + i) * heads + head
+} Item;
+
+// cells [rows / 2 or rows][cols]: two bf16 rows side by side, or float32 rows; zeros to `padded`.
+INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols, uint32_t *out,
+                      int half) {
+    const uint16_t *h = x;
+    for (long r = 0; r < padded; r += half ? 2 : 1) {
+        for (long i = 0; i < cols; i += W) {
+            vu a = {}, b = {};
+            if (half) {
+                if (r < rows) a = __builtin_convertvector(*(const vh *)(h + r * ld + i), vu);
+                if (r + 1 < rows) b = __builtin_convertvector(*(const vh *)(h + (r + 1) * ld + i), vu);
+                a |= b << 16;
+            } else if (r < rows) {
+                a = *(const vu *)((const float *)x + r * ld + i);
+            }
+            *(vu *)(out + (half ? r / 2 : r) * cols + i) = a;
+        }
+    }
+}
+
+// out [cols][rows padded to 16], of cells x [rows][cols]; zeros beyond `rows`. cols % 8 == 0.
+INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out, long ldo) {
+    for (long r = 0; r < rows; r += W)
+        for (long c = 0; c < cols; c += W) {
+            vu v[W];
+            for (long i = 0; i < W; i++) {
+                v[i] = (vu){};
+                if (r + i < rows) memcpy(&v[i], x + (r + i) * ld + c, 4 * lmin(W, cols - c));
+            }
+            transpose16(v);
+            for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + (c + i) * ldo + r) = v[i];
+        }
+}
+
+INLINE const void *at(const void *x, long i, int half) { return (const char *)x + i * bytes(half); }
+
+INLINE void attend(const Item *w, const void *q, const void *k, const void *v, void *out, void *saved,
+                   float *inverse, int half) {
+    const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D;
+    uint32_t *KT = (uint32_t *)scratch(4 * (w->Dc * Lp + Lc * D + QUERIES * (Lp + Lc + D)));
+    uint32_t *V = KT + w->Dc * Lp, *P = V + Lc * D;
+    float *S = (float *)(P + QUERIES * Lc), *O = S + QUERIES * Lp;
+    const long cells = half ? w->ld / 2 : w->ld;
+    turn(k, cells, L, w->Dc, KT, Lp);
+    pair_rows(v, w->ld, L, Lp, D, V, half);
+    for (long i0 = 0; i0 < L; i0 += QUERIES) {
+        long rows = lmin(QUERIES, L - i0);
+        GEMM(rows, Lp, w->Dc, at(q, i0 * w->ld, half), cells, KT, Lp, S, Lp, 0);
+        for (long r = 0; r < rows; r++) {
+            float *s = S + r * Lp;
+            for (long j = L; j < Lp; j++) s[j] = -INFINITY;
+            vf top = *(vf *)s, sum = {};
+            for (long j = W; j < Lp; j += W) top = select16(*(vf *)(s + j) > top, *(vf *)(s + j), top);
+            const float largest = max16(top);
+            key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
+            for (long j0 = 0; j0 < Lp; j0 += 2 * W) {
+                vu h = w->threshold ? hash32(key, j0) : (vu){};
+                for (long j = j0; j < lmin(Lp, j0 + 2 * W); j += W) {
+                    vf e = vexp((*(vf *)(s + j) - largest) * w->scale);
+                    if (j + W > L) {  // vexp has no zero
+                        vf part = {};
+                        memcpy(&part, &e, 4 * (L - j));
+                        e = part;
+                    }
+                    sum += e;
+                    vi keep = w->threshold ? keep16(h, j != j0, w->threshold) : ~(vi){};
+                    vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
+                    st(P, r * (half ? 2 * Lc : Lc) + j, half, (vf)((vi)e & keep));
+                    if (saved) st(saved, (i0 + r) * Lp + j, half, dead);
+                }
+            }
+            inverse[(i0 + r) * w->heads] = 1.0f / sum16(sum);
+        }
+        GEMM(rows, D, Lc, P, Lc, V, D, O, D, 0);
+        for (long r = 0; r < rows; r++) {
+            float scale = inverse[(i0 + r) * w->heads] * w->keep_scale;
+            for (long d = 0; d < D; d += W)
+                st(out, (i0 + r) * w->H + d, half, *(vf *)(O + r * D + d) * scale);
+        }
+    }
+}
+
+// out rows j (of L) <- x [D][Lp], turned.
+INLINE void put_turned(const float *x, long Lp, long L, long D, void *out, long ld, int half) {
+    for (long j = 0; j < L; j += W)
+        for (long d = 0; d < D; d += W) {
+            vu v[W];
+            for (long i = 0; i < W; i++) v[i] = *(const vu *)(x + (d + i) * Lp + j);
+            transpose16(v);
+            for (long i = 0; i < lmin(W, L - j); i++) st(out, (j + i) * ld + d, half, (vf)v[i]);
+        }
+}
+
+INLINE void attend_backward(const Item *w, const void *q, const void *k, const void *v,
+                            const void *out, const void *dout, const void *saved,
+                            const float *inverse, void *dq, void *dk, void *dv, int half) {
+    const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, H = w->H, step = half ? 2 : 1;
+    const long Qc = QUERIES / step;
+    uint32_t *VT = (uint32_t *)scratch(
+        4 * (w->Dc * Lp + 2 * Lc * D + 2 * D * Lp + QUERIES * (Lp + D + Lc) + 2 * Qc * Lp +
+             2 * D * Lp + QUERIES * (D + 1)));
+    uint32_t *K = VT + w->Dc * Lp, *pairs = K + Lc * D, *QT = pairs + Lc * D, *GT = QT + D * Lp;
+    uint32_t *dS = GT + D * Lp, *dSc = dS + QUERIES * Lc, *Pc = dSc + Qc * Lp;
+    float *dP = (float *)(Pc + Qc * Lp), *dQ = dP + QUERIES * Lp, *dKT = dQ + QUERIES * D,
+          *dVT = dKT + D * Lp, *scaled = dVT + D * Lp;
+    const long cells = half ? w->ld / 2 : w->ld, out_cells = half ? H / 2 : H;
+    turn(v, cells, L, w->Dc, VT, Lp);
+    pair_rows(k, w->ld, L, Lp, D, K, half);
+    pair_rows(q, w->ld, L, Lp, D, pairs, half);
+    turn(pairs, D, Lc, D, QT, Lp);
+    // GT: the output's gradient, turned, with each row's 1 / sum and dropout's scale.
+    for (long i0 = 0; i0 < Lp; i0 += 2) {
+        for (long r = 0; r < 2; r++) {
+            float f = i0 + r < L ? inverse[(i0 + r) * w->heads] * w->keep_scale : 0.0f;
+            for (long d = 0; d < D; d += W) {
+                vf g = {};
+                if (i0 + r < L) g = ld(dout, (i0 + r) * H + d, half) * f;
+                st(scaled, r * D + d, half, g);
+            }
+        }
+        pair_rows(scaled, D, 2, 2, D, pairs + (half ? i0 / 2 : i0) * D, half);
+    }
+    turn(pairs, D, Lc, D, GT, Lp);
+    memset(dKT, 0, 8 * D * Lp);
+
+    for (long i0 = 0; i0 < L; i0 += QUERIES) {
+        long rows = lmin(QUERIES, L - i0), here = up(rows, step) / step;
+        GEMM(rows, Lp, w->Dc, at(dout, i0 * H, half), out_cells, VT, Lp, dP, Lp, 0);
+        for (long r = 0; r < rows; r += step) {
+            float f[2] = {0, 0}, delta[2] = {0, 0};
+            for (long s = 0; s < step && r + s < rows; s++) {
+                long row = (i0 + r + s) * H;
+                vf sum = {};
+                for (long d = 0; d < D; d += W) sum += ld(out, row + d, half) * ld(dout, row + d, half);
+                delta[s] = sum16(sum);
+                f[s] = inverse[(i0 + r + s) * w->heads];
+            }
+            for (long j = 0; j < Lp; j += W) {
+                vu p[2] = {}, g[2] = {};
+                for (long s = 0; s < step && r + s < rows; s++) {
+                    vf e = ld(saved, (i0 + r + s) * Lp + j, half);
+                    vi alive = (vi)e >= 0;
+                    vf d = (vf)((vi)(*(vf *)(dP + (r + s) * Lp + j) * w->keep_scale) & alive);
+                    vf ds = (vf)((vi)e & 0x7fffffff) * (f[s] * w->scale) * (d - delta[s]);
+                    vf kept = (vf)((vi)e & alive);
+                    if (half) {
+                        vh hs = narrow(ds);
+                        memcpy((uint16_t *)(dS + (r + s) * Lc) + j, &hs, 32);
+                        g[s] = __builtin_convertvector(hs, vu);
+                        p[s] = (vu)kept >> 16;
+                    } else {
+                        *(vf *)(dS + (r + s) * Lc + j) = ds;
+                        g[s] = (vu)ds;
+                        p[s] = (vu)kept;
+                    }
+                }
+                long cell = r / step * Lp + j;
+                *(vu *)(dSc + cell) = g[0] | (half ? g[1] << 16 : g[1]);
+                *(vu *)(Pc + cell) = p[0] | (half ? p[1] << 16 : p[1]);
+            }
+        }
+        GEMM(rows, D, Lc, dS, Lc, K, D, dQ, D, 0);
+        for (long r = 0; r < rows; r++)
+            for (long d = 0; d < D; d += W)
+                st(dq, (i0 + r) * w->ld + d, half, *(vf *)(dQ + r * D + d));
+        GEMM(D, Lp, here, QT + i0 / step, Lp, dSc, Lp, dKT, Lp, 1);
+        GEMM(D, Lp, here, GT + i0 / step, Lp, Pc, Lp, dVT, Lp, 1);
+    }
+    put_turned(dKT, Lp, L, D, dk, w->ld, half);
+    put_turned(dVT, Lp, L, D, dv, w->ld, half);
+}
+
+#define ATTENTION_PARAMS                                                                        \
+    const void *qkv, const int32_t *starts, const int64_t *order, const int64_t *offsets,       \
+        long sequences, long heads, long D, void *out, void *saved, float *inverse,             \
+        const void *dout, void *dqkv, uint32_t threshold, float keep_scale, uint64_t seed, int half
+#define ATTENTION_VALUES                                                                       \
+    qkv, starts, order, offsets, sequences, heads, D, out, saved, inverse, dout, dqkv, threshold, \
+        keep_scale, seed
+
+// Task t is one head of one sequence. Forward without dout, backward with it. order: sequences,
+// longest first (for balance); offsets: where each one's probabilities start in `saved`.
+INLINE void attention_(long t, ATTENTION_PARAMS) {
+    const long b = order[t / heads], n = t % heads, first = starts[b];
+    const long L = starts[b + 1] - first, Lp = up(L, W), H = heads * D;
+    const Item w = {L, Lp, half ? Lp / 2 : Lp, D, half ? D / 2 : D, 3 * H, H, threshold,
+                    1.0f / sqrtf(D), keep_scale, seed, first, heads, n};
+    const long from = first * 3 * H + n * D, to = first * H + n * D;
+    void *mine = saved ? (void *)at(saved, offsets[b] + n * L * Lp, half) : NULL;
+    const void *q = at(qkv, from, half), *k = at(qkv, from + H, half),
+               *v = at(qkv, from + 2 * H, half), *o = at(out, to, half);
+    float *inv = inverse + first * heads + n;
+    if (!dout)
+        attend(&w, q, k, v, (void *)o, mine, inv, half);
+    else
+        attend_backward(&w, q, k, v, o, at(dout, to, half), mine, inv,
+                        (void *)at(dqkv, from, half), (void *)at(dqkv, from + H, half),
+                        (void *)at(dqkv, from + 2 * H, half), half);
+}
+EXPORT void attention(ATTENTION_PARAMS) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (long t = 0; t < sequences * heads; t++) {
+        if (half) attention_(t, ATTENTION_VALUES, 1);
+        else attention_(t, ATTENTION_VALUES, 0);
+    }
+}

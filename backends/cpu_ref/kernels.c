@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fused kernels of cpu_ref, compiled at first use; kernels.py calls them.
+#include "attention.h"
+#include "lamb.h"
+#include "rows.h"
+
+// Which elements dropout keeps, 1 or 0, for rows first..first + rows of any operation: tests only
+// see the masks through this.
+EXPORT void keep_mask(uint8_t *out, long first, long rows, long cols, uint32_t threshold,
+                      uint64_t seed) {
+    for (long t = 0; t < rows; t++) {
+        key_t_ key = row_key(seed, first + t);
+        for (long i = 0; i < cols; i++) {
+            vi keep = keep16(hash32(key, i / 32 * 32), i / W & 1, threshold);
+            out[t * cols + i] = keep[i % W] != 0;
+        }
+    }
+}
+
+EXPORT int has_bf16_dot(void) {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
