@@ -176,11 +176,12 @@ INLINE void gelu_forward_(long t, void *u, const float *bias, void *y, long rows
         long n = cols - i, at = t * cols + i;
         vf x = ldn(u, at, n, half) + ldn(bias, i, n, 0), out, slope;
         if (tanh_form) {
+            // (1 + tanh z) / 2 is the logistic function of 2z, without cancellation.
             const float a = 0.7978845608f, b = 0.044715f;
             vf z2 = 2 * a * (x + b * x * x * x);
-            vf th = 1 - 2 / (vexp(select16(z2 > 80.0f, splat(80), z2)) + 1);
-            out = 0.5f * x * (1 + th);
-            slope = 0.5f * (1 + th) + 0.5f * x * (1 - th * th) * a * (1 + 3 * b * x * x);
+            vf e = vexp(select16(z2 > 80.0f, splat(80), z2)), rest = 1 / (e + 1), s = e * rest;
+            out = x * s;
+            slope = s + 2 * x * s * rest * a * (1 + 3 * b * x * x);
         } else {
             vf z = (vf)((vi)x & 0x7fffffff) * 0.70710678f, g = vexp(-z * z);
             vf k = 1 / (1 + 0.3275911f * z);
