@@ -16,7 +16,7 @@ Naming = Literal["huggingface", "nvidia"]
 WORD_EMBEDDING = "bert.embeddings.word_embeddings.weight"
 DECODER_WEIGHT = "cls.predictions.decoder.weight"
 DECODER_BIAS = "cls.predictions.bias"
-LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.")
+LAYER = re.compile(r"bert\.encoder\.layer\.(\d{1,4})\.")
 
 _MODULES = {
     "encoder.embeddings.word": "bert.embeddings.word_embeddings",

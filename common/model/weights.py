@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.errors import BadInput, Unsupported
+from common.files import shown
 from common.model.bert import BertEncoder
 from common.model.config import BertConfig
 from common.model.naming import (
@@ -59,7 +60,7 @@ class _File:
     original: dict[str, str] = field(default_factory=dict)
     """The same keys -> the names in the file."""
     unusable: set[str] = field(default_factory=set)
-    """Names in the file of what is no floating-point tensor."""
+    """Names in the file of what is no dense floating-point tensor."""
 
 
 def load_pretrained(
@@ -140,18 +141,25 @@ def _read(path: Path, norm_position: str) -> _File:
     raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     file = _File(path)
     for key, value in raw.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim == 0:
-            file.unusable.add(str(key))
+        label = shown(key)
+        if not _is_weight(value):
+            file.unusable.add(label)
             continue
         names = huggingface_names(str(key), norm_position)
         for name, tensor in zip(names, value.chunk(len(names)), strict=False):
             if name in file.tensors and not torch.equal(file.tensors[name], tensor):
                 raise BadInput(
-                    f"{path}: {file.original[name]} and {key} stand for the same parameter but "
+                    f"{path}: {file.original[name]} and {label} stand for the same parameter but "
                     f"differ; remove the one that is wrong"
                 )
-            file.tensors[name], file.original[name] = tensor, str(key)
+            file.tensors[name], file.original[name] = tensor, label
     return file
+
+
+def _is_weight(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+        return False
+    return value.is_floating_point() and value.ndim > 0
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -159,7 +167,7 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise BadInput(
-            f"{path}: not a complete safetensors file ({error}); fetch it again"
+            f"{path}: not a complete safetensors file ({shown(error)}); fetch it again"
         ) from error
 
 
@@ -176,7 +184,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             f"torch.save({{'model': model.state_dict()}}, file), or a .safetensors file"
         ) from error
     except Exception as error:  # a damaged file makes torch raise almost anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = shown(error) or type(error).__name__
         raise BadInput(
             f"{path}: cannot be read as a PyTorch weights file ({reason}); it may be cut short: "
             f"fetch it again"

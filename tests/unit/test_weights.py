@@ -210,6 +210,14 @@ REFUSED = {
         {n: t.to(torch.int8) for n, t in export_state_dict(build()).items()},
         "it has 0",
     ),
+    "weights without values": (
+        {n: t.to("meta") for n, t in export_state_dict(build()).items()},
+        "it has 0",
+    ),
+    "sparse weights": (
+        {n: t.to_sparse() for n, t in export_state_dict(build()).items()},
+        "it has 0",
+    ),
     "untied decoder": (
         edited(lambda s: s.update({"cls.predictions.decoder.weight": torch.ones(56, 16)})),
         r"cls\.predictions\.decoder\.weight differs from the word embedding",
@@ -218,6 +226,7 @@ REFUSED = {
         edited(lambda s: s.update({"bert.pooler.dense_act.bias": torch.ones(16)})),
         r"bert\.pooler\.dense\.bias and bert\.pooler\.dense_act\.bias .* differ",
     ),
+    "names that a terminal would obey": ({"\x1b[2J\x07": torch.ones(3)}, r"such as \?\[2J\?\."),
     "a list": ([torch.ones(2)], "no dictionary of tensors"),
     "model key without tensors": ({"model": 3}, "no dictionary of tensors"),
 }
