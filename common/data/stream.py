@@ -2,9 +2,9 @@
 """The order in which samples are trained, and the batches of every step.
 
 The order depends on the seed, the epoch and the files only. An epoch takes the shards in shuffled
-order, ``window_shards`` at a time; the samples of such a window are in memory together and are
-shuffled among themselves. Consecutive samples make the global batches, across the ends of windows
-and epochs, so that each sample is used exactly once per epoch.
+order, up to ``window_shards`` at a time; the samples of such a window are in memory together and
+are shuffled among themselves. Consecutive samples make the global batches, across the ends of
+windows and epochs, so that each sample is used exactly once per epoch.
 
 World size, micro-batch and accumulation only divide a global batch. Every rank knows all lengths
 and therefore computes the same division by itself, in which all micro-batches have the same
@@ -119,7 +119,8 @@ class StepStream:
         stopping = threading.Event()
         steps = Prefetcher(self._steps(stopping), STEPS_AHEAD)
         try:
-            for step in steps:  # not `yield from`, which would close before the flag is set
+            # `yield from` would close ``steps`` before the flag is set, and wait for a window.
+            for step in steps:  # noqa: UP028
                 yield step
         finally:
             stopping.set()
@@ -279,9 +280,18 @@ class _Files:
         return {"num_shards": len(self.files), "window_shards": self.window_shards}
 
     def windows(self, epoch: int) -> list[Window]:
+        """All shards at once if they fit, else 1, 2, 4, ... up to ``window_shards`` of them.
+
+        The first step of a run waits for the first window only, so that one is small.
+        """
         shards = shuffled(len(self.files), self.seed, epoch, 0).tolist()
-        cuts = range(0, len(shards), self.window_shards)
-        return [tuple(sorted(shards[at : at + self.window_shards])) for at in cuts]
+        size = 1 if len(shards) > self.window_shards else self.window_shards
+        windows = []
+        while shards:
+            windows.append(tuple(sorted(shards[:size])))
+            shards = shards[size:]
+            size = min(2 * size, self.window_shards)
+        return windows
 
     def load(self, window: Window) -> Iterator[Samples]:
         for shard in window:

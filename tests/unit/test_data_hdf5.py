@@ -300,6 +300,24 @@ def test_other_models_data(tmp_path: Path, limits: Limits, message: str) -> None
         read(tmp_path / "part", limits)
 
 
+def test_the_edges_of_a_row(tmp_path: Path) -> None:
+    plain = plain_samples(4, min_length=20)
+    length = len(plain[2].ids)
+    for name, at, value, message in (
+        ("input_ids", length - 1, 55, "row 2: the last token is not 102"),
+        (
+            "masked_lm_positions",
+            len(plain[2].positions) - 1,
+            length,
+            f"not within 1 to {length - 1}",
+        ),
+    ):
+        write_fixed_slowly(tmp_path / "part", plain)
+        change(name, 2, at, value)(tmp_path / "part")
+        with pytest.raises(BadInput, match=message):
+            read(tmp_path / "part", LIMITS)
+
+
 def test_no_rows(tmp_path: Path) -> None:
     write_fixed(tmp_path / "part", to_samples([]), 48, 8)
     with pytest.raises(BadInput, match="holds no samples"):

@@ -24,6 +24,7 @@ from common.data.prefetch import Prefetcher
 from common.data.schema import write_fixed, write_varlen
 from common.data.stream import (
     StepBatch,
+    StepStream,
     TrainStream,
     accumulation_of,
     dataset_hash,
@@ -180,13 +181,17 @@ def test_seed_and_epoch_change_the_order(files: list[Path]) -> None:
     first = step_keys(take(stream(files, seed=1), 3))
     assert first == step_keys(take(stream(files, seed=1), 3))
     assert first != step_keys(take(stream(files, seed=2), 3))
+    whole = {"window_shards": SHARDS, "global_batch": 13, "micro_batch": 13}
+    steps = step_keys(take(stream(files, **whole), 10))
+    assert steps[:5] != steps[5:]
+    assert sum(steps[:5], Counter()) == sum(steps[5:], Counter())
     assert sorted(shuffled(100, 3, 4).tolist()) == list(range(100))
     assert shuffled(5, 1, 2, 3).tolist() == [1, 3, 2, 0, 4]  # must never change between releases
 
 
 @pytest.mark.parametrize("window_shards", [1, 2, 8])
 def test_resume_is_exact_everywhere(files: list[Path], window_shards: int) -> None:
-    # 65 samples and batches of 8: windows of 13 and 26 end in the middle of steps.
+    # 65 samples, batches of 8: windows of 1, 2 and 2 shards end in the middle of steps.
     unbroken = take(stream(files, window_shards=window_shards), 20)
     seen = set()
     for at in range(19):
@@ -197,6 +202,13 @@ def test_resume_is_exact_everywhere(files: list[Path], window_shards: int) -> No
     assert len(seen) >= 3
     again = take(stream(files, window_shards=window_shards, position=unbroken[3].position), 16)
     assert bits(again) == bits(unbroken[4:])
+
+
+def test_the_first_window_is_small_unless_everything_fits(files: list[Path]) -> None:
+    for window_shards, sizes in ((1, [1] * 5), (2, [1, 2, 2]), (4, [1, 2, 2]), (5, [5])):
+        windows = stream(files, window_shards=window_shards).source.windows(3)
+        assert [len(w) for w in windows] == sizes
+        assert sorted(shard for w in windows for shard in w) == list(range(SHARDS))
 
 
 def test_resume_with_another_division(files: list[Path]) -> None:
@@ -291,6 +303,29 @@ def test_dropping_or_closing_the_iterator_ends_its_threads(files: list[Path]) ->
     assert any(t.name == "prefetch" for t in threading.enumerate())
     del steps
     assert not any(t.name == "prefetch" for t in threading.enumerate())
+
+
+class Slow:
+    """A source whose window takes five seconds to load, in many pieces."""
+
+    def __init__(self) -> None:
+        self.identity: dict[str, int] = {}
+        self.pieces = 0
+
+    def windows(self, epoch: int) -> list[tuple[int, ...]]:
+        return [(0,)] if epoch == 0 else [(1,)]
+
+    def load(self, window: tuple[int, ...]) -> Any:
+        for _ in range(1 if window == (0,) else 5000):
+            self.pieces += 1
+            yield to_samples(plain_samples(8))
+            time.sleep(0.001)
+
+
+def test_closing_does_not_wait_for_a_window() -> None:
+    source = Slow()
+    take(StepStream(source, seed=0, global_batch=8, micro_batch=8, world=1, rank=0), 1)
+    assert source.pieces < 5000
 
 
 def test_prefetch_bounds_what_is_alive_and_passes_errors_on() -> None:
@@ -418,10 +453,13 @@ def test_dataset_hash_is_stable_and_notices(files: list[Path], tmp_path: Path) -
     whole = dataset_hash(files)
     assert dataset_hash(copies[::-1]) == whole
     assert dataset_hash(copies[1:]) != whole
-    data = bytearray(copies[2].read_bytes())
-    data[-1] ^= 1
-    copies[2].write_bytes(data)
-    assert dataset_hash(copies) != whole
+    hashes = {dataset_hash(copies)}
+    for at in (0, 30_000, 59_999):
+        data = bytearray(60_000)
+        data[at] ^= 1
+        copies[2].write_bytes(data)
+        hashes.add(dataset_hash(copies))
+    assert len(hashes) == 4
 
 
 def test_synthetic_lengths_are_wikipedias() -> None:
