@@ -131,15 +131,18 @@ fi
 
 # -- the packages ---------------------------------------------------------------------------------
 pip() {
-    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" ||
-        fail "pip failed, see above. It follows your own pip settings; without a package index, fetch the files elsewhere with 'pip download' and set PIP_FIND_LINKS=/folder PIP_NO_INDEX=1"
+    local output="$work/pip.log"
+    [ "$1" != --progress ] || { shift && [ ! -t 1 ] || output=/dev/stdout; }
+    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" > "$output" 2>&1 && return
+    cat "$work/pip.log" >&2
+    fail "pip failed, see above. It follows your own pip settings; without a package index, fetch the files elsewhere with 'pip download' and set PIP_FIND_LINKS=/folder PIP_NO_INDEX=1"
 }
-loud=() && [ -t 1 ] || loud=(--quiet)
+touch "$work/pip.log"
 if [ "$mode" = locked ]; then
     lock="requirements/core.lock" && [ "$dev" = no ] || lock="requirements/dev.lock"
-    act "installing $lock (versions and hashes are fixed)" pip --quiet --require-hashes --no-deps -r "$lock"
+    act "installing $lock (versions and hashes are fixed)" pip --require-hashes --no-deps -r "$lock"
     act "installing $(grep '^torch' requirements/torch.txt) (the build your pip settings offer; it may be large)" \
-        pip ${loud[@]+"${loud[@]}"} -r requirements/torch.txt
+        pip --progress -r requirements/torch.txt
 else
     cat > "$work/wanted.py" <<'PY'
 import sys
@@ -157,9 +160,9 @@ PY
         "$venv/bin/python" scripts/outer_torch.py --constraints > "$work/pins.txt"
     fi
     act "installing what is missing beside $outer_what (lower bounds of pyproject.toml, not the lock)" \
-        pip --quiet -r "$work/wanted.txt" -c "$work/pins.txt"
+        pip -r "$work/wanted.txt" -c "$work/pins.txt"
 fi
-act "installing bertbench, editable" pip --quiet --no-deps --no-build-isolation -e .
+act "installing bertbench, editable" pip --no-deps --no-build-isolation -e .
 if [ "$dry" = yes ]; then exit 0; fi
 [ "$mode" = vendor ] || "$venv/bin/python" -m pip check > "$work/check.log" || fail "$(cat "$work/check.log")"
 
