@@ -165,8 +165,13 @@ def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
     ``inputs`` are the data set's and the checkpoint's hashes; two results are the same benchmark
     only if this agrees.
     """
+    return hash_values(type(recipe).__name__, plain(recipe), inputs)
+
+
+def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str:
+    """``recipe_hash`` from the plain values that a record holds."""
     text = json.dumps(
-        {"kind": type(recipe).__name__, "recipe": plain(recipe), "inputs": inputs},
+        {"kind": kind, "recipe": values, "inputs": dict(inputs)},
         sort_keys=True,
         separators=(",", ":"),
     )

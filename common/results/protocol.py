@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the parts of a record agree with each other and with the rules of measuring.
+
+Each check yields ``(severity, file, text)``. The files have passed their schemas and checksums.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from common.compliance import check_log
+from common.mlperf import read_log
+from common.recipe import hash_values
+
+Finding = tuple[Literal["error", "note"], str, str]
+LOG = "result_0.txt"
+_RATES = ("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second")
+_TOLERANCE = 0.01
+"""Of rates: with several ranks the slowest of each window counts, and not of the whole."""
+
+
+def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> Iterator[Finding]:
+    """Everything below; ``content`` holds manifest, config, system, steps and telemetry."""
+    manifest, steps = content["manifest"], content["steps"]
+    yield from _identity(path, manifest, content["config"], content["system"])
+    yield from _order(manifest, steps)
+    yield from _quality(manifest, steps)
+    yield from _metrics(manifest, steps)
+    if manifest["mlperf"] is not None:
+        yield from _mlperf(path, manifest, steps, rulesets)
+
+
+def _identity(
+    path: Path, manifest: Mapping[str, Any], config: Mapping[str, Any], system: Mapping[str, Any]
+) -> Iterator[Finding]:
+    if manifest["run_id"] != path.resolve().name:
+        yield "error", "manifest.json", f"is of run {manifest['run_id']}: the folder was renamed"
+    if manifest["recipe_hash"] is not None:
+        actual = hash_values(manifest["recipe_kind"] or "", config["recipe"], manifest["inputs"])
+        if actual != manifest["recipe_hash"]:
+            yield (
+                "error",
+                "config.json",
+                f"its recipe and inputs have hash {actual}, not the one in the manifest",
+            )
+    for key in ("preset", "benchmark"):
+        if config[key] != manifest[key]:
+            yield "error", "config.json", f"its {key} is not the manifest's"
+    for part in ("recipe", "impl", "run"):
+        for name in _leaves(config[part]):
+            if name not in config["origins"]:
+                yield "error", "config.json", f"no origin for {part} value {name}"
+    if any(device["simulated"] for device in system["devices"]):
+        yield "error", "system.json", "a simulated device: its figures are no result"
+    if manifest["dirty"]:
+        yield "note", "manifest.json", "made with files that differ from the commit; see code_hash"
+    if manifest["commit"] is None:
+        yield "note", "manifest.json", "made outside a git checkout; only code_hash tells the code"
+
+
+def _leaves(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value)
+        else:
+            yield name
+
+
+def _order(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Events come in order, windows join, and samples are steps times the global batch."""
+    batch = manifest["global_batch"]
+    for before, now in itertools.pairwise(lines):
+        if now["step"] < before["step"] or now["samples"] < before["samples"]:
+            yield "error", "steps.jsonl", f"goes back from step {before['step']} to {now['step']}"
+            return
+    for line in lines:
+        if batch is not None and line["samples"] != line["step"] * batch:
+            text = f"step {line['step']} has {line['samples']} samples, not {batch} per step"
+            yield "error", "steps.jsonl", text
+            return
+    reports = [line for line in lines if line["kind"] in ("run_start", "step")]
+    for before, now in itertools.pairwise(reports):
+        if now["kind"] == "step" and now["step"] - before["step"] != now["window_steps"]:
+            text = f"the window of step {now['step']} does not begin at step {before['step']}"
+            yield "error", "steps.jsonl", text
+            return
+        if before["kind"] == now["kind"] and now["time_s"] < before["time_s"]:
+            yield "error", "steps.jsonl", f"time goes back at step {now['step']}"
+            return
+    if manifest["files"] is None:
+        return
+    kinds = [line["kind"] for line in lines]
+    whole = kinds.count("run_start") == 1 and kinds[-1] == "run_stop"
+    if manifest["status"] in ("ok", "below_quality") and not whole:
+        yield "error", "steps.jsonl", "does not hold one run from run_start to run_stop"
+    elif lines:
+        last = lines[-1]
+        if (last["step"], last["samples"]) != (manifest["step"], manifest["samples"]):
+            yield "error", "manifest.json", "ends at another step than steps.jsonl"
+
+
+def _quality(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """The status follows from the evaluations."""
+    status, quality = manifest["status"], manifest["quality"]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    for line in evaluations:
+        value, target = line["metrics"].get(line["target_metric"]), line["target_value"]
+        reached = target is not None and value is not None and value >= target
+        if reached != line["reached"]:
+            text = f"the evaluation at {line['samples']} samples says reached={line['reached']}"
+            yield "error", "steps.jsonl", f"{text}, but its value is {value} of {target}"
+            return
+    if manifest["files"] is None:
+        return
+    if evaluations:
+        last = evaluations[-1]
+        value = last["metrics"].get(last["target_metric"])
+        told = {"metric": last["target_metric"], "value": value, "target": last["target_value"]}
+        told |= {"reached": last["reached"], "samples": last["samples"]}
+        if quality != told:
+            yield "error", "manifest.json", "its quality is not that of the last evaluation"
+            return
+    elif quality is not None:
+        yield "error", "manifest.json", "has a quality, but steps.jsonl has no evaluation"
+        return
+    reached = any(line["reached"] for line in evaluations)
+    targeted = any(line["target_value"] is not None for line in evaluations)
+    if status == "ok" and targeted and not reached:
+        yield "error", "manifest.json", "status ok, but no evaluation reached the target"
+    if status == "below_quality" and reached:
+        yield "error", "manifest.json", "status below_quality, but an evaluation reached the target"
+    named = {metric["name"] for metric in manifest["metrics"]}
+    if "time_to_target_s" in named and not (status == "ok" and reached):
+        yield "error", "manifest.json", "time_to_target_s of a run that did not reach its target"
+
+
+def _metrics(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Each metric is there once, is possible, and follows from the windows where it can."""
+    names = [metric["name"] for metric in manifest["metrics"]]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield "error", "manifest.json", f"{name} is there {names.count(name)} times"
+    values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
+    for name, value in values.items():
+        positive = name in _RATES or name in ("power_w", "energy_j", "peak_memory_bytes")
+        if positive and value <= 0:
+            yield "error", "manifest.json", f"{name} is {value}: leave out what was not measured"
+    if values.get("mfu", 0) > 1:
+        yield "error", "manifest.json", f"mfu is {values['mfu']}: above 1 is impossible"
+    if not lines:
+        return
+    trained = {key: lines[-1][key] - lines[0][key] for key in ("step", "samples")}
+    e2e, run_s = values.get("sequences_per_second_e2e"), values.get("run_time_s")
+    if e2e and run_s and not math.isclose(e2e * run_s, trained["samples"], rel_tol=_TOLERANCE):
+        text = f"sequences_per_second_e2e x run_time_s is not the {trained['samples']} trained"
+        yield "error", "manifest.json", text
+    windows = [line for line in lines if line["kind"] == "step"]
+    seconds = sum(line["window_s"] for line in windows)
+    covered = sum(line["window_steps"] for line in windows)
+    if not seconds or covered != trained["step"]:  # the last steps have no window of their own
+        return
+    for name in _RATES:
+        if name not in values or any(line[name] is None for line in windows):
+            continue
+        actual = sum(line[name] * line["window_s"] for line in windows) / seconds
+        if not math.isclose(actual, values[name], rel_tol=_TOLERANCE):
+            text = f"{name} is {values[name]:.6g}, but the windows give {actual:.6g}"
+            yield "error", "manifest.json", text
+
+
+def _mlperf(
+    path: Path,
+    manifest: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    rulesets: Sequence[str],
+) -> Iterator[Finding]:
+    status, log = manifest["status"], path / LOG
+    if status not in ("ok", "below_quality"):
+        yield "note", LOG, f"not checked for compliance: the run ended as {status}"
+        return
+    if not log.exists():
+        yield "error", LOG, "missing: the manifest promises an MLPerf log"
+        return
+    events = [e for _, e in read_log(log.read_text("utf-8").splitlines()) if e is not None]
+    for key, wanted in (
+        ("seed", manifest["seed"]),
+        ("global_batch_size", manifest["global_batch"]),
+    ):
+        if wanted not in (None, *(e["value"] for e in events if e["key"] == key)):
+            yield "error", LOG, f"its {key} is not the manifest's {wanted}"
+    logged = [
+        (e["metadata"].get("epoch_num"), e["value"]) for e in events if e["key"] == "eval_accuracy"
+    ]
+    for line in (line for line in lines if line["kind"] == "eval"):
+        if (line["samples"], line["metrics"].get(line["target_metric"])) not in logged:
+            text = f"lacks the evaluation at {line['samples']} samples, or has another value"
+            yield "error", LOG, text
+    for ruleset in rulesets or (manifest["mlperf"]["ruleset"],):
+        division = manifest["mlperf"]["division"]
+        for problem in check_log(log, ruleset, division, converged=status == "ok"):
+            yield "error", LOG, f"{division} {ruleset}: {problem.removeprefix(f'{LOG}: ')}"

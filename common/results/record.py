@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record of one run: ``results/<system>/<benchmark>/<UTC>_<commit>_<id>/``.
+
+=================  ================================================================================
+manifest.json      what it was, how it ended, metrics, checksum of every other file
+config.json        recipe, impl and run options, with the origin of each value
+system.json        machine, devices, software
+steps.jsonl        one line per reported step, evaluation, checkpoint, start and stop
+telemetry.jsonl    power and the like, where the device tells
+result_0.txt       MLPerf log (written by common.mlperf.MlperfLog into ``record.path``)
+console.log        what was printed (``record.console``)
+checkpoints/       not part of the record: each has checksums of its own
+=================  ================================================================================
+
+The folder appears complete, with status ``interrupted``, before training starts, and that is what
+a kill at any moment leaves. ``close`` writes the final manifest in one rename and takes away write
+permission; nothing is ever overwritten. Formats: schema/*.json.
+
+    record = RunRecord.create(root, system=..., benchmark=..., config=settings.as_dict(), ...)
+    record.identify(recipe_hash=..., recipe_kind=..., inputs={"data": ...}, global_batch=...)
+    ...                                  # the loop, with the record among its observers
+    record.close(summary)                # after every other observer was closed
+
+Paths below the user's home are written as ``~/...``: records are published.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from common.errors import BadInput
+from common.events import EvalEvent, Observer, RunSummary, StepEvent
+from common.files import file_sha256, sync, write_atomic
+from common.measure.code import code_hash
+from common.measure.system import describe_system
+from common.recipe import plain
+
+SCHEMA_VERSION = 1
+STATUSES = ("ok", "failed", "oom", "unsupported", "below_quality", "interrupted")
+MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+class _Samples(Protocol):
+    def samples(self) -> list[dict[str, float]]: ...
+
+
+class RunRecord(Observer):
+    """Made with ``create``; one of the observers of the loop, on rank 0 only."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.telemetry: _Samples | None = None
+        """A sampler whose readings are kept; set it before the run starts."""
+        self.console: IO[str] = _HomeHidden((path / "console.log").open("ab"), encoding="utf-8")
+        """What is printed belongs here too; flush it after each line."""
+        self._steps = (path / "steps.jsonl").open("a", encoding="utf-8")
+        self._manifest = manifest
+        self._readings = 0
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        *,
+        system: str,
+        benchmark: str,
+        config: Mapping[str, Any],
+        devices: Sequence[Any],
+        seed: int,
+        world_size: int = 1,
+        mlperf: Mapping[str, str] | None = None,
+        command: Sequence[str] = (),
+        resumed_from: str | None = None,
+        now: datetime | None = None,
+    ) -> RunRecord:
+        """Make the folder, marked ``interrupted``.
+
+        ``config`` is ``Settings.as_dict()``; ``devices`` are DeviceInfo values (or the like), one
+        per process; ``mlperf`` is ``{"division": ..., "ruleset": ...}`` where a log will be
+        written that must comply; ``command`` the arguments as typed. Raises BadInput when the
+        names or the folder will not do.
+        """
+        for what, name in (("system", system), ("benchmark", benchmark)):
+            if not _SLUG.fullmatch(name):
+                raise BadInput(
+                    f"{what} {name!r} cannot name a folder of results: use lower-case letters, "
+                    f"digits, '.', '_' and '-' (--{what})"
+                )
+        created = now or datetime.now(timezone.utc)
+        described = describe_system() | {"devices": plain(list(devices))}
+        code = described["code"]
+        run_id = "_".join(
+            (
+                created.strftime("%Y%m%dT%H%M%SZ"),
+                (code["commit"] or "nocommit")[:7],
+                secrets.token_hex(3),
+            )
+        )
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": run_id,
+            "system": system,
+            "benchmark": benchmark,
+            "preset": config["preset"],
+            "status": "interrupted",
+            "reason": "the process ended without finishing its record",
+            "created_utc": _utc(created),
+            "finished_utc": None,
+            "step": None,
+            "samples": None,
+            "seed": seed,
+            "world_size": world_size,
+            "global_batch": None,
+            "recipe_hash": None,
+            "recipe_kind": None,
+            "inputs": {},
+            "code_hash": code_hash(),
+            "commit": code["commit"],
+            "dirty": code["dirty"],
+            "command": list(command),
+            "resumed_from": resumed_from,
+            "mlperf": None if mlperf is None else dict(mlperf),
+            "quality": None,
+            "metrics": [],
+            "notes": [],
+            "extras": {},
+            "files": None,
+        }
+        path = root / system / benchmark / run_id
+        work = path.with_name(f".{run_id}")
+        try:
+            work.mkdir(parents=True)
+            _write_json(work / "config.json", config)
+            _write_json(work / "system.json", described)
+            for empty in ("steps.jsonl", "console.log"):
+                (work / empty).touch()
+            _write_json(work / MANIFEST, manifest)
+            work.rename(path)
+            return cls(path, manifest)
+        except OSError as error:
+            raise BadInput(
+                f"cannot write a record into {root}: {error}. Choose another --output_dir."
+            ) from error
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    def identify(
+        self,
+        *,
+        recipe_hash: str,
+        recipe_kind: str,
+        inputs: Mapping[str, str | None],
+        global_batch: int,
+    ) -> None:
+        """Add what is known only once the data is open.
+
+        ``inputs`` are the keyword arguments that ``common.recipe.recipe_hash`` was given, and
+        ``recipe_kind`` the recipe's class, so that ``validate`` can compute the hash again.
+        """
+        self._manifest.update(
+            recipe_hash=recipe_hash,
+            recipe_kind=recipe_kind,
+            inputs=dict(inputs),
+            global_batch=global_batch,
+        )
+        _write_json(self.path / MANIFEST, self._manifest)
+
+    # -- what the loop tells ------------------------------------------------------------------
+    def run_start(self, *, step: int, samples: int) -> None:
+        self._line(kind="run_start", step=step, samples=samples)
+
+    def on_step(self, event: StepEvent) -> None:
+        self._line(kind="step", **plain(event))
+
+    def on_eval(self, event: EvalEvent) -> None:
+        self._line(kind="eval", **plain(event))
+        self._manifest["quality"] = {
+            "metric": event.target_metric,
+            "value": event.metrics[event.target_metric],
+            "target": event.target_value,
+            "reached": event.reached,
+            "samples": event.samples,
+        }
+        self._keep_readings()
+
+    def on_checkpoint(self, *, path: str, step: int, samples: int, seconds: float) -> None:
+        shown = Path(path)
+        inside = shown.is_relative_to(self.path)
+        self._line(
+            kind="checkpoint",
+            step=step,
+            samples=samples,
+            path=str(shown.relative_to(self.path)) if inside else shown.name,
+            seconds=seconds,
+        )
+
+    def run_stop(self, *, step: int, samples: int, status: str) -> None:
+        self._line(kind="run_stop", step=step, samples=samples, status=status)
+
+    def note(self, text: str) -> None:
+        self._manifest["notes"].append(text)
+
+    def close(self, summary: RunSummary) -> None:
+        """Finish: checksums, final manifest, read-only. Call it last of all observers."""
+        assert summary.status in STATUSES, summary.status
+        self._keep_readings()
+        self._steps.close()
+        self.console.close()
+        self._manifest.update(
+            status=summary.status,
+            reason=summary.reason,
+            step=summary.step,
+            samples=summary.samples,
+            metrics=[metric.as_dict() for metric in summary.metrics],
+            extras=plain(summary.extras),
+            finished_utc=_utc(datetime.now(timezone.utc)),
+            files={file.name: self._seal(file) for file in record_files(self.path)},
+        )
+        _write_json(self.path / MANIFEST, self._manifest)
+        for file in (*record_files(self.path), self.path / MANIFEST):
+            file.chmod(0o444)
+        self.path.chmod(0o555)
+
+    def _seal(self, file: Path) -> dict[str, Any]:
+        sync(file)
+        return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+    def _line(self, **values: Any) -> None:
+        self._steps.write(json.dumps(_publishable(values)) + "\n")
+        self._steps.flush()
+
+    def _keep_readings(self) -> None:
+        """Append the readings taken since the last time; seldom, so that steps are not held up."""
+        if self.telemetry is None:
+            return
+        fresh = self.telemetry.samples()[self._readings :]
+        if fresh:
+            with (self.path / "telemetry.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(_publishable(reading)) + "\n" for reading in fresh)
+            self._readings += len(fresh)
+
+
+def record_files(path: Path) -> list[Path]:
+    """The files of a record that its manifest answers for."""
+    return sorted(p for p in path.iterdir() if p.name not in (MANIFEST, CHECKPOINTS))
+
+
+def hide_home(text: str) -> str:
+    """Paths below the user's home folder without its name."""
+    home = str(Path.home())
+    return text if len(home) < 2 else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
+
+
+def _publishable(value: Any) -> Any:
+    """JSON values: a number that is not finite is null, and nothing names the user."""
+    if isinstance(value, Mapping):
+        return {str(k): _publishable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_publishable(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return hide_home(value) if isinstance(value, str) else value
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomic(path, json.dumps(_publishable(plain(content)), indent=1, allow_nan=False) + "\n")
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class _HomeHidden(io.TextIOWrapper):
+    """A text file in which the user's home folder has no name."""
+
+    def write(self, text: str, /) -> int:
+        return super().write(hide_home(text))
