@@ -14,7 +14,8 @@ import numpy as np
 from common.data.batch import PretrainingBatch
 from common.data.hdf5 import Limits
 from common.data.samples import IntArray, Samples, from_lengths, token_dtype
-from common.data.stream import StepStream, Window, batches_of
+from common.data.steps import StepStream, Window
+from common.data.stream import batches_of
 from common.errors import BadInput
 
 FULL_LENGTH = 512
@@ -152,7 +153,6 @@ def random_lengths(n: int, max_seq_length: int, rng: np.random.Generator) -> Int
     full, rest = np.divmod(whole, max_seq_length)
     pieces = np.concatenate([np.full(full.sum(), max_seq_length), rest[rest >= SHORTEST]])
     return rng.permutation(pieces)[:n]
-
 
 
 def _limits(max_seq_length: int, max_predictions: int, vocab_size: int) -> Limits:

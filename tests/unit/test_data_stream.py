@@ -19,26 +19,10 @@ from sample_files import Plain, plain_samples, to_samples, write_packed_slowly
 
 from common.data.batch import PretrainingBatch
 from common.data.collate import collate, deal
-from common.data.hdf5 import Limits, read
-from common.data.prefetch import Prefetcher
 from common.data.schema import write_fixed, write_varlen
-from common.data.stream import (
-    StepBatch,
-    StepStream,
-    TrainStream,
-    accumulation_of,
-    dataset_hash,
-    eval_batches,
-    find_shards,
-    locate,
-    shuffled,
-)
-from common.data.synthetic import (
-    SyntheticStream,
-    random_lengths,
-    random_samples,
-    synthetic_eval_batches,
-)
+from common.data.steps import StepBatch, StepStream, accumulation_of, shuffled
+from common.data.stream import TrainStream, eval_batches, find_shards
+from common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from common.errors import BadInput
 
 LIMITS: dict[str, Any] = {"max_seq_length": 48, "max_predictions": 8, "vocab_size": 30522}
@@ -328,38 +312,6 @@ def test_closing_does_not_wait_for_a_window() -> None:
     assert source.pieces < 5000
 
 
-def test_prefetch_bounds_what_is_alive_and_passes_errors_on() -> None:
-    made = []
-
-    def source() -> Any:
-        try:
-            for i in range(5):
-                made.append(i)
-                yield i
-            raise ValueError("at the end")
-        finally:
-            made.append("closed")
-
-    items = Prefetcher(source(), depth=2)
-    deadline = time.monotonic() + 10
-    while len(made) < 2 and time.monotonic() < deadline:
-        time.sleep(0.001)
-    time.sleep(0.02)  # time in which a third would be made if nothing held it back
-    assert made == [0, 1]
-    assert list(islice(items, 5)) == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match="at the end"):
-        next(items)
-    assert made[-1] == "closed"
-
-    made.clear()
-    items = Prefetcher(source(), depth=1)
-    assert next(items) == 0
-    items.close()
-    assert made[-1] == "closed"
-    with pytest.raises(StopIteration):
-        next(items)
-
-
 @pytest.mark.parametrize("world", [1, 3, 8])
 def test_eval_shares_are_contiguous_and_complete(tmp_path: Path, world: int) -> None:
     plain = plain_samples(30)
@@ -398,101 +350,6 @@ def test_num_samples_and_defaults(files: list[Path]) -> None:
         stream(files, seed=-1)
 
 
-LAYOUTS = [
-    ("2048_shards_uncompressed", "eval_set_uncompressed", "", "model.ckpt-28252.apex.pt"),
-    ("4096_shards_uncompressed", "eval_set_uncompressed", "", "model.ckpt-28252.pt"),
-    ("hdf5/training-4320/hdf5_4320_shards_uncompressed", "hdf5/eval", "phase1/",
-     "phase1/model.ckpt-28252.pt"),
-    ("hdf5/training-4320/hdf5_4320_shards_varlength", "hdf5/eval_varlength", "phase1/", None),
-    ("hdf5/training-4320/hdf5_4320_shards_varlength_shuffled", "hdf5/eval_varlength", "", None),
-    ("packed_data", "hdf5/eval", "phase1/", None),
-    ("train", "eval", "", None),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("train", "held_out", "config", "checkpoint"), LAYOUTS)
-def test_known_folders(
-    tmp_path: Path, train: str, held_out: str, config: str, checkpoint: str | None
-) -> None:
-    wanted = [tmp_path / train / f"part_{i}_of_11.hdf5" for i in (1, 2, 10)]
-    wanted_eval = [tmp_path / held_out / "part_eval_10k.hdf5"]
-    for path in (*wanted[::-1], *wanted_eval):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / train / "README").touch()
-    (tmp_path / train / ".part_x.tmp").touch()
-    for name in (config + "bert_config.json", checkpoint):
-        if name:
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).touch()
-    found = locate(tmp_path)
-    assert found.train_files == wanted == find_shards(tmp_path / train, "train")
-    assert found.eval_files == wanted_eval
-    assert found.bert_config == tmp_path / (config + "bert_config.json")
-    assert found.checkpoint == (tmp_path / checkpoint if checkpoint else None)
-
-
-def test_folders_without_data(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="no train data: neither it nor 2048_shards"):
-        locate(tmp_path)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "part_0").touch()
-    assert locate(tmp_path).eval_files == []
-    with pytest.raises(BadInput, match="no eval data"):
-        find_shards(tmp_path, "eval")
-    with pytest.raises(BadInput, match="no such folder"):
-        find_shards(tmp_path / "nowhere", "eval")
-    assert find_shards(tmp_path / "train" / "part_0", "eval") == [tmp_path / "train" / "part_0"]
-
-
-def test_dataset_hash_is_stable_and_notices(files: list[Path], tmp_path: Path) -> None:
-    copies = []
-    for path in files:
-        copies.append(tmp_path / path.name)
-        copies[-1].write_bytes(path.read_bytes())
-    whole = dataset_hash(files)
-    assert dataset_hash(copies[::-1]) == whole
-    assert dataset_hash(copies[1:]) != whole
-    hashes = {dataset_hash(copies)}
-    for at in (0, 30_000, 59_999):
-        data = bytearray(60_000)
-        data[at] ^= 1
-        copies[2].write_bytes(data)
-        hashes.add(dataset_hash(copies))
-    assert len(hashes) == 4
-
-
-def test_synthetic_lengths_are_wikipedias() -> None:
-    rng = np.random.default_rng(0)
-    lengths = random_lengths(100_000, 512, rng)
-    assert len(lengths) == 100_000
-    assert abs(lengths.mean() - 255.8) < 2  # arXiv 2107.02027's histogram
-    assert abs((lengths == 512).mean() - 0.2343) < 0.01
-    assert lengths.min() >= 5 and lengths.max() == 512
-    short = random_lengths(1000, 128, rng)
-    assert len(short) == 1000 and short.max() == 128 and 0.8 < short.mean() / 128 < 0.88
-    assert random_lengths(1000, 1024, rng).max() == 1024
-
-
-@given(
-    length=st.integers(5, 600),
-    predictions=st.integers(1, 80),
-    vocab=st.sampled_from([5, 1000, 30522, 70000]),
-    seed=st.integers(0, 100),
-)
-@settings(max_examples=30, deadline=None)
-def test_synthetic_samples_pass_the_readers_checks(
-    tmp_path_factory: pytest.TempPathFactory, length: int, predictions: int, vocab: int, seed: int
-) -> None:
-    limits = Limits(max_seq_length=length, max_predictions=predictions, vocab_size=max(vocab, 6))
-    samples = random_samples(50, limits, seed)
-    path = tmp_path_factory.mktemp("synthetic") / "part"
-    write_varlen(path, samples)
-    again = read(path, limits)
-    for name in ("input_ids", "offsets", "split", "masked_positions", "masked_labels"):
-        assert np.array_equal(getattr(again, name), getattr(samples, name))
-
-
 def test_synthetic_has_the_same_interface() -> None:
     options: dict[str, Any] = {
         "seed": 1, "global_batch": 6, "micro_batch": 3, "world": 2, **LIMITS, "num_samples": 20
@@ -508,5 +365,3 @@ def test_synthetic_has_the_same_interface() -> None:
         for r in range(2)
     ]
     assert [[len(b.tokens.lengths) for b in share] for share in batches] == [[4, 1], [4, 1]]
-    with pytest.raises(BadInput, match="needs at least 5 tokens and 5 words"):
-        random_samples(5, Limits(vocab_size=4), 0)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MLPerf's folders are found, and data sets are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.data.shards import dataset_hash, find_shards, locate
+from common.errors import BadInput
+
+LAYOUTS = [
+    ("2048_shards_uncompressed", "eval_set_uncompressed", "", "model.ckpt-28252.apex.pt"),
+    ("4096_shards_uncompressed", "eval_set_uncompressed", "", "model.ckpt-28252.pt"),
+    ("hdf5/training-4320/hdf5_4320_shards_uncompressed", "hdf5/eval", "phase1/",
+     "phase1/model.ckpt-28252.pt"),
+    ("hdf5/training-4320/hdf5_4320_shards_varlength", "hdf5/eval_varlength", "phase1/", None),
+    ("hdf5/training-4320/hdf5_4320_shards_varlength_shuffled", "hdf5/eval_varlength", "", None),
+    ("packed_data", "hdf5/eval", "phase1/", None),
+    ("train", "eval", "", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("train", "held_out", "config", "checkpoint"), LAYOUTS)
+def test_known_folders(
+    tmp_path: Path, train: str, held_out: str, config: str, checkpoint: str | None
+) -> None:
+    wanted = [tmp_path / train / f"part_{i}_of_11.hdf5" for i in (1, 2, 10)]
+    wanted_eval = [tmp_path / held_out / "part_eval_10k.hdf5"]
+    for path in (*wanted[::-1], *wanted_eval):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / train / "README").touch()
+    (tmp_path / train / ".part_x.tmp").touch()
+    for name in (config + "bert_config.json", checkpoint):
+        if name:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    found = locate(tmp_path)
+    assert found.train_files == wanted == find_shards(tmp_path / train, "train")
+    assert found.eval_files == wanted_eval
+    assert found.bert_config == tmp_path / (config + "bert_config.json")
+    assert found.checkpoint == (tmp_path / checkpoint if checkpoint else None)
+
+
+def test_folders_without_data(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no train data: neither it nor 2048_shards"):
+        locate(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "part_0").touch()
+    assert locate(tmp_path).eval_files == []
+    with pytest.raises(BadInput, match="no eval data"):
+        find_shards(tmp_path, "eval")
+    with pytest.raises(BadInput, match="no such folder"):
+        find_shards(tmp_path / "nowhere", "eval")
+    assert find_shards(tmp_path / "train" / "part_0", "eval") == [tmp_path / "train" / "part_0"]
+
+
+def test_dataset_hash_is_stable_and_notices(tmp_path: Path) -> None:
+    files, copies = [], []
+    for folder, paths in (("a", files), ("b", copies)):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            paths.append(tmp_path / folder / f"part_{i}")
+            paths[-1].write_bytes(bytes([i]) * 60_000)
+    whole = dataset_hash(files)
+    assert dataset_hash(copies[::-1]) == whole
+    assert dataset_hash(copies[1:]) != whole
+    hashes = {whole}
+    for at in (0, 30_000, 59_999):
+        data = bytearray(files[2].read_bytes())
+        data[at] ^= 1
+        copies[2].write_bytes(data)
+        hashes.add(dataset_hash(copies))
+    assert len(hashes) == 4
