@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from common.data.quickstart import quickstart_data
-from common.data.stream import TrainStream, dataset_hash, eval_batches, find_shards, locate
-from common.data.synthetic import SyntheticStream, synthetic_eval_batches
-
 from benchmarks.bert_pretraining.recipes import PretrainingRecipe
 from common.data.batch import PretrainingBatch
+from common.data.quickstart import quickstart_data
+from common.data.shards import dataset_hash, find_shards, locate
+from common.data.stream import TrainStream, eval_batches
+from common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from common.distributed import World
 from common.errors import BadInput
+from common.files import file_sha256
 from common.model.config import BertConfig
 from common.recipe import Settings
 
@@ -43,6 +44,10 @@ class Source:
     def hash(self) -> str | None:
         """Identity of training and evaluation data; None for synthetic data."""
         return None if self.synthetic else dataset_hash([*self.train_files, *self.eval_files])
+
+    def checkpoint_hash(self) -> str | None:
+        """sha256 of the starting weights; None when training starts from random ones."""
+        return None if self.init_checkpoint is None else file_sha256(self.init_checkpoint)
 
     def train(
         self, *, seed: int, world: World, micro_batch: int, position: dict[str, int] | None

@@ -207,7 +207,6 @@ def _large(name: str, summary: str, recipe: PretrainingRecipe, micro_batch: int)
 
 
 def _presets() -> list[Preset]:
-    v1 = {"learning_rate": 3.5e-4}
     return [
         Preset(
             name="mini",
@@ -240,7 +239,7 @@ def _presets() -> list[Preset]:
         _large(
             "mlperf_large_256",
             "MLPerf BERT-large, batch 256: 8 devices of 32-40 GB (partners, v1.0 to v3.1)",
-            mlperf_large(global_batch=256, max_steps=13_700, **v1),
+            mlperf_large(global_batch=256, learning_rate=3.5e-4, max_steps=13_700),
             32,
         ),
         _large(

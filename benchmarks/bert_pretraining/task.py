@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bert_pretraining.data import Source
+from benchmarks.bert_pretraining.data import Source, find_source
+from benchmarks.bert_pretraining.mlperf import log_values, why_not_closed
 from benchmarks.bert_pretraining.recipes import PretrainingRecipe
 from common.data.batch import PretrainingBatch
 from common.distributed import World
 from common.errors import BadInput
 from common.model.heads import BertForPreTraining
 from common.model.weights import load_pretrained
-from common.optim.lamb import Lamb, parameter_groups
+from common.optim.factory import build_optimizer
+from common.optim.lamb import parameter_groups
 from common.optim.schedule import learning_rate
 from common.recipe import Settings
 from common.training import Plan
@@ -60,11 +62,9 @@ class PretrainingTask:
     sum_names = ("mlm_loss", "mlm_correct", "masked", "nsp_loss", "nsp_correct", "sequences")
     target_metric = "mlm_accuracy"
 
-    def __init__(
-        self, settings: Settings, backend: Backend, world: World, source: Source, seed: int
-    ) -> None:
+    def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
         self.recipe = cast("PretrainingRecipe", settings.recipe)
-        impl, recipe = settings.impl, self.recipe
+        impl, recipe, seed = settings.impl, self.recipe, settings.run.seed
         self.precision = backend.resolve_precision(impl.precision)
         self.ops = backend.ops(impl.kernels, self.precision)
         self.split = split(recipe, impl.micro_batch, impl.max_micro_batch, world.size)
@@ -79,17 +79,13 @@ class PretrainingTask:
         model.to(backend.device)
         self.model: nn.Module = backend.compile(model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
-        self.optimizer = self._optimizer(backend, impl.kernels)
-
-    def _optimizer(self, backend: Backend, kernels: str) -> torch.optim.Optimizer:
-        r = self.recipe
-        groups = parameter_groups(self.model, r.weight_decay_rate)
-        betas = (r.opt_lamb_beta_1, r.opt_lamb_beta_2)
-        if r.optimizer == "lamb":
-            kernel = backend.lamb_kernel(kernels)
-            return Lamb(groups, r.learning_rate, betas, r.opt_epsilon, kernel)
-        return torch.optim.AdamW(
-            groups, lr=r.learning_rate, betas=betas, eps=r.opt_epsilon, fused=True
+        self.optimizer = build_optimizer(
+            recipe.optimizer,
+            parameter_groups(self.model, recipe.weight_decay_rate),
+            lr=recipe.learning_rate,
+            betas=(recipe.opt_lamb_beta_1, recipe.opt_lamb_beta_2),
+            eps=recipe.opt_epsilon,
+            lamb_kernel=backend.lamb_kernel(impl.kernels),
         )
 
     def plan(self, settings: Settings) -> Plan:
@@ -111,6 +107,32 @@ class PretrainingTask:
             checkpoint_start_samples=run.min_samples_to_start_checkpoints,
             max_minutes=run.max_minutes,
         )
+
+    # -- what the record says ------------------------------------------------------------------
+    def facts(self) -> dict[str, Any]:
+        """What was chosen for the user: all of it recorded, none of it silent."""
+        report = self.weights_report
+        return {
+            "precision": self.precision,
+            "kernels": dict(self.ops.kernels),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "micro_batch": self.split.micro_batch,
+            "gradient_accumulation_steps": self.split.accumulation,
+            "world_size": self.split.world_size,
+            "data": self._source.description,
+            "init_checkpoint": None
+            if report is None
+            else {
+                "matched": len(report.matched),
+                "missing": list(report.missing),
+                "unexpected": list(report.unexpected),
+                "notes": list(report.notes),
+            },
+        }
+
+    def mlperf_values(self) -> dict[str, Any]:
+        """Hyperparameters under MLPerf's names."""
+        return log_values(self.recipe, self.split.accumulation, self._warmup_steps)
 
     # -- what the loop asks for ---------------------------------------------------------------
     def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
@@ -146,17 +168,47 @@ class PretrainingTask:
             "num_samples": sums["sequences"],
         }
 
+    @property
+    def _warmup_steps(self) -> int:
+        return self.recipe.warmup_steps or int(
+            self.recipe.max_steps * self.recipe.warmup_proportion
+        )
+
     def learning_rate(self, step: int) -> float:
         r = self.recipe
-        warmup = r.warmup_steps or int(r.max_steps * r.warmup_proportion)
         return learning_rate(
             step,
             base=r.learning_rate,
             total_steps=r.max_steps,
-            warmup_steps=warmup,
+            warmup_steps=self._warmup_steps,
             start_warmup_step=r.start_warmup_step,
             power=r.lr_power,
         )
+
+
+def division(settings: Settings) -> Literal["closed", "open"]:
+    """MLPerf's division of a run. Raises BadInput when closed is asked for and a rule is broken."""
+    recipe = cast("PretrainingRecipe", settings.recipe)
+    broken = why_not_closed(recipe)
+    if settings.run.division == "closed" and broken:
+        raise BadInput(f"--division closed: {'; '.join(broken)}")
+    if settings.run.division == "auto":
+        return "open" if broken or settings.run.synthetic else "closed"
+    return settings.run.division
+
+
+def split_of(settings: Settings, world: World) -> dict[str, Any]:
+    """How the global batch would be cut up, for --dry_run."""
+    recipe, impl = cast("PretrainingRecipe", settings.recipe), settings.impl
+    return asdict(split(recipe, impl.micro_batch, impl.max_micro_batch, world.size))
+
+
+prepare = find_source
+
+
+def build(settings: Settings, backend: Backend, world: World, source: Source) -> PretrainingTask:
+    """The task of this benchmark on this rank."""
+    return PretrainingTask(settings, backend, world, source)
 
 
 def _sums(out: Any, batch: PretrainingBatch) -> Tensor:

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run from settings to record: picks the backend, builds the task, trains, writes it down."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import torch
+from rich.console import Console
+
+import backends
+from backends.base import Backend, DeviceInfo, Telemetry
+from common.checkpoint import Checkpoints, load
+from common.console import ConsoleObserver
+from common.distributed import World
+from common.errors import BadInput, BertbenchError
+from common.events import Observer, RunSummary
+from common.measure.metric import Metric
+from common.measure.summary import reading, summarise
+from common.mlperf import MlperfLog, bert_tensors
+from common.progress import Progress
+from common.recipe import Settings, recipe_hash
+from common.results.record import RunRecord
+from common.resume import find_checkpoint
+from common.training import Outcome, Plan, evaluate, train
+
+EXIT_CODES = {"ok": 0, "interrupted": 130}
+"""Every other status is 1."""
+
+ACCURACY_TOLERANCE = 0.001
+"""--verify_checkpoint: how far the starting checkpoint may be from its known accuracy."""
+
+
+def run(settings: Settings) -> int:
+    """Run a resolved recipe; returns the exit code (see common/cli.py)."""
+    world = World.from_env()
+    backend = backends.resolve(settings.run.backend)(world.local_rank)
+    torch.set_num_threads(settings.impl.num_threads or max(1, _cores() // world.local_size))
+    benchmark = importlib.import_module(f"benchmarks.{settings.preset.benchmark}.task")
+    if settings.run.dry_run:
+        _dry_run(settings, backend, world, benchmark)
+        return 0
+    with world.joined(backend, settings.impl.dist_backend):
+        return Run(settings, backend, world, benchmark).execute()
+
+
+class Run:
+    """The life of one run on one rank. Rank 0 writes the record; the others only train."""
+
+    def __init__(self, settings: Settings, backend: Backend, world: World, benchmark: Any) -> None:
+        self.settings, self.backend, self.world = settings, backend, world
+        self.benchmark = benchmark
+        self.record: RunRecord | None = None
+        self.observers: list[Observer] = []
+        self.source: Any = None
+        self.telemetry: Telemetry | None = None
+        self.progress = Progress()
+        self.init_s: float | None = None
+        self.resumed: Path | None = None
+        self.facts: dict[str, Any] = {}
+
+    def execute(self) -> int:
+        """Everything, from the first file to the exit code."""
+        unexpected: Exception | None = None
+        try:
+            outcome = self._train()
+        except Exception as error:
+            if self.record is None:
+                raise  # nothing was written: the caller says why
+            outcome = Outcome(status="failed", reason=str(error), progress=self.progress)
+            if isinstance(error, self.backend.oom_errors):
+                outcome.status = "oom"
+                outcome.reason = f"{error}. Lower --micro_batch (and --eval_batch_size)."
+            elif not isinstance(error, BertbenchError):
+                unexpected = error
+                outcome.reason = f"{type(error).__name__}: {error}"
+        self._close(outcome)
+        if unexpected is not None:
+            raise unexpected
+        return EXIT_CODES.get(outcome.status, 1)
+
+    def _train(self) -> Outcome:
+        settings, backend, world = self.settings, self.backend, self.world
+        # Rank 0 first: where data has to be made, one process makes it.
+        if world.is_main:
+            self.source = self.benchmark.prepare(settings)
+        world.gather(None)
+        if not world.is_main:
+            self.source = self.benchmark.prepare(settings)
+        division = self.benchmark.division(settings)
+        self.resumed = resumed = find_checkpoint(settings)
+
+        begin = time.perf_counter()
+        task = self.benchmark.build(settings, backend, world, self.source)
+        devices = world.gather(backend.describe())
+        saved = load(resumed) if resumed else None
+        if world.is_main:
+            self._open_record(task, devices, division, resumed)
+        for o in self.observers:
+            o.init_stop()
+        world.gather(None)
+        self.init_s = time.perf_counter() - begin
+
+        plan = task.plan(settings)
+        if settings.run.verify_checkpoint:
+            self._verify_checkpoint(task, plan)
+        checkpoints = None
+        if not settings.run.skip_checkpoint:
+            folder = world.gather(self.record.path if self.record else None)[0]
+            keep = settings.run.keep_n_most_recent_checkpoints
+            checkpoints = Checkpoints(folder / "checkpoints", keep)
+        backend.reset_peak_memory()
+        self.telemetry = backend.telemetry()
+        return train(
+            task,
+            backend=backend,
+            world=world,
+            plan=plan,
+            observers=self.observers,
+            checkpoints=checkpoints,
+            resume=saved,
+            telemetry=self.telemetry,
+        )
+
+    def _open_record(
+        self,
+        task: Any,
+        devices: list[DeviceInfo],
+        division: Literal["closed", "open"],
+        resumed: Path | None,
+    ) -> None:
+        """Create record, console and MLPerf log, and tell what was chosen."""
+        settings, run = self.settings, self.settings.run
+        system = run.system or _slug(devices[0].name, len({(d.name, d.index) for d in devices}))
+        self.record = record = RunRecord.create(
+            run.output_dir,
+            system=system,
+            benchmark=settings.preset.benchmark,
+            config=settings.as_dict(),
+            devices=devices,
+            seed=run.seed,
+            world_size=self.world.size,
+            mlperf={"division": division, "ruleset": "5.0.0"},
+            command=sys.argv[1:],
+            resumed_from=str(resumed.parent.parent.name) if resumed else None,
+        )
+        recipe = task.recipe
+        console = ConsoleObserver(
+            max_steps=recipe.max_steps,
+            target=task.plan(settings).target_value,
+            log=record.console,
+            console=Console(stderr=run.json, highlight=False, soft_wrap=True),
+        )
+        log = MlperfLog(
+            record.path / "result_0.txt",
+            division=division,
+            org=run.submission_org,
+            platform=run.submission_platform or system,
+            status=run.submission_status,
+            seed=run.seed,
+            values=task.mlperf_values(),
+            weights=bert_tensors(recipe.model.num_hidden_layers),
+            previous=resumed.parent.parent / "result_0.txt" if resumed else None,
+        )
+        self.observers = [console, log, record]
+        inputs = {"data": self.source.hash(), "checkpoint": self.source.checkpoint_hash()}
+        identity = recipe_hash(settings.recipe, **inputs)
+        record.identify(
+            recipe_hash=identity,
+            recipe_kind=type(settings.recipe).__name__,
+            inputs=inputs,
+            global_batch=recipe.global_batch,
+        )
+        for o in self.observers:
+            o.init_start()
+        self.facts = facts = task.facts()
+        console.say(
+            f"{settings.preset.name} ({division}) on {self.backend.name}: {devices[0].name}"
+        )
+        console.say(f"  record      {record.path}")
+        console.say(f"  recipe      {identity}, seed {run.seed}, data: {facts['data']}")
+        console.say(
+            f"  batch       {recipe.global_batch} = {facts['micro_batch']} sequences x "
+            f"{facts['gradient_accumulation_steps']} accumulated x {self.world.size} processes"
+        )
+        kernels = ", ".join(sorted(set(facts["kernels"].values())))
+        console.say(f"  compute     {facts['precision']}, kernels {kernels}")
+        console.say(f"  threads     {torch.get_num_threads()} in each process")
+        for text in (*settings.notes, *self._capability_notes()):
+            for o in self.observers:
+                o.note(text)
+
+    def _capability_notes(self) -> list[str]:
+        """What a user would expect and this device does not give, with the reason."""
+        notes = self.backend.capabilities.notes
+        return [f"{what}: {notes[what]}" for what in ("native", "bf16", "power") if what in notes]
+
+    def _verify_checkpoint(self, task: Any, plan: Plan) -> None:
+        """Evaluate before any training, and compare with what the starting weights must give."""
+        known = task.recipe.initial_mlm_accuracy
+        if not self.source.has_eval:
+            raise BadInput("--verify_checkpoint needs held-out samples: give --data or --eval_dir")
+        event = evaluate(
+            task, backend=self.backend, world=self.world, plan=plan, progress=self.progress,
+            observers=[],
+        )  # fmt: skip
+        value = event.metrics[event.target_metric]
+        text = f"accuracy before training {value:.5f}"
+        if known is not None and abs(value - known) > ACCURACY_TOLERANCE:
+            raise BadInput(
+                f"{text}, but the recipe's checkpoint gives {known}: checkpoint, evaluation data "
+                f"or model do not belong together"
+            )
+        for o in self.observers:
+            o.note(text + (f", as expected ({known})" if known is not None else ""))
+
+    def _close(self, outcome: Outcome) -> None:
+        """Finish console, log and record."""
+        metrics: list[Metric] = []
+        if outcome.train_window is not None:  # every rank got this far, so every rank answers
+            metrics = summarise(
+                outcome,
+                whole=self.resumed is None,
+                init_s=self.init_s,
+                e2e_s=time.time() - psutil.Process().create_time(),
+                memory=self.world.gather(self.backend.peak_memory()),
+                energy=self.world.gather(reading(self.telemetry)),
+            )
+        if self.record is None:
+            return
+        summary = RunSummary(
+            status=outcome.status,
+            reason=outcome.reason,
+            step=outcome.progress.step,
+            samples=outcome.progress.samples,
+            metrics=tuple(metrics),
+            extras=self.facts,
+        )
+        for o in self.observers:
+            o.close(summary)
+        path, status = self.record.path, outcome.status
+        if self.settings.run.json:
+            print(json.dumps({"record": str(path), "status": status, "reason": outcome.reason,
+                              "metrics": {m.name: m.value for m in metrics}}))  # fmt: skip
+        else:
+            print(f"record      {path}\nMLPerf log  {path / 'result_0.txt'}")
+            if status == "interrupted" and not self.settings.run.skip_checkpoint:
+                print(f"to go on    the same command with --resume {path}")
+
+
+def _dry_run(settings: Settings, backend: Backend, world: World, benchmark: Any) -> None:
+    """Say what would run; touches no data and writes nothing."""
+    content = {
+        "would_run": settings.preset.name,
+        "division": benchmark.division(settings),
+        "backend": backend.name,
+        "device": backend.describe().name,
+        "precision": backend.resolve_precision(settings.impl.precision),
+        "kernels": backend.ops(settings.impl.kernels, "fp32").name,
+        "threads": torch.get_num_threads(),
+        **benchmark.split_of(settings, world),
+        "settings": settings.as_dict(),
+    }
+    if settings.run.json:
+        print(json.dumps(content, indent=1))
+        return
+    for key, value in content.items():
+        if key != "settings":
+            print(f"{key:<14}{value}")
+    for name, origin in settings.origins.items():
+        if origin in ("flag", "environment"):
+            print(f"  --{name} from {origin}")
+    for text in settings.notes:
+        print(f"note: {text}")
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _slug(device: str, count: int) -> str:
+    """A folder name for a system: how many of which device."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"{count}x-{name or 'device'}"
