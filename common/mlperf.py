@@ -18,6 +18,7 @@ from typing import Any, Literal
 from mlperf_logging.mllog import constants as key
 from mlperf_logging.mllog.mllog import MLLogger
 
+from common.errors import BadInput
 from common.events import EvalEvent, Observer, RunSummary, StepEvent
 from common.measure.code import ROOT
 
@@ -37,7 +38,7 @@ class MlperfLog(Observer):
 
     A resumed run gives ``previous``, the log of the run it continues: what that run did until the
     checkpoint is taken over, with its times, so that the result is one consistent log whose
-    clock has run through the interruption.
+    clock has run through the interruption. Raises BadInput when that log is missing.
     """
 
     def __init__(
@@ -56,6 +57,11 @@ class MlperfLog(Observer):
         caches_cleared: bool = False,
         previous: Path | None = None,
     ) -> None:
+        if previous is not None and not previous.is_file():
+            raise BadInput(
+                f"{previous} is missing: without the log of the run that is continued there can "
+                f"be no log of the whole; resume from a complete run folder"
+            )
         self._logger = logging.Logger("mlperf")  # not getLogger: known to nobody else
         self._handler = logging.FileHandler(path, mode="x", encoding="utf-8")
         self._logger.addHandler(self._handler)

@@ -229,6 +229,12 @@ def events_of(path: Path) -> list[dict[str, Any]]:
     return [event for _, event in read_log(path.read_text().splitlines()) if event is not None]
 
 
+def test_a_resumed_log_needs_the_one_before(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"none is missing.*resume from a complete run folder"):
+        make(tmp_path / "log", previous=tmp_path / "none")
+    assert not (tmp_path / "log").exists()
+
+
 def test_a_log_that_begins_in_the_middle_is_refused(tmp_path: Path) -> None:
     log = make(tmp_path / "log")
     begin(log, 448_000)

@@ -261,6 +261,22 @@ def test_without_a_target_and_without_mlperf(tmp_path: Path) -> None:
     assert errors(run(tmp_path, target=None, mlperf=None)) == []
 
 
+def test_a_pure_speed_run_needs_no_compliant_log(tmp_path: Path) -> None:
+    record = create(tmp_path)
+    log = mlperf_log(record)
+    for o in (log, record):
+        o.init_start()
+        o.init_stop()
+        o.run_start(step=0, samples=0)
+        o.on_step(step_event(2, 2))
+        o.run_stop(step=2, samples=16, status="success")
+        o.close(RunSummary(status="ok", reason="r", step=2, samples=16))
+    assert errors(record.path) == []
+    assert any("evaluated nothing" in p.text for p in validate(record.path))
+    forge(record.path, "manifest.json", lambda m: m["mlperf"].update(division="closed"))
+    assert any("eval_accuracy is missing" in text for text in errors(record.path))
+
+
 # -- validating ------------------------------------------------------------------------------
 
 
