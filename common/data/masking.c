@@ -13,7 +13,7 @@
 enum { N = 624, M = 397 };
 
 typedef struct {
-    uint32_t state[N];
+    uint32_t state[N], words[N];  // words: the state tempered, ready to be drawn
     int at;
 } Random;
 
@@ -47,20 +47,25 @@ static uint32_t twist(uint32_t high, uint32_t low) {
     return (y >> 1) ^ ((0u - (low & 1u)) & 0x9908b0dfu);
 }
 
-static uint32_t next_word(Random *r) {
+static void refill(Random *r) {
     uint32_t *s = r->state;
-    if (r->at >= N) {
-        int i = 0;
-        for (; i < N - M; i++) s[i] = s[i + M] ^ twist(s[i], s[i + 1]);
-        for (; i < N - 1; i++) s[i] = s[i + M - N] ^ twist(s[i], s[i + 1]);
-        s[N - 1] = s[M - 1] ^ twist(s[N - 1], s[0]);
-        r->at = 0;
+    int i = 0;
+    for (; i < N - M; i++) s[i] = s[i + M] ^ twist(s[i], s[i + 1]);
+    for (; i < N - 1; i++) s[i] = s[i + M - N] ^ twist(s[i], s[i + 1]);
+    s[N - 1] = s[M - 1] ^ twist(s[N - 1], s[0]);
+    for (i = 0; i < N; i++) {
+        uint32_t y = s[i];
+        y ^= y >> 11;
+        y ^= (y << 7) & 0x9d2c5680u;
+        y ^= (y << 15) & 0xefc60000u;
+        r->words[i] = y ^ (y >> 18);
     }
-    uint32_t y = s[r->at++];
-    y ^= y >> 11;
-    y ^= (y << 7) & 0x9d2c5680u;
-    y ^= (y << 15) & 0xefc60000u;
-    return y ^ (y >> 18);
+    r->at = 0;
+}
+
+static inline uint32_t next_word(Random *r) {
+    if (r->at >= N) refill(r);
+    return r->words[r->at++];
 }
 
 static double uniform(Random *r) {  // random.random(): 53 bits
@@ -75,11 +80,16 @@ static uint32_t below(Random *r, uint32_t n) {  // random._randbelow(n), n >= 1:
     return value;
 }
 
+// random.shuffle: from the end, each element with one at or below it. A rejected draw swaps the
+// element with itself and does not move on, so that no branch has to be guessed.
 static void shuffle(Random *r, uint32_t *x, uint32_t n) {
-    for (uint32_t i = n; i-- > 1;) {
-        const uint32_t j = below(r, i + 1), kept = x[i];
+    for (uint32_t i = n ? n - 1 : 0; i >= 1;) {
+        const uint32_t drawn = next_word(r) >> __builtin_clz(i + 1);
+        const uint32_t good = drawn <= i;
+        const uint32_t j = good ? drawn : i, kept = x[i];
         x[i] = x[j];
         x[j] = kept;
+        i -= good;
     }
 }
 
@@ -280,18 +290,24 @@ void *create_samples(const Text *text, const Settings *set, Sizes *sizes) {
     return NULL;
 }
 
-// Copy what create_samples made into arrays of the sizes it gave, and free it.
-void collect_samples(void *handle, int32_t *tokens, int32_t *lengths, uint16_t *split,
-                     uint16_t *positions, int32_t *labels, int32_t *counts, int8_t *random_next) {
+static void *put(void *to, const int32_t *from, int32_t count, int narrow) {
+    if (!narrow) return (char *)memcpy(to, from, (size_t)count * 4) + (size_t)count * 4;
+    uint16_t *out = to;
+    for (int32_t i = 0; i < count; i++) out[i] = (uint16_t)from[i];
+    return out + count;
+}
+
+// Copy what create_samples made into arrays of the sizes it gave, and free it. Tokens and labels
+// are int32, or uint16 where narrow.
+void collect_samples(void *handle, int32_t narrow, void *tokens, int32_t *lengths, uint16_t *split,
+                     uint16_t *positions, void *labels, int32_t *counts, int8_t *random_next) {
     Result *out = handle;
     for (int64_t i = 0; i < out->size.num_samples; i++) {
         const Instance *one = out->instances + out->order[i];
-        memcpy(tokens, out->tokens + one->token, (size_t)one->length * 4);
+        tokens = put(tokens, out->tokens + one->token, one->length, narrow);
+        labels = put(labels, out->labels + one->masked, one->count, narrow);
         memcpy(positions, out->positions + one->masked, (size_t)one->count * 2);
-        memcpy(labels, out->labels + one->masked, (size_t)one->count * 4);
-        tokens += one->length;
         positions += one->count;
-        labels += one->count;
         lengths[i] = one->length;
         counts[i] = one->count;
         split[i] = one->split;

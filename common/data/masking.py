@@ -262,25 +262,26 @@ def _create_samples_c(
     )
     if not handle:
         raise MemoryError(f"no memory for the samples of {len(ids)} tokens; use smaller parts")
-    tokens, masked = np.empty(sizes.num_tokens, np.int32), np.empty(sizes.num_masked, np.int32)
+    dtype = token_dtype(special.vocab_size)
+    tokens, masked = np.empty(sizes.num_tokens, dtype), np.empty(sizes.num_masked, dtype)
     lengths, counts = (np.empty(sizes.num_samples, np.int32) for _ in range(2))
     split = np.empty(sizes.num_samples, np.uint16)
     positions = np.empty(sizes.num_masked, np.uint16)
     labels = np.empty(sizes.num_samples, np.int8)
     library.collect_samples(
         ctypes.c_void_p(handle),
+        int(dtype.itemsize == 2),
         *(
             ctypes.c_void_p(array.ctypes.data)
             for array in (tokens, lengths, split, positions, masked, counts, labels)
         ),
     )
-    dtype = token_dtype(special.vocab_size)
     return Samples(
-        input_ids=tokens.astype(dtype, copy=False),
+        input_ids=tokens,
         offsets=from_lengths(lengths),
         split=split,
         masked_positions=positions,
-        masked_labels=masked.astype(dtype, copy=False),
+        masked_labels=masked,
         masked_offsets=from_lengths(counts),
         next_sentence_labels=labels,
     )

@@ -114,6 +114,8 @@ class Mixture:
             for i, path in enumerate(spools)
             if stop[i] > start[i]
         ]
+        if len(pieces) == 1:
+            return pieces[0]
         # The pieces lie end to end by spool: the k-th draw of a spool is its k-th sample there.
         place = np.empty(len(source), np.int64)
         place[np.argsort(source, kind="stable")] = np.arange(len(source))

@@ -2,36 +2,29 @@
 """BERT tokenisation: a plain path by Hugging Face ``tokenizers``, and a bulk path equal to it.
 
 The bulk path rests on one fact: BERT's normaliser and pre-tokeniser look at characters only, never
-across white space, so the ids of a line are the ids of its white-space separated words end to end.
-Each distinct word therefore goes through the plain tokeniser once and is looked up afterwards.
+across a space or an ASCII sign, so the ids of a line are those of the words between them, end to
+end. Each distinct word is therefore tokenised once and looked up afterwards.
 """
 
 from __future__ import annotations
 
-import re
+import ctypes
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from common.data.samples import IntArray
+from common.data.samples import IntArray, from_lengths
 from common.errors import BadInput
+from common.native import NativeUnavailable, load
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
-
-MAX_WORDS = 500_000
-"""Distinct words remembered, about 150 MB; beyond that the memory starts anew."""
-
-_BATCH = 2_000
-"""New words tokenised in one call."""
-
-# str.split() separates words at these control characters; BERT's normaliser deletes them instead.
-_DELETED = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 
 
 def read_vocab(path: Path) -> list[str]:
@@ -90,7 +83,12 @@ class BertTokenizer:
         self._plain = _pipeline(
             models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100), lowercase
         )
-        self._words: dict[str, list[int]] = {}
+        self.implementation = "c"
+        self._words: _Words | None = None
+        try:
+            self._words = _Words(vocab, self.unk, lowercase)
+        except NativeUnavailable as reason:
+            self.implementation = f"tokenizers: {str(reason).splitlines()[0]}"
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text, by the plain path."""
@@ -101,26 +99,73 @@ class BertTokenizer:
 
         No line may hold a line feed.
         """
-        words = [line.split() for line in _DELETED.sub("", "\n".join(lines)).split("\n")]
-        if len(self._words) > MAX_WORDS:
-            self._words.clear()
-        self._learn(set(chain.from_iterable(words)) - self._words.keys())
-        get = self._words.__getitem__
-        ids = [list(chain.from_iterable(map(get, line))) for line in words]
+        if self._words is not None:
+            return self._words.encode(lines, self._plain)
+        encodings = self._plain.encode_batch_fast(list(lines), add_special_tokens=False)
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         counts = np.fromiter(map(len, ids), np.int64, len(ids))
-        flat = np.fromiter(chain.from_iterable(ids), np.int32, int(counts.sum()))
-        return flat, counts
+        return np.concatenate([np.zeros(0, np.int32), *ids]), counts
 
-    def _learn(self, new: set[str]) -> None:
-        words = iter(new)
-        while batch := list(islice(words, _BATCH)):
-            # One call for many words: word_ids tells which word each id came from.
-            encoding = self._plain.encode(batch, is_pretokenized=True, add_special_tokens=False)
-            found: list[list[int]] = [[] for _ in batch]
-            for word, token in zip(encoding.word_ids, encoding.ids, strict=True):
-                assert word is not None  # only special tokens belong to no word
-                found[word].append(token)
-            self._words.update(zip(batch, found, strict=True))
+
+class _Words:
+    """The bulk path: wordpiece.c remembers words, and asks the plain path about unusual ones."""
+
+    def __init__(self, vocab: Sequence[str], unknown: int, lowercase: bool) -> None:
+        self._library = load(Path(__file__).with_name("wordpiece.c"))
+        self._library.wordpiece_new.restype = ctypes.c_void_p
+        self._library.wordpiece_free.restype = None
+        self._library.wordpiece_encode.restype = ctypes.c_int64
+        tokens = [token.encode() for token in vocab]
+        offsets = from_lengths(np.array([len(token) for token in tokens]))
+        handle = self._library.wordpiece_new(
+            b"".join(tokens), _at(offsets), ctypes.c_int64(len(vocab)), unknown, int(lowercase)
+        )
+        if not handle:
+            raise MemoryError("no memory for the vocabulary")
+        self._handle = ctypes.c_void_p(handle)
+        weakref.finalize(self, self._library.wordpiece_free, self._handle)
+
+    def encode(self, lines: Sequence[str], plain: Tokenizer) -> tuple[IntArray, IntArray]:
+        text = "".join(f"{line}\n" for line in lines).encode()
+        ids = np.empty(2 * len(text), np.int32)
+        counts = np.empty(len(lines), np.int64)
+        spans = np.empty((len(text) // 2 + 1, 2), np.int64)
+        number = ctypes.c_int64(0)
+        for attempt in range(2):
+            made = self._library.wordpiece_encode(
+                self._handle,
+                text,
+                ctypes.c_int64(len(text)),
+                _at(ids),
+                ctypes.c_int64(len(ids)),
+                _at(counts),
+                _at(spans),
+                ctypes.byref(number),
+            )
+            if made < 0:
+                raise MemoryError(f"no memory to tokenise {len(text)} bytes; use smaller parts")
+            if not number.value:
+                return ids[:made].copy(), counts
+            assert attempt == 0
+            self._learn(text, spans[: number.value], plain)
+        raise AssertionError("words are still unknown after they were learned")
+
+    def _learn(self, text: bytes, spans: IntArray, plain: Tokenizer) -> None:
+        words = [text[start:end].decode() for start, end in spans.tolist()]
+        # One call for many words: word_ids tells, ascending, which word each id came from.
+        encoding = plain.encode(words, is_pretokenized=True, add_special_tokens=False)
+        owners = np.array(encoding.word_ids, np.int64)
+        offsets = from_lengths(np.bincount(owners, minlength=len(words)))
+        ids = np.array(encoding.ids, np.int32)
+        if not self._library.wordpiece_learn(
+            self._handle, text, _at(spans), ctypes.c_int64(len(words)), _at(ids), _at(offsets)
+        ):
+            raise MemoryError(f"no memory to remember {len(words)} words")
+
+
+def _at(array: IntArray) -> ctypes.c_void_p:
+    assert array.flags.c_contiguous
+    return ctypes.c_void_p(array.ctypes.data)
 
 
 def train_vocab(
