@@ -27,6 +27,7 @@ from backends.base import (
 )
 from backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from common import native
+from backends.cpu_ref.allocator import keep_freed_memory
 from common.errors import Unsupported
 from common.model.ops import Ops
 
@@ -40,6 +41,9 @@ class CpuRef(Backend):
         self.device = torch.device("cpu")  # one device, whatever the rank
         self._local_rank = local_rank
         torch.use_deterministic_algorithms(True)
+        # Filling fresh memory costs a pass over every tensor; no operation here reads it unwritten.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        self._allocator = keep_freed_memory()
 
     @classmethod
     def probe(cls) -> Probe:
@@ -87,7 +91,7 @@ class CpuRef(Backend):
             index=0,
             memory_bytes=psutil.virtual_memory().total,
             runtime=f"torch {torch.__version__}",
-            extras={"threads": str(torch.get_num_threads())},
+            extras={"threads": str(torch.get_num_threads()), "allocator": self._allocator},
         )
 
     def synchronize(self) -> None:

@@ -26,7 +26,7 @@ INLINE float normalise(float *z, long cols, float eps) {
     float mean = sum16(s) / cols;
     for (long i = 0; i < cols; i += W) {
         vf d = ldn(z, i, cols - i, 0) - mean;
-        q += i + W <= cols ? d * d : ldn(&d, 0, cols - i, 0) * d;
+        q += ldn(&d, 0, cols - i, 0) * d;
     }
     float rstd = 1.0f / sqrtf(sum16(q) / cols + eps);
     for (long i = 0; i < cols; i += W) {

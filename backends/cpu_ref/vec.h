@@ -44,31 +44,54 @@ INLINE vh narrow(vf x) {  // round to nearest even, as every bf16 unit does
 
 INLINE size_t bytes(int half) { return half ? 2 : 4; }
 
-// n < 16 elements at element i; the rest of the vector is zero.
-INLINE vf ldn(const void *p, long i, long n, int half) {
+INLINE vf ld(const void *p, long i, int half) {
     const char *at = (const char *)p + i * bytes(half);
     if (half) {
-        vh x = {};
-        memcpy(&x, at, n >= W ? 32 : 2 * n);
+        vh x;
+        memcpy(&x, at, sizeof x);
         return widen(x);
     }
-    vf x = {};
-    memcpy(&x, at, n >= W ? 64 : 4 * n);
+    vf x;
+    memcpy(&x, at, sizeof x);
     return x;
 }
 
-INLINE void stn(void *p, long i, long n, int half, vf x) {
+INLINE void st(void *p, long i, int half, vf x) {
     char *at = (char *)p + i * bytes(half);
     if (half) {
         vh y = narrow(x);
-        memcpy(at, &y, n >= W ? 32 : 2 * n);
+        memcpy(at, &y, sizeof y);
     } else {
-        memcpy(at, &x, n >= W ? 64 : 4 * n);
+        memcpy(at, &x, sizeof x);
     }
 }
 
-INLINE vf ld(const void *p, long i, int half) { return ldn(p, i, W, half); }
-INLINE void st(void *p, long i, int half, vf x) { stn(p, i, W, half, x); }
+// The same for the end of a row: only the first n elements when n < 16, the rest is zero.
+static __attribute__((noinline)) vf ld_part(const void *p, long i, long n, int half) {
+    float x[W] = {0};
+    for (long k = 0; k < n; k++) {
+        uint32_t bits;
+        if (half) bits = (uint32_t)((const uint16_t *)p)[i + k] << 16;
+        else memcpy(&bits, (const float *)p + i + k, 4);
+        memcpy(x + k, &bits, 4);
+    }
+    return ld(x, 0, 0);
+}
+
+static __attribute__((noinline)) void st_part(void *p, long i, long n, int half, vf x) {
+    char y[4 * W];
+    st(y, 0, half, x);
+    memcpy((char *)p + i * bytes(half), y, n * bytes(half));
+}
+
+INLINE vf ldn(const void *p, long i, long n, int half) {
+    return __builtin_expect(n >= W, 1) ? ld(p, i, half) : ld_part(p, i, n, half);
+}
+
+INLINE void stn(void *p, long i, long n, int half, vf x) {
+    if (__builtin_expect(n >= W, 1)) st(p, i, half, x);
+    else st_part(p, i, n, half, x);
+}
 
 INLINE float sum16(vf x) {  // fixed order
     float y[W], s = 0;
