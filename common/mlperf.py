@@ -34,7 +34,8 @@ class MlperfLog(Observer):
     ``accuracy`` is the evaluation metric that MLPerf's ``eval_accuracy`` means; as in the
     submissions since v2.0 its ``epoch_num`` is the number of samples trained. ``weights`` names
     the initialised tensors (rounds 1.1 to 2.1 want ``bert_tensors(24)``). ``caches_cleared`` says
-    whether the file cache was dropped before the start.
+    whether the file cache was dropped before the start. ``began`` is the time (seconds of
+    ``time.time``) at which initialisation really began, when that was before this object was made.
 
     A resumed run gives ``previous``, the log of the run it continues: what that run did until the
     checkpoint is taken over, with its times, so that the result is one consistent log whose
@@ -55,6 +56,7 @@ class MlperfLog(Observer):
         accuracy: str = "mlm_accuracy",
         weights: Sequence[str] = (),
         caches_cleared: bool = False,
+        began: float | None = None,
         previous: Path | None = None,
     ) -> None:
         if previous is not None and not previous.is_file():
@@ -78,13 +80,14 @@ class MlperfLog(Observer):
         }
         self._accuracy, self._weights = accuracy, weights
         self._caches_cleared, self._previous = caches_cleared, previous
+        self._began_ms = None if began is None else int(began * 1e3)
         self._samples = self._eval_samples = 0
         self._running = False
 
     def init_start(self) -> None:
         if self._previous is None:
-            self._log.event(key.CACHE_CLEAR, self._caches_cleared)
-            self._log.start(key.INIT_START)
+            self._log.event(key.CACHE_CLEAR, self._caches_cleared, time_ms=self._began_ms)
+            self._log.start(key.INIT_START, time_ms=self._began_ms)
             for name, value in self._facts.items():
                 self._log.event(name, value)
 

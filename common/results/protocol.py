@@ -56,6 +56,8 @@ def _identity(
                 yield "error", "config.json", f"no origin for {part} value {name}"
     if any(device["simulated"] for device in system["devices"]):
         yield "error", "system.json", "a simulated device: its figures are no result"
+    if manifest["recipe_hash"] is not None and manifest["inputs"].get("data") is None:
+        yield "note", "manifest.json", "no hash of the data: not comparable with runs on real data"
     if manifest["dirty"]:
         yield "note", "manifest.json", "made with files that differ from the commit; see code_hash"
     if manifest["commit"] is None:

@@ -163,6 +163,15 @@ def test_what_is_logged_is_what_happened(tmp_path: Path) -> None:
         assert event["metadata"]["lineno"] > 0
 
 
+def test_initialisation_begins_when_it_really_did(tmp_path: Path) -> None:
+    log = events(write(tmp_path / "log", CURVE, began=1_700_000_000.5))
+    times = {event["key"]: event["time_ms"] for event in log}
+    assert times["cache_clear"] == times["init_start"] == 1_700_000_000_500
+    assert times["init_stop"] > times["init_start"]
+    (late,) = check_log(tmp_path / "log", "5.0.0", "closed")  # years of initialisation
+    assert "init_stop breaks the rule" in late
+
+
 def test_nothing_of_the_global_logging_changes(tmp_path: Path) -> None:
     before = (list(logging.root.handlers), set(logging.root.manager.loggerDict))
     write(tmp_path / "log", CURVE)
