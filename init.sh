@@ -16,7 +16,8 @@ usage: bash init.sh [--dev] [--backend NAME] [--dry-run]
 Makes .venv beside this file and installs bertbench into it.
   --dev            also what the tests and linters need
   --backend NAME   a folder of backends/; cpu_ref ignores any torch that is already installed,
-                   other backends need the vendor's own torch in the Python that is used
+                   other backends need the vendor's own torch in the Python that is used; kept
+                   for later calls until --backend auto
   --dry-run        say what would be done
 Environment: PYTHON=/path/to/python picks the Python (3.10 to 3.13); pip's own settings apply.
 A torch that came with a vendor's container or SDK is used as it is and never replaced.
@@ -34,7 +35,7 @@ act() { # act "what it does" command...
     if [ "$dry" = no ]; then "$@"; fi
 }
 
-dev=no backend=auto dry=no
+dev=no backend="" dry=no
 while [ $# -gt 0 ]; do
     case "$1" in
         --dev) dev=yes ;;
@@ -50,15 +51,20 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+if [ -z "$backend" ]; then # what an earlier call forced stays until --backend auto
+    backend="$(sed -n 4p "$stamp" 2> /dev/null || true)"
+    [ -z "$backend" ] || [ "$backend" = auto ] || say "keeping --backend $backend of an earlier call"
+fi
+backend="${backend:-auto}"
 if [ "$backend" != auto ] && [ ! -f "backends/$backend/backend.py" ]; then
     fail "no backend '$backend' here; there are: $(cd backends && echo */backend.py | sed 's,/backend.py,,g')"
 fi
 
 # The same inputs were installed before: nothing to do.
-key="$(cat init.sh pyproject.toml requirements/*.lock requirements/torch.txt scripts/outer_torch.py | cksum) $backend"
+key="$(cat init.sh pyproject.toml requirements/*.lock requirements/torch.txt scripts/outer_torch.py | cksum)"
 if [ -f "$stamp" ] && "$venv/bin/python" -c pass 2> /dev/null; then
     done_key="$(sed -n 1p "$stamp")" done_dev="$(sed -n 2p "$stamp")"
-    if [ "$done_key" = "$key" ] && { [ "$dev" = no ] || [ "$done_dev" = yes ]; }; then
+    if [ "$done_key" = "$key" ] && [ "$(sed -n 4p "$stamp")" = "$backend" ] && { [ "$dev" = no ] || [ "$done_dev" = yes ]; }; then
         say ".venv is up to date; '.venv/bin/bertbench doctor' shows what runs here"
         exit 0
     fi
@@ -107,12 +113,13 @@ elif [ "$backend" != auto ] && [ "$backend" != cuda ]; then
 fi
 
 # -- the environment ------------------------------------------------------------------------------
-options=()
+options=() fresh=no
 [ "$mode" = locked ] || options+=(--system-site-packages)
 wanted_layout="$mode $("$python" -c 'import sys; print(sys.version_info[:2], sys.base_prefix)')"
 if [ -e "$venv" ] && { ! "$venv/bin/python" -c pass 2> /dev/null ||
     { [ -f "$stamp" ] && [ "$(sed -n 3p "$stamp")" != "$wanted_layout" ]; }; }; then
     act "removing .venv: it was made for another Python or another torch" rm -rf "$venv"
+    fresh=yes
 fi
 make_venv() {
     if "$python" -m venv ${options[@]+"${options[@]}"} "$venv" > "$work/venv.log" 2>&1; then return; fi
@@ -121,8 +128,8 @@ make_venv() {
         "$python" -m pip --python "$venv/bin/python" install --quiet pip 2> "$work/venv.log" ||
         fail "$python cannot make a virtual environment ($(tail -1 "$work/venv.log")). Install its venv module (for example: apt install python3-venv)"
 }
-if [ ! -x "$venv/bin/python" ]; then
-    act "making .venv (${mode/locked/everything inside}${options[*]:+, ${options[*]}})" make_venv
+if [ "$fresh" = yes ] || [ ! -x "$venv/bin/python" ]; then
+    act "making .venv${options[*]:+ (${options[*]})}" make_venv
 fi
 [ "$dry" = yes ] || rm -f "$stamp"
 if [ "$mode" = vendor ] && [ -n "$outer_hidden_site" ] && [ "$dry" = no ]; then
@@ -169,6 +176,6 @@ if [ "$dry" = yes ]; then exit 0; fi
 if [ -z "${CC:-}" ] && ! command -v cc > /dev/null && ! command -v gcc > /dev/null; then
     say "warning: no C compiler: data preparation and the CPU kernels fall back to slower plain code, said in every record. To have them: apt install gcc (or clang), or set CC"
 fi
-printf '%s\n%s\n%s\n' "$key" "$dev" "$wanted_layout" > "$stamp"
+printf '%s\n' "$key" "$dev" "$wanted_layout" "$backend" > "$stamp"
 "$venv/bin/bertbench" doctor
 say "done. Train: bash train_bert_pretraining_amp_dist.sh   Test: bash test.sh   Shell: . .venv/bin/activate"
