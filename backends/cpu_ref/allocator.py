@@ -24,6 +24,6 @@ def keep_freed_memory() -> str:
     except (AttributeError, OSError, TypeError):
         return "system default"
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 64 << 20))
-    if all([mallopt(name, value) for name, value in settings]):
+    if all(mallopt(name, value) for name, value in settings):
         return "glibc, freed memory kept"
     return "system default"

@@ -25,9 +25,9 @@ from backends.base import (
     Probe,
     Telemetry,
 )
+from backends.cpu_ref.allocator import keep_freed_memory
 from backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from common import native
-from backends.cpu_ref.allocator import keep_freed_memory
 from common.errors import Unsupported
 from common.model.ops import Ops
 
