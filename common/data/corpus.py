@@ -38,7 +38,7 @@ ABBREVIATIONS = frozenset((
 # fmt: on
 _OPEN = "\"'(\\[\u201c\u2018\u00ab"
 _CLOSE = "\"')\\]\u201d\u2019\u00bb"
-_BREAK = re.compile(rf"(?<=[.!?])[{_CLOSE}]*(\s+)(?=[{_OPEN}]*[^\W_a-z])")
+_BREAK = re.compile(rf"[.!?][{_CLOSE}]*(\s+)(?=[{_OPEN}]*[^\W_a-z])")
 _LETTERS = re.compile(r"(?:[^\W\d_]\.)+")
 _DOC = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">')
 _OPENERS: dict[str, Callable[..., IO[bytes]]] = {
@@ -73,8 +73,8 @@ def split_sentences(paragraph: str) -> list[str]:
     """
     sentences, start = [], 0
     for match in _BREAK.finditer(paragraph):
-        word = paragraph[max(paragraph.rfind(" ", start, match.start()) + 1, start) : match.start()]
-        word = word.lstrip("\"'([\u201c\u2018\u00ab")
+        begin = max(start, paragraph.rfind(" ", start, match.start()) + 1)
+        word = paragraph[begin : match.start() + 1].lstrip("\"'([\u201c\u2018\u00ab")
         if word in ABBREVIATIONS or _LETTERS.fullmatch(word):
             continue
         sentences.append(paragraph[start : match.start(1)].strip())

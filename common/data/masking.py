@@ -32,11 +32,17 @@ class MaskingOptions:
     """The procedure's parameters; the defaults are MLPerf's."""
 
     max_seq_length: int = 512
+    """Most tokens of a sample, [CLS] and both [SEP] included."""
     max_predictions_per_seq: int = 76
+    """Most masked tokens of a sample."""
     masked_lm_prob: float = 0.15
+    """Share of the tokens that is masked."""
     short_seq_prob: float = 0.1
+    """Share of the passes over a document that aim at a random shorter length."""
     dupe_factor: int = 10
+    """Passes over the text, each with other cuts and masks."""
     random_seed: int = 12345
+    """Of the generator, which every part starts anew; also of the order over the shards."""
 
     def __post_init__(self) -> None:
         for name, low, high in (

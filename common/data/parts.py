@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -61,6 +61,22 @@ class Statistics:
         """Count ``other`` in."""
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
+
+    def described(self) -> dict[str, int | float | None]:
+        """The counts, and the ratios that tell whether data is as it should be.
+
+        None where there is nothing to count: samples that came from files have no text.
+        """
+        ratios = {
+            "mean_length": (self.tokens, self.samples),
+            "masked_fraction": (self.masked, self.tokens),
+            "random_next_fraction": (self.random_next, self.samples),
+            "unknown_fraction": (self.unknown, self.wordpieces),
+        }
+        shown = {name: round(a / b, 6) if b else None for name, (a, b) in ratios.items()}
+        of_text = ("documents", "sentences", "wordpieces", "unknown")
+        unseen = dict.fromkeys(() if self.documents else of_text)
+        return {**asdict(self), **unseen, **shown}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +179,14 @@ class PartResult:
     """What the worker reports."""
 
     statistics: Statistics = field(default_factory=Statistics)
-    masking: str = ""
-    """``"c"``, or ``"python: <reason>"``."""
+    implementations: list[str] = field(default_factory=list)
+    """``"masking: c"`` or ``"masking: python: <why>"``, and the same for tokenization."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PartResult:
+        """What ``dataclasses.asdict`` made."""
+        statistics = Statistics(**content["statistics"])
+        return cls(statistics=statistics, implementations=content["implementations"])
 
 
 _tokenizers: dict[tuple[Path, bool], BertTokenizer] = {}
@@ -188,7 +210,13 @@ def make_part(job: PartJob) -> PartResult:
         unknown=int((text.ids == tokenizer.unk).sum()),
         **count_samples(samples),
     )
-    return PartResult(statistics=statistics, masking=implementation)
+    return PartResult(
+        statistics=statistics,
+        implementations=[
+            f"masking: {implementation}",
+            f"tokenization: {tokenizer.implementation}",
+        ],
+    )
 
 
 def count_samples(samples: Samples) -> dict[str, int]:

@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """`bertbench data prepare`: from text to HDF5 files that the reader, and MLPerf's loaders, take.
 
-Four steps, each of them finished pieces that survive a restart in OUTPUT/.prepare:
+Four steps, each made of pieces that survive a restart:
 
 1. split: the text into parts in MLPerf's layout, the held-out documents apart (parts.py);
 2. vocabulary: the one given, or one trained on the parts;
 3. parts: tokenise and create samples, one process a part (masking.py: MLPerf's procedure);
 4. shards: all samples in one random order over all shards (spool.py), the evaluation set, and a
-   manifest with parameters, hashes, counts and statistics, which is written last.
+   manifest with parameters, hashes, counts and statistics.
 
 The result depends on the parameters and the text alone, not on processes or restarts.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
+from common.data.build import (
+    FORMAT,
+    MANIFEST,
+    WORK,
+    Format,
+    ShardLayout,
+    claim,
+    cores,
+    each,
+    read_json,
+    write_json,
+    write_shards,
+)
 from common.data.corpus import input_files
 from common.data.masking import MaskingOptions
 from common.data.parts import (
@@ -38,42 +46,46 @@ from common.data.parts import (
     make_part,
     split_text,
 )
-from common.data.schema import write_fixed, write_varlen
-from common.data.spool import Mixture, open_spool
 from common.data.tokenization import read_vocab, train_vocab
 from common.data.track import track
 from common.errors import BadInput
-from common.files import file_sha256
+from common.files import file_sha256, write_atomic
 
-FORMAT = "bertbench.dataset/1"
-MANIFEST = "manifest.json"
-EVAL_FILE = "eval_set_uncompressed/part_eval_10k.hdf5"
 EVAL_SAMPLES = 10_000
-SAMPLES_PER_SHARD = 65_536
+"""MLPerf evaluates on the first 10,000 samples of the held-out text."""
+
 VOCAB_TEXT_BYTES = 256_000_000
 """Text a vocabulary is trained on: parts spread evenly over the whole, up to this much."""
-
-Format = Literal["varlen", "fixed"]
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareOptions:
-    """Everything that decides the result; the defaults of the procedure are MLPerf's."""
+    """Everything that decides the result; the procedure's defaults are MLPerf's."""
 
     text: tuple[Path, ...]
+    """Text files, archives (.tar.xz, .tar.gz, ...) or folders: one sentence a line with blank lines
+    between documents, or WikiExtractor's <doc> files."""
     output: Path
+    """Folder to make."""
     vocab: Path | None = None
+    """A BERT vocab.txt."""
     train_vocab: int | None = None
+    """Or train a WordPiece vocabulary of this many tokens on the text."""
     lowercase: bool = True
+    """Lower-case and strip accents, as uncased models do."""
     masking: MaskingOptions = field(default_factory=MaskingOptions)
     format: Format = "varlen"
+    """Rows of real length, or padded as in MLPerf's first rounds (3.5 times as large)."""
     num_shards: int | None = None
+    """Files the training samples are spread over; default: at most 65,536 samples in each."""
     eval_fraction: float = 0.02
+    """Share of the documents held out, chosen by a hash of id and title, else of the text."""
     num_eval_articles: int | None = None
+    """Hold out this many documents instead (MLPerf: 10,000)."""
     licence: str | None = None
+    """Licence and attribution of the text, for the manifest."""
     processes: int | None = None
+    """Default: one for each core. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         if (self.vocab is None) == (self.train_vocab is None):
@@ -100,7 +112,7 @@ def plan(options: PrepareOptions) -> dict[str, Any]:
             if options.vocab
             else f"{options.train_vocab} tokens, trained on the text"
         ),
-        "processes": _processes(options),
+        "processes": options.processes or cores(),
         "parameters": _parameters(options),
     }
 
@@ -113,16 +125,29 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     """
     started = time.monotonic()
     files = input_files(options.text)
-    work = options.output / ".prepare"
+    output, work = options.output, options.output / WORK
     identity = {"parameters": _parameters(options), "inputs": _inputs(files)}
-    done = _claim(options.output, work, identity)
+    done = claim(output, identity)
     if done is not None:
         return done
     parts, evaluation = _split(options, files, work)
     _vocabulary(options, parts, work)
     results = _make_parts(options, parts, evaluation, work)
-    eval_result = results.pop(EVAL_NAME) if evaluation.documents else PartResult()
-    shards = _write_shards(options, parts, results, eval_result, work)
+    held_out = results.pop(EVAL_NAME, PartResult()).statistics
+    written = write_shards(
+        output,
+        ShardLayout(
+            num_shards=options.num_shards,
+            format=options.format,
+            max_seq_length=options.masking.max_seq_length,
+            max_predictions=options.masking.max_predictions_per_seq,
+        ),
+        [work / "samples" / part.name for part in parts],
+        [results[part.name].statistics.samples for part in parts],
+        work / "samples" / EVAL_NAME if held_out.samples else None,
+        seed=options.masking.random_seed,
+        processes=options.processes or cores(),
+    )
     total = Statistics()
     for result in results.values():
         total.add(result.statistics)
@@ -133,23 +158,22 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         or "not stated: samples contain the text, so its licence and attribution apply",
         **identity,
         "vocab": {
-            "size": len(read_vocab(options.output / "vocab.txt")),
-            "sha256": file_sha256(options.output / "vocab.txt"),
+            "size": len(read_vocab(output / "vocab.txt")),
+            "sha256": file_sha256(output / "vocab.txt"),
             "source": "given" if options.vocab else "trained on the text",
         },
-        "masking_implementation": sorted({result.masking for result in results.values()}),
-        "train": _described(total),
-        "eval": _described(eval_result.statistics),
-        "files": shards,
+        "implementations": sorted({i for r in results.values() for i in r.implementations}),
+        "train": total.described(),
+        "eval": held_out.described(),
+        "files": written,
         "seconds": round(time.monotonic() - started, 1),
     }
-    _write_json(options.output / MANIFEST, manifest)
+    write_json(output / MANIFEST, manifest)
     shutil.rmtree(work)
     return manifest
 
 
 def _parameters(options: PrepareOptions) -> dict[str, Any]:
-    """What has to be equal for pieces of two runs to fit together."""
     return {
         **asdict(options.masking),
         "format": options.format,
@@ -163,8 +187,8 @@ def _parameters(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
+    found = []
     with track("hash input files", len(files)) as advance:
-        found = []
         for path in files:
             size = path.stat().st_size
             found.append({"name": path.name, "bytes": size, "sha256": file_sha256(path)})
@@ -172,44 +196,10 @@ def _inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def _claim(output: Path, work: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest if all is done; else make ``work`` ours, new or to be continued."""
-    for path in (output / MANIFEST, work / "identity.json"):
-        if not path.is_file():
-            continue
-        found = json.loads(path.read_text())
-        differences = _differences(found, identity)
-        if differences:
-            raise BadInput(
-                f"{output} holds data made with other settings ({'; '.join(differences)}): "
-                f"choose another --output, or delete that folder"
-            )
-        if path.name == MANIFEST:
-            return dict(found)
-    if not work.is_dir():
-        if output.is_dir() and any(output.iterdir()):
-            raise BadInput(f"{output} is not empty: choose another --output, or empty that folder")
-        work.mkdir(parents=True)
-    _write_json(work / "identity.json", identity)
-    return None
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    old, new = found.get("parameters", {}), wanted["parameters"]
-    result = [
-        f"{name} {old.get(name)!r} there, {new.get(name)!r} asked"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
-    if found.get("inputs") != wanted["inputs"]:
-        result.append("other text")
-    return result
-
-
 def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list[Part], Part]:
     record = work / "split.json"
     if record.is_file():
-        saved = json.loads(record.read_text())
+        saved = read_json(record)
         return [Part(**part) for part in saved["parts"]], Part(**saved["eval"])
     held_out = HoldOut.fraction(options.eval_fraction)
     if options.num_eval_articles:
@@ -227,7 +217,7 @@ def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list
             f"none of the {sum(part.documents for part in parts)} documents was held out for "
             f"evaluation: raise --eval_fraction, or set it to 0 to do without"
         )
-    _write_json(record, {"parts": [asdict(part) for part in parts], "eval": asdict(evaluation)})
+    write_json(record, {"parts": [asdict(part) for part in parts], "eval": asdict(evaluation)})
     return parts, evaluation
 
 
@@ -236,8 +226,7 @@ def _vocabulary(options: PrepareOptions, parts: Sequence[Part], work: Path) -> N
     if target.is_file():
         return
     if options.vocab:
-        content = options.vocab.read_bytes()
-        read_vocab(options.vocab)
+        tokens = read_vocab(options.vocab)
     else:
         assert options.train_vocab is not None
         step = -(-sum(part.bytes for part in parts) // VOCAB_TEXT_BYTES)
@@ -249,8 +238,7 @@ def _vocabulary(options: PrepareOptions, parts: Sequence[Part], work: Path) -> N
         with track("train vocabulary", 1) as advance:
             tokens = train_vocab(lines, options.train_vocab, lowercase=options.lowercase)
             advance(1)
-        content = ("\n".join(tokens) + "\n").encode()
-    _write_bytes(target, content)
+    write_atomic(target, "\n".join(tokens) + "\n")
 
 
 def _make_parts(
@@ -262,10 +250,7 @@ def _make_parts(
     for part in [*parts, *([evaluation] if evaluation.documents else [])]:
         record = work / f"{part.name}.json"
         if record.is_file():
-            saved = json.loads(record.read_text())
-            results[part.name] = PartResult(
-                statistics=Statistics(**saved["statistics"]), masking=saved["masking"]
-            )
+            results[part.name] = PartResult.from_json(read_json(record))
             continue
         jobs[part.name] = PartJob(
             text=work / "text" / f"{part.name}.txt",
@@ -276,124 +261,8 @@ def _make_parts(
             keep=EVAL_SAMPLES if part is evaluation else None,
         )
     with track("create samples, parts", len(jobs)) as advance:
-        for name, result in _each(make_part, jobs, _processes(options)):
-            _write_json(work / f"{name}.json", asdict(result))
+        for name, result in each(make_part, jobs, options.processes or cores()):
+            write_json(work / f"{name}.json", asdict(result))
             results[name] = result
             advance(1)
     return results
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ShardJob:
-    work: Path
-    target: Path
-    spools: tuple[Path, ...]
-    number: int | None
-    """Which shard of the mixture; None for the evaluation set, which is its spool as it is."""
-    format: Format
-    masking: MaskingOptions
-
-
-def _write_shard(job: _ShardJob) -> dict[str, Any]:
-    if job.number is None:
-        samples = open_spool(job.spools[0])
-    else:
-        samples = Mixture.load(job.work).shard(job.number, job.spools)
-    if job.format == "varlen":
-        write_varlen(job.target, samples)
-    else:
-        limits = job.masking
-        write_fixed(job.target, samples, limits.max_seq_length, limits.max_predictions_per_seq)
-    return {
-        "samples": len(samples),
-        "bytes": job.target.stat().st_size,
-        "sha256": file_sha256(job.target),
-    }
-
-
-def _write_shards(
-    options: PrepareOptions,
-    parts: Sequence[Part],
-    results: dict[str, PartResult],
-    eval_result: PartResult,
-    work: Path,
-) -> dict[str, Any]:
-    """Name, samples, bytes and sha256 of each file written."""
-    # A part of the result may be empty, for example when every sentence lacks a token.
-    sizes = [results[part.name].statistics.samples for part in parts]
-    total = sum(sizes)
-    count = options.num_shards or max(1, -(-total // SAMPLES_PER_SHARD))
-    if count > total:
-        raise BadInput(f"--num_shards {count} is more than the {total} samples: give fewer")
-    Mixture.draw(sizes, count, options.masking.random_seed).save(work)
-    job = partial(_ShardJob, work=work, format=options.format, masking=options.masking)
-    spools = tuple(work / "samples" / part.name for part in parts)
-    names = {
-        f"{count}_shards_uncompressed/part_{number}_of_{count}.hdf5": number
-        for number in range(count)
-    }
-    jobs = {
-        name: job(target=options.output / name, spools=spools, number=number)
-        for name, number in names.items()
-    }
-    if eval_result.statistics.samples:
-        jobs[EVAL_FILE] = job(
-            target=options.output / EVAL_FILE,
-            spools=(work / "samples" / EVAL_NAME,),
-            number=None,
-        )
-    record = work / "shards.json"
-    written = json.loads(record.read_text()) if record.is_file() else {}
-    left = {name: shard for name, shard in jobs.items() if name not in written}
-    with track("write shards", len(left)) as advance:
-        for name, result in _each(_write_shard, left, _processes(options)):
-            written[name] = result
-            _write_json(record, written)
-            advance(1)
-    return {name: written[name] for name in jobs}
-
-
-def _each(
-    work: Callable[[Job], Result], jobs: dict[str, Job], processes: int
-) -> Iterator[tuple[str, Result]]:
-    """Do all jobs, in this process or in several; results come as they are ready."""
-    if processes == 1 or len(jobs) < 2:
-        yield from ((name, work(job)) for name, job in jobs.items())
-        return
-    # Not fork: the tokenizer's and torch's threads would not survive it.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
-        futures = {pool.submit(work, job): name for name, job in jobs.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _processes(options: PrepareOptions) -> int:
-    return options.processes or len(os.sched_getaffinity(0))
-
-
-def _described(statistics: Statistics) -> dict[str, Any]:
-    """Counts, and the ratios that tell whether a data set is as it should be; None without data."""
-    s = statistics
-    ratios = {
-        "mean_length": s.tokens / s.samples if s.samples else None,
-        "masked_fraction": s.masked / s.tokens if s.tokens else None,
-        "random_next_fraction": s.random_next / s.samples if s.samples else None,
-        "unknown_fraction": s.unknown / s.wordpieces if s.wordpieces else None,
-    }
-    rounded = {name: None if x is None else round(x, 6) for name, x in ratios.items()}
-    return {**asdict(s), **rounded}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

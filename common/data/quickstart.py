@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.data.build import MANIFEST
 from common.data.corpus import input_files, split_sentences
 from common.data.masking import MaskingOptions
-from common.data.prepare import MANIFEST, PrepareOptions, prepare
+from common.data.prepare import PrepareOptions, prepare
 from common.data.wheel import WheelUnavailable, fetch_wheel
 from common.errors import BadInput
 from common.native import cache_dir
