@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs from the command line: data to record, resume, ranks, refusals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from common.cli import main
+from common.compliance import check_log
+from tests.smoke.conftest import ROOT, TINY, lines, manifest
+
+EXACT = ("--precision", "fp32", "--kernels", "plain")
+
+
+def losses(record):
+    return [step["loss"] for step in lines(record, "step")]
+
+
+def test_a_run_leaves_a_valid_record_and_a_compliant_open_log(runs):
+    record = runs.run("--num_samples_per_checkpoint", "48")
+    assert main(["validate", str(record)]) == 0
+    for ruleset in ("1.0.0", "3.0.0", "3.1.0", "4.0.0", "4.1.0", "5.0.0"):
+        assert check_log(record / "result_0.txt", ruleset, "open", converged=False) == []
+    content = manifest(record)
+    assert content["status"] == "ok" and content["step"] == 12 and content["samples"] == 96
+    assert losses(record)[-1] < losses(record)[0]
+    assert [e["samples"] for e in lines(record, "eval")] == [32, 64, 96]
+    named = {m["name"]: m["value"] for m in content["metrics"]}
+    window = sum(s["window_s"] for s in lines(record, "step"))
+    assert named["sequences_per_second"] == pytest.approx(
+        96 / window, rel=0.05
+    )  # reporting itself is timed
+    assert "time_to_target_s" not in named  # there was no target
+    assert (record / "checkpoints" / "step_00000012").is_dir()
+    assert "step 12/12" in (record / "console.log").read_text()
+
+
+def test_killed_and_resumed_gives_the_losses_of_an_unbroken_run(runs):
+    whole = runs.run(*EXACT)
+    process = runs.start(*EXACT, "--num_samples_per_checkpoint", "24")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step  5/"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    (broken,) = set(runs.records()) - {whole}
+    assert manifest(broken)["status"] == "interrupted"
+    resumed = runs.run(*EXACT, "--resume", "last", "--num_samples_per_checkpoint", "24")
+    assert manifest(resumed)["resumed_from"] == broken.name
+    assert losses(broken) + losses(resumed) == losses(whole)
+    evals = [[e["metrics"]["mlm_accuracy"] for e in lines(r, "eval")] for r in (broken, resumed)]
+    assert evals[0] + evals[1] == [e["metrics"]["mlm_accuracy"] for e in lines(whole, "eval")]
+    assert check_log(resumed / "result_0.txt", "5.0.0", "open", converged=False) == []
+
+
+def test_two_ranks_give_the_losses_of_one(runs):
+    still = ("--hidden_dropout", "0", "--attention_dropout", "0")
+    alone = runs.run(*EXACT, *still)
+    both = runs.run(*EXACT, *still, ranks=2)
+    assert losses(both) == pytest.approx(losses(alone), rel=2e-5)
+    assert manifest(both)["world_size"] == 2
+    assert [e["samples"] for e in lines(both, "eval")] == [32, 64, 96]
+    assert len(runs.records()) == 2  # one record per run, not per rank
+
+
+def test_bf16_and_native_kernels_train_like_the_reference(runs):
+    still = ("--hidden_dropout", "0", "--attention_dropout", "0")
+    doctor = subprocess.run(
+        [sys.executable, "-m", "common.cli", "doctor", "--json"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    cpu = next(b for b in json.loads(doctor.stdout)["backends"] if b["name"] == "cpu_ref")
+    if "native" not in cpu["kernels"]:
+        pytest.skip(cpu["notes"]["native"])
+    reference = losses(runs.run(*EXACT, *still))
+    fast = losses(runs.run("--precision", "fp32", "--kernels", "native", *still))
+    assert fast == pytest.approx(reference, rel=1e-4)
+    if "bf16" in cpu["precisions"]:
+        half = losses(runs.run("--precision", "bf16", "--kernels", "native", *still))
+        assert half == pytest.approx(reference, rel=2e-2)
+
+
+def test_stops_at_the_target_and_says_so(runs):
+    record = runs.run("--target_mlm_accuracy", "0.0001")
+    content = manifest(record)
+    assert content["status"] == "ok" and content["samples"] == 32
+    assert "time_to_target_s" in {m["name"] for m in content["metrics"]}
+    assert main(["validate", str(record)]) == 0
+
+
+def test_a_missed_target_is_recorded_and_is_no_success(runs):
+    record = runs.run("--target_mlm_accuracy", "0.99", code=1)
+    assert manifest(record)["status"] == "below_quality"
+    assert main(["validate", str(record)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--precision", "fp16"], "no 'fp16' here"),
+        (["--backend", "tpu"], "unknown backend 'tpu'"),
+        (["--micro_batch", "3"], "possible: 1, 2, 4, 8"),
+        (["--max_seq_length", "32"], "32"),
+        (["--dist_backend", "none_such", "--resume", "nowhere"], "nowhere"),
+        (["--division", "closed"], "target is 0.72"),
+        (["--max_stps", "3"], "max_steps"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_with_the_fix(runs, capsys, flags, message):
+    code = main(
+        ["run", "mini", *TINY, "--data", str(runs.data), "--output_dir", str(runs.out), *flags]
+    )
+    assert code == 2 or manifest(runs.records()[0])["status"] == "failed"
+    assert message in capsys.readouterr().err + "".join(
+        manifest(r)["reason"] for r in runs.records()
+    )
+
+
+def test_synthetic_data_runs_any_shape(runs, capsys):
+    code = main(
+        ["run", "mini", *TINY, "--output_dir", str(runs.out), "--synthetic", "--max_steps", "2"]
+    )
+    assert code == 0
+    (record,) = runs.records()
+    assert lines(record, "eval") == [] and manifest(record)["inputs"]["data"] is None
+    assert main(["validate", str(record)]) == 0
+
+
+def test_dry_run_writes_nothing(runs, capsys):
+    assert main(["run", "mini", *TINY, "--output_dir", str(runs.out), "--dry_run", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["micro_batch"] == 2 and content["accumulation"] == 4
+    assert content["settings"]["origins"]["micro_batch"] == "flag"
+    assert content["settings"]["origins"]["optimizer"] in ("preset", "default")
+    assert not runs.out.exists()
