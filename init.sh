@@ -116,9 +116,9 @@ fi
 options=() fresh=no
 [ "$mode" = locked ] || options+=(--system-site-packages)
 wanted_layout="$mode $("$python" -c 'import sys; print(sys.version_info[:2], sys.base_prefix)')"
-if [ -e "$venv" ] && { ! "$venv/bin/python" -c pass 2> /dev/null ||
+if [ -e "$venv" ] && { ! "$venv/bin/python" -c 'import pip' 2> /dev/null ||
     { [ -f "$stamp" ] && [ "$(sed -n 3p "$stamp")" != "$wanted_layout" ]; }; }; then
-    act "removing .venv: it was made for another Python or another torch" rm -rf "$venv"
+    act "removing .venv: it is broken, or made for another Python or another torch" rm -rf "$venv"
     fresh=yes
 fi
 make_venv() {
