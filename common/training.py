@@ -147,26 +147,10 @@ def train(
         progress = restore(task, scaler, backend, world, resume)
     model = backend.wrap_ddp(task.model) if world.size > 1 else task.model
     out = Outcome(status="below_quality", reason="", progress=progress)
-    meter = RateMeter(clock=clock, synchronize=backend.synchronize)
+    meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
     sums = torch.zeros(len(task.sum_names), device=backend.device)
     faults = Faults(backend.device, progress.step)
     wait_s = 0.0
-
-    def pause() -> None:
-        meter.pause()
-        if telemetry is not None:
-            telemetry.stop()
-
-    def resume_timing() -> None:
-        if telemetry is not None:
-            telemetry.start()
-        meter.resume()
-
-    def stop_timing() -> Window:
-        window = meter.stop()
-        if telemetry is not None:
-            telemetry.stop()
-        return window
 
     for o in observers:
         o.run_start(step=progress.step, samples=progress.samples)
@@ -174,8 +158,6 @@ def train(
     batches = task.train_batches(progress.position)
     interrupted = Interruption()
     with interrupted, contextlib.closing(batches):  # type: ignore[type-var]
-        if telemetry is not None:
-            telemetry.start()
         meter.start()
         while progress.step < plan.max_steps and progress.samples < plan.max_samples:
             time_is_up = plan.max_minutes and clock() - started > 60 * plan.max_minutes
@@ -221,7 +203,7 @@ def train(
                 wait_s = 0.0
 
             if plan.eval_every_samples and progress.samples >= progress.next_eval_samples:
-                pause()
+                meter.pause()
                 evaluation = evaluate(
                     task, backend=backend, world=world, plan=plan, progress=progress,
                     observers=observers, clock=clock, started=started,
@@ -230,28 +212,29 @@ def train(
                 out.eval_s += evaluation.eval_s
                 while progress.next_eval_samples <= progress.samples:
                     progress.next_eval_samples += plan.eval_every_samples
-                resume_timing()
+                meter.resume()
                 if evaluation.reached:
                     out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
                     break
 
             due = progress.samples >= progress.next_checkpoint_samples
             if checkpoints and plan.checkpoint_every_samples and (due or code == INTERRUPTED):
-                pause()
+                meter.pause()
                 while progress.next_checkpoint_samples <= progress.samples:
                     progress.next_checkpoint_samples += plan.checkpoint_every_samples
                 out.checkpoint_s += save_checkpoint(
                     task, scaler, backend, world, checkpoints, progress, observers, clock
                 )
-                resume_timing()
+                meter.resume()
             if code == INTERRUPTED:
                 out.status = "interrupted"
-                out.reason = f"stopped by {interrupted.name} after step {progress.step}"
+                who = interrupted.name or "a signal to another process"
+                out.reason = f"stopped by {who} after step {progress.step}"
                 break
             if code == TIME_IS_UP:
                 out.reason = f"--max_minutes {plan.max_minutes:g} is over"
                 break
-        out.train_window = merge_ranks(world.gather(stop_timing()))
+        out.train_window = merge_ranks(world.gather(meter.stop()))
     out.run_s = clock() - started
     if not out.reason:
         limit = "max_steps" if progress.step >= plan.max_steps else "max_samples_termination"

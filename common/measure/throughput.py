@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +42,26 @@ class Window:
         return self._rate(self.padded_tokens)
 
 
+class _Sampler(Protocol):
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
 class RateMeter:
     """A stopwatch that also counts.
 
     ``start`` .. (``add`` .. ``lap`` .. ``pause`` .. ``resume``) .. ``stop``. ``synchronize`` must
-    block until the device is idle; ``clock`` gives seconds and never goes back.
+    block until the device is idle; ``clock`` gives seconds and never goes back. ``telemetry``
+    samples while time is counted, so that energy and rate are of the same seconds.
     """
 
     def __init__(
         self,
         synchronize: Callable[[], None],
         clock: Callable[[], float] = time.perf_counter,
+        telemetry: _Sampler | None = None,
     ) -> None:
-        self._synchronize, self._clock = synchronize, clock
+        self._synchronize, self._clock, self._telemetry = synchronize, clock, telemetry
         self._since: float | None = None
         self._started = False
         self._lap = Window()
@@ -68,7 +76,7 @@ class RateMeter:
         """Begin. A meter is used once."""
         assert not self._started, "this meter was started before"
         self._started = True
-        self._since = self._now()
+        self._run()
 
     def add(
         self, *, samples: int, real_tokens: int = 0, padded_tokens: int = 0, steps: int = 1
@@ -86,12 +94,12 @@ class RateMeter:
         """Stop counting time until ``resume``."""
         assert self.running, "pause() of a meter that is not running"
         self._read()
-        self._since = None
+        self._halt()
 
     def resume(self) -> None:
         """Count time again."""
         assert self._started and not self.running, "resume() without pause()"
-        self._since = self._now()
+        self._run()
 
     def lap(self) -> Window:
         """What was done since the last lap (or the start); begins the next one."""
@@ -105,8 +113,18 @@ class RateMeter:
         """End, and return everything since ``start``."""
         assert self._started, "stop() without start()"
         self.lap()
-        self._since = None
+        self._halt()
         return self._total
+
+    def _run(self) -> None:
+        if self._telemetry is not None:
+            self._telemetry.start()
+        self._since = self._now()
+
+    def _halt(self) -> None:
+        self._since = None
+        if self._telemetry is not None:
+            self._telemetry.stop()
 
     def _now(self) -> float:
         self._synchronize()
