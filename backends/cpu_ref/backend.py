@@ -42,7 +42,7 @@ class CpuRef(Backend):
         self._local_rank = local_rank
         torch.use_deterministic_algorithms(True)
         # Filling fresh memory costs a pass over every tensor; no operation here reads it unwritten.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._allocator = keep_freed_memory()
 
     @classmethod
@@ -63,7 +63,7 @@ class CpuRef(Backend):
         return None
 
     @functools.cached_property
-    def capabilities(self) -> Capabilities:  # type: ignore[override]
+    def capabilities(self) -> Capabilities:
         notes = {"tf32": "a format of GPUs", "fp16": "no fast fp16 matrix products on CPUs"}
         precisions = ["fp32"]
         if _computes_bf16():
