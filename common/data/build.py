@@ -168,9 +168,9 @@ def each(
             raise
 
 
-def cores() -> int:
-    """How many processes this one may keep busy."""
-    return len(os.sched_getaffinity(0))
+def processes_for(num_bytes: int, per_process: int) -> int:
+    """One process a core, but no more than have ``per_process`` bytes each: starting one costs."""
+    return max(1, min(len(os.sched_getaffinity(0)), num_bytes // per_process))
 
 
 def read_json(path: Path) -> Any:

