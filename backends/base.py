@@ -323,9 +323,7 @@ class Backend(ABC):
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
         """Overlapped, bucketed gradient all-reduce."""
-        return nn.parallel.DistributedDataParallel(
-            module, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     # -- observation --------------------------------------------------------------------------
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:

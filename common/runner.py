@@ -64,6 +64,7 @@ class Run:
         self.telemetry: Telemetry | None = None
         self.progress = Progress()
         self.init_s: float | None = None
+        self.began = time.time()
         self.resumed: Path | None = None
         self.facts: dict[str, Any] = {}
 
@@ -98,12 +99,12 @@ class Run:
         division = self.benchmark.division(settings)
         self.resumed = resumed = find_checkpoint(settings)
 
-        begin = time.perf_counter()
+        begin, self.began = time.perf_counter(), time.time()
         task = self.benchmark.build(settings, backend, world, self.source)
         devices = world.gather(backend.describe())
         saved = load(resumed) if resumed else None
         if world.is_main:
-            self._open_record(task, devices, division, resumed)
+            self._open_record(task, devices, division, resumed, saved)
         for o in self.observers:
             o.init_stop()
         world.gather(None)
@@ -119,6 +120,8 @@ class Run:
             checkpoints = Checkpoints(folder / "checkpoints", keep)
         backend.reset_peak_memory()
         self.telemetry = backend.telemetry()
+        if self.record is not None:
+            self.record.telemetry = self.telemetry
         return train(
             task,
             backend=backend,
@@ -136,6 +139,7 @@ class Run:
         devices: list[DeviceInfo],
         division: Literal["closed", "open"],
         resumed: Path | None,
+        saved: tuple[Any, Any] | None,
     ) -> None:
         """Create record, console and MLPerf log, and tell what was chosen."""
         settings, run = self.settings, self.settings.run
@@ -168,6 +172,7 @@ class Run:
             seed=run.seed,
             values=task.mlperf_values(),
             weights=bert_tensors(recipe.model.num_hidden_layers),
+            began=self.began,
             previous=resumed.parent.parent / "result_0.txt" if resumed else None,
         )
         self.observers = [console, log, record]
@@ -194,7 +199,13 @@ class Run:
         kernels = ", ".join(sorted(set(facts["kernels"].values())))
         console.say(f"  compute     {facts['precision']}, kernels {kernels}")
         console.say(f"  threads     {torch.get_num_threads()} in each process")
-        for text in (*settings.notes, *self._capability_notes()):
+        notes = [*settings.notes, *self._capability_notes()]
+        if saved is not None and saved[1]["world_size"] != self.world.size:
+            notes.append(
+                f"resumed on {self.world.size} processes, saved on {saved[1]['world_size']}: the "
+                f"dropout masks from here on are new"
+            )
+        for text in notes:
             for o in self.observers:
                 o.note(text)
 

@@ -187,8 +187,9 @@ def train(
             )
 
             last = progress.step >= plan.max_steps or progress.samples >= plan.max_samples
+            eval_due = plan.eval_every_samples and progress.samples >= progress.next_eval_samples
             code = vote.result()
-            if progress.step % plan.log_freq == 0 or last or code:
+            if progress.step % plan.log_freq == 0 or last or eval_due or code:
                 window = merge_ranks(world.gather(meter.lap()))
                 total_wait = max(world.gather(wait_s))
                 out.data_wait_s += total_wait
@@ -202,7 +203,7 @@ def train(
                     o.on_step(event)
                 wait_s = 0.0
 
-            if plan.eval_every_samples and progress.samples >= progress.next_eval_samples:
+            if eval_due:
                 meter.pause()
                 evaluation = evaluate(
                     task, backend=backend, world=world, plan=plan, progress=progress,

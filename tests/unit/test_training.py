@@ -163,10 +163,10 @@ def test_events_count_samples_and_steps():
     assert [e.samples for e in seen.evals] == [16, 48, 80]
 
 
-def test_reports_every_log_freq_and_at_the_end():
-    _, seen = run(ToyTask(), replace(PLAN, log_freq=5))
-    assert [e.step for e in seen.steps] == [5, 10, 12]
-    assert [e.window_steps for e in seen.steps] == [5, 5, 2]
+def test_reports_every_log_freq_before_evaluations_and_at_the_end():
+    _, seen = run(ToyTask(), replace(PLAN, log_freq=5, eval_start_samples=64))
+    assert [e.step for e in seen.steps] == [5, 8, 10, 12]
+    assert [e.window_steps for e in seen.steps] == [5, 3, 2, 2]
 
 
 def test_stops_at_the_target():
