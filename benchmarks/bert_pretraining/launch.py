@@ -52,6 +52,8 @@ class Launch:
     command: list[str]
     environment: dict[str, str]
     says: list[str]
+    rehearsal: list[str] | None = None
+    """Run first by itself where several processes follow: it refuses once, and says it once."""
 
 
 def plan(
@@ -91,13 +93,18 @@ def plan(
     if environment.get("INIT_LOSS_SCALE"):
         own += ["--init_loss_scale", environment["INIT_LOSS_SCALE"]]
     command = [str(Path(python).parent / "bertbench"), "run", recipe, *own, *rest]
-    extra = {"PYTHONSAFEPATH": "1"}  # the folder we are called from is not a source of modules
-    if processes * nodes > 1:
-        command = [*_torchrun(python, environment, processes, nodes), *command]
-        if "OMP_NUM_THREADS" not in environment:
-            extra["OMP_NUM_THREADS"] = str(max(1, int(report["cores"]) // processes))
     says.append(f"{processes * nodes} x {backend['name']} ({backend['device']})")
-    return Launch(command, {**environment, **extra}, says)
+    extra = {"PYTHONSAFEPATH": "1"}  # the folder we are called from is not a source of modules
+    if processes * nodes == 1:
+        return Launch(command, {**environment, **extra}, says)
+    rehearsal = [*command, "--dry_run"]
+    if given.get("dry_run") != "True":
+        command = [*_torchrun(python, environment, processes, nodes), *command]
+    if "OMP_NUM_THREADS" not in environment:
+        extra["OMP_NUM_THREADS"] = str(max(1, int(report["cores"]) // processes))
+    # What torchrun will set for each process; here it is for the one that rehearses.
+    extra |= {"WORLD_SIZE": str(processes * nodes), "LOCAL_WORLD_SIZE": str(processes)}
+    return Launch(command, {**environment, **extra}, says, rehearsal)
 
 
 def _split_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -163,7 +170,7 @@ def _processes(
 
 
 def _torchrun(python: str, environment: Mapping[str, str], processes: int, nodes: int) -> list[str]:
-    command = [python, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command = [python, "-m", "common.elastic", f"--nproc-per-node={processes}"]
     if nodes == 1:
         return [*command, "--standalone", "--no-python"]
     address, rank = environment.get("MASTER_ADDR"), environment.get("NODE_RANK")
@@ -189,6 +196,12 @@ def _become(launch: Launch) -> NoReturn:
     for text in launch.says:
         print(f"launch: {text}")
     print(f"launch: {shlex.join(launch.command)}", flush=True)
+    if launch.rehearsal is not None:
+        done = subprocess.run(
+            launch.rehearsal, env=launch.environment, stdout=subprocess.DEVNULL, text=True
+        )
+        if done.returncode:
+            sys.exit(done.returncode)
     os.execve(launch.command[0], launch.command, launch.environment)
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +40,39 @@ def test_without_data_and_accelerator_mini_runs_on_the_cpu_and_says_so() -> None
 def test_without_data_mini_takes_the_accelerators() -> None:
     launch = go("--seed 3", count=8)
     assert launch.command == [
-        *("/venv/bin/python", "-m", "torch.distributed.run", "--nproc-per-node=8"),
+        *("/venv/bin/python", "-m", "common.elastic", "--nproc-per-node=8"),
         *("--standalone", "--no-python", "/venv/bin/bertbench", "run", "mini"),
         *("--backend", "gcu", "--seed", "3"),
     ]
     assert launch.environment["OMP_NUM_THREADS"] == "2"
+    assert launch.rehearsal == [*launch.command[6:], "--dry_run"]
+    assert launch.environment["WORLD_SIZE"] == "8"
     assert not any("no accelerator" in text for text in launch.says)
 
 
 def test_one_accelerator_needs_no_torchrun() -> None:
-    assert go(count=1).command[:3] == ["/venv/bin/bertbench", "run", "mini"]
+    launch = go(count=1)
+    assert launch.command[:3] == ["/venv/bin/bertbench", "run", "mini"]
+    assert launch.rehearsal is None
+
+
+def test_a_dry_run_is_one_process_that_knows_of_the_others() -> None:
+    launch = go("--dry-run", count=8)
+    assert launch.command[:3] == ["/venv/bin/bertbench", "run", "mini"]
+    assert launch.environment["WORLD_SIZE"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"), [("exit(0)", 0), ("exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)]
+)
+def test_exit_code_of_the_processes_is_kept(ends: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "common.elastic", "--standalone", "--nproc-per-node=1",
+         "--no-python", sys.executable, "-c", ends],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("count", range(1, 20))

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torchrun whose exit code is the processes' own: ``python -m common.elastic [torchrun's flags]``.
+
+A run that missed its target, or was interrupted, ends with an exit code that says so (see cli.py).
+torchrun turns each into a traceback and a 1; this does not. Everything else is torchrun's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Start the processes and wait: 0, the first failure's exit code, or 128 + the signal."""
+    try:
+        run.main(list(sys.argv[1:] if argv is None else argv))
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        # A process that a signal killed has the signal's number, negated.
+        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
