@@ -75,6 +75,8 @@ def plan(
         raise BadInput(f"DATA={data} is not a folder; it must hold the shards, see README.md")
     if named is None and not has_data:
         corpus = f"the text {given['text']}" if "text" in given else "the quick-start corpus"
+        if given.get("synthetic") == "True":
+            corpus = "synthetic tokens"
         says.append(
             f"DATA is not set: training {recipe} on {corpus}. "
             f"For MLPerf's BERT-large: DATA=/path/to/dataset"
