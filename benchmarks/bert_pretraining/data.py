@@ -123,6 +123,12 @@ def find_source(settings: Settings) -> Source:
     if config is not None:
         _agree(recipe, config / "bert_config.json" if config.is_dir() else config)
     wants_checkpoint = recipe.initial_mlm_accuracy is not None
+    if wants_checkpoint and run.init_checkpoint is None and checkpoint is None:
+        raise BadInput(
+            f"{settings.preset.name} starts from MLPerf's checkpoint and there is no "
+            f"model.ckpt-28252.pt in {root or run.input_dir}: give --init_checkpoint PATH; to "
+            f"start from random weights, --initial_mlm_accuracy None"
+        )
     return Source(
         recipe=recipe,
         description=described,
