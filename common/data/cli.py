@@ -165,7 +165,7 @@ def _print_lines(content: Mapping[str, Any], indent: str) -> None:
         if isinstance(value, Mapping) and len(value) <= 20:
             print(f"{indent}{name}")
             _print_lines(value, indent + "  ")
-        elif isinstance(value, (list, tuple, Mapping)) and len(value) > 5:
+        elif isinstance(value, Mapping) or (value and isinstance(value, list) and value[1:]):
             print(f"{indent}{name:<26}{len(value)} entries")
         elif value is not None:
             print(f"{indent}{name:<26}{_plain(value)}")

