@@ -98,7 +98,7 @@ BASE = replace(
 )
 
 MINI = BertConfig(
-    vocab_size=4096,
+    vocab_size=2048,
     hidden_size=256,
     num_hidden_layers=4,
     num_attention_heads=4,
@@ -171,21 +171,23 @@ def small() -> PretrainingRecipe:
 
 
 def mini() -> PretrainingRecipe:
-    """A 4 x 256 BERT from random weights on the quick-start corpus, in minutes on two cores."""
+    """A 4 x 256 BERT from random weights on the quick-start corpus, in minutes on two cores.
+
+    Rate and length of the schedule were chosen so that every seed tried reaches the target with
+    a third of the schedule to spare; README.md has the runs.
+    """
     return PretrainingRecipe(
         model=MINI,
         max_seq_length=128,
         max_predictions_per_seq=20,
-        optimizer="adamw",
         global_batch=16,
-        learning_rate=1e-3,
-        max_steps=1600,
+        learning_rate=4e-3,
+        max_steps=1_200,
         warmup_steps=100,
-        max_samples_termination=1_000_000,
-        eval_iter_start_samples=3_200,
-        eval_iter_samples=3_200,
+        eval_iter_start_samples=6_400,
+        eval_iter_samples=1_600,
         num_eval_examples=1_000,
-        target_mlm_accuracy=0.115,
+        target_mlm_accuracy=0.12,  # 3 times what always saying the most frequent token gives
     )
 
 
