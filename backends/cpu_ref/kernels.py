@@ -409,9 +409,16 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> Any:
         x, _, dlogits = ctx.saved_tensors
-        dx = (dlogits @ ctx.weight) * scale.to(x.dtype)
-        dweight = _weight_grad(dlogits, x) * scale
-        return dx, dweight, _column_sums(dlogits) * scale, None, None, None
+        scale_ = scale.to(x.dtype)  # the upstream gradient, on the small factor of each product
+        dx = (dlogits @ ctx.weight) * scale_
+        return (
+            dx,
+            _weight_grad(dlogits, x * scale_),
+            _column_sums(dlogits) * scale,
+            None,
+            None,
+            None,
+        )
 
 
 def _weight_grad(dy: Tensor, x: Tensor) -> Tensor:

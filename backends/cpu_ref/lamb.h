@@ -8,11 +8,13 @@ enum { CHUNK = 1 << 14 };  // elements per partial norm: fixed, so threads do no
 
 typedef struct { float new1, beta2, new2, m_scale, v_scale, eps, decay; } Lamb;
 
+// sqrt by Newton's method on the hardware's estimate: several times as fast, error below 2^-22.
 INLINE vf vsqrt(vf x) {
 #if defined(__AVX512F__)
-    vf y;
-    __asm__("vsqrtps %1, %0" : "=v"(y) : "v"(x));
-    return y;
+    x += 1e-37f;  // the estimate of 1 / sqrt(0) is infinite
+    vf y = (vf)_mm512_rsqrt14_ps((__m512)x);
+    y *= 1.5f - 0.5f * x * y * y;
+    return x * y;
 #else
     for (int i = 0; i < W; i++) x[i] = sqrtf(x[i]);
     return x;

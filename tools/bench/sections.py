@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured beside the table of steps: LAMB, two ranks."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backends.cpu_ref.kernels import NativeOps, native_lamb
+from bench.shapes import SHAPES, typical_batch
+from bench.steps import adamw
+from bench.timing import interleave, ratio
+from common.model.heads import BertForPreTraining
+from common.optim.lamb import Lamb, lamb_update, parameter_groups
+
+LAMB_GOAL, RANKS_GOAL, ACCUMULATION = 3.0, 0.95, 4
+
+
+def per_tensor_lamb(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    segments: list[int],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+) -> None:
+    """LAMB as a plain Python loop over matrices: the yardstick."""
+    for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, segments, strict=True):
+        pieces = tensors[4]
+        for p, g, m, v in zip(*(t.chunk(pieces) for t in tensors[:4]), strict=True):
+            m.mul_(beta1).add_(g, alpha=1 - beta1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            update = (m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt_().add_(eps))
+            rate = lr
+            if weight_decay:
+                update.add_(p, alpha=weight_decay)
+                p_norm, u_norm = float(p.norm()), float(update.norm())
+                rate *= p_norm / u_norm if p_norm > 0 and u_norm > 0 else 1.0
+            p.add_(update, alpha=-rate)
+
+
+def lamb(rounds: int) -> dict[str, object]:
+    """Milliseconds of one LAMB step on BERT-base's 110 M parameters."""
+    model = BertForPreTraining(SHAPES["base-512"].config, NativeOps(torch.bfloat16))
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    kernels = {"native": native_lamb, "foreach": lamb_update, "per-tensor loop": per_tensor_lamb}
+    groups = parameter_groups(model, 0.01)
+    steps = {
+        name: Lamb([dict(group) for group in groups], 1e-6, kernel=kernel).step
+        for name, kernel in kernels.items()
+    }
+    seconds = interleave(steps, rounds)
+    reached = ratio(seconds["per-tensor loop"], seconds["native"])
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "milliseconds": {k: 1e3 * statistics.median(v) for k, v in seconds.items()},
+        "loop_over_native": reached,
+        "goal": LAMB_GOAL,
+        "ok": reached >= LAMB_GOAL,
+    }
+
+
+def two_ranks(shape: str, rounds: int) -> dict[str, object]:
+    """Rate of two gloo ranks of one thread over twice the rate of one, with accumulation.
+
+    Each figure is the median of fresh runs that alternate.
+    """
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(rounds):
+        for world in rates:
+            rates[world].append(_run_ranks(world, shape))
+    efficiency = statistics.median(
+        two / (2 * one) for one, two in zip(rates[1], rates[2], strict=True)
+    )
+    return {
+        "shape": shape,
+        "accumulation": ACCUMULATION,
+        "tokens_per_second": {str(n): statistics.median(v) for n, v in rates.items()},
+        "efficiency": efficiency,
+        "goal": RANKS_GOAL,
+        "ok": efficiency >= RANKS_GOAL,
+    }
+
+
+def _run_ranks(world: int, shape: str) -> float:
+    environment = dict(os.environ, OMP_NUM_THREADS="1", BENCH_RANK_SHAPE=shape)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(world), str(Path(__file__).parent / "rank.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.split("tokens_per_second=")[1].split()[0])
+
+
+def rank_main(shape_name: str, seconds: float = 6.0) -> None:
+    """One rank: whole steps for some seconds; rank 0 prints the rate of all."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    world = torch.distributed.get_world_size()
+    shape = SHAPES[shape_name]
+    batch, _ = typical_batch(shape, None)
+    torch.manual_seed(0)
+    model = BertForPreTraining(shape.config, NativeOps(torch.bfloat16)).train()
+    ddp = torch.nn.parallel.DistributedDataParallel(
+        model, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
+    optimizer = adamw(model)
+    stop = torch.zeros(1)
+    timed, began = 0, 0.0
+    while not stop:
+        for micro in range(ACCUMULATION):
+            ddp.require_backward_grad_sync = micro == ACCUMULATION - 1
+            with torch.autocast("cpu", torch.bfloat16):
+                sums = ddp(batch)
+                loss = sums.mlm_loss + sums.nsp_loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if not began:  # the first step warms up
+            torch.distributed.barrier()
+            began = time.perf_counter()
+            continue
+        timed += 1
+        stop.fill_(float(time.perf_counter() - began > seconds and timed >= 3))
+        torch.distributed.all_reduce(stop)
+    elapsed = time.perf_counter() - began
+    if torch.distributed.get_rank() == 0:
+        tokens = world * timed * ACCUMULATION * batch.tokens.num_tokens
+        print(f"tokens_per_second={tokens / elapsed}")
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: model shapes, and one typical micro-batch of each."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.data.batch import PretrainingBatch
+from common.data.shards import find_shards
+from common.data.stream import TrainStream
+from common.data.synthetic import SyntheticStream
+from common.model.config import BertConfig
+
+CANDIDATES = 64
+"""Micro-batches among which the typical one is looked for."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One row of the table, and what it has to reach."""
+
+    name: str
+    layers: int
+    hidden: int
+    length: int
+    batch: int
+    vocab: int = 30522
+    over_peer: float = 0.0
+    of_replay: float = 0.0
+
+    @property
+    def config(self) -> BertConfig:
+        return BertConfig(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.hidden // 64,
+            intermediate_size=4 * self.hidden,
+        )
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("base-512", 12, 768, 512, 8, over_peer=3.0, of_replay=0.85),
+        Shape("base-128", 12, 768, 128, 16, over_peer=1.6, of_replay=0.85),
+        Shape("4x512-512", 4, 512, 512, 8, over_peer=4.5, of_replay=0.80),
+        Shape("mini", 4, 256, 128, 16, vocab=4096, over_peer=2.7, of_replay=0.65),
+        Shape("4x256-512", 4, 256, 512, 8, over_peer=5.0, of_replay=0.65),
+    )
+}
+
+
+def typical_batch(shape: Shape, data: Path | None) -> tuple[PretrainingBatch, str]:
+    """Of 64 micro-batches the one nearest to the mean in tokens and in attention's work.
+
+    From the data set under ``data``, or random tokens with the published lengths of Wikipedia's
+    samples (common/data/synthetic.py). Also says which.
+    """
+    sizes = {
+        "seed": 1,
+        "global_batch": shape.batch,
+        "micro_batch": shape.batch,
+        "world": 1,
+        "rank": 0,
+        "max_seq_length": shape.length,
+        "max_predictions": 76 if shape.length > 128 else 20,
+        "vocab_size": shape.vocab,
+    }
+    if data is None:
+        stream = SyntheticStream(**sizes)
+        source = "random tokens, published lengths of Wikipedia (arXiv 2107.02027)"
+    else:
+        files = find_shards(data, "train")
+        stream = TrainStream(files, **sizes)
+        source = f"lengths of {data}"
+    steps = itertools.islice(iter(stream), CANDIDATES)
+    batches = [step.micro_batches[0] for step in steps]
+    lengths = [np.array(batch.tokens.lengths, float) for batch in batches]
+    tokens = np.array([n.sum() for n in lengths])
+    squares = np.array([(n**2).sum() for n in lengths])
+    distance = np.hypot(tokens / tokens.mean() - 1, squares / squares.mean() - 1)
+    return batches[int(distance.argmin())], source

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed of BERT pretraining on cpu_ref, side by side with its peer and its own limit.
+
+    python tools/bench_pretraining.py [--shapes mini,base-512] [--quick] [--json FILE]
+
+Per shape, whole training steps with dropout 0.1: forward, backward, clipping, torch's fused AdamW,
+on one typical micro-batch. The variants run in turns in one process, with one allocator setting.
+
+* tokens/s: real tokens (no padding) of the batch / median seconds of a step.
+* peer: Hugging Face BertForPreTraining, bf16 autocast, dropout on, padded to the longest sequence
+  of the batch; the faster of its SDPA and eager attention.
+* replay: nothing but the step's own matrix products in bf16 through torch.
+* x peer, of replay: median over the rounds of the paired ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from bench import sections
+from bench.shapes import SHAPES, Shape, typical_batch
+from bench.steps import PEER_MISSING, own_step, peer_available, peer_step, replay_step
+from bench.timing import interleave, ratio
+
+from backends.cpu_ref.allocator import keep_freed_memory
+from backends.cpu_ref.kernels import NativeOps
+
+BF16 = torch.bfloat16
+
+
+def main() -> None:
+    arguments = parse()
+    allocator = keep_freed_memory()
+    heading = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "allocator": allocator,
+        "kernels": dict(NativeOps(BF16).kernels),
+    }
+    print(f"{heading}\n")
+    if not peer_available():
+        print(PEER_MISSING)
+    rows = []
+    print("| shape | batch | real tokens | tokens/s | peer | x peer (goal) | of replay (goal) |")
+    print("|---|---|---|---|---|---|---|")
+    for name in arguments.shapes:
+        row = measure(SHAPES[name], arguments.data, arguments.quick)
+        rows.append(row)
+        print(show(row), flush=True)
+    result: dict[str, Any] = {"environment": heading, "steps": rows}
+    if "lamb" in arguments.sections:
+        result["lamb"] = sections.lamb(3 if arguments.quick else 7)
+        print(f"\nLAMB, one step: {readable(result['lamb'])}", flush=True)
+    if "ranks" in arguments.sections:
+        result["two_ranks"] = sections.two_ranks("4x256-512", 1 if arguments.quick else 3)
+        print(f"\nTwo ranks x one thread, gloo: {readable(result['two_ranks'])}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", type=names, default=list(SHAPES), help=", ".join(SHAPES))
+    parser.add_argument("--sections", type=names, default=["lamb", "ranks"])
+    parser.add_argument("--data", type=Path, help="take the lengths from this prepared data set")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, one peer variant")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    arguments = parser.parse_args()
+    unknown = set(arguments.shapes) - set(SHAPES)
+    if unknown:
+        parser.error(f"unknown shapes {', '.join(sorted(unknown))}; known: {', '.join(SHAPES)}")
+    return arguments
+
+
+def measure(shape: Shape, data: Path | None, quick: bool) -> dict[str, Any]:
+    """All variants of one shape, in turns."""
+    batch, source = typical_batch(shape, data)
+    variants = {
+        "own": own_step(shape.config, batch, NativeOps(BF16), BF16),
+        "replay": replay_step(shape.config, batch),
+    }
+    peers = []
+    if peer_available():
+        peers = ["sdpa"] if quick else ["sdpa", "eager"]
+        variants |= {peer: peer_step(shape.config, batch, peer) for peer in peers}
+    large = shape.hidden > 512
+    rounds = (2 if large else 5) if quick else (3 if large else 11)
+    seconds = interleave(variants, rounds)
+    tokens = batch.tokens.num_tokens
+    row: dict[str, Any] = {
+        "shape": shape.name,
+        "batch": shape.batch,
+        "source": source,
+        "tokens": tokens,
+        "real_share": tokens / (shape.batch * shape.length),
+        "rounds": rounds,
+        "tokens_per_second": {k: tokens / statistics.median(v) for k, v in seconds.items()},
+        "of_replay": ratio(seconds["replay"], seconds["own"]),
+        "of_replay_goal": shape.of_replay,
+    }
+    if peers:
+        best = min(peers, key=lambda peer: statistics.median(seconds[peer]))
+        row |= {"peer": best, "over_peer": ratio(seconds[best], seconds["own"])}
+        row["over_peer_goal"] = shape.over_peer
+    return row
+
+
+def show(row: dict[str, Any]) -> str:
+    rate = row["tokens_per_second"]
+    peer = over = "-"
+    if "peer" in row:
+        peer = f"{rate[row['peer']]:.0f} ({row['peer']})"
+        over = f"{row['over_peer']:.2f} ({row['over_peer_goal']})"
+    replay = f"{row['of_replay']:.2f} ({row['of_replay_goal']})"
+    cells = [row["shape"], row["batch"], f"{row['tokens']} ({row['real_share']:.0%})"]
+    cells += [f"{rate['own']:.0f}", peer, over, replay]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def readable(section: dict[str, object]) -> str:
+    def short(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: short(v) for k, v in value.items()}
+        return round(value, 3) if isinstance(value, float) else value
+
+    return ", ".join(f"{key} {short(value)}" for key, value in section.items())
+
+
+if __name__ == "__main__":
+    main()
