@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from bench import sections
+from bench.loop import loop
 from bench.shapes import SHAPES, Shape, typical_batch
 from bench.steps import PEER_MISSING, own_step, peer_available, peer_step, replay_step
 from bench.timing import interleave, ratio
@@ -62,6 +63,9 @@ def main() -> None:
     if "ranks" in arguments.sections:
         result["two_ranks"] = sections.two_ranks("4x256-512", 1 if arguments.quick else 3)
         print(f"\nTwo ranks x one thread, gloo: {readable(result['two_ranks'])}")
+    if "loop" in arguments.sections:
+        result["loop"] = loop(2 if arguments.quick else 5)
+        print(f"\nThe loop over its bare step: {readable(result['loop'])}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -74,7 +78,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", type=names, default=list(SHAPES), help=", ".join(SHAPES))
-    parser.add_argument("--sections", type=names, default=["lamb", "ranks"])
+    parser.add_argument("--sections", type=names, default=["lamb", "ranks", "loop"])
     parser.add_argument("--data", type=Path, help="take the lengths from this prepared data set")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, one peer variant")
     parser.add_argument("--json", type=Path, help="write all figures here")
