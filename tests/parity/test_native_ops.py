@@ -18,8 +18,9 @@ from common.model.ops import Ops
 from common.native import NativeUnavailable
 
 try:
-    from backends.cpu_ref import kernels
-    from backends.cpu_ref.kernels import Dropout, NativeOps, keep_mask
+    from backends.cpu_ref import functions, kernels
+    from backends.cpu_ref.functions import Dropout, keep_mask
+    from backends.cpu_ref.kernels import NativeOps
 
     kernels.load()
 except NativeUnavailable as error:
@@ -201,7 +202,7 @@ class Recorded(Ops):
 
 def record(monkeypatch: pytest.MonkeyPatch) -> list[Dropout]:
     drawn: list[Dropout] = []
-    draw = kernels.draw_dropout
+    draw = functions.draw_dropout
 
     def remember(probability: float) -> Dropout:
         drawn.append(draw(probability))
@@ -283,7 +284,7 @@ def test_dropout_of_attention_is_the_mask_forward_and_backward(
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 1 / 3])
 def test_dropout_keeps_the_stated_share(probability: float) -> None:
-    drop = kernels.draw_dropout(probability)
+    drop = functions.draw_dropout(probability)
     assert abs(drop.threshold / 65536 - probability) <= 2**-17
     mask = keep_mask(drop, 2000, 512).double()
     keep = 1 / drop.scale

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The autograd functions behind NativeOps: matrix products of torch, the rest in kernels.c.
+
+Shapes as in common/model/ops.py. Activations are bfloat16 or float32, parameters and their
+gradients float32. ``weight`` and ``bias`` come with a ``shadow``: the parameter in the compute
+type; the parameter itself is saved too so that autograd refuses a backward pass after an update.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backends.cpu_ref.library import call
+from common.data.batch import Tokens
+
+NORM_BLOCKS = 32
+"""BLOCKS of rows.h: rows of partial sums."""
+
+
+class Dropout(NamedTuple):
+    """What a kernel needs to know: elements whose 16 random bits are below ``threshold`` go."""
+
+    threshold: int
+    scale: float
+    seed: int
+
+
+NO_DROPOUT = Dropout(0, 1.0, 0)
+
+
+def draw_dropout(probability: float) -> Dropout:
+    """``probability`` to the nearest 1 / 65536; ``scale`` is one over the true keep rate."""
+    threshold = round(probability * 65536)
+    if threshold == 0:
+        return NO_DROPOUT
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    return Dropout(threshold, 65536 / (65536 - threshold), seed)
+
+
+def keep_mask(drop: Dropout, rows: int, cols: int, first_row: int = 0) -> Tensor:
+    """bool [rows, cols]: what a kernel that was given ``drop`` keeps.
+
+    Row t of an operation on [T, H] is token t; of attention, query t of head n is t * heads + n
+    and columns are keys.
+    """
+    out = torch.empty(rows, cols, dtype=torch.uint8)
+    call("keep_mask", out, first_row, rows, cols, drop.threshold, drop.seed)
+    return out.bool()
+
+
+def _half(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
+
+class Embed(torch.autograd.Function):
+    """Gather, sum, LayerNorm (unless gamma is None) and dropout."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        word: Tensor,
+        position: Tensor,
+        token_type: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        tokens: Tokens,
+        dtype: torch.dtype,
+        eps: float,
+        drop: Dropout,
+    ) -> Tensor:
+        rows, cols = tokens.num_tokens, word.shape[1]
+        ids = tokens.input_ids, tokens.position_ids, tokens.segment_ids
+        out = torch.empty(rows, cols, dtype=dtype)
+        xhat = torch.empty_like(out) if gamma is not None else None
+        rstd = torch.empty(rows)
+        tables = word, position, token_type
+        call(
+            "embed_forward", *ids, *tables, gamma, beta, eps, out, xhat, rstd, rows, cols, *drop,
+            _half(out),
+        )  # fmt: skip
+        ctx.save_for_backward(xhat, rstd, gamma, *ids)
+        ctx.drop, ctx.sizes = drop, [len(table) for table in tables]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        xhat, rstd, gamma, *ids = ctx.saved_tensors
+        dy = dy.contiguous()
+        if gamma is not None:
+            dz, _, dgamma, dbeta = _norm_backward(dy, xhat, rstd, gamma, ctx.drop, outer=True)
+        else:
+            dz, dgamma, dbeta = _dropout(dy, ctx.drop), None, None
+        rows, cols = dz.shape
+        grads = [torch.zeros(size, cols) for size in ctx.sizes]
+        for index, grad in zip(ids, grads, strict=True):
+            call("scatter_add", dz, index, grad, rows, cols, _half(dz))
+        return *grads, dgamma, dbeta, None, None, None, None
+
+
+class Linear(torch.autograd.Function):
+    """x @ weight.T + bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shadow: Tensor, shadow_bias: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)  # the parameter: autograd then refuses stale shadows
+        ctx.weight = shadow
+        return F.linear(x, shadow, shadow_bias)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, _ = ctx.saved_tensors
+        dy = dy.contiguous()
+        return dy @ ctx.weight, _weight_grad(dy, x), _column_sums(dy), None, None
+
+
+class LinearGelu(torch.autograd.Function):
+    """GELU(x @ weight.T + bias); GELU's derivative takes the place of its argument."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, shadow: Tensor
+    ) -> Tensor:
+        ctx.weight = shadow
+        slope = F.linear(x, shadow)
+        out = torch.empty_like(slope)
+        call("gelu_forward", slope, bias, out, *slope.shape, int(tanh), _half(slope))
+        ctx.save_for_backward(x, weight, slope)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        x, _, slope = ctx.saved_tensors
+        du, dbias = torch.empty_like(slope), torch.empty(slope.shape[1])
+        call("gelu_backward", dy.contiguous(), slope, du, dbias, *du.shape, _half(du))
+        return du @ ctx.weight, _weight_grad(du, x), dbias, None, None
+
+
+class Attention(torch.autograd.Function):
+    """Self-attention within sequences, over packed [T, 3H]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, tokens: Tokens, heads: int, drop: Dropout, save: bool
+    ) -> Tensor:
+        qkv = qkv.contiguous()
+        rows, width = qkv.shape
+        lengths = tokens.lengths
+        # Probabilities of all sequences: [heads, L, L rounded up to 16] each.
+        sizes = [heads * n * (-(-n // 16) * 16) for n in lengths]
+        offsets = torch.tensor([0, *sizes]).cumsum(0)
+        order = torch.tensor(sorted(range(len(lengths)), key=lambda b: -lengths[b]))
+        ctx.fixed = tokens.cu_seqlens, order, offsets, len(lengths), heads, width // 3 // heads
+        ctx.drop = drop
+        out = qkv.new_empty(rows, width // 3)
+        saved = qkv.new_empty(sum(sizes)) if save else None
+        inverse = torch.empty(rows, heads)
+        call(
+            "attention", qkv, *ctx.fixed, out, saved, inverse, None, None, *drop, _half(qkv)
+        )  # fmt: skip
+        ctx.save_for_backward(qkv, out, saved, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        qkv, out, saved, inverse = ctx.saved_tensors
+        grad = torch.empty_like(qkv)
+        call(
+            "attention", qkv, *ctx.fixed, out, saved, inverse, dy.contiguous(), grad, *ctx.drop,
+            _half(qkv),
+        )  # fmt: skip
+        return grad, None, None, None, None
+
+
+class DropoutAdd(torch.autograd.Function):
+    """dropout(x) + residual."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, drop: Dropout) -> Tensor:
+        ctx.drop = drop
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        call(
+            "norm_forward", x, residual.contiguous(), None, None, 0.0, out, None, None, *x.shape,
+            *drop, _half(x),
+        )  # fmt: skip
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        return _dropout(dy.contiguous(), ctx.drop), dy, None
+
+
+class Norm(torch.autograd.Function):
+    """LayerNorm(dropout(x) + residual); the residual may be None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        eps: float,
+        drop: Dropout,
+    ) -> Tensor:
+        x = x.contiguous()
+        out, xhat, rstd = torch.empty_like(x), torch.empty_like(x), torch.empty(len(x))
+        ctx.has_residual = residual is not None
+        call(
+            "norm_forward", x, None if residual is None else residual.contiguous(), gamma, beta,
+            eps, out, xhat, rstd, *x.shape, *drop, _half(x),
+        )  # fmt: skip
+        ctx.save_for_backward(xhat, rstd, gamma)
+        ctx.drop = drop
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        xhat, rstd, gamma = ctx.saved_tensors
+        dz, dx, dgamma, dbeta = _norm_backward(
+            dy.contiguous(), xhat, rstd, gamma, ctx.drop, outer=False
+        )
+        return dx, dz if ctx.has_residual else None, dgamma, dbeta, None, None
+
+
+class Gather(torch.autograd.Function):
+    """Rows of x by distinct indices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(indices)
+        ctx.rows = len(x)
+        return x.index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (indices,) = ctx.saved_tensors
+        return dy.new_zeros(ctx.rows, dy.shape[1]).index_copy_(0, indices, dy), None
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Decoder and softmax cross-entropy; the logits turn into their own gradient in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        grad: bool,
+        shadow: Tensor,
+        shadow_bias: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.weight = shadow
+        logits = F.linear(x, shadow, shadow_bias)
+        rows = len(labels)
+        loss, hit = torch.empty(rows), torch.empty(rows, dtype=torch.uint8)
+        call(
+            "cross_entropy", logits, labels.contiguous(), loss, hit, *logits.shape, int(grad),
+            _half(logits),
+        )  # fmt: skip
+        if grad:
+            ctx.save_for_backward(x, weight, logits)
+        correct = hit.sum(dtype=torch.int64)
+        ctx.mark_non_differentiable(correct)
+        return loss.sum(dtype=torch.float64).float(), correct
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> Any:
+        x, _, dlogits = ctx.saved_tensors
+        small = scale.to(x.dtype)  # applied to the small factor of each product
+        dx = (dlogits @ ctx.weight) * small
+        dweight = _weight_grad(dlogits, x * small)
+        return dx, dweight, _column_sums(dlogits) * scale, None, None, None, None
+
+
+def _weight_grad(dy: Tensor, x: Tensor) -> Tensor:
+    return (dy.t() @ x).float()
+
+
+def _column_sums(x: Tensor) -> Tensor:
+    sums = torch.empty(x.shape[1])
+    call("column_sums", x, sums, *x.shape, _half(x))
+    return sums
+
+
+def _dropout(x: Tensor, drop: Dropout) -> Tensor:
+    if not drop.threshold:
+        return x
+    out = torch.empty_like(x)
+    call("dropout", x, out, *x.shape, *drop, _half(x))
+    return out
+
+
+def _norm_backward(
+    dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, *, outer: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of LayerNorm's input, of what was dropped out before it, of gamma and of beta."""
+    rows, cols = dy.shape
+    dz = torch.empty_like(dy)
+    dropped = torch.empty_like(dy) if drop.threshold and not outer else dz
+    partial = torch.empty(NORM_BLOCKS, 2, cols)
+    call(
+        "norm_backward", dy, xhat, rstd, gamma, dz, dropped, partial, rows, cols, int(outer),
+        *drop, _half(dy),
+    )  # fmt: skip
+    dgamma, dbeta = partial.sum(0)
+    return dz, dropped, dgamma, dbeta

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cpu_ref's fused LAMB against the plain update of common/optim/lamb.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.native import NativeUnavailable
+from common.optim.lamb import LambUpdate, lamb_update
+
+try:
+    from backends.cpu_ref.kernels import load, native_lamb
+
+    load()
+except NativeUnavailable as error:
+    pytest.skip(f"no native kernels: {error}", allow_module_level=True)
+
+SHAPES = [(300, 64), (192, 64), (700, 129), (7, 3), (5,), (16,)]
+SEGMENTS = [1, 3, 1, 1, 1, 1]
+
+
+def run(update: LambUpdate, weight_decay: float, steps: int = 20) -> list[list[Tensor]]:
+    torch.manual_seed(0)
+    params = [torch.randn(shape) for shape in SHAPES]
+    params[3].zero_()  # |p| = 0: the ratio is 1
+    state = [[torch.zeros(shape) for shape in SHAPES] for _ in range(2)]
+    for step in range(1, steps + 1):
+        grads = [torch.randn(shape) for shape in SHAPES]
+        grads[4].zero_()  # u = 0 without decay
+        update(
+            params, grads, *state, SEGMENTS, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-6,
+            weight_decay=weight_decay, step=step,
+        )  # fmt: skip
+    return [params, *state]
+
+
+@pytest.mark.parametrize("weight_decay", [0.01, 0.0])
+def test_equals_the_plain_update(weight_decay: float) -> None:
+    for got, want in zip(
+        run(native_lamb, weight_decay), run(lamb_update, weight_decay), strict=True
+    ):
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
+
+
+def test_result_does_not_depend_on_threads() -> None:
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(run(native_lamb, 0.01, steps=3))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*results, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_autograd_sees_that_parameters_changed() -> None:
+    weight = torch.ones(4, 4, requires_grad=True)
+    y = (weight * weight).sum()
+    with torch.no_grad():
+        native_lamb(
+            [weight], [torch.ones(4, 4)], [torch.zeros(4, 4)], [torch.zeros(4, 4)], [1], lr=0.1,
+            beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01, step=1,
+        )  # fmt: skip
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
