@@ -121,6 +121,18 @@ def test_what_cannot_be_honoured_is_refused_with_the_fix(runs, capsys, flags, me
     )
 
 
+def test_starting_weights_are_verified_before_training(runs):
+    first = runs.run(*EXACT, "--num_samples_per_checkpoint", "96")
+    weights = str(first / "checkpoints" / "step_00000012" / "model.safetensors")
+    known = lines(first, "eval")[-1]["metrics"]["mlm_accuracy"]
+    start = (*EXACT, "--init_checkpoint", weights, "--verify_checkpoint", "--max_steps", "1")
+    verified = runs.run(*start, "--initial_mlm_accuracy", str(known))
+    assert any("as expected" in note for note in manifest(verified)["notes"])
+    assert manifest(verified)["inputs"]["checkpoint"] is not None
+    refused = runs.run(*start, "--initial_mlm_accuracy", str(known + 0.01), code=1)
+    assert manifest(refused)["status"] == "failed" and lines(refused, "run_start") == []
+
+
 def test_synthetic_data_runs_any_shape(runs, capsys):
     code = main(
         ["run", "mini", *TINY, "--output_dir", str(runs.out), "--synthetic", "--max_steps", "2"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -234,6 +235,47 @@ def test_a_signal_saves_and_interrupts(tmp_path, number):
     assert seen.saved == [out.progress.step] and out.progress.step in (4, 5)
     assert seen.stops[-1][2] == "aborted"
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+class Half(CpuRef):
+    """Plays a device whose fp16 overflows: real loss scaling around float32 arithmetic."""
+
+    def precision(self, name):
+        return contextlib.nullcontext()
+
+    def grad_scaler(self, precision, init_scale=2.0**16):
+        return torch.amp.GradScaler("cpu", init_scale=init_scale, growth_interval=4)
+
+
+def test_loss_scaling_skips_overflows_and_recovers():
+    seen = Seen()
+    task = ToyTask()
+    before = {}
+    task.on_batch = lambda step: before.update(
+        {step: [p.detach().clone() for p in task.model.parameters()]}
+    )
+    plan = replace(PLAN, precision="fp16", init_loss_scale=64.0, max_steps=8)
+    task.loss = _only_gradients_overflow(task)
+    out = train(task, backend=Half(), world=ALONE, plan=plan, observers=[seen])
+    assert out.progress.skipped_steps == 1
+    assert [e.loss_scale for e in seen.steps] == [64, 64, 32, 32, 32, 32, 64, 64]
+    unchanged = [torch.equal(a, b) for a, b in zip(before[3], before[4], strict=True)]
+    assert all(unchanged), "the step that overflowed must not touch the weights"
+    assert not torch.equal(before[2][0], before[3][0])
+
+
+def _only_gradients_overflow(task):
+    """The loss of step 3 reads as finite, but its gradient is infinite."""
+    plain = task.loss
+
+    def loss(model, batch, step):
+        if step.position["step"] != 3:
+            return plain(model, batch, step)
+        rows = Rows(torch.ones_like(batch.x), batch.y)
+        value, sums = plain(model, rows, step)
+        return value * float("inf"), sums
+
+    return loss
 
 
 def _rank(rank, size, port, accumulation, clip_after, path):
