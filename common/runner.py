@@ -61,6 +61,7 @@ class Run:
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
         self.source: Any = None
+        self.task: Any = None
         self.telemetry: Telemetry | None = None
         self.progress = Progress()
         self.init_s: float | None = None
@@ -100,7 +101,7 @@ class Run:
         self.resumed = resumed = find_checkpoint(settings)
 
         begin, self.began = time.perf_counter(), time.time()
-        task = self.benchmark.build(settings, backend, world, self.source)
+        self.task = task = self.benchmark.build(settings, backend, world, self.source)
         devices = world.gather(backend.describe())
         saved = load(resumed) if resumed else None
         if world.is_main:
@@ -176,14 +177,6 @@ class Run:
             previous=resumed.parent.parent / "result_0.txt" if resumed else None,
         )
         self.observers = [console, log, record]
-        inputs = {"data": self.source.hash(), "checkpoint": self.source.checkpoint_hash()}
-        identity = recipe_hash(settings.recipe, **inputs)
-        record.identify(
-            recipe_hash=identity,
-            recipe_kind=type(settings.recipe).__name__,
-            inputs=inputs,
-            global_batch=recipe.global_batch,
-        )
         for o in self.observers:
             o.init_start()
         self.facts = facts = task.facts()
@@ -191,7 +184,7 @@ class Run:
             f"{settings.preset.name} ({division}) on {self.backend.name}: {devices[0].name}"
         )
         console.say(f"  record      {record.path}")
-        console.say(f"  recipe      {identity}, seed {run.seed}, data: {facts['data']}")
+        console.say(f"  data        {facts['data']}, seed {run.seed}")
         console.say(
             f"  batch       {recipe.global_batch} = {facts['micro_batch']} sequences x "
             f"{facts['gradient_accumulation_steps']} accumulated x {self.world.size} processes"
@@ -208,6 +201,17 @@ class Run:
         for text in notes:
             for o in self.observers:
                 o.note(text)
+
+    def _identify(self) -> None:
+        """Hash recipe and inputs: after the run, since data may not be touched before it."""
+        assert self.record is not None
+        inputs = {"data": self.source.hash(), "checkpoint": self.source.checkpoint_hash()}
+        self.record.identify(
+            recipe_hash=recipe_hash(self.settings.recipe, **inputs),
+            recipe_kind=type(self.settings.recipe).__name__,
+            inputs=inputs,
+            global_batch=self.task.recipe.global_batch,
+        )
 
     def _capability_notes(self) -> list[str]:
         """What a user would expect and this device does not give, with the reason."""
@@ -247,6 +251,7 @@ class Run:
             )
         if self.record is None:
             return
+        self._identify()
         summary = RunSummary(
             status=outcome.status,
             reason=outcome.reason,
