@@ -66,6 +66,9 @@ def main() -> None:
     if "loop" in arguments.sections:
         result["loop"] = loop(2 if arguments.quick else 5)
         print(f"\nThe loop over its bare step: {readable(result['loop'])}")
+    if "loop" in arguments.sections:
+        result["loop"] = loop(1 if arguments.quick else 3)
+        print(f"\nThe loop over the bare step (mini): {readable(result['loop'])}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 

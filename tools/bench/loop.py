@@ -1,95 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop costs over the bare step, and how long it waits for data."""
+"""What common/training.py adds to the bare step."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
-import tempfile
-from collections.abc import Iterator
+import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from backends.cpu_ref.backend import CpuRef
+from benchmarks.bert_pretraining.recipes import PRESETS
 from benchmarks.bert_pretraining.task import PretrainingTask, prepare
-from common.cli import resolve
-from common.console import ConsoleObserver
 from common.distributed import World
-from common.guards import Faults
-from common.mlperf import MlperfLog
-from common.training import _step, train
+from common.optim.clip import clip_, grad_norm
+from common.recipe import Settings
+from common.training import train
 
-STEPS = 30
 OVERHEAD_GOAL, WAIT_GOAL = 0.03, 0.01
 
 
-class _OneStream:
-    """Hands out the steps of one endless stream and does not end it when a loop is over."""
+def loop(rounds: int, steps: int = 50) -> dict[str, object]:
+    """The mini recipe on synthetic data: the loop's seconds over a bare loop's, on equal batches.
 
-    def __init__(self, steps: Iterator[Any]) -> None:
-        self.steps, self.tokens = steps, 0
-
-    def __iter__(self) -> _OneStream:
-        return self
-
-    def __next__(self) -> Any:
-        step = next(self.steps)
-        self.tokens += step.num_tokens
-        return step
-
-    def close(self) -> None:
-        """Nothing: the next loop goes on from here."""
-
-
-class _Task(PretrainingTask):
-    stream: _OneStream
-
-    def train_batches(self, position: dict[str, int] | None) -> Any:
-        return self.stream
-
-
-def loop(rounds: int) -> dict[str, object]:
-    """Seconds per token of the loop, reporting every 10 steps to console and MLPerf log, over those
-    of its step function called on batches that are ready in memory; the two take turns."""
-    settings = resolve("mini", ["--backend", "cpu_ref", "--synthetic", "--log_freq", "10"])
+    The bare loop has its batches at hand; the loop makes its own, reads its losses every 10 steps
+    and has no observer. Both train the same model on the same steps, in turns.
+    """
+    preset = PRESETS["mini"]
+    run = replace(preset.run, synthetic=True, backend="cpu_ref", log_freq=10)
+    settings = Settings(preset=preset, recipe=preset.recipe, impl=preset.impl, run=run)
     backend, world = CpuRef(), World()
-    task = _Task(settings, backend, world, prepare(settings))
-    task.stream = _OneStream(PretrainingTask.train_batches(task, None))
-    plan = replace(task.plan(settings), max_steps=STEPS)
-    scaler, faults = backend.grad_scaler(plan.precision), Faults(backend.device)
-    timer = backend.timer()
-    bare, looped, waits = [], [], []
-    for turn in range(rounds + 1):
-        ready = list(itertools.islice(task.stream, STEPS))
-        timer.start()
-        for batch in ready:
-            _step(task, task.model, batch, backend, world, plan, scaler, faults)
-        timer.stop()
-        before = task.stream.tokens
-        with tempfile.TemporaryDirectory() as folder, Path(folder, "out").open("w") as out:
-            log = MlperfLog(
-                Path(folder, "result_0.txt"),
-                division="open",
-                org="bench",
-                platform="bench",
-                status="research",
-                seed=0,
-                values={},
-            )
-            console = ConsoleObserver(max_steps=STEPS, target=None, console=Console(file=out))
-            outcome = train(task, backend=backend, world=world, plan=plan, observers=[console, log])
-        if turn:
-            bare.append(timer.seconds()[-1] / sum(batch.num_tokens for batch in ready))
-            looped.append(outcome.run_s / (task.stream.tokens - before))
-            waits.append(outcome.data_wait_s / outcome.run_s)
-    overhead = statistics.median(b / a for a, b in zip(bare, looped, strict=True)) - 1
-    wait = statistics.median(waits)
+    task = PretrainingTask(settings, backend, world, prepare(settings))
+    plan = replace(
+        task.plan(settings), max_steps=steps, eval_every_samples=0, checkpoint_every_samples=0
+    )
+    batches = list(itertools.islice(task.train_batches(None), steps))
+
+    def bare() -> float:
+        begin = time.perf_counter()
+        parameters = list(task.model.parameters())
+        for i, batch in enumerate(batches):
+            for group in task.optimizer.param_groups:
+                group["lr"] = task.learning_rate(i)
+            for micro in batch.micro_batches:
+                with backend.precision(plan.precision):
+                    loss, _ = task.loss(task.model, micro, batch)
+                loss.backward()
+            clip_(parameters, grad_norm(parameters), 1.0)
+            task.optimizer.step()
+            task.optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - begin
+
+    overheads, waits = [], []
+    bare()
+    for _ in range(rounds):
+        outcome = train(task, backend=backend, world=world, plan=plan, observers=[])
+        assert outcome.train_window is not None
+        seconds = outcome.train_window.seconds
+        overheads.append(seconds / bare() - 1)
+        waits.append(outcome.data_wait_s / seconds)
+    overhead, wait = statistics.median(overheads), statistics.median(waits)
     return {
-        "steps": STEPS,
-        "rounds": rounds,
+        "steps": steps,
         "overhead": overhead,
         "overhead_goal": OVERHEAD_GOAL,
         "data_wait": wait,

@@ -115,9 +115,7 @@ def rank_main(shape_name: str, seconds: float = 6.0) -> None:
     batch, _ = typical_batch(shape, None)
     torch.manual_seed(0)
     model = BertForPreTraining(shape.config, NativeOps(torch.bfloat16)).train()
-    ddp = torch.nn.parallel.DistributedDataParallel(
-        model, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = adamw(model)
     stop = torch.zeros(1)
     timed, began = 0, 0.0
