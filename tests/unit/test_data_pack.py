@@ -70,16 +70,33 @@ def test_all_samples_exactly_once_in_another_order(options):
 
 
 @pytest.mark.parametrize("options", ["varlen"], indirect=True)
-def test_draw_is_uniform_over_files(options, tmp_path):
-    """Over 12 seeds each file gives its share of the samples."""
-    had = [set(content([path])) for path in locate(options.data_root).train_files]
-    counts = np.zeros(4)
+def test_draw_is_uniform_over_files_and_rows(options, tmp_path):
+    """Over 12 seeds each file gives its share, from anywhere in it, and not always the same."""
+    shards = [content([path]) for path in locate(options.data_root).train_files]
+    place = {row: (shard, at) for shard, rows in enumerate(shards) for at, row in enumerate(rows)}
+    drawn: list[list[tuple[int, int]]] = []
     for seed in range(12):
         output = tmp_path / f"out{seed}"
         pack.pack(replace(options, seed=seed, output=output, samples=40, num_shards=1))
-        for row in content(locate(output).train_files):
-            counts += [row in rows_of_file for rows_of_file in had]
-    np.testing.assert_allclose(counts / counts.sum(), np.array(SIZES) / 120, atol=0.07)
+        drawn.append([place[row] for row in content(locate(output).train_files)])
+    shares = np.bincount([shard for one in drawn for shard, _ in one]) / (12 * 40)
+    np.testing.assert_allclose(shares, np.array(SIZES) / 120, atol=0.07)
+    for shard, size in ((0, 40), (2, 53)):
+        at = [row for one in drawn for number, row in one if number == shard]
+        assert abs(np.mean(at) / (size - 1) - 0.5) < 0.08
+    assert len({tuple(one) for one in drawn}) == 12
+
+
+def test_files_of_equal_size_give_different_rows(tmp_path):
+    folder = tmp_path / "in" / "2_shards_uncompressed"
+    for number in range(2):
+        write_varlen(folder / f"part_{number}_of_2.hdf5", to_samples(plain_samples(60, number)))
+    shards = [content([folder / f"part_{number}_of_2.hdf5"]) for number in range(2)]
+    output = tmp_path / "out"
+    pack.pack(PackOptions(data_root=tmp_path / "in", output=output, samples=60, processes=1))
+    have = set(content(locate(output).train_files))
+    zero, one = ([at for at, row in enumerate(shard) if row in have] for shard in shards)
+    assert zero[: len(one)] != one[: len(zero)]
 
 
 def test_restart_gives_the_same_files(options, tmp_path, monkeypatch):

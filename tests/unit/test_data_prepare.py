@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sample_files import plain_samples, to_samples
 from text_files import articles, rows, tokenized, write_plain, write_vocab, write_wiki
 
 from common.data import build, parts, prepare
@@ -17,6 +18,7 @@ from common.data.masking import MaskingOptions, create_samples_reference
 from common.data.prepare import PrepareOptions
 from common.data.samples import Samples
 from common.data.shards import locate
+from common.data.spool import save_spool
 from common.data.tokenization import BertTokenizer, read_vocab
 from common.errors import BadInput
 
@@ -276,3 +278,17 @@ def test_mixture_is_a_permutation_and_uniform():
         places.append(np.flatnonzero(mixture.source == 0).mean() / 399)
     assert abs(np.mean(places) - 0.5) < 0.01
     assert build.Mixture.draw(sizes, 4, 1).source.tolist() != mixture.source.tolist()
+
+
+def test_mixture_takes_each_spools_samples_in_their_order(tmp_path):
+    samples = [to_samples(plain_samples(n, seed=n)) for n in (9, 1, 20)]
+    spools = [tmp_path / str(number) for number in range(3)]
+    for spool, one in zip(spools, samples, strict=True):
+        save_spool(spool, one)
+    build.Mixture.draw([9, 1, 20], 4, seed=0).save(tmp_path)
+    mixture = build.Mixture.load(tmp_path)
+    left = [rows(one) for one in samples]
+    for number in range(4):
+        source = mixture.source[mixture.bounds[number] : mixture.bounds[number + 1]]
+        assert rows(mixture.shard(number, spools)) == [left[spool].pop(0) for spool in source]
+    assert left == [[], [], []]
