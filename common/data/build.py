@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -158,7 +159,8 @@ def each(
         return
     # Not fork: the threads of torch and of the tokenizers library would not survive it.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), mp_context=context) as pool:
+    workers = min(processes, len(jobs))
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         futures = {pool.submit(work, job): name for name, job in jobs.items()}
         try:
             for future in as_completed(futures):
@@ -166,6 +168,18 @@ def each(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever: end it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def processes_for(num_bytes: int, per_process: int) -> int:
