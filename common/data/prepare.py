@@ -187,6 +187,7 @@ def _processes(options: PrepareOptions, files: Sequence[Path]) -> int:
 def _parameters(options: PrepareOptions) -> dict[str, Any]:
     return {
         **asdict(options.masking),
+        "part_bytes": PART_BYTES,
         "format": options.format,
         "num_shards": options.num_shards,
         "lowercase": options.lowercase,
