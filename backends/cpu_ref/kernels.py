@@ -132,8 +132,12 @@ class NativeOps(Ops):
         )
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
-        if qkv.shape[1] // 3 // num_heads % 16:  # the kernel works on vectors of 16
-            return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
+        head = qkv.shape[1] // 3 // num_heads
+        if head % 16:
+            raise Unsupported(
+                f"native attention works on vectors of 16 and the heads of this model have {head} "
+                f"elements: choose another hidden_size or num_attention_heads, or --kernels plain"
+            )
         save = torch.is_grad_enabled() and qkv.requires_grad
         qkv = qkv.to(self.dtype)
         return Attention.apply(qkv, tokens, num_heads, draw_dropout(dropout), save)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from common.data.batch import Tokens
+from common.errors import Unsupported
 from common.model.ops import Ops
 from common.native import NativeUnavailable
 
@@ -132,13 +133,19 @@ def test_gelu_far_from_zero(approximate: str) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("heads,size", [(2, 64), (3, 16), (1, 128), (2, 24)])
+@pytest.mark.parametrize("heads,size", [(2, 64), (3, 16), (1, 128)])
 def test_attention(dtype: torch.dtype, heads: int, size: int) -> None:
     batch = tokens(1, 100, 16, 63, 47, 2)
     qkv = leaf(sum(batch.lengths), 3 * heads * size, dtype=dtype)
     compare(
         dtype, lambda ops, x: ops.attention(x, batch, num_heads=heads, dropout=0.0), qkv
     )  # fmt: skip
+
+
+def test_heads_that_the_kernel_cannot_do_are_refused() -> None:
+    batch = tokens(5)
+    with pytest.raises(Unsupported, match="24 elements"):
+        NativeOps(F32).attention(leaf(5, 3 * 48), batch, num_heads=2, dropout=0.0)
 
 
 def test_attention_with_large_scores() -> None:
