@@ -16,15 +16,18 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start the processes and wait: 0, the first failure's exit code, or 128 + the signal."""
+    """Start the processes and wait: 0, the first failure's exit code, or 130 when told to stop.
+
+    Ctrl-C and SIGTERM are passed on to the processes, which save and end.
+    """
     try:
         run.main(list(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         # A process that a signal killed has the signal's number, negated.
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as error:
-        return 128 + int(error.sigval)
+    except SignalException:
+        return 130
     return 0
 
 

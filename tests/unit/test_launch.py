@@ -122,6 +122,30 @@ def test_variables_of_the_reference_and_of_torchrun(tmp_path: Path) -> None:
     assert any(text.startswith("4 x gcu") for text in launch.says)
 
 
+STOPPABLE = """
+import signal, sys, time
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_sigterm_reaches_the_processes() -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "common.elastic", "--standalone", "--nproc-per-node=1",
+         "--no-python", sys.executable, "-c", STOPPABLE],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    started.terminate()
+    said, _ = started.communicate(timeout=60)
+    assert (said, started.returncode) == ("saved\n", 130)
+
+
 @pytest.mark.parametrize(
     ("argv", "environment", "message"),
     [
