@@ -103,8 +103,8 @@ def measure(shape: Shape, data: Path | None, quick: bool) -> dict[str, Any]:
     if peer_available():
         peers = ["sdpa"] if quick else ["sdpa", "eager"]
         variants |= {peer: peer_step(shape.config, batch, peer) for peer in peers}
-    large = shape.hidden > 512
-    rounds = (2 if large else 5) if quick else (3 if large else 11)
+    large = shape.hidden > 256
+    rounds = (2 if large else 5) if quick else (4 if large else 11)
     seconds = interleave(variants, rounds)
     tokens = batch.tokens.num_tokens
     row: dict[str, Any] = {
