@@ -165,13 +165,17 @@ def _print_lines(content: Mapping[str, Any], indent: str) -> None:
         if isinstance(value, Mapping) and len(value) <= 20:
             print(f"{indent}{name}")
             _print_lines(value, indent + "  ")
-        elif isinstance(value, Mapping) or (value and isinstance(value, list) and value[1:]):
+        elif isinstance(value, Mapping) or (isinstance(value, list) and len(value) > 3):
             print(f"{indent}{name:<26}{len(value)} entries")
+        elif isinstance(value, list):
+            print(f"{indent}{name:<26}{'; '.join(map(_plain, value))}")
         elif value is not None:
             print(f"{indent}{name:<26}{_plain(value)}")
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={item}" for name, item in value.items())
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
