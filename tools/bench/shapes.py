@@ -49,7 +49,7 @@ SHAPES = {
         Shape("base-512", 12, 768, 512, 8, over_peer=3.0, of_replay=0.85),
         Shape("base-128", 12, 768, 128, 16, over_peer=1.6, of_replay=0.85),
         Shape("4x512-512", 4, 512, 512, 8, over_peer=4.5, of_replay=0.80),
-        Shape("mini", 4, 256, 128, 16, vocab=4096, over_peer=2.7, of_replay=0.65),
+        Shape("mini", 4, 256, 128, 16, vocab=2048, over_peer=2.7, of_replay=0.65),
         Shape("4x256-128", 4, 256, 128, 32, over_peer=2.7, of_replay=0.65),
         Shape("4x256-512", 4, 256, 512, 8, over_peer=5.0, of_replay=0.65),
     )
