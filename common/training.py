@@ -287,6 +287,10 @@ def _step(
         if plan.max_grad_norm is not None:
             clip_(parameters, grad_norm(parameters), plan.max_grad_norm)
         _all_reduce_mean(parameters, world)
+        if scaler.is_enabled():
+            # Each rank looked at its own gradients only: all must skip if one overflowed.
+            for found in scaler._found_inf_per_device(task.optimizer).values():
+                world.sum_(found)
     norm = None
     if plan.max_grad_norm is not None:
         norm = grad_norm(parameters)

@@ -300,3 +300,28 @@ def test_two_ranks_train_like_one(tmp_path, clip_after):
     losses, samples = torch.load(path)
     assert losses == pytest.approx([e.loss for e in alone.steps], rel=1e-5)
     assert samples == 96
+
+
+def _overflowing_rank(rank, size, port, path):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(size)}
+    torch.set_num_threads(1)
+    world = World.from_env()
+    backend = Half()
+    with world.joined(backend, None):
+        task = ToyTask(world)
+        if rank == 1:
+            task.loss = _only_gradients_overflow(task)
+        plan = replace(
+            PLAN, precision="fp16", init_loss_scale=64.0, max_steps=6, clip_after_allreduce=False
+        )
+        out = train(task, backend=backend, world=world, plan=plan, observers=[])
+        finite = all(bool(p.isfinite().all()) for p in task.model.parameters())
+        torch.save([out.progress.skipped_steps, finite], f"{path}.{rank}")
+
+
+def test_an_overflow_on_one_rank_makes_every_rank_skip(tmp_path):
+    path = tmp_path / "result"
+    mp.spawn(_overflowing_rank, (2, 40000 + os.getpid() % 20000, path), nprocs=2)
+    for rank in range(2):
+        assert torch.load(f"{path}.{rank}") == [1, True]
