@@ -56,8 +56,8 @@ class ConsoleObserver(Observer):
         parts = [
             f"step {event.step:>{width}}/{self._max_steps}",
             f"loss {event.loss:7.4f}",
-            f"{event.sequences_per_second or 0:8.1f} seq/s",
-            f"{event.real_tokens_per_second or 0:9.0f} tok/s",
+            f"{_shown(event.sequences_per_second, '8.1f')} seq/s",
+            f"{_shown(event.real_tokens_per_second, '9.0f')} tok/s",
         ]
         if "mlm_accuracy" in event.metrics:
             parts.append(f"train acc {event.metrics['mlm_accuracy']:.4f}")
@@ -102,6 +102,11 @@ class ConsoleObserver(Observer):
                 self.say(f"  {metric.name:<36} {metric.value:>14.6g} {metric.unit}")
         for text in self._notes:
             self.say(f"note: {text}", style="yellow")
+
+
+def _shown(rate: float | None, form: str) -> str:
+    """A rate that is not known is a dash, not a zero."""
+    return "-".rjust(int(form.split(".")[0])) if rate is None else format(rate, form)
 
 
 def clock(seconds: float) -> str:
