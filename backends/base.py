@@ -309,14 +309,21 @@ class Backend(ABC):
         return compiled
 
     # -- the cluster --------------------------------------------------------------------------
+    def resolve_collective(self, asked: str | None) -> str | None:
+        """The device's own library; any other that is asked for is refused."""
+        own = self.capabilities.collective
+        if asked not in (None, own):
+            raise Unsupported(
+                f"{self.name} has no collective backend {asked!r}; it has {own!r}. Leave "
+                f"--dist_backend out, or choose another --backend."
+            )
+        return own
+
     def init_process_group(self, collective: str | None = None, **kwargs: Any) -> None:
         """Join the process group with the device's collective library."""
-        chosen = collective or self.capabilities.collective
-        if chosen is None or chosen != self.capabilities.collective:
-            raise Unsupported(
-                f"{self.name} has no collective backend {chosen!r}; it has "
-                f"{self.capabilities.collective!r}. Choose with --dist_backend."
-            )
+        chosen = self.resolve_collective(collective)
+        if chosen is None:
+            raise Unsupported(f"{self.name} has no collective backend: run it as one process")
         # Host tensors travel too (votes, gathered numbers): they must not wait for the device.
         group = chosen if self.device_type == "cpu" else f"cpu:gloo,{self.device_type}:{chosen}"
         torch.distributed.init_process_group(group, **kwargs)

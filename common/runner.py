@@ -45,6 +45,7 @@ def run(settings: Settings) -> int:
     backend = backends.resolve(settings.run.backend)(world.local_rank)
     torch.set_num_threads(settings.impl.num_threads or max(1, _cores() // world.local_size))
     benchmark = importlib.import_module(f"benchmarks.{settings.preset.benchmark}.task")
+    backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.run.dry_run:
         _dry_run(settings, backend, world, benchmark)
         return 0
@@ -274,13 +275,14 @@ class Run:
 
 def _dry_run(settings: Settings, backend: Backend, world: World, benchmark: Any) -> None:
     """Say what would run; touches no data and writes nothing."""
+    precision = backend.resolve_precision(settings.impl.precision)
     content = {
         "would_run": settings.preset.name,
         "division": benchmark.division(settings),
         "backend": backend.name,
         "device": backend.describe().name,
-        "precision": backend.resolve_precision(settings.impl.precision),
-        "kernels": backend.ops(settings.impl.kernels, "fp32").name,
+        "precision": precision,
+        "kernels": backend.ops(settings.impl.kernels, precision).name,
         "threads": torch.get_num_threads(),
         **benchmark.split_of(settings, world),
         "settings": settings.as_dict(),
