@@ -65,6 +65,7 @@ class CpuRef(Backend):
     @functools.cached_property
     def capabilities(self) -> Capabilities:
         notes = {"tf32": "a format of GPUs", "fp16": "no fast fp16 matrix products on CPUs"}
+        notes["compile"] = "no run of torch.compile has been checked on this backend"
         precisions = ["fp32"]
         if _computes_bf16():
             precisions.insert(0, "bf16")
@@ -79,7 +80,6 @@ class CpuRef(Backend):
             precisions=tuple(precisions),
             collective=self.collective,
             kernels=("plain",) if self._native_reason else ("native", "plain"),
-            compilers=("inductor",),
             telemetry=() if no_power else ("energy_j", "power_w"),
             notes=notes,
         )
