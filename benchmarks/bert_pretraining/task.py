@@ -79,13 +79,17 @@ class PretrainingTask:
         model.to(backend.device)
         self.model: nn.Module = backend.compile(model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
+        lamb_kernel = backend.lamb_kernel(impl.kernels)
+        self._optimizer_kernel = "torch-fused"
+        if recipe.optimizer == "lamb":
+            self._optimizer_kernel = "lamb-fused" if lamb_kernel else "lamb-foreach"
         self.optimizer = build_optimizer(
             recipe.optimizer,
             parameter_groups(self.model, recipe.weight_decay_rate),
             lr=recipe.learning_rate,
             betas=(recipe.opt_lamb_beta_1, recipe.opt_lamb_beta_2),
             eps=recipe.opt_epsilon,
-            lamb_kernel=backend.lamb_kernel(impl.kernels),
+            lamb_kernel=lamb_kernel,
         )
 
     def plan(self, settings: Settings) -> Plan:
@@ -114,7 +118,7 @@ class PretrainingTask:
         report = self.weights_report
         return {
             "precision": self.precision,
-            "kernels": dict(self.ops.kernels),
+            "kernels": dict(self.ops.kernels) | {"optimizer": self._optimizer_kernel},
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "micro_batch": self.split.micro_batch,
             "gradient_accumulation_steps": self.split.accumulation,
