@@ -8,18 +8,21 @@ a device module shaped like torch's own; override only what differs.
 
 from __future__ import annotations
 
-import time
+import functools
+import importlib.util
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from backends import selfcheck
+from backends.timers import EventTimer, HostTimer, Timer
 from common.errors import Unsupported
 from common.model.ops import Ops
 
@@ -43,7 +46,15 @@ class Capabilities:
     """The subset of PRECISIONS that this device really computes in, best first for ``amp``."""
     collective: str | None = None
     device_timer: bool = False
+    """The device's events tell the time between them."""
     memory_stats: bool = False
+    """The device module counts allocated bytes and their peak."""
+    memory_limit: bool = False
+    """Too large an allocation is an error (``oom_errors``), not the end of the process."""
+    pinned_memory: bool = False
+    """Copies from page-locked host memory overlap with the device's work."""
+    graphs: bool = False
+    """The device module can capture and replay graphs."""
     kernels: tuple[str, ...] = ("plain",)
     """Values accepted by ``Backend.ops``, fastest first."""
     compilers: tuple[str, ...] = ()
@@ -72,42 +83,6 @@ class PeakMemory:
 
     peak_memory_bytes: int
     definition: str
-
-
-class Timer(Protocol):
-    """Times spans of device work. ``start`` and ``stop`` may block only if the clock demands it."""
-
-    clock: str
-
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def seconds(self) -> list[float]: ...
-
-
-class HostTimer:
-    """Synchronise, then read the monotonic clock: right on any backend."""
-
-    clock = "host-sync"
-
-    def __init__(
-        self, synchronize: Callable[[], None], clock: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self._synchronize, self._now = synchronize, clock
-        self._started: float | None = None
-        self._seconds: list[float] = []
-
-    def start(self) -> None:
-        self._synchronize()
-        self._started = self._now()
-
-    def stop(self) -> None:
-        assert self._started is not None, "stop() without start()"
-        self._synchronize()
-        self._seconds.append(self._now() - self._started)
-        self._started = None
-
-    def seconds(self) -> list[float]:
-        return list(self._seconds)
 
 
 class Telemetry(Protocol):
@@ -147,8 +122,15 @@ class Backend(ABC):
 
     name: ClassVar[str]
     device_type: ClassVar[str]
+    package: ClassVar[str | None] = None
+    """The vendor's module, imported by ``probe``; None where torch itself has the device."""
     visible_devices_env: ClassVar[str | None] = None
+    """The variable that chooses and renumbers devices for a process."""
     collective: ClassVar[str | None] = None
+    verified: ClassVar[Literal["hardware", "simulator", "documents"]] = "documents"
+    """What this adapter has run on; ``documents``: written from them, and untested."""
+    tf32_switches: ClassVar[tuple[str, ...]] = ()
+    """Attributes of ``torch`` that allow TF32-like products, e.g. ``backends.x.allow_tf32``."""
 
     def __init__(self, local_rank: int = 0) -> None:
         probe = self.probe()
@@ -159,6 +141,13 @@ class Backend(ABC):
             self.module.set_device(self.device)
 
     # -- what it is ---------------------------------------------------------------------------
+    @classmethod
+    def absent(cls) -> str | None:
+        """A reason why it cannot run here that is found without importing anything, or None."""
+        if cls.package is None or importlib.util.find_spec(cls.package) is not None:
+            return None
+        return f"package {cls.package} is not installed"
+
     @classmethod
     @abstractmethod
     def probe(cls) -> Probe:
@@ -190,6 +179,8 @@ class Backend(ABC):
 
     def timer(self) -> Timer:
         """A timer that is right for this device."""
+        if self.capabilities.device_timer:
+            return EventTimer(lambda: self.module.Event(enable_timing=True), self.synchronize)
         return HostTimer(self.synchronize)
 
     def reset_peak_memory(self) -> None:
@@ -231,8 +222,14 @@ class Backend(ABC):
         )
 
     def precision(self, name: str) -> AbstractContextManager[None]:
-        """Context for forward passes in exactly this precision."""
+        """Context for forward passes in exactly this precision.
+
+        The TF32 switches stay as this sets them, since backward passes run outside the context.
+        """
         name = self.resolve_precision(name)
+        for switch in self.tf32_switches:
+            owner, _, attribute = switch.rpartition(".")
+            setattr(functools.reduce(getattr, owner.split("."), torch), attribute, name == "tf32")
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
         return nullcontext() if dtype is None else self._autocast(dtype)
 
@@ -244,6 +241,25 @@ class Backend(ABC):
             context = torch.autocast(self.device_type, dtype=dtype)
         with context:
             yield
+
+    def verify_precision(self, name: str) -> dict[str, str]:
+        """Compute in this precision and look at what came out; Unsupported if it is another.
+
+        Returns facts for the record: what the product kept, the form of GELU, int64's width.
+        """
+        with self.precision(name):
+            found = selfcheck.examine(self.device)
+        wrong = selfcheck.why_not(name, found)
+        if wrong:
+            raise Unsupported(f"{self.name}: {name} was asked for, but {wrong}")
+        return found
+
+    def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
+        """While open, counts operations that the host computes in the device's place.
+
+        Gives a dictionary that holds operation -> times afterwards, or None: cannot be told.
+        """
+        return nullcontext(None)
 
     def grad_scaler(self, precision: str, init_scale: float = 2.0**20) -> torch.amp.GradScaler:
         """Dynamic loss scaling, enabled for fp16 only."""

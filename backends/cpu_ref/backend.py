@@ -36,6 +36,7 @@ class CpuRef(Backend):
     """The host's processor."""
 
     name, device_type, collective = "cpu_ref", "cpu", "gloo"
+    verified = "hardware"
 
     def __init__(self, local_rank: int = 0) -> None:
         self.device = torch.device("cpu")  # one device, whatever the rank

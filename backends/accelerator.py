@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The default adapter: any device whose torch module is shaped like the ones torch ships.
+
+It asks the module what is there instead of assuming it. A vendor's adapter names its device, its
+package and its collective library, and overrides only what differs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+
+import torch
+import torch.nn.functional as F
+
+from backends.base import Backend, Capabilities, DeviceInfo, Probe
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Accelerator(Backend):
+    """A device with torch's usual module: ``device_count``, ``synchronize``, events, memory."""
+
+    compilers: tuple[str, ...] = ()
+
+    @classmethod
+    def probe(cls) -> Probe:
+        """Import the package (never through torch's own autoload) and count devices."""
+        why = cls.absent()
+        if why:
+            return Probe(False, why)
+        if cls.package is not None:
+            try:
+                importlib.import_module(cls.package)
+            except Exception as error:  # whatever a vendor's package may raise, it is a reason
+                return Probe(False, f"package {cls.package} failed to load: {one_line(error)}")
+        try:
+            count = cls.device_count()
+        except Exception as error:
+            return Probe(False, f"no working device: {one_line(error)}")
+        if count:
+            return Probe(True, f"{count} device{'s' if count > 1 else ''}")
+        hidden = os.environ.get(cls.visible_devices_env or "")
+        because = "" if hidden is None else f" ({cls.visible_devices_env}={hidden})"
+        return Probe(False, f"no device{because}")
+
+    @functools.cached_property
+    def capabilities(self) -> Capabilities:
+        notes: dict[str, str] = {}
+        precisions = [*self._amp_precisions(notes), *self._float_precisions(notes)]
+        module = self.module
+        if self.collective is None:
+            notes["collective"] = "no collective library is known for this device"
+        telemetry = self.telemetry()
+        if telemetry is None:
+            notes.setdefault("power", "no reader of this device's power works here")
+        return Capabilities(
+            precisions=tuple(precisions),
+            collective=self.collective,
+            device_timer=self._events_tell_time(notes),
+            memory_stats=hasattr(module, "max_memory_allocated"),
+            memory_limit=True,
+            pinned_memory=False,
+            graphs=any(name.endswith("Graph") for name in dir(module)),
+            compilers=self.compilers,
+            telemetry=() if telemetry is None else (telemetry.source,),
+            notes=notes,
+        )
+
+    def describe(self) -> DeviceInfo:
+        module, index = self.module, self.device.index
+        name = module.get_device_name(index) if hasattr(module, "get_device_name") else self.name
+        return DeviceInfo(
+            backend=self.name,
+            name=str(name),
+            index=index,
+            memory_bytes=self._memory_bytes(),
+            driver=self._driver(),
+            runtime=self._runtime(),
+            simulated=self.simulated,
+            extras=self._extras(),
+        )
+
+    # -- what a vendor may override -----------------------------------------------------------
+    @property
+    def simulated(self) -> bool:
+        """Whether the vendor's package is a stand-in that says so."""
+        package = importlib.import_module(self.package) if self.package else self.module
+        return bool(getattr(package, "SIMULATED", False))
+
+    def _driver(self) -> str | None:
+        return None
+
+    def _runtime(self) -> str | None:
+        if self.package is None:
+            return f"torch {torch.__version__}"
+        version = getattr(importlib.import_module(self.package), "__version__", None)
+        return f"{self.package} {version}" if version else self.package
+
+    def _extras(self) -> dict[str, str]:
+        """Facts of this device for the record; the visible-devices variable is always one."""
+        names = [self.visible_devices_env] if self.visible_devices_env else []
+        return {name: os.environ[name] for name in names if name in os.environ}
+
+    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+        """fp32, and tf32 where there is a switch for it."""
+        if self.tf32_switches:
+            return ["tf32", "fp32"]
+        notes["tf32"] = "no switch for TF32 is known for this device"
+        return ["fp32"]
+
+    def _amp_precisions(self, notes: dict[str, str]) -> list[str]:
+        """The 16-bit modes in which autocast really computes, best first."""
+        found = []
+        for name, dtype in AMP_DTYPES.items():
+            why = self._why_no_autocast(dtype)
+            if why is None:
+                found.append(name)
+            else:
+                notes[name] = why
+        return found
+
+    # -- asking the device --------------------------------------------------------------------
+    def _why_no_autocast(self, dtype: torch.dtype) -> str | None:
+        x = torch.ones(16, 16, device=self.device)
+        try:
+            with self._autocast(dtype):
+                got = F.linear(x, x).dtype
+        except Exception as error:
+            return f"autocast: {one_line(error)}"
+        return None if got == dtype else f"autocast to {dtype} computes in {got}"
+
+    def _events_tell_time(self, notes: dict[str, str]) -> bool:
+        try:
+            begin, end = (self.module.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            end.record()
+            self.synchronize()
+            return bool(begin.elapsed_time(end) >= 0)
+        except Exception as error:
+            notes["device_timer"] = f"events do not tell the time: {one_line(error)}"
+            return False
+
+    def _memory_bytes(self) -> int | None:
+        module, index = self.module, self.device.index
+        if hasattr(module, "mem_get_info"):
+            return int(module.mem_get_info(index)[1])
+        if hasattr(module, "get_device_properties"):
+            total = getattr(module.get_device_properties(index), "total_memory", None)
+            return None if total is None else int(total)
+        return None
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error, with its type: fits a line of ``doctor``."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

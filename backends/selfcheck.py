@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device really computes, found by asking it with numbers whose answers are known.
+
+Switches can be accepted and ignored; the digits of a product cannot. One tiny product per run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+KEPT_BITS = {"fp32": (20, 24), "tf32": (10, 12), "bf16": (7, 7), "fp16": (10, 10)}
+"""Explicit mantissa bits of the inputs that a product keeps: float32 has 23, TF32 and float16
+have 10, bfloat16 has 7. TF32-like formats of other vendors keep up to 12."""
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SIZE = 512
+"""Large enough that a matrix unit, not a scalar kernel, is chosen."""
+
+
+def examine(device: torch.device) -> dict[str, str]:
+    """Facts about matrix products under the current settings, GELU and int64 on ``device``."""
+    # Row i of `a` holds 1 + 2^-k in column i, so row i of the product shows whether 2^-k lived.
+    bits = torch.arange(_SIZE) % 24
+    a = torch.diag(1.0 + torch.exp2(-bits.double())).float().to(device)
+    product = F.linear(a, torch.eye(_SIZE, device=device))
+    diagonal = product.float().cpu().diagonal()
+    exact = (1.0 + torch.exp2(-bits.double())).float()
+    lost = bits[diagonal != exact]
+    kept = int(lost.min()) - 1 if len(lost) else 23
+    gelu = float(F.gelu(torch.full((16,), 1.0, device=device))[0].float().cpu())
+    forms = {
+        "erf": 0.5 * (1 + math.erf(2**-0.5)),
+        "tanh": 0.5 * (1 + math.tanh((2 / math.pi) ** 0.5 * 1.044715)),
+    }
+    form = min(forms, key=lambda name: abs(forms[name] - gelu))
+    wide = 2**40 + 1
+    return {
+        "product_dtype": str(product.dtype).removeprefix("torch."),
+        "product_mantissa_bits": str(kept),
+        "gelu": form if abs(forms[form] - gelu) < 2e-5 else f"neither erf nor tanh ({gelu:.6f})",
+        "int64": "kept" if (torch.full((2,), wide - 1, device=device) + 1)[0].item() == wide
+        else "narrowed to 32 bits",
+    }  # fmt: skip
+
+
+def why_not(precision: str, found: dict[str, str]) -> str | None:
+    """What in ``found`` contradicts ``precision``, or None: it is what it is called."""
+    wanted = str(_DTYPES.get(precision, torch.float32)).removeprefix("torch.")
+    if found["product_dtype"] != wanted:
+        return f"matrix products come out as {found['product_dtype']}"
+    low, high = KEPT_BITS[precision]
+    kept = int(found["product_mantissa_bits"])
+    if not low <= kept <= high:
+        return f"matrix products keep {kept} bits of their inputs' mantissas, not {low} to {high}"
+    return None
