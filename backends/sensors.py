@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every reader of a vendor's sensors needs: units, command-line tools, physical ids.
+
+Tools and libraries number the machine's devices; torch numbers those that a process may see. They
+report in whatever unit they like. Both are settled here, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import Unsupported
+
+TOOL_PERIOD_S = 1.0
+"""A tool costs a process per reading: sample no faster. MLPerf asks for one reading a second."""
+
+_SCALES = {
+    "W": {"uw": 1e-6, "mw": 1e-3, "w": 1.0, "kw": 1e3},
+    "J": {"uj": 1e-6, "mj": 1e-3, "j": 1.0, "kj": 1e3},
+    "C": {"c": 1.0, "degc": 1.0, "mc": 1e-3},
+    "MHz": {"hz": 1e-6, "khz": 1e-3, "mhz": 1.0, "ghz": 1e3},
+    "%": {"%": 1.0},
+    # Vendors' tools write MB for 2**20: npu-smi shows 64 GiB as "65536 MB".
+    "bytes": {"b": 1.0, "bytes": 1.0}
+    | {
+        f"{letter}{tail}": 1024.0**power
+        for power, letter in enumerate("kmgt", start=1)
+        for tail in ("b", "ib")
+    },
+}
+_QUANTITY = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*([a-z%]*)", re.IGNORECASE)
+_ASCII = str.maketrans({"\u00b5": "u", "\u03bc": "u", "\u00b0": "", "\u2103": "C"})
+
+
+def quantity(text: str, unit: str) -> float | None:
+    """The number in ``text``, converted to ``unit``: one of W, J, C, MHz, %, bytes.
+
+    A bare number is in ``unit`` already. None where there is no number ("-", "N/A",
+    "[Not Supported]"), or where its unit measures something else. KB, MB and GB are powers of
+    1024, as the tools mean them.
+    """
+    scales = _SCALES[unit]
+    match = _QUANTITY.fullmatch(text.strip().translate(_ASCII))
+    if match is None:
+        return None
+    scale = scales.get(match[2].lower()) if match[2] else 1.0
+    value = float(match[1])
+    return None if scale is None or not math.isfinite(value) else value * scale
+
+
+def run_tool(argv: Sequence[str], timeout_s: float = 5.0) -> str:
+    """Standard output of a vendor's tool; RuntimeError of one line if it is missing or fails.
+
+    A tool that hangs is killed with its children: a wedged driver must not stop the training.
+    """
+    name = Path(argv[0]).name
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        why = "not found" if isinstance(error, FileNotFoundError) else error.strerror
+        raise RuntimeError(f"{name}: {why}") from error
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise RuntimeError(f"{name}: no answer in {timeout_s:g} s") from None
+    if process.returncode:
+        said = (err.strip() or out.strip()).splitlines()
+        detail = f": {said[0].strip()[:200]}" if said else ""
+        raise RuntimeError(f"{name}: exit code {process.returncode}{detail}")
+    return out
+
+
+def visible_entry(index: int, value: str | None) -> str:
+    """The machine's id of this process's device ``index``, as tools and libraries know it.
+
+    ``value`` is the visible-devices variable, None where it is not set. The answer is an entry
+    of it as written: "3", "GPU-<uuid>", "MIG-<uuid>", "DRS-<uuid>". Like CUDA, the list ends at
+    the first negative number. Unsupported where there is no such device.
+    """
+    if value is None or value.strip().lower() == "all":
+        return str(index)
+    entries: list[str] = []
+    for entry in (part.strip() for part in value.split(",")):
+        if not entry or entry.startswith("-"):
+            break
+        entries.append(entry)
+    if not 0 <= index < len(entries):
+        raise Unsupported(
+            f"device {index} does not exist: {len(entries)} visible in {value!r}. Start fewer "
+            f"processes, or make more devices visible."
+        )
+    return entries[index]
