@@ -108,7 +108,7 @@ elif [ "$outer_kind" = vendor ]; then
     [ "$outer_supported" = yes ] || fail "$python has $outer_what; bertbench needs torch 2.10 to 2.15 and does not replace a vendor's. Use a newer container, or set it aside with --backend cpu_ref or PYTHON=/another/python"
     mode=vendor
     say "found $outer_what: used as it is, not replaced (--backend cpu_ref or PYTHON=... to change that)"
-elif [ "$backend" != auto ] && [ "$backend" != cuda ]; then
+elif [[ ! "$backend" =~ ^(auto|cuda|mps)$ ]]; then
     fail "backend '$backend' needs its vendor's torch, and $python has none. Run this inside the vendor's container, or name its Python with PYTHON=/path/to/python"
 fi
 

@@ -7,12 +7,14 @@ were found; 2 refused before anything ran; 130 interrupted, with a checkpoint if
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from common.errors import BadInput, BertbenchError
 from common.recipe import Preset, Settings, origins, plain, recipe_hash
@@ -20,12 +22,13 @@ from common.recipe import Preset, Settings, origins, plain, recipe_hash
 USAGE = """\
 bertbench: a vendor-portable BERT benchmark suite
 
-  bertbench doctor               what runs here: backends, devices, precisions, telemetry
+  bertbench doctor [BACKEND]     what runs here: backends, devices, precisions, telemetry
   bertbench list                 the recipes, what they need and how long they take
   bertbench describe RECIPE      every value of a recipe, its hash, its inputs
   bertbench run RECIPE [flags]   run one; --dry_run says what would run
   bertbench data VERB            prepare, pack or check training data
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
+  bertbench new-backend NAME     a package for a device that is not here yet
 
 Each verb takes --help and --json. RECIPE is a name from `bertbench list`."""
 
@@ -52,10 +55,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _doctor(args: list[str]) -> int:
     from common.doctor import examine, render
 
-    _only_flags("doctor", args, "--json")
-    report = examine()
-    print(json.dumps(report, indent=1) if "--json" in args else render(report))
+    parser = _parser("doctor", "What can run here, and if not why not.")
+    parser.add_argument("backend", nargs="?", help="look at this one only")
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds for each backend (30)")
+    given = parser.parse_args(args)
+    report = examine(given.backend, given.timeout)
+    print(json.dumps(report, indent=1) if given.json else render(report))
+    # Of all backends some are always missing; the one that was named should work.
+    return 0 if given.backend is None or report["backends"][0]["ok"] else 1
+
+
+def _new_backend(args: list[str]) -> int:
+    import backends
+    from common.new_backend import create, next_steps
+
+    parser = _parser("new-backend", "Write the skeleton of a package that adds a backend.")
+    parser.add_argument("name", help="its --backend: lower-case letters, digits and _")
+    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where (here)")
+    given = parser.parse_args(args)
+    made = create(given.name, given.output, backends.names())
+    if given.json:
+        print(json.dumps({"package": str(made), "next": next_steps(given.name, made)}))
+    else:
+        print("\n".join([f"wrote {made}; next:", *next_steps(given.name, made)]))
     return 0
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"bertbench {verb}", description=description)
+    parser.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses as every verb does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}\n{self.format_usage().strip()}")
 
 
 def presets() -> dict[str, Preset]:
@@ -204,6 +240,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "run": _run,
     "data": _data,
     "validate": _validate,
+    "new-backend": _new_backend,
 }
 
 if __name__ == "__main__":

@@ -7,14 +7,27 @@ import os
 import platform
 from typing import Any
 
-import torch
-
 import backends
+from backends import probing
+from common.errors import Unsupported
 from common.native import cache_dir
 
+VERIFIED = {
+    "hardware": "on hardware",
+    "simulator": "on a simulator",
+    "documents": "untested: written from documents",
+}
 
-def examine() -> dict[str, Any]:
-    """Every backend's probe and, where it is ok, what its device can do."""
+
+def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
+    """Every backend's answer, or that of one. Vendor packages are met in other processes only."""
+    try:
+        import torch
+    except Exception as error:
+        raise Unsupported(
+            f"torch does not import, so nothing can run: {type(error).__name__}: {error}"
+        ) from error
+    wanted = backends.names() if name is None else [name]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -22,58 +35,46 @@ def examine() -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "cache": str(cache_dir()),
-        "backends": [_examine_one(name) for name in backends.names()],
-    }
-
-
-def _examine_one(name: str) -> dict[str, Any]:
-    probe = backends.probe(name)
-    entry: dict[str, Any] = {"name": name, "ok": probe.ok, "reason": probe.reason}
-    if not probe.ok:
-        return entry
-    kind = backends.load(name)
-    backend = kind()
-    info, can = backend.describe(), backend.capabilities
-    telemetry = backend.telemetry()
-    return entry | {
-        "accelerator": kind.device_type != "cpu",
-        "device_count": kind.device_count(),
-        "device": info.name,
-        "memory_bytes": info.memory_bytes,
-        "driver": info.driver,
-        "runtime": info.runtime,
-        "precisions": list(can.precisions),
-        "kernels": list(can.kernels),
-        "collective": can.collective,
-        "compilers": list(can.compilers),
-        "telemetry": None if telemetry is None else telemetry.source,
-        "notes": dict(can.notes),
+        "refused": backends.refused(),
+        "backends": list(probing.examine(wanted, details=True, timeout_s=timeout_s).values()),
     }
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """The report for people: those that cannot run first, a line each."""
     lines = [
         f"python {report['python']}, torch {report['torch']}, {report['cores']} cores, "
         f"cache {report['cache']}"
     ]
+    absent = [b for b in report["backends"] if not b["ok"]]
+    if absent:
+        width = max(len(b["name"]) for b in absent)
+        lines += ["", "cannot run here:"]
+        lines += [f"  {b['name']:<{width}}  {b['reason']}" for b in absent]
     for b in report["backends"]:
-        if not b["ok"]:
-            lines.append(f"\n{b['name']}: not here: {b['reason']}")
-            continue
-        lines.append(f"\n{b['name']}: ok ({b['reason']})")
-        memory = b["memory_bytes"]
-        lines += [
-            f"  devices      {b['device_count']} x {b['device']}"
-            + (f", {memory / 2**30:.1f} GiB" if memory else ""),
-            f"  driver       {b['driver'] or 'not told'}; {b['runtime'] or ''}",
-            f"  precisions   {', '.join(b['precisions'])}",
-            f"  kernels      {', '.join(b['kernels'])}",
-            f"  collective   {b['collective'] or 'none'}",
-            f"  compilers    {', '.join(b['compilers']) or 'none'}",
-            f"  telemetry    {b['telemetry'] or 'none'}",
-        ]
-        lines += [f"  without {what}: {why}" for what, why in b["notes"].items()]
-    if not any(b["ok"] and b.get("accelerator") for b in report["backends"]):
-        lines.append("\nNo accelerator: run with --backend cpu_ref.")
+        if b["ok"]:
+            lines += ["", *_block(b)]
+    lines += ["", *report["refused"]] if report["refused"] else []
+    if len(report["backends"]) > 1 and not any(b.get("accelerator") for b in report["backends"]):
+        lines += ["", "No accelerator: run with --backend cpu_ref."]
     return "\n".join(lines)
+
+
+def _block(b: dict[str, Any]) -> list[str]:
+    memory = b["memory_bytes"]
+    devices = ", ".join(f"{count} x {device}" for device, count in b["devices"].items())
+    each = " each" if b["device_count"] > 1 else ""
+    rows = {
+        "devices": devices + (f", {memory / 2**30:.1f} GiB{each}" if memory else ""),
+        "driver": f"{b['driver'] or 'not told'}; {b['runtime'] or 'runtime not told'}",
+        "verified": VERIFIED[b["verified"]] + (" (this device is simulated)" * b["simulated"]),
+        "precisions": ", ".join(b["precisions"]),
+        "kernels": ", ".join(b["kernels"]),
+        "collective": b["collective"] or "none",
+        "compilers": ", ".join(b["compilers"]) or "none",
+        "timer": b["timer"],
+        "telemetry": b["telemetry"] or "none",
+    }
+    lines = [f"{b['name']}: ok ({b['reason']})"]
+    lines += [f"  {key:<12} {text}" for key, text in rows.items()]
+    return lines + [f"  without {what}: {why}" for what, why in b["notes"].items()]

@@ -36,6 +36,8 @@ def describe() -> dict[str, str]:
     if importlib.util.find_spec("torch") is None:
         return {"kind": "none", "what": "no torch"}
     plugins = [name for name in PLUGINS if importlib.util.find_spec(name)]
+    # A broken plugin is not a broken torch: `bertbench doctor` says what is wrong with it.
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     try:
         import torch
     except Exception as error:

@@ -183,14 +183,17 @@ def _torchrun(python: str, environment: Mapping[str, str], processes: int, nodes
     return [*command, f"--nnodes={nodes}", *place, "--no-python"]
 
 
-def _doctor(python: str) -> dict[str, Any]:
-    """The doctor's report, from a process of its own: vendor packages may crash on import."""
+def _doctor(python: str, backend: str) -> dict[str, Any]:
+    """The doctor's report (on the one backend that was named), from a process of its own."""
     command = [str(Path(python).parent / "bertbench"), "doctor", "--json"]
+    command += [] if backend == "auto" else [backend]
     done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
+    if done.returncode == 2:
+        raise Unsupported(done.stderr.strip().removeprefix("bertbench doctor: "))
+    begin = done.stdout.find("{\n")  # a vendor's torch may greet on stdout before the report
+    if begin < 0:
         raise BertbenchError(f"`{shlex.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
-    # Vendor packages may greet on stdout before the report.
-    report: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{\n") :])
+    report: dict[str, Any] = json.loads(done.stdout[begin:])
     return report
 
 
@@ -214,8 +217,9 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE.format(**names, recipes=", ".join(PRESETS)))
         return 0
     try:
-        flags.read(_split_recipe(argv)[1])  # a typing error is told before anything starts
-        launch = plan(argv, os.environ, _doctor(sys.executable), sys.executable)
+        given, _ = flags.read(_split_recipe(argv)[1])  # a typing error is told before all else
+        report = _doctor(sys.executable, given.get("backend", "auto"))
+        launch = plan(argv, os.environ, report, sys.executable)
     except BertbenchError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2
