@@ -66,18 +66,19 @@ def _doctor(args: list[str]) -> int:
 
 
 def _new_backend(args: list[str]) -> int:
-    import backends
-    from common.new_backend import create, next_steps
+    from backends.new_backend import create, next_steps
 
     parser = _parser("new-backend", "Write the skeleton of a package that adds a backend.")
     parser.add_argument("name", help="its --backend: lower-case letters, digits and _")
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where (here)")
     given = parser.parse_args(args)
-    made = create(given.name, given.output, backends.names())
+    made = create(given.name, given.output)
     if given.json:
         print(json.dumps({"package": str(made), "next": next_steps(given.name, made)}))
     else:
-        print("\n".join([f"wrote {made}; next:", *next_steps(given.name, made)]))
+        print(f"wrote {made}: fill in {made / given.name}_bertbench.py, then")
+        print("\n".join(f"  {command}" for command in next_steps(given.name, made)))
+        print("docs/adding-a-backend.md goes through it")
     return 0
 
 
