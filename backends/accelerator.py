@@ -14,7 +14,10 @@ import os
 import torch
 import torch.nn.functional as F
 
-from backends.base import Backend, Capabilities, DeviceInfo, Probe
+from backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
+from backends.sensors import Sensors
+from common.errors import Unsupported
+from common.measure.telemetry import Sampler
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -23,6 +26,13 @@ class Accelerator(Backend):
     """A device with torch's usual module: ``device_count``, ``synchronize``, events, memory."""
 
     compilers: tuple[str, ...] = ()
+    _no_power = "no reader of this device's power works here"
+
+    def __init__(self, local_rank: int = 0) -> None:
+        super().__init__(local_rank)
+        # Setting a switch that this version lacks would be no error and have no effect.
+        there = tuple(switch for switch in self.tf32_switches if _exists(switch))
+        self.tf32_switches = there  # type: ignore[misc]
 
     @classmethod
     def probe(cls) -> Probe:
@@ -50,14 +60,12 @@ class Accelerator(Backend):
         notes: dict[str, str] = {}
         precisions = [*self._amp_precisions(notes), *self._float_precisions(notes)]
         module = self.module
-        if self.collective is None:
-            notes["collective"] = "no collective library is known for this device"
         telemetry = self.telemetry()
         if telemetry is None:
-            notes.setdefault("power", "no reader of this device's power works here")
+            notes.setdefault("power", self._no_power)
         return Capabilities(
             precisions=tuple(precisions),
-            collective=self.collective,
+            collective=self._collective(notes),
             device_timer=self._events_tell_time(notes),
             memory_stats=hasattr(module, "max_memory_allocated"),
             memory_limit=True,
@@ -82,6 +90,16 @@ class Accelerator(Backend):
             extras=self._extras(),
         )
 
+    def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
+        """A sampler over ``_sensors``; slower than ``period_s`` where a reading is expensive."""
+        try:
+            sensors = self._sensors()
+        except Unsupported as error:
+            self._no_power = str(error)
+            return None
+        period_s = max(period_s, sensors.period_s)
+        return Sampler(sensors.read, source=sensors.source, period_s=period_s)
+
     # -- what a vendor may override -----------------------------------------------------------
     @property
     def simulated(self) -> bool:
@@ -102,6 +120,16 @@ class Accelerator(Backend):
         """Facts of this device for the record; the visible-devices variable is always one."""
         names = [self.visible_devices_env] if self.visible_devices_env else []
         return {name: os.environ[name] for name in names if name in os.environ}
+
+    def _sensors(self) -> Sensors:
+        """How this device's power and the like are read; Unsupported says why they cannot be."""
+        raise Unsupported(self._no_power)
+
+    def _collective(self, notes: dict[str, str]) -> str | None:
+        """The device's collective library where this installation has it."""
+        if self.collective is None:
+            notes["collective"] = "no collective library is known for this device"
+        return self.collective
 
     def _float_precisions(self, notes: dict[str, str]) -> list[str]:
         """fp32, and tf32 where there is a switch for it."""
@@ -150,6 +178,14 @@ class Accelerator(Backend):
             total = getattr(module.get_device_properties(index), "total_memory", None)
             return None if total is None else int(total)
         return None
+
+
+def _exists(attribute: str) -> bool:
+    try:
+        functools.reduce(getattr, attribute.split("."), torch)
+    except AttributeError:
+        return False
+    return True
 
 
 def one_line(error: BaseException) -> str:

@@ -13,13 +13,24 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from common.errors import Unsupported
 
 TOOL_PERIOD_S = 1.0
 """A tool costs a process per reading: sample no faster. MLPerf asks for one reading a second."""
+
+
+class Sensors(NamedTuple):
+    """One device's sensors: what ``common.measure.telemetry.Sampler`` needs."""
+
+    read: Callable[[], Mapping[str, float]]
+    source: str
+    period_s: float = 0.1
+    """The shortest period at which reading makes sense."""
+
 
 _SCALES = {
     "W": {"uw": 1e-6, "mw": 1e-3, "w": 1.0, "kw": 1e3},
@@ -55,10 +66,44 @@ def quantity(text: str, unit: str) -> float | None:
     return None if scale is None or not math.isfinite(value) else value * scale
 
 
-def run_tool(argv: Sequence[str], timeout_s: float = 5.0) -> str:
+def answering(sensors: Mapping[str, Callable[[], float | None]]) -> Callable[[], dict[str, float]]:
+    """A reader of those sensors that answer now; Unsupported, with the first reason, if none does.
+
+    Afterwards None is a missing key of that reading, and an error, of whatever class the vendor's
+    library raises, a RuntimeError that ends the sampling.
+    """
+    kept: dict[str, Callable[[], float | None]] = {}
+    reasons = []
+    for name, sensor in sensors.items():
+        try:
+            if sensor() is not None:
+                kept[name] = sensor
+        except Exception as error:
+            reasons.append(f"{name}: {type(error).__name__}: {error}")
+    if not kept:
+        raise Unsupported(reasons[0] if reasons else "no sensor of this device answers")
+
+    def read() -> dict[str, float]:
+        reading = {}
+        for name, sensor in kept.items():
+            try:
+                value = sensor()
+            except Exception as error:
+                raise RuntimeError(f"{name}: {type(error).__name__}: {error}") from error
+            if value is not None:
+                reading[name] = value
+        return reading
+
+    return read
+
+
+def run_tool(
+    argv: Sequence[str], timeout_s: float = 5.0, env: Mapping[str, str] | None = None
+) -> str:
     """Standard output of a vendor's tool; RuntimeError of one line if it is missing or fails.
 
     A tool that hangs is killed with its children: a wedged driver must not stop the training.
+    ``env`` is added to the environment.
     """
     name = Path(argv[0]).name
     try:
@@ -67,7 +112,7 @@ def run_tool(argv: Sequence[str], timeout_s: float = 5.0) -> str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **(env or {})},
             start_new_session=True,
             text=True,
             errors="replace",
@@ -109,3 +154,19 @@ def visible_entry(index: int, value: str | None) -> str:
             f"processes, or make more devices visible."
         )
     return entries[index]
+
+
+def local_entries(value: str | None) -> list[str]:
+    """``visible_entry`` of every process that this run has on this machine."""
+    return [
+        visible_entry(rank, value) for rank in range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    ]
+
+
+def reports_board(device: int, board: Sequence[int], run: Sequence[int]) -> bool:
+    """Whether the process on ``device`` is the one that reports the power of its ``board``.
+
+    Two chips on one card share a power sensor. Summed over the ranks, the card must count once:
+    the first of its devices that this ``run`` uses reports it. All are the machine's ids.
+    """
+    return device == min({other for other in board if other in run} | {device})

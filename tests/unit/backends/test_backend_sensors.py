@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from backends.sensors import quantity, run_tool, visible_entry
+from backends.sensors import (
+    answering,
+    local_entries,
+    quantity,
+    reports_board,
+    run_tool,
+    visible_entry,
+)
 from common.errors import Unsupported
 
 
@@ -124,3 +132,57 @@ def test_a_local_index_is_an_entry_of_the_variable(
 def test_an_index_beyond_the_visible_devices_is_refused(index: int, value: str) -> None:
     with pytest.raises(Unsupported, match="does not exist"):
         visible_entry(index, value)
+
+
+class VendorError(Exception):
+    """Not a RuntimeError: like the errors of NVML and its look-alikes."""
+
+
+def _fails() -> float:
+    raise VendorError("GPU is lost")
+
+
+def test_only_sensors_that_answer_are_read() -> None:
+    answers: dict[str, Callable[[], float | None]] = {
+        "power_w": lambda: 93.0,
+        "temperature_c": _fails,
+        "energy_j": lambda: None,
+    }
+    assert answering(answers)() == {"power_w": 93.0}
+
+
+def test_without_any_sensor_the_first_reason_is_given() -> None:
+    with pytest.raises(Unsupported, match="^power_w: VendorError: GPU is lost$"):
+        answering({"power_w": _fails, "energy_j": lambda: None})
+    with pytest.raises(Unsupported, match="^no sensor of this device answers$"):
+        answering({"energy_j": lambda: None})
+
+
+def test_a_sensor_that_is_lost_later_ends_the_sampling_not_the_process() -> None:
+    working = True
+    read = answering({"power_w": lambda: 93.0 if working else _fails()})
+    working = False
+    with pytest.raises(RuntimeError, match="^power_w: VendorError: GPU is lost$"):
+        read()
+
+
+def test_a_sensor_without_a_value_for_once_is_a_missing_key() -> None:
+    values = [93.0, None, 94.0]
+    read = answering({"power_w": lambda: values.pop(0)})
+    assert [read(), read()] == [{}, {"power_w": 94.0}]
+
+
+def test_the_devices_of_this_machines_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert local_entries("4,5,6") == ["4"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert local_entries("4,5,6") == ["4", "5"]
+
+
+@pytest.mark.parametrize(
+    ("run", "reporters"),
+    [([0], [0]), ([1], [1]), ([0, 1], [0]), ([1, 0, 3], [0, 3]), ([0, 1, 2, 3], [0, 2])],
+)
+def test_a_card_of_two_chips_is_reported_once(run: list[int], reporters: list[int]) -> None:
+    boards = {0: [0, 1], 1: [0, 1], 2: [2, 3], 3: [2, 3]}
+    assert [d for d in sorted(run) if reports_board(d, boards[d], run)] == reporters
