@@ -32,6 +32,7 @@ def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> It
     yield from _order(manifest, steps)
     yield from _quality(manifest, steps)
     yield from _metrics(manifest, steps)
+    yield from _throttling(content["telemetry"])
     if manifest["mlperf"] is not None:
         yield from _mlperf(path, manifest, steps, rulesets)
 
@@ -56,8 +57,10 @@ def _identity(
         for name in _leaves(config[part]):
             if name not in config["origins"]:
                 yield "error", "config.json", f"no origin for {part} value {name}"
-    if any(device["simulated"] for device in system["devices"]):
-        yield "error", "system.json", "a simulated device: its figures are no result"
+    if manifest.get("simulated", False) != any(d["simulated"] for d in system["devices"]):
+        yield "error", "manifest.json", "its simulated is not what system.json says of the devices"
+    elif manifest.get("simulated", False):
+        yield "note", "manifest.json", "a simulated device: its figures are no result"
     if manifest["recipe_hash"] is not None and manifest["inputs"].get("data") is None:
         yield "note", "manifest.json", "no hash of the data: not comparable with runs on real data"
     if manifest["dirty"]:
@@ -173,6 +176,20 @@ def _metrics(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
         if abs(count / values[name] - seconds) > _TOLERANCE * seconds + _LAST_REPORT_S:
             text = f"{name} is {values[name]:.6g}, but the windows give {count / seconds:.6g}"
             yield "error", "manifest.json", text
+
+
+def _throttling(readings: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
+    """A device that was slowed down says little about a device that was not."""
+    told = [reading for reading in readings if "throttled" in reading]
+    slow = [reading for reading in told if reading["throttled"]]
+    if slow:
+        prefix = "throttle_"
+        why = {
+            key for reading in slow for key in reading if key.startswith(prefix) and reading[key]
+        }
+        reasons = ", ".join(sorted(key.removeprefix(prefix) for key in why)) or "no reason told"
+        text = f"the device was throttled in {len(slow)} of {len(told)} readings ({reasons})"
+        yield "note", "telemetry.jsonl", text
 
 
 def _mlperf(

@@ -119,6 +119,7 @@ class RunRecord(Observer):
             "samples": None,
             "seed": seed,
             "world_size": world_size,
+            "simulated": any(device["simulated"] for device in described["devices"]),
             "global_batch": None,
             "recipe_hash": None,
             "recipe_kind": None,

@@ -164,7 +164,10 @@ def find_records(path: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``bertbench validate``: 0 every record is valid, 1 at least one is not."""
+    """``bertbench validate``: 0 every record is a valid result, 1 at least one is not.
+
+    A valid record of a simulated device is no result: it gives 1, or 0 with ``--simulated``.
+    """
     parser = argparse.ArgumentParser(
         prog="bertbench validate",
         description="Check records: schema, checksums, protocol, MLPerf compliance.",
@@ -173,27 +176,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ruleset", action="append", default=[], help="MLPerf round instead of the record's own"
     )
+    parser.add_argument(
+        "--simulated", action="store_true", help="take valid records of simulated devices, too"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     options = parser.parse_args(argv)
-    results = {}
+    results: dict[str, list[Problem]] = {}
     for path in options.runs:
         records = find_records(path)
         if not records:
             raise BadInput(f"no record in {path}: give a run folder (results/SYSTEM/BENCHMARK/RUN)")
         results.update({str(run): validate(run, options.ruleset) for run in records})
     valid = {run: not any(p.severity == "error" for p in found) for run, found in results.items()}
+    simulated = {run: valid[run] and _simulated(Path(run)) for run in results}
     if options.json:
         report = [
-            {"run": run, "valid": valid[run], "problems": [asdict(p) for p in found]}
+            {
+                "run": run,
+                "valid": valid[run],
+                "simulated": simulated[run],
+                "problems": [asdict(p) for p in found],
+            }
             for run, found in results.items()
         ]
         print(json.dumps(report, indent=1))
     else:
         for run, found in results.items():
-            print(f"{run}: {'valid' if valid[run] else 'NOT VALID'}")
+            verdict = "valid, but SIMULATED: no result" if simulated[run] else "valid"
+            print(f"{run}: {verdict if valid[run] else 'NOT VALID'}")
             for p in found:
                 print(f"  {p.severity}: {p.file}: {p.text}")
-    return 0 if all(valid.values()) else 1
+    return 0 if all(valid[r] and (options.simulated or not simulated[r]) for r in results) else 1
+
+
+def _simulated(run: Path) -> bool:
+    """What a valid record says of its devices."""
+    return bool(_parse((run / MANIFEST).read_text(encoding="utf-8")).get("simulated", False))
 
 
 if __name__ == "__main__":

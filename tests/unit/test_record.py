@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -322,7 +322,8 @@ def forge(path: Path, name: str, change: Callable[[Any], Any], reseal: bool = Tr
         ("config.json", lambda c: c["recipe"].update(global_batch=9), "not the one in the manif"),
         ("config.json", lambda c: c["origins"].pop("kernels") and None, "for impl value kernels"),
         ("config.json", lambda c: c.update(origins={}), "no origin for recipe value global_batch"),
-        ("system.json", lambda s: s["devices"][0].update(simulated=True), "figures are no result"),
+        ("system.json", lambda s: s["devices"][0].update(simulated=True), "not what system.json"),
+        ("manifest.json", lambda m: m.update(simulated=True), "not what system.json says"),
         ("system.json", lambda s: s.update(user="me"), "'user' was unexpected"),
         ("system.json", lambda s: s["devices"][0].update(memory_bytes=0), "bytes: 0 is less"),
         ("steps.jsonl", lambda s: s[1].update(samples=49), "step 6 has 49 samples, not 8 per step"),
@@ -410,6 +411,40 @@ def test_main_prints_text_and_json(good: Path, capsys: pytest.CaptureFixture[str
         main([str(root / "none")])
     with pytest.raises(BadInput, match="not a run folder"):
         validate(root)
+
+
+def test_a_simulated_run_is_valid_and_no_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(tmp_path, devices=[DEVICE, replace(DEVICE, index=1, simulated=True)])
+    assert read(path)["simulated"] is True
+    assert errors(path) == []
+    assert main([str(path)]) == 1
+    assert f"{path}: valid, but SIMULATED: no result" in capsys.readouterr().out
+    assert main([str(path), "--simulated", "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert report["valid"] is True and report["simulated"] is True
+    forge(path, "manifest.json", lambda m: m.update(simulated=False))
+    assert "its simulated is not what system.json says" in errors(path)[0]
+    assert main([str(path), "--simulated"]) == 1
+
+
+def test_a_record_from_before_there_were_simulated_devices_is_valid(good: Path) -> None:
+    assert read(good)["simulated"] is False
+    forge(good, "manifest.json", lambda m: m.pop("simulated") and None)
+    assert errors(good) == [] and main([str(good)]) == 0
+
+
+def test_throttling_is_told(good: Path) -> None:
+    def slow_down(readings: list[dict[str, float]]) -> None:
+        readings[0].update(throttled=0.0, throttle_power=0.0)
+        readings[1].update(throttled=1.0, throttle_power=0.0, throttle_thermal=1.0)
+
+    assert not any("throttled" in p.text for p in validate(good))
+    forge(good, "telemetry.jsonl", slow_down)
+    assert errors(good) == []
+    (told,) = (p for p in validate(good) if p.file == "telemetry.jsonl")
+    assert told.text == "the device was throttled in 1 of 2 readings (thermal)"
 
 
 def test_the_schemas_are_schemas() -> None:
