@@ -3,12 +3,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+
+# As common/cli.py does: a broken vendor package must not upset tests of another backend.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import pytest
 import torch
 
 from common.data.batch import PretrainingBatch, Tokens
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        default="cpu_ref",
+        metavar="NAME",
+        help="the adapter that tests/contract is about; see `bertbench doctor` (default: cpu_ref)",
+    )
+
 
 MakeBatch = Callable[..., PretrainingBatch]
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter under test, and what it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import backends
+from backends.base import Backend
+from backends.cpu_ref.backend import CpuRef
+from tests.contract.tiny_task import Curve, ten_steps, tiny_task, unchanged_switches
+
+
+@pytest.fixture(scope="session")
+def backend_class(request: pytest.FixtureRequest) -> type[Backend]:
+    """The class that ``--backend`` names; everything fails with the reason if it cannot run."""
+    name = request.config.getoption("--backend")
+    cls = backends.load(name)
+    probe = cls.probe()
+    if not probe.ok:
+        pytest.fail(f"backend {name!r} cannot run here, so nothing can be said of it: "
+                    f"{probe.reason}", pytrace=False)  # fmt: skip
+    return cls
+
+
+@pytest.fixture(scope="session")
+def session_backend(backend_class: type[Backend]) -> Iterator[Backend]:
+    with unchanged_switches():
+        yield backend_class(0)
+
+
+@pytest.fixture
+def backend(session_backend: Backend) -> Iterator[Backend]:
+    """The adapter, on its first device; precision is back at fp32 afterwards."""
+    session_backend.seed(0)
+    yield session_backend
+    if session_backend.tf32_switches:
+        session_backend.precision("fp32")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Ten steps of cpu_ref in fp32 with plain kernels, and the weights they began from."""
+
+    weights: dict[str, torch.Tensor]
+    curve: Curve
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    """Computed once, on the CPU."""
+    exact = ("--precision", "fp32", "--kernels", "plain")
+    with unchanged_switches():
+        cpu = CpuRef()
+        task, _ = tiny_task(cpu, *exact)
+        weights = {name: value.clone() for name, value in task.model.state_dict().items()}
+        return Reference(weights, ten_steps(cpu, weights, *exact))
