@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact match and F1 of a predictions file, equal to the official scripts' to the last digit.
+
+Sources: ``evaluate-v1.1.py`` and ``evaluate-v2.0.py`` of SQuAD (the latter without its
+``--na-prob-file``). Sums are made in the same order by the same operations. A missing answer scores
+0; so does one that is no text, on which the official scripts stop. On v2.0 they also stop on
+missing answers, so there is nothing to be equal to in that case.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bert_squad.examples import questions, read_json
+from common.errors import BadInput
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_SIGNS = str.maketrans("", "", string.punctuation)
+
+
+def normalized(text: str) -> list[str]:
+    """The words of ``text`` in lower case, without ASCII signs and articles."""
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_SIGNS)).split()
+
+
+def f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
+    """F1 of two normalized texts as bags of words; 0 when they share none, even if both empty."""
+    same = sum((Counter(prediction) & Counter(truth)).values())
+    if same == 0:
+        return 0
+    precision, recall = same / len(prediction), same / len(truth)
+    return (2 * precision * recall) / (precision + recall)
+
+
+def f1_v2(prediction: Sequence[str], truth: Sequence[str]) -> float:
+    """The same for v2.0, where two empty texts agree."""
+    if not prediction or not truth:
+        return int(prediction == truth)
+    return f1(prediction, truth)
+
+
+@dataclass(frozen=True, slots=True)
+class _Graded:
+    """One question's scores."""
+
+    exact: int
+    f1: float
+    answerable: bool
+
+
+def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[str, Any]:
+    """Score a JSON file of question ids to answers against a SQuAD file.
+
+    Args:
+        dataset: the SQuAD file with the true answers.
+        predictions: the answers.
+        v2: which of the official scripts to follow; None asks the file: v2.0 says so in its
+            ``version``, or marks some question ``is_impossible``.
+
+    Returns:
+        exact_match and f1, in percent of all questions; total; missing, extra and not_text, which
+        count answers that are absent, that belong to no question, and that are no text (the first
+        and the last score 0); version, the script followed. For v2 also HasAns_ and NoAns_ with
+        exact, f1 and total, where the file has such questions; the official script's ``exact`` is
+        our exact_match.
+
+    Raises:
+        BadInput: a file cannot be read or is damaged.
+    """
+    content = read_json(dataset, "SQuAD file")
+    answers = read_json(predictions, "predictions file")
+    if not isinstance(answers, dict):
+        raise BadInput(
+            f"predictions file {predictions} must be one JSON object of question ids to answers"
+        )
+    asked = list(questions(dataset, content))
+    if not asked:
+        raise BadInput(f"SQuAD file {dataset} has no question: name one that has")
+    if v2 is None:
+        v2 = _is_v2(content, [question.fields for question in asked])
+    grade = f1_v2 if v2 else f1
+    graded = [
+        _grade(_truths(q.fields, q.where, v2), answers.get(q.fields["id"]), grade, v2)
+        for q in asked
+    ]
+    ids = {question.fields["id"] for question in asked}
+    return {
+        **_totals(graded, v2),
+        "total": len(graded),
+        "missing": len(ids - answers.keys()),
+        "extra": len(answers.keys() - ids),
+        "not_text": sum(not isinstance(answers[i], str) for i in ids & answers.keys()),
+        "version": "2.0" if v2 else "1.1",
+    }
+
+
+def _is_v2(content: Any, asked: Iterable[dict[str, Any]]) -> bool:
+    version = str(content.get("version", "")).lower().removeprefix("v")
+    return version.startswith("2") or any(fields.get("is_impossible") for fields in asked)
+
+
+def _truths(fields: dict[str, Any], where: str, v2: bool) -> list[str]:
+    answers = fields.get("answers")
+    if not isinstance(answers, list) or not all(
+        isinstance(answer, dict) and isinstance(answer.get("text"), str) for answer in answers
+    ):
+        raise BadInput(f"{where} has no list of answers with a text: it cannot be scored")
+    if not answers and not v2:
+        raise BadInput(f"{where} has no answer: score it as v2.0, or use a file with answers")
+    return [answer["text"] for answer in answers]
+
+
+def _grade(
+    truths: list[str],
+    answer: Any,
+    f1_of: Callable[[Sequence[str], Sequence[str]], float],
+    v2: bool,
+) -> _Graded:
+    answerable = bool(truths)
+    if not isinstance(answer, str):
+        return _Graded(0, 0, answerable)
+    bags = [normalized(truth) for truth in truths]
+    if v2:  # an annotation without a word counts as none; no annotation asks for no answer
+        bags = [bag for bag in bags if bag] or [[]]
+    given = normalized(answer)
+    return _Graded(
+        int(any(bag == given for bag in bags)), max(f1_of(given, bag) for bag in bags), answerable
+    )
+
+
+def _totals(graded: list[_Graded], v2: bool) -> dict[str, Any]:
+    if not v2:
+        exact, total_f1 = 0, 0.0
+        for each in graded:  # one by one: sum() of Python 3.12 and later rounds differently
+            exact += each.exact
+            total_f1 += each.f1
+        return {"exact_match": 100.0 * exact / len(graded), "f1": 100.0 * total_f1 / len(graded)}
+    result: dict[str, Any] = dict(zip(("exact_match", "f1"), _mean(graded), strict=True))
+    for name, wanted in (("HasAns", True), ("NoAns", False)):
+        part = [each for each in graded if each.answerable == wanted]
+        if part:
+            exact_part, f1_part = _mean(part)
+            result[f"{name}_exact"] = exact_part
+            result[f"{name}_f1"] = f1_part
+            result[f"{name}_total"] = len(part)
+    return result
+
+
+def _mean(graded: list[_Graded]) -> tuple[float, float]:
+    """In percent, by sum() as the official v2.0 script does."""
+    size = len(graded)
+    return 100.0 * sum(g.exact for g in graded) / size, 100.0 * sum(g.f1 for g in graded) / size
