@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Enflame's sensors: the library ``pyefml`` in both its generations, else the tool ``efsmi``.
+
+Names and units: ``efml.h`` of EnflameTechnology/gcu-exporter, and outputs of ``efsmi`` captured by
+others (cited in the tests). There is no energy counter: energy is power times time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from backends.sensors import TOOL_PERIOD_S, Sensors, quantity, run_tool, visible_entry
+from common.errors import Unsupported
+
+VISIBLE = "TOPS_VISIBLE_DEVICES"
+
+Read = Callable[[], dict[str, float]]
+
+
+def find_sensors(index: int) -> Sensors:
+    """The sensors of this process's device ``index``, by the first source that tells its power.
+
+    A source without power is taken only where none has it (a sleeping card shows "-").
+    Unsupported, naming every source in one line, where none works.
+    """
+    entry = visible_entry(index, os.environ.get(VISIBLE))
+    if entry.startswith(("DRS-", "MIG-")):
+        raise Unsupported(f"{entry} is a slice of a card: it has no power of its own")
+    working: list[Sensors] = []
+    problems = []
+    for source, attach in _SOURCES.items():
+        try:
+            read = attach(entry)
+            reading = read()
+        except Exception as error:  # every binding has its own kind
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            problems.append(f"{source}: {lines[0].removeprefix('efsmi: ')}")
+            continue
+        found = Sensors(read, source, TOOL_PERIOD_S if source.startswith("efsmi") else 0.1)
+        if "power_w" in reading:
+            return found
+        working.append(found)
+    if not working:
+        raise Unsupported("; ".join(problems))
+    return working[0]
+
+
+def driver_version(index: int) -> str | None:
+    """The driver's version as ``efsmi`` tells it, or None."""
+    try:
+        entry = visible_entry(index, os.environ.get(VISIBLE))
+        device = _device(entry, efsmi_text())
+    except (RuntimeError, ValueError, Unsupported):
+        return None
+    return device.get("Driver Info", {}).get("Ver")
+
+
+# -- pyefml -----------------------------------------------------------------------------------
+def _efml_by_handle(entry: str) -> Read:
+    """The NVML-like names: power in mW, memory in bytes, clocks in MHz, degrees Celsius."""
+    api = importlib.import_module("pyefml")
+    _initialise(api)
+
+    def uuids() -> Iterable[tuple[int, str]]:
+        for index in range(api.efmlDeviceGetCount()):
+            yield index, _text(api.efmlDeviceGetUUID(api.efmlDeviceGetHandleByIndex(index)))
+
+    handle = api.efmlDeviceGetHandleByIndex(_physical(entry, uuids))
+    gcu, sip, memory = (
+        getattr(api, name, value)
+        for name, value in (
+            ("EFML_TEMPERATURE_GCU", 0),
+            ("EFML_CLOCK_SIP", 1),
+            ("EFML_CLOCK_MEM", 2),
+        )
+    )
+    return _reader(
+        {
+            "power_w": lambda: api.efmlDeviceGetPowerUsage(handle) / 1e3,
+            "memory_used_bytes": lambda: api.efmlDeviceGetMemoryInfo(handle).used,
+            "utilization_percent": lambda: api.efmlDeviceGetUtilizationRates(handle).gcu,
+            "temperature_c": lambda: api.efmlDeviceGetTemperature(handle, gcu),
+            "sm_clock_mhz": lambda: api.efmlDeviceGetClockInfo(handle, sip),
+            "memory_clock_mhz": lambda: api.efmlDeviceGetClockInfo(handle, memory),
+        }
+    )
+
+
+def _efml_by_index(entry: str) -> Read:
+    """The older names. Their units are not documented: the card's own limits tell them.
+
+    A card's memory is between 1 GiB and 1 TiB, and its power limit between 1 W and 1 kW, so a
+    total or a limit cannot be mistaken for one in another unit.
+    """
+    api = importlib.import_module("pyefml")
+    _initialise(api)
+    index = _physical(entry, lambda: ())
+    api.efmlGetDevInfo(index)  # raises where this generation or this device does not exist
+
+    def memory() -> float:
+        found = api.efmlGetDevMem(index)
+        total = float(found.vramTotal)
+        unit = 1.0 if total >= 2**30 else 2.0**10 if total >= 2**20 else 2.0**20
+        return found.vramUse * unit
+
+    def power() -> float:
+        found = api.efmlGetDevPwr(index)
+        return found.cur_pwr_consumption / (1e3 if found.pwr_capability > 2e3 else 1.0)
+
+    return _reader({"power_w": power, "memory_used_bytes": memory})
+
+
+def _initialise(api: Any) -> None:
+    """``efmlInitV2`` where the library has it and accepts the card, else ``efmlInit``."""
+    newer = getattr(api, "efmlInitV2", None)
+    if newer is not None:
+        try:
+            newer()
+            return
+        except Exception:
+            if not hasattr(api, "efmlInit"):
+                raise
+    if hasattr(api, "efmlInit"):
+        api.efmlInit()
+
+
+def _reader(sensors: Mapping[str, Callable[[], Any]]) -> Read:
+    """Reads what answers; a sensor that is missing or fails is a missing key."""
+
+    def read() -> dict[str, float]:
+        reading = {}
+        for key, ask in sensors.items():
+            try:
+                value = float(ask())
+            except Exception:
+                continue
+            # A card that is on never draws 0 W: that is how "unknown" looks here.
+            if math.isfinite(value) and (value > 0 or key != "power_w"):
+                reading[key] = value
+        if not reading:
+            raise RuntimeError("no sensor answers")
+        return reading
+
+    return read
+
+
+# -- efsmi ------------------------------------------------------------------------------------
+_ARGUMENTS = ("efsmi", "-q", "-d", "DEVICE,POWER,MEMORY,TEMP,USAGE", "--json-format")
+
+
+def efsmi_json() -> list[dict[str, Any]]:
+    """Devices as ``efsmi`` writes them in JSON: ``{"id": 0, section: {key: value}}``."""
+    out = run_tool(_ARGUMENTS)
+    try:
+        devices = json.loads(out[out.index("{") :])["devices"]
+        return [dict(device) for device in devices]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeError("its JSON is not as expected") from error
+
+
+def efsmi_text() -> list[dict[str, Any]]:
+    """The same from ``efsmi -q``, whose sections are lines without a colon."""
+    devices: list[dict[str, Any]] = []
+    section: dict[str, str] = {}
+    for line in run_tool(["efsmi", "-q"]).splitlines():
+        key, colon, value = (part.strip() for part in line.partition(":"))
+        if key.startswith("DEV ID"):
+            devices.append({"id": int(key.removeprefix("DEV ID"))})
+        elif devices and colon:
+            section[key] = value
+        elif devices and key.strip("-"):
+            section = devices[-1].setdefault(key, {})
+    if not devices:
+        raise RuntimeError("no device in its output")
+    return devices
+
+
+def _efsmi(entry: str, ask: Callable[[], list[dict[str, Any]]]) -> Read:
+    return lambda: reading_of(_device(entry, ask()))
+
+
+def _device(entry: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
+    def uuids() -> Iterable[tuple[int, str]]:
+        for device in devices:
+            yield int(device["id"]), str(device.get("Device Info", {}).get("Dev UUID", ""))
+
+    wanted = _physical(entry, uuids)
+    for device in devices:
+        if int(device["id"]) == wanted:
+            return device
+    raise RuntimeError(f"no device {wanted} in its output")
+
+
+def reading_of(device: Mapping[str, Any]) -> dict[str, float]:
+    """Sensor values of one device of ``efsmi``, of drivers 1.2 ("Mem Usage") and 1.4 alike.
+
+    Bare numbers are MiB, W, degrees Celsius and percent. Driver 1.2 counts its own reserve as used
+    memory, 1.4 does not.
+    """
+    memory = device.get("Device Mem Info", {})
+    used = str(memory.get("Used Size", memory.get("Mem Usage", "")))
+    texts = {
+        "power_w": (_value(device, "Cur Power"), "W"),
+        "memory_used_bytes": (f"{used} MiB" if used.isdecimal() else used, "bytes"),
+        "temperature_c": (_value(device, "GCU Temp"), "C"),
+        "utilization_percent": (_value(device, "GCU Usage"), "%"),
+        "memory_clock_mhz": (_value(device, "Mem CLK"), "MHz"),
+    }
+    found = {key: quantity(text, unit) for key, (text, unit) in texts.items()}
+    reading = {key: value for key, value in found.items() if value is not None}
+    if not reading:
+        raise RuntimeError("no sensor in its output")
+    return reading
+
+
+def _value(device: Mapping[str, Any], key: str) -> str:
+    """The value of a key that only one section has."""
+    for section in device.values():
+        if isinstance(section, Mapping) and key in section:
+            return str(section[key])
+    return ""
+
+
+# -- ids --------------------------------------------------------------------------------------
+def _physical(entry: str, uuids: Callable[[], Iterable[tuple[int, str]]]) -> int:
+    """The machine's index of an entry of TOPS_VISIBLE_DEVICES: an index, or a UUID's beginning."""
+    if entry.isdecimal():
+        return int(entry)
+    wanted = entry.removeprefix("GCU-")
+    matches = [index for index, uuid in uuids() if uuid.removeprefix("GCU-").startswith(wanted)]
+    if len(matches) != 1:
+        raise RuntimeError(f"{len(matches)} devices have the id {entry}")
+    return matches[0]
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+_SOURCES: dict[str, Callable[[str], Read]] = {
+    "pyefml": _efml_by_handle,
+    "pyefml by index": _efml_by_index,
+    "efsmi --json-format": lambda entry: _efsmi(entry, efsmi_json),
+    "efsmi": lambda entry: _efsmi(entry, efsmi_text),
+}
