@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NVIDIA GPUs, and the base of other vendors whose device torch also calls cuda.
+
+Such a vendor subclasses ``Cuda``, names itself (``name``, ``vendor``, ``toolkit``) and overrides
+``_built``, ``minimum_capability`` and ``_open_telemetry`` where it differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import ClassVar
+
+import torch
+
+from backends.accelerator import AMP_DTYPES, Accelerator, one_line
+from backends.base import Capabilities, LambKernel, Probe, Telemetry
+from backends.cuda import identify, nvml, packages
+from backends.cuda.ops import KERNELS, CudaOps, why_not
+from common.errors import Unsupported
+from common.model.ops import Ops
+
+Version = tuple[int, int]
+NO_DEVICE = "no device"
+
+
+class Cuda(Accelerator):
+    """One NVIDIA GPU."""
+
+    name, device_type, collective = "cuda", "cuda", "nccl"
+    visible_devices_env = "CUDA_VISIBLE_DEVICES"
+    # The older of torch's two ways. It sets the newer one (fp32_precision) too, whereas reading
+    # the older after setting the newer raises (torch 2.13, Context.cpp).
+    tf32_switches = ("backends.cuda.matmul.allow_tf32", "backends.cudnn.allow_tf32")
+
+    vendor: ClassVar[str] = "nvidia"
+    """Key of backends/cuda/identify.py."""
+    toolkit: ClassVar[str] = "CUDA"
+    minimum_capability: ClassVar[Mapping[str, Version]] = {
+        "tf32": (8, 0),
+        "bf16": (8, 0),
+        "fp16": (7, 0),
+        "inductor": (7, 0),
+    }
+    """Compute capability from which on the matrix units have a precision (CUDA C++ Programming
+    Guide, compute capabilities), below which torch emulates it; and that Triton starts from."""
+    recorded_env: ClassVar[tuple[str, ...]] = (
+        "NVIDIA_TF32_OVERRIDE",
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+    )
+    """Variables that change numbers, speed or memory: in the record when they are set."""
+
+    # -- whether it can run here --------------------------------------------------------------
+    @classmethod
+    def absent(cls) -> str | None:
+        built = identify.build_vendor()
+        if built is not None and built.key != cls.vendor:
+            return built.advice
+        return None if cls._built() else f"this torch was built without {cls.toolkit}"
+
+    @classmethod
+    def _built(cls) -> bool:
+        return torch.version.cuda is not None
+
+    @classmethod
+    def probe(cls) -> Probe:
+        why = cls.absent()
+        if why:
+            return Probe(False, why)
+        module = torch.get_device_module(cls.device_type)
+        try:
+            with warnings.catch_warnings():  # what it would warn of is in the reason
+                warnings.simplefilter("ignore")
+                module.init()  # says what is wrong, where device_count() only says 0
+                count = cls.device_count()
+                name, capability = module.get_device_name(0), module.get_device_capability(0)
+                builds = module.get_arch_list()
+        except Exception as error:
+            why = _driver_problem(error)
+            hidden = os.environ.get(cls.visible_devices_env or "")
+            if why == NO_DEVICE and hidden is not None:
+                why += f" ({cls.visible_devices_env}={nvml.without_ids(hidden)!r})"
+            return Probe(False, why)
+        found = identify.vendor(name)
+        if found.key != cls.vendor:
+            return Probe(False, found.advice)
+        if not _has_code_for(capability, builds):
+            return Probe(
+                False,
+                f"this torch has no code for {name} (compute capability {_dotted(capability)}); "
+                f"it was built for {', '.join(builds)}",
+            )
+        return Probe(True, f"{count} device{'s' if count > 1 else ''}")
+
+    # -- what it can do -----------------------------------------------------------------------
+    @functools.cached_property
+    def capabilities(self) -> Capabilities:
+        found = super().capabilities
+        notes = dict(found.notes)
+        _, no_power = self._open_telemetry(1.0)
+        if no_power is not None:
+            notes["power"] = no_power
+        kernels = []
+        for name in KERNELS:
+            whys = {precision: works[name] for precision, works in self._attention.items()}
+            if None in whys.values():
+                kernels.append(name)
+            if any(whys.values()):
+                notes[name] = "; ".join(f"in {p}: {why}" for p, why in whys.items() if why)
+        kernels.append("plain")
+        # The rest is never chosen by ``auto``.
+        for package in packages.HOW_TO_GET:
+            why = packages.why_no_package(package)
+            if why is None:
+                kernels.append(package)
+            else:
+                notes[package] = why
+        return dataclasses.replace(
+            found,
+            pinned_memory=True,
+            kernels=tuple(kernels),
+            compilers=self._compilers(notes),
+            notes=notes,
+        )
+
+    @functools.cached_property
+    def _attention(self) -> dict[str, dict[str, str | None]]:
+        """Precision -> kernel -> why not (None: it works), found by trying each."""
+        state = self.rng_state()
+        try:
+            dtypes = {p: d for p, d in AMP_DTYPES.items() if self._too_old_for(p) is None}
+            return {
+                precision: {name: self._why_no_kernel(name, dtype) for name in KERNELS}
+                for precision, dtype in {**dtypes, "fp32": torch.float32}.items()
+            }
+        finally:
+            self.set_rng_state(state)
+
+    def _why_no_kernel(self, name: str, dtype: torch.dtype) -> str | None:
+        if dtype not in KERNELS[name].dtypes:
+            return "computes in 16-bit floats only"
+        return why_not(CudaOps(name), self.device, dtype)
+
+    def _compilers(self, notes: dict[str, str]) -> tuple[str, ...]:
+        if importlib.util.find_spec("triton") is None:
+            notes["inductor"] = "package triton, which it generates code for, is not installed"
+        elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
+            notes["inductor"] = "triton needs a C compiler and there is none on the PATH"
+        elif (why := self._too_old_for("inductor")) is not None:
+            notes["inductor"] = why
+        else:
+            return ("inductor", "cudagraphs")
+        return ("cudagraphs",)
+
+    @functools.cached_property
+    def _capability(self) -> Version:
+        major, minor = self.module.get_device_capability(self.device.index)
+        return int(major), int(minor)
+
+    # -- numerics -----------------------------------------------------------------------------
+    def _too_old_for(self, name: str) -> str | None:
+        needed = self.minimum_capability.get(name)
+        if needed is None or self._capability >= needed:
+            return None
+        return f"needs compute capability {_dotted(needed)}, this is {_dotted(self._capability)}"
+
+    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+        return self._possible(super()._float_precisions(notes), notes)
+
+    def _amp_precisions(self, notes: dict[str, str]) -> list[str]:
+        return self._possible(super()._amp_precisions(notes), notes)
+
+    def _possible(self, names: list[str], notes: dict[str, str]) -> list[str]:
+        whys = {name: self._too_old_for(name) for name in names}
+        notes |= {name: why for name, why in whys.items() if why is not None}
+        return [name for name, why in whys.items() if why is None]
+
+    def precision(self, name: str) -> AbstractContextManager[None]:
+        context = super().precision(name)
+        wanted = self.resolve_precision(name) == "tf32"
+        for switch in self.tf32_switches:
+            owner, _, attribute = switch.rpartition(".")
+            got = getattr(functools.reduce(getattr, owner.split("."), torch), attribute)
+            if got != wanted:
+                raise Unsupported(f"{self.name}: torch.{switch} stays {got} although set {wanted}")
+        return context
+
+    # -- kernels ------------------------------------------------------------------------------
+    def ops(self, kernels: str, precision: str) -> Ops:
+        """As in Backend; ``auto`` is the fastest attention that works in this precision."""
+        precision = self.resolve_precision(precision)
+        return self._fastest(precision) if kernels == "auto" else super().ops(kernels, precision)
+
+    def _fastest(self, precision: str) -> Ops:
+        passed_over: dict[str, str] = {}
+        for name, why in self._attention[_compute(precision)].items():
+            if why is None:
+                return CudaOps(name, passed_over=passed_over)
+            passed_over[name] = why
+        return CudaOps("plain", passed_over=passed_over)
+
+    def _ops(self, kernels: str, precision: str) -> Ops:
+        if kernels == "transformer_engine":
+            ops: Ops = packages.TransformerEngineOps()
+            dtype = AMP_DTYPES.get(precision, torch.float32)
+            why = why_not(ops, self.device, dtype)
+            if why is not None:
+                raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
+            return ops
+        if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
+            return self._fastest(precision)
+        why = self._attention[_compute(precision)].get(kernels)  # plain is not in there
+        if why is not None:
+            raise Unsupported(
+                f"{self.name}: kernel {kernels!r} in {precision}: {why}. Choose --kernels auto, "
+                f"or another --precision."
+            )
+        return CudaOps(kernels)
+
+    def lamb_kernel(self, kernels: str) -> LambKernel | None:
+        return packages.ApexLamb() if kernels == "apex" else None
+
+    # -- observation --------------------------------------------------------------------------
+    def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
+        return self._open_telemetry(period_s)[0]
+
+    def _open_telemetry(self, period_s: float) -> tuple[Telemetry | None, str | None]:
+        """A sampler or None, and why power cannot be read or None."""
+        visible = os.environ.get(self.visible_devices_env or "")
+        uuid = getattr(self.module.get_device_properties(self.device.index), "uuid", None)
+        return nvml.open_nvml(
+            self.device.index, visible, None if uuid is None else str(uuid), period_s
+        )
+
+    def _driver(self) -> str | None:
+        return nvml.driver_version()
+
+    def _runtime(self) -> str | None:
+        return (
+            f"torch {torch.__version__}, {self.toolkit} {torch.version.hip or torch.version.cuda}"
+        )
+
+    def _extras(self) -> dict[str, str]:
+        facts = {"compute_capability": _dotted(self._capability)}
+        properties = self.module.get_device_properties(self.device.index)
+        processors = getattr(properties, "multi_processor_count", None)
+        if processors is not None:
+            facts["multiprocessors"] = str(processors)
+        cudnn = torch.backends.cudnn.version()
+        if cudnn is not None:
+            facts["cudnn"] = str(cudnn)
+        collective = _collective_version(self.module)
+        if collective is not None:
+            facts[str(self.collective)] = collective
+        facts |= {name: os.environ[name] for name in self.recorded_env if name in os.environ}
+        return facts | {name: nvml.without_ids(v) for name, v in super()._extras().items()}
+
+
+def _compute(precision: str) -> str:
+    """The precision in which attention's inputs come: those of tf32 are float32."""
+    return precision if precision in AMP_DTYPES else "fp32"
+
+
+def _dotted(version: Version) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _has_code_for(capability: Version, builds: list[str]) -> bool:
+    """Whether a torch built for ``builds`` (sm_80, sm_90a, compute_90, ...) runs on this device.
+
+    Binary code runs on its own major version from its minor version on; intermediate code (PTX,
+    ``compute_``) is compiled for any later one (CUDA C++ Programming Guide, binary and PTX
+    compatibility). True where the list says nothing, as other vendors' do.
+    """
+    parsed = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", build) for build in builds]
+    known = [(m[1], (int(m[2]), int(m[3]))) for m in parsed if m is not None]
+    return not known or any(
+        version <= capability and (kind == "compute" or version[0] == capability[0])
+        for kind, version in known
+    )
+
+
+def _driver_problem(error: Exception) -> str:
+    """One line that tells a missing driver from one that is too old, and from other failures."""
+    text = one_line(error)
+    if "Found no NVIDIA driver" in text:
+        return "no NVIDIA driver is loaded on this machine"
+    if "GPUs are available" in text:  # "No CUDA GPUs are available"
+        return NO_DEVICE
+    if "driver on your system is too old" in text:
+        found = re.search(r"found version (\d+)", text)  # 12080 is CUDA 12.8
+        serves = f"CUDA {int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}" if found else text
+        return (
+            f"driver too old: it serves {serves}, this torch needs CUDA {torch.version.cuda}; "
+            f"update the driver, or install a torch built for an older CUDA"
+        )
+    return f"no working device: {text}"
+
+
+def _collective_version(module: ModuleType) -> str | None:
+    """The version of the collective library inside torch, e.g. 2.27.5."""
+    try:
+        version = module.nccl.version()
+    except Exception:  # a build without it has no such symbols
+        return None
+    return ".".join(map(str, version)) if isinstance(version, tuple) else str(version)

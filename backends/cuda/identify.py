@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose device stands behind ``torch.cuda``: at least six vendors answer to that name.
+
+``is_available`` says nothing about it. What does, surest first: the version of the torch build,
+the device's name, and the tools and libraries that only one vendor installs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vendor:
+    """How one vendor is recognised; texts are lower-case and may be anywhere in the value."""
+
+    key: str
+    label: str
+    backend: str | None
+    """The name of our adapter, or None: there is none yet."""
+    builds: tuple[str, ...] = ()
+    """In ``torch.__version__``, as in 2.7.1+corex.4.4.0."""
+    names: tuple[str, ...] = ()
+    """In the device's name."""
+    traces: tuple[str, ...] = ()
+    """Tools on the PATH, folders, and Python modules."""
+
+    @property
+    def advice(self) -> str:
+        """Why the wrong backend refuses this device, and what to do instead."""
+        if self.backend is None:
+            return f"this is a {self.label} device: there is no adapter for it yet"
+        return f"this is a {self.label} device: use --backend {self.backend}"
+
+
+NVIDIA = Vendor(
+    key="nvidia",
+    label="NVIDIA",
+    backend="cuda",
+    names=("nvidia", "tesla", "geforce", "quadro", "titan"),
+)
+AMD = Vendor(
+    key="amd",
+    label="AMD ROCm",
+    backend="rocm",
+)
+HYGON = Vendor(
+    key="hygon",
+    label="Hygon DCU",
+    backend=None,
+    builds=("+das", "dtk"),
+    names=("hygon", "dcu"),
+    traces=("hy-smi", "/opt/hyhal"),
+)
+OTHERS = (
+    Vendor(
+        key="iluvatar",
+        label="Iluvatar CoreX",
+        backend="corex",
+        builds=("+corex",),
+        names=("iluvatar", "bi-v1", "mr-v1"),
+        traces=("ixsmi", "/usr/local/corex"),
+    ),
+    Vendor(
+        key="metax",
+        label="MetaX",
+        backend=None,
+        builds=("+metax", "+maca"),
+        names=("metax",),
+        traces=("mx-smi", "/opt/maca"),
+    ),
+    Vendor(
+        key="kunlunxin",
+        label="Kunlunxin",
+        backend=None,
+        names=("kunlun", "p800"),
+        traces=("torch_xmlir",),
+    ),
+    Vendor(key="thead", label="T-Head PPU", backend=None, names=("ppu-",)),
+)
+"""Builds with a CUDA version; AMD's and Hygon's have ``torch.version.hip`` instead."""
+
+
+def build_vendor() -> Vendor | None:
+    """The vendor that this torch was built by, where the build says so; nothing is imported."""
+    version = torch.__version__.lower()
+    if torch.version.hip is not None:
+        return HYGON if _any(HYGON.builds, version) or _traced(HYGON) else AMD
+    return next((v for v in OTHERS if _any(v.builds, version)), None)
+
+
+def vendor(device_name: str) -> Vendor:
+    """The vendor of the device that ``torch.cuda`` calls ``device_name``."""
+    built, name = build_vendor(), device_name.lower()
+    if built is AMD and _any(HYGON.names, name):
+        return HYGON
+    if built is not None:
+        return built
+    # Names come before traces: a machine may hold cards, and tools, of two vendors.
+    for candidate in (NVIDIA, *OTHERS):
+        if _any(candidate.names, name):
+            return candidate
+    return next((v for v in OTHERS if _traced(v)), NVIDIA)
+
+
+def _any(texts: tuple[str, ...], value: str) -> bool:
+    return any(text in value for text in texts)
+
+
+def _traced(candidate: Vendor) -> bool:
+    for trace in candidate.traces:
+        if trace.startswith("/"):
+            found = Path(trace).is_dir()
+        elif "_" in trace:
+            found = importlib.util.find_spec(trace) is not None
+        else:
+            found = shutil.which(trace) is not None
+        if found:
+            return True
+    return False

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Power, energy and the like of an NVIDIA device, from NVML (package nvidia-ml-py).
+
+Units of NVML: energy mJ since the driver was loaded, power mW, memory bytes, clocks MHz. The
+energy counter (Volta and later) comes first: on A100 and H100 the power sensor looks at a quarter
+of the time only (arXiv 2312.02741).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from backends.accelerator import one_line
+from backends.sensors import visible_entry
+from common.measure.telemetry import Sampler
+
+Reading = Callable[[], dict[str, float]]
+
+THROTTLING = {
+    "power": 0x4 | 0x80,
+    "thermal": 0x20 | 0x40,
+    "hardware": 0x8,
+    "other": ~(0x1 | 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80),
+}
+"""Bits of nvmlClocksEventReasons (nvml.h): software power cap and power brake; software and
+hardware thermal slowdown; hardware slowdown; the rest. Idle (0x1) and clocks that an application
+set (0x2) are no throttling."""
+
+
+def open_nvml(
+    index: int, visible: str | None, uuid: str | None = None, period_s: float = 0.1
+) -> tuple[Sampler | None, str | None]:
+    """A sampler for this process's device ``index``, and what is missing and why.
+
+    ``visible`` is CUDA_VISIBLE_DEVICES; ``uuid`` the device's as torch has it, which settles
+    what a number means (CUDA sorts by speed, NVML by bus). No sampler without NVML.
+    """
+    nvml, why = _load()
+    if nvml is None:
+        return None, why
+    try:
+        card, part, mig = _find(nvml, visible_entry(index, visible), uuid)
+    except Exception as error:  # NVML's errors and Unsupported: there is no such device
+        return None, without_ids(f"NVML does not have device {index}: {one_line(error)}")
+    readings, missing = _working(nvml, _readings(nvml, card, part, mig))
+    if mig:
+        why = "MIG: NVML measures the power of the whole card, not of this instance"
+    elif not {"energy", "power"} & set(readings):
+        why = f"NVML reports neither energy nor power of this device: {missing['power']}"
+    if not readings:
+        return None, why
+    what = next((name for name in ("energy", "power") if name in readings), "no power")
+
+    def read() -> Mapping[str, float]:
+        sample: dict[str, float] = {}
+        try:
+            for reading in readings.values():
+                sample.update({name: float(value) for name, value in reading().items()})
+        except nvml.NVMLError as error:
+            raise RuntimeError(one_line(error)) from error
+        return sample
+
+    return Sampler(read, source=f"nvml ({what})", period_s=period_s), why
+
+
+def driver_version() -> str | None:
+    """The driver's version, or None where NVML is missing."""
+    nvml, _ = _load()
+    try:
+        return None if nvml is None else str(nvml.nvmlSystemGetDriverVersion())
+    except nvml.NVMLError:
+        return None
+
+
+def _load() -> tuple[Any, str | None]:
+    """The initialised library, or None and the reason."""
+    try:
+        import pynvml
+    except ImportError:
+        return None, "package nvidia-ml-py is not installed"
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        known = {
+            pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "libnvidia-ml.so.1 is not found; it comes with "
+            "the driver (in a container: NVIDIA_DRIVER_CAPABILITIES=utility)",
+            pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
+        }
+        return None, f"no NVML: {known.get(error.value, one_line(error))}"
+    return pynvml, None
+
+
+def _find(nvml: Any, entry: str, uuid: str | None) -> tuple[Any, Any, bool]:
+    """The card behind an entry of CUDA_VISIBLE_DEVICES, what has its own memory, and if it is MIG.
+
+    What has its own memory is the card, its MIG instance, or None where that is not known.
+    """
+    if entry.startswith("MIG-GPU-"):  # the older form: MIG-GPU-<uuid>/<instance>/<instance>
+        return _by_uuid(nvml, entry.removeprefix("MIG-").split("/")[0]), None, True
+    if entry.startswith("MIG-"):
+        part = _by_uuid(nvml, entry)
+        return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part), part, True
+    card = None
+    if not entry.isdigit():
+        card = _by_uuid(nvml, entry)
+    elif uuid is not None:
+        with contextlib.suppress(nvml.NVMLError):
+            card = _by_uuid(nvml, uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    if card is None:
+        card = nvml.nvmlDeviceGetHandleByIndex(int(entry))
+    try:
+        mig = bool(nvml.nvmlDeviceGetMigMode(card)[0])
+    except nvml.NVMLError:
+        mig = False
+    return card, None if mig else card, mig
+
+
+def _by_uuid(nvml: Any, uuid: str) -> Any:
+    """The device of this UUID; like CUDA, the beginning of one will do if it is unambiguous."""
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
+        devices = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        fitting = [d for d in devices if nvml.nvmlDeviceGetUUID(d).startswith(uuid)]
+        if len(fitting) != 1:
+            raise
+        return fitting[0]
+
+
+def _readings(nvml: Any, card: Any, part: Any, mig: bool) -> dict[str, Reading]:
+    """Every reading there may be; of a MIG instance, no amount that is the whole card's."""
+    found: dict[str, Reading] = {}
+    if not mig:
+        found = {
+            "energy": lambda: {"energy_j": nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1e3},
+            "power": lambda: {"power_w": nvml.nvmlDeviceGetPowerUsage(card) / 1e3},
+            "utilization": lambda: {
+                "utilization_percent": nvml.nvmlDeviceGetUtilizationRates(card).gpu
+            },
+        }
+    if part is not None:
+        found["memory"] = lambda: {"memory_used_bytes": nvml.nvmlDeviceGetMemoryInfo(part).used}
+    return found | {
+        "temperature": lambda: {
+            "temperature_c": nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU)
+        },
+        "sm clock": lambda: {"sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_SM)},
+        "memory clock": lambda: {
+            "memory_clock_mhz": nvml.nvmlDeviceGetClockInfo(card, nvml.NVML_CLOCK_MEM)
+        },
+        "throttling": lambda: throttling(_reasons(nvml, card)),
+    }
+
+
+def _working(nvml: Any, readings: dict[str, Reading]) -> tuple[dict[str, Reading], dict[str, str]]:
+    """The readings that this device and driver have, and why not the others."""
+    works: dict[str, Reading] = {}
+    missing: dict[str, str] = {}
+    for name, reading in readings.items():
+        try:
+            reading()
+        except nvml.NVMLError as error:
+            missing[name] = one_line(error)
+        else:
+            works[name] = reading
+    return works, missing
+
+
+_NAMES = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+
+
+def _reasons(nvml: Any, handle: Any) -> int:
+    """The clocks' event reasons, under the name that this driver and this package have."""
+    for name in _NAMES:
+        function = getattr(nvml, name, None)
+        try:
+            if function is not None:
+                return int(function(handle))
+        except nvml.NVMLError_FunctionNotFound:
+            continue
+    raise nvml.NVMLError(nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+
+def throttling(reasons: int) -> dict[str, float]:
+    """``throttled`` and one ``throttle_<reason>`` each, 0 or 1, from NVML's bits."""
+    flags = {name: float(bool(reasons & bits)) for name, bits in THROTTLING.items()}
+    named = {f"throttle_{name}": value for name, value in flags.items()}
+    return {"throttled": max(flags.values()), **named}
+
+
+def without_ids(text: str) -> str:
+    """``text`` with the UUIDs of devices left out: they identify a machine."""
+    return re.sub(r"\b(MIG-GPU|GPU|MIG)-[0-9A-Za-z/-]+", r"\1-...", text)

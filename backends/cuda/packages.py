@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels of apex and TransformerEngine: only when they are installed and asked for.
+
+Written from their public sources (apex: csrc/multi_tensor_lamb.cu and optimizers/fused_lamb.py;
+TransformerEngine: pytorch/attention/dot_product_attention); not run here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.cuda.ops import Kernel, check_inputs
+from common.data.batch import Tokens
+from common.errors import Unsupported
+from common.model.ops import Ops
+
+HOW_TO_GET = {
+    "apex": "NVIDIA's apex is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or "
+    "comes with NVIDIA's PyTorch container (the `apex` on the package index is another project)",
+    "transformer_engine": "pip install --no-build-isolation transformer_engine[pytorch], which "
+    "compiles against this torch and CUDA, or use NVIDIA's PyTorch container",
+}
+_MODULES = {"apex": "amp_C", "transformer_engine": "transformer_engine_torch"}
+"""What only a complete installation has: the compiled extension."""
+
+_CHUNK = 2048 * 32
+"""Elements that one block of apex's kernels updates (apex/multi_tensor_apply/__init__.py)."""
+
+
+def why_no_package(name: str) -> str | None:
+    """Why ``name`` (a key of HOW_TO_GET) cannot be used, or None; imports nothing."""
+    if importlib.util.find_spec(_MODULES[name]) is not None:
+        return None
+    part = "without its CUDA extensions " if importlib.util.find_spec(name) is not None else ""
+    return f"{'installed ' + part if part else 'not installed '}({HOW_TO_GET[name]})"
+
+
+def load(name: str, module: str) -> Any:
+    """Import ``module`` of the package; Unsupported when it is missing or broken."""
+    why = why_no_package(name)
+    if why is None:
+        try:
+            return importlib.import_module(module)
+        except Exception as error:  # whatever a binary extension may raise
+            why = f"failed to load: {type(error).__name__}: {error}"
+    raise Unsupported(f"--kernels {name}: {why}")
+
+
+class ApexLamb:
+    """The formula of common/optim/lamb.py in apex's multi-tensor kernels.
+
+    Overwrites the gradients with the update. Parameters, gradients and moments are float32 and
+    contiguous. Clipping is switched off in the kernel, as the loop has done it.
+    """
+
+    def __init__(self) -> None:
+        self._lamb = load("apex", "amp_C").multi_tensor_lamb
+        self._constants: tuple[Tensor, Tensor] | None = None
+
+    def __call__(
+        self,
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        segments: list[int],
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+    ) -> None:
+        if self._constants is None:
+            device = params[0].device
+            no_overflow = torch.zeros(1, dtype=torch.int32, device=device)
+            self._constants = no_overflow, torch.zeros(1, device=device)
+        no_overflow, grad_norm = self._constants
+        # Norms are per tensor: stacked matrices go in as views of the single ones.
+        lists = [
+            [part for t, n in zip(tensors, segments, strict=True) for part in t.chunk(n)]
+            for tensors in (grads, params, exp_avgs, exp_avg_sqs)
+        ]
+        self._lamb(
+            _CHUNK, no_overflow, lists, lr, beta1, beta2, eps, step,
+            1,  # bias correction
+            weight_decay,
+            1,  # the mean of gradients takes (1 - beta1) of the new one
+            1,  # decoupled weight decay
+            grad_norm, 1.0,  # a norm of 0 is never above the limit of 1: no clipping
+            False,  # the trust ratio only where there is weight decay
+        )  # fmt: skip
+
+
+class TransformerEngineOps(Ops):
+    """Attention by TransformerEngine; it chooses between cuDNN's and flash-attn's kernels.
+
+    Its LayerNorm is a module that holds its own parameters, so the model's stays torch's.
+    """
+
+    name = "transformer_engine"
+    KERNEL = Kernel(
+        label="transformer-engine-thd", dtypes=(torch.bfloat16, torch.float16), head_multiple=8
+    )
+
+    def __init__(self) -> None:
+        self._te = load("transformer_engine", "transformer_engine.pytorch")
+        self._modules: dict[tuple[int, int, float], Any] = {}
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        return {"attention": self.KERNEL.label, "other": "torch"}
+
+    def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        hidden = qkv.shape[1] // 3
+        head = hidden // num_heads
+        check_inputs(self.name, self.KERNEL, qkv.dtype, head)
+        # Dropout belongs to the module, which has no parameters: one for each rate.
+        key = (num_heads, head, dropout)
+        if key not in self._modules:
+            self._modules[key] = self._te.DotProductAttention(
+                num_heads,
+                head,
+                attention_dropout=dropout,
+                qkv_format="thd",
+                attn_mask_type="padding",
+            )
+        q, k, v = qkv.view(len(qkv), 3, num_heads, head).unbind(1)
+        out: Tensor = self._modules[key](
+            q,
+            k,
+            v,
+            qkv_format="thd",
+            attn_mask_type="padding",
+            cu_seqlens_q=tokens.cu_seqlens,
+            cu_seqlens_kv=tokens.cu_seqlens,
+            max_seqlen_q=tokens.max_length,
+            max_seqlen_kv=tokens.max_length,
+        )
+        return out.reshape(len(qkv), hidden)
