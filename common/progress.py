@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run stands, and how that goes into a checkpoint and comes back."""
+"""Where a run stands: how that is reported, goes into a checkpoint and comes back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from common.checkpoint import Checkpoints, flatten_optimizer, rank_group, restore_optimizer
 from common.distributed import World
-from common.events import Observer
+from common.events import Observer, StepEvent
 
 if TYPE_CHECKING:
     from backends.base import Backend
-    from common.training import Task
+    from common.measure.throughput import Window
+    from common.training import Plan, Task
 
 
 @dataclass(slots=True)
@@ -85,3 +86,40 @@ def restore(
     if state["world_size"] == world.size:
         backend.set_rng_state(tensors[rank_group(world.rank)])
     return Progress(**state["progress"])
+
+
+def step_event(
+    task: Task,
+    plan: Plan,
+    progress: Progress,
+    values: Mapping[str, float],
+    norm: Tensor | None,
+    scaler: torch.amp.GradScaler,
+    window: Window,
+    data_wait_s: float,
+    time_s: float,
+) -> StepEvent:
+    """What the observers are told of the window that ends with this step."""
+    metrics = task.metrics(values)
+    steps_left = min(
+        plan.max_steps - progress.step,
+        -(-(plan.max_samples - progress.samples) * window.steps // max(window.samples, 1)),
+    )
+    return StepEvent(
+        step=progress.step,
+        samples=progress.samples,
+        loss=metrics.pop("loss"),
+        metrics=metrics,
+        learning_rate=task.learning_rate(progress.step - 1),
+        grad_norm=None if norm is None else float(norm),
+        loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
+        skipped_steps=progress.skipped_steps,
+        window_steps=window.steps,
+        window_s=window.seconds,
+        sequences_per_second=window.sequences_per_second,
+        real_tokens_per_second=window.real_tokens_per_second,
+        padded_tokens_per_second=window.padded_tokens_per_second,
+        data_wait_s=data_wait_s,
+        time_s=time_s,
+        eta_s=max(0, steps_left) * window.seconds / window.steps if window.steps else None,
+    )

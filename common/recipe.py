@@ -29,9 +29,9 @@ class Impl:
     """amp is the device's best of bf16 and fp16; anything the device lacks is refused."""
     kernels: str = "auto"
     """auto takes the backend's fastest; plain is the reference; see `bertbench doctor`."""
-    micro_batch: int | None = None
-    """Sequences per device and pass; default: the largest up to the preset's that fits the
-    global batch. Accumulation follows from it."""
+    micro_batch: int | Literal["auto"] | None = None
+    """Sequences per device and pass; default: the largest up to the preset's that divides the
+    global batch; auto: the largest that fits the device's memory. Accumulation follows."""
     max_micro_batch: int = 8
     """Upper bound for the default micro-batch."""
     eval_batch_size: int = 32
@@ -102,6 +102,8 @@ class RunOptions:
     """Say what would run and stop."""
     json: bool = False
     """Print the result as JSON."""
+    peaks: Path | None = None
+    """Peak rates of devices for MFU, besides the built-in backends/peaks.toml."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -18,16 +17,22 @@ from rich.console import Console
 
 import backends
 from backends.base import Backend, DeviceInfo, Telemetry
+from backends.peaks import load as load_peaks
+from backends.peaks import peaks_of
+from common import fit
 from common.checkpoint import Checkpoints, load
+from common.conditions import device_facts, device_notes, fallback_notes
 from common.console import ConsoleObserver
 from common.distributed import World
-from common.errors import BadInput, BertbenchError
+from common.errors import BadInput, BertbenchError, Unsupported
 from common.events import Observer, RunSummary
 from common.measure.metric import Metric
 from common.measure.summary import reading, summarise
+from common.measure.system import system_name
+from common.measure.utilisation import find_calibration, utilisation
 from common.mlperf import MlperfLog, bert_tensors
 from common.progress import Progress
-from common.recipe import Settings, recipe_hash
+from common.recipe import Settings, plain, recipe_hash
 from common.results.record import RunRecord
 from common.resume import find_checkpoint
 from common.training import Outcome, Plan, evaluate, train
@@ -46,6 +51,10 @@ def run(settings: Settings) -> int:
     torch.set_num_threads(settings.impl.num_threads or max(1, _cores() // world.local_size))
     benchmark = importlib.import_module(f"benchmarks.{settings.preset.benchmark}.task")
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
+    if settings.impl.micro_batch == fit.AUTO:
+        fit.check_auto(backend)
+    if settings.run.peaks is not None:
+        load_peaks(settings.run.peaks)
     if settings.run.dry_run:
         _dry_run(settings, backend, world, benchmark)
         return 0
@@ -68,6 +77,7 @@ class Run:
         self.init_s: float | None = None
         self.began = time.time()
         self.resumed: Path | None = None
+        self.devices: list[DeviceInfo] = []
         self.facts: dict[str, Any] = {}
 
     def execute(self) -> int:
@@ -79,9 +89,13 @@ class Run:
             if self.record is None:
                 raise  # nothing was written: the caller says why
             outcome = Outcome(status="failed", reason=str(error), progress=self.progress)
-            if isinstance(error, self.backend.oom_errors):
+            if isinstance(error, fit.DoesNotFit):
                 outcome.status = "oom"
-                outcome.reason = f"{error}. Lower --micro_batch (and --eval_batch_size)."
+            elif isinstance(error, self.backend.oom_errors):
+                outcome.status = "oom"
+                outcome.reason = self._out_of_memory(error)
+            elif isinstance(error, Unsupported):
+                outcome.status = "unsupported"
             elif not isinstance(error, BertbenchError):
                 unexpected = error
                 outcome.reason = f"{type(error).__name__}: {error}"
@@ -103,16 +117,28 @@ class Run:
 
         begin, self.began = time.perf_counter(), time.time()
         self.task = task = self.benchmark.build(settings, backend, world, self.source)
-        devices = world.gather(backend.describe())
+        plan = task.plan(settings)
+        checks = backend.verify_precision(plan.precision)
+        choice = None
+        if settings.impl.micro_batch == fit.AUTO:
+            choice = fit.find_micro_batch(task, backend, world, plan, task.share)
+            task.use_micro_batch(choice["chosen"])
+        self.devices = devices = world.gather(backend.describe())
+        self.telemetry = backend.telemetry()
+        self.facts = task.facts() | {"micro_batch_choice": choice}
+        self.facts |= device_facts(
+            backend, world, device=devices[0], telemetry=self.telemetry, checks=checks,
+            dist_backend=settings.impl.dist_backend,
+        )  # fmt: skip
         saved = load(resumed) if resumed else None
         if world.is_main:
             self._open_record(task, devices, division, resumed, saved)
+        self._rehearse(plan)
         for o in self.observers:
             o.init_stop()
         world.gather(None)
         self.init_s = time.perf_counter() - begin
 
-        plan = task.plan(settings)
         if settings.run.verify_checkpoint:
             self._verify_checkpoint(task, plan)
         checkpoints = None
@@ -121,7 +147,6 @@ class Run:
             keep = settings.run.keep_n_most_recent_checkpoints
             checkpoints = Checkpoints(folder / "checkpoints", keep)
         backend.reset_peak_memory()
-        self.telemetry = backend.telemetry()
         if self.record is not None:
             self.record.telemetry = self.telemetry
         return train(
@@ -145,7 +170,7 @@ class Run:
     ) -> None:
         """Create record, console and MLPerf log, and tell what was chosen."""
         settings, run = self.settings, self.settings.run
-        system = run.system or _slug(devices[0].name, len({(d.name, d.index) for d in devices}))
+        system = self._system
         self.record = record = RunRecord.create(
             run.output_dir,
             system=system,
@@ -180,7 +205,7 @@ class Run:
         self.observers = [console, log, record]
         for o in self.observers:
             o.init_start()
-        self.facts = facts = task.facts()
+        facts = self.facts
         console.say(
             f"{settings.preset.name} ({division}) on {self.backend.name}: {devices[0].name}"
         )
@@ -190,10 +215,14 @@ class Run:
             f"  batch       {recipe.global_batch} = {facts['micro_batch']} sequences x "
             f"{facts['gradient_accumulation_steps']} accumulated x {self.world.size} processes"
         )
+        if facts["micro_batch_choice"] is not None:
+            tried = facts["micro_batch_choice"]["tried"].items()
+            found = ", ".join(f"{size} {'fits' if why == 'fits' else 'not'}" for size, why in tried)
+            console.say(f"  tried       micro-batches of full length: {found}")
         kernels = ", ".join(sorted(set(facts["kernels"].values())))
         console.say(f"  compute     {facts['precision']}, kernels {kernels}")
         console.say(f"  threads     {torch.get_num_threads()} in each process")
-        notes = [*settings.notes, *self._capability_notes()]
+        notes = [*settings.notes, *device_notes(self.backend, devices[0])]
         if saved is not None and saved[1]["world_size"] != self.world.size:
             notes.append(
                 f"resumed on {self.world.size} processes, saved on {saved[1]['world_size']}: the "
@@ -214,10 +243,36 @@ class Run:
             global_batch=self.task.recipe.global_batch,
         )
 
-    def _capability_notes(self) -> list[str]:
-        """What a user would expect and this device does not give, with the reason."""
-        notes = self.backend.capabilities.notes
-        return [f"{what}: {notes[what]}" for what in ("native", "bf16", "power") if what in notes]
+    @property
+    def _system(self) -> str:
+        count = len({(d.name, d.index) for d in self.devices})
+        return self.settings.run.system or system_name(self.devices[0].name, count)
+
+    def _sizes(self) -> fit.Sizes:
+        return fit.Sizes(
+            micro_batch=self.facts["micro_batch"],
+            accumulation=self.facts["gradient_accumulation_steps"],
+            eval_batch=self.task.eval_batch_size,
+        )
+
+    def _rehearse(self, plan: Plan) -> None:
+        """Before the clock starts: does it fit, and what does the host compute in its place?"""
+        if not fit.is_worthwhile(self.backend):
+            return
+        done = fit.rehearse(self.task, self.backend, self.world, plan, self._sizes())
+        self.facts["fallbacks"] = done.fallbacks
+        notes = [*done.notes, *fallback_notes(done.fallbacks)]
+        for text in notes:
+            for o in self.observers:
+                o.note(text)
+
+    def _out_of_memory(self, error: BaseException) -> str:
+        """What ran out, where, and which setting to lower."""
+        evaluating = not self.task.model.training
+        where = "an evaluation" if evaluating else "training"
+        first = str(error).strip().split("\n")[0]
+        hint = fit.advice(self._sizes(), evaluating=evaluating)
+        return f"out of device memory in {where}: {first}. {hint}"
 
     def _verify_checkpoint(self, task: Any, plan: Plan) -> None:
         """Evaluate before any training, and compare with what the starting weights must give."""
@@ -242,14 +297,21 @@ class Run:
         """Finish console, log and record."""
         metrics: list[Metric] = []
         if outcome.train_window is not None:  # every rank got this far, so every rank answers
+            sensors = self.world.gather(reading(self.telemetry))
             metrics = summarise(
                 outcome,
                 whole=self.resumed is None,
                 init_s=self.init_s,
                 e2e_s=time.time() - psutil.Process().create_time(),
                 memory=self.world.gather(self.backend.peak_memory()),
-                energy=self.world.gather(reading(self.telemetry)),
+                sensors=sensors,
             )
+            metrics += self._utilisation(outcome.train_window.model_flops_per_second)
+            problems = {f"rank {i}: {r.problem}" for i, r in enumerate(sensors) if r and r.problem}
+            for text in sorted(problems):
+                self.facts.setdefault("telemetry_problems", []).append(text)
+                for o in self.observers:
+                    o.note(f"telemetry stopped, so power and energy are unknown: {text}")
         if self.record is None:
             return
         self._identify()
@@ -271,6 +333,22 @@ class Run:
             print(f"record      {path}\nMLPerf log  {path / 'result_0.txt'}")
             if status == "interrupted" and not self.settings.run.skip_checkpoint:
                 print(f"to go on    the same command with --resume {path}")
+
+    def _utilisation(self, flops_per_second: float | None) -> list[Metric]:
+        """Shares of the peaks known for this device; none for a simulated one."""
+        device, precision = self.devices[0], self.facts["precision"]
+        if device.simulated or any(d.name != device.name for d in self.devices):
+            return []
+        run, world = self.settings.run, self.world
+        # Processes of one node may share a device (a host's processor), those of several do not.
+        on_each = min(world.local_size, max(1, self.backend.device_count()))
+        folders = [run.output_dir / name for name in (self._system, system_name(device.name, 1))]
+        return utilisation(
+            flops_per_second,
+            devices=world.size // world.local_size * on_each,
+            peaks=peaks_of(device.name, precision, run.peaks),
+            calibrated=find_calibration(folders, plain(device), precision),
+        )
 
 
 def _dry_run(settings: Settings, backend: Backend, world: World, benchmark: Any) -> None:
@@ -304,9 +382,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _slug(device: str, count: int) -> str:
-    """A folder name for a system: how many of which device."""
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return f"{count}x-{name or 'device'}"

@@ -2,7 +2,7 @@
 """The one training loop, shared by all benchmarks. Read it top to bottom.
 
 A task says what is trained (model, batches, loss, evaluation); a backend says where; observers
-are told what happened and cannot change it. All maths of a step is in ``_step``.
+are told what happened and cannot change it. All maths of a step is in ``train_step``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoints
 from common.distributed import World
-from common.events import EvalEvent, Observer, StepEvent
+from common.events import EvalEvent, Observer
 from common.guards import Faults, Interruption
 from common.measure.throughput import RateMeter, Window, merge_ranks
 from common.optim.clip import clip_, grad_norm
-from common.progress import Progress, restore, save_checkpoint
+from common.progress import Progress, restore, save_checkpoint, step_event
 
 if TYPE_CHECKING:
     from backends.base import Backend, Telemetry
@@ -76,6 +76,13 @@ class Task(Protocol):
 
     def learning_rate(self, step: int) -> float:
         """Of the step with this index, from 0."""
+
+    def model_flops(self, batch: Any) -> int:
+        """Of training on this micro-batch once (common/measure/flops.py)."""
+
+    def made_up_step(self, size: int, passes: int, *, typical: bool = False) -> Any:
+        """A step of ``passes`` micro-batches of the largest shape there can be, or of the usual
+        one, for common/fit.py. It touches no data and no random state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +177,7 @@ def train(
 
             for group in task.optimizer.param_groups:
                 group["lr"] = task.learning_rate(progress.step)
-            step_sums, norm = _step(task, model, batch, backend, world, plan, scaler, faults)
+            step_sums, norm = train_step(task, model, batch, backend, world, plan, scaler, faults)
             sums.copy_(step_sums)
 
             progress.step += 1
@@ -184,6 +191,7 @@ def train(
                 samples=own,
                 real_tokens=sum(m.num_tokens for m in batch.micro_batches),
                 padded_tokens=own * plan.padded_length,
+                model_flops=sum(task.model_flops(m) for m in batch.micro_batches),
             )
 
             last = progress.step >= plan.max_steps or progress.samples >= plan.max_samples
@@ -195,7 +203,7 @@ def train(
                 out.data_wait_s += total_wait
                 faults.check()
                 values = dict(zip(task.sum_names, world.sum_(sums).tolist(), strict=True))
-                event = _step_event(
+                event = step_event(
                     task, plan, progress, values, norm, scaler, window, total_wait,
                     clock() - started,
                 )  # fmt: skip
@@ -256,7 +264,7 @@ def train(
     return out
 
 
-def _step(
+def train_step(
     task: Task,
     model: nn.Module,
     batch: Any,
@@ -355,39 +363,3 @@ def _all_reduce_mean(parameters: Sequence[Tensor], world: World) -> None:
         assert p.grad is not None
         p.grad.copy_(flat[offset : offset + p.grad.numel()].view_as(p.grad))
         offset += p.grad.numel()
-
-
-def _step_event(
-    task: Task,
-    plan: Plan,
-    progress: Progress,
-    values: Mapping[str, float],
-    norm: Tensor | None,
-    scaler: torch.amp.GradScaler,
-    window: Window,
-    data_wait_s: float,
-    time_s: float,
-) -> StepEvent:
-    metrics = task.metrics(values)
-    steps_left = min(
-        plan.max_steps - progress.step,
-        -(-(plan.max_samples - progress.samples) * window.steps // max(window.samples, 1)),
-    )
-    return StepEvent(
-        step=progress.step,
-        samples=progress.samples,
-        loss=metrics.pop("loss"),
-        metrics=metrics,
-        learning_rate=task.learning_rate(progress.step - 1),
-        grad_norm=None if norm is None else float(norm),
-        loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
-        skipped_steps=progress.skipped_steps,
-        window_steps=window.steps,
-        window_s=window.seconds,
-        sequences_per_second=window.sequences_per_second,
-        real_tokens_per_second=window.real_tokens_per_second,
-        padded_tokens_per_second=window.padded_tokens_per_second,
-        data_wait_s=data_wait_s,
-        time_s=time_s,
-        eta_s=max(0, steps_left) * window.seconds / window.steps if window.steps else None,
-    )

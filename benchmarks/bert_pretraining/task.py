@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,14 @@ from benchmarks.bert_pretraining.data import Source, find_source
 from benchmarks.bert_pretraining.mlperf import log_values, why_not_closed
 from benchmarks.bert_pretraining.recipes import PretrainingRecipe
 from common.data.batch import PretrainingBatch
+from common.data.collate import collate
+from common.data.hdf5 import Limits
+from common.data.steps import StepBatch
+from common.data.synthetic import MASKED_SHARE, equal_samples, typical_length
 from common.distributed import World
 from common.errors import BadInput
+from common.fit import AUTO, divisors
+from common.measure.flops import pretraining_flops
 from common.model.heads import BertForPreTraining
 from common.model.weights import load_pretrained
 from common.optim.factory import build_optimizer
@@ -45,7 +52,7 @@ def split(recipe: PretrainingRecipe, micro: int | None, largest: int, world_size
             f"the recipe's global batch {recipe.global_batch} cannot be shared by {world_size} "
             f"processes: use a number of processes that divides it (NPROC=...), or --global_batch"
         )
-    fitting = [m for m in range(1, per_rank + 1) if per_rank % m == 0]
+    fitting = divisors(per_rank)
     if micro is None:
         micro = max(m for m in fitting if m <= max(largest, 1))
     if micro not in fitting:
@@ -67,9 +74,11 @@ class PretrainingTask:
         impl, recipe, seed = settings.impl, self.recipe, settings.run.seed
         self.precision = backend.resolve_precision(impl.precision)
         self.ops = backend.ops(impl.kernels, self.precision)
-        self.split = split(recipe, impl.micro_batch, impl.max_micro_batch, world.size)
+        asked = None if impl.micro_batch == AUTO else impl.micro_batch
+        self.split = split(recipe, asked, impl.max_micro_batch, world.size)
         self._source, self._world, self._seed, self._impl = source, world, seed, impl
         self._eval: Sequence[PretrainingBatch] | None = None
+        self._pin = backend.capabilities.pinned_memory
 
         backend.seed(seed)  # the same weights on every rank
         model = BertForPreTraining(recipe.model, self.ops)
@@ -112,6 +121,22 @@ class PretrainingTask:
             max_minutes=run.max_minutes,
         )
 
+    def use_micro_batch(self, size: int) -> None:
+        """Another division of the same global batch, before the first step."""
+        self.split = split(self.recipe, size, size, self._world.size)
+
+    @property
+    def share(self) -> int:
+        """Sequences that this rank trains per step."""
+        return self.split.micro_batch * self.split.accumulation
+
+    @property
+    def eval_batch_size(self) -> int | None:
+        """Most sequences of an evaluation batch; None where nothing is evaluated."""
+        if not self._source.has_eval or not self.recipe.eval_iter_samples:
+            return None
+        return min(self._impl.eval_batch_size, self.recipe.num_eval_examples)
+
     # -- what the record says ------------------------------------------------------------------
     def facts(self) -> dict[str, Any]:
         """What was chosen for the user: all of it recorded, none of it silent."""
@@ -142,7 +167,7 @@ class PretrainingTask:
     def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
         return self._source.train(
             seed=self._seed, world=self._world, micro_batch=self.split.micro_batch,
-            position=position,
+            position=position, pin=self._pin,
         )  # fmt: skip
 
     def eval_batches(self) -> Sequence[PretrainingBatch]:
@@ -171,6 +196,27 @@ class PretrainingTask:
             "nsp_accuracy": sums["nsp_correct"] / sums["sequences"],
             "num_samples": sums["sequences"],
         }
+
+    def model_flops(self, batch: PretrainingBatch) -> int:
+        return pretraining_flops(self.recipe.model, batch.tokens.lengths, len(batch.masked_labels))
+
+    def made_up_step(self, size: int, passes: int, *, typical: bool = False) -> StepBatch:
+        r = self.recipe
+        length, masked = r.max_seq_length, r.max_predictions_per_seq
+        limits = Limits(
+            max_seq_length=length, max_predictions=masked, vocab_size=r.model.vocab_size
+        )
+        if typical:
+            length = typical_length(length)
+            masked = min(masked, round(MASKED_SHARE * length))
+        batch = collate(equal_samples(size, limits, length, masked), np.arange(size))
+        return StepBatch(
+            micro_batches=(batch,) * passes,
+            num_samples=size * passes,
+            num_masked=len(batch.masked_labels) * passes,
+            num_tokens=batch.num_tokens * passes,
+            position={},
+        )
 
     @property
     def _warmup_steps(self) -> int:
@@ -204,6 +250,8 @@ def division(settings: Settings) -> Literal["closed", "open"]:
 def split_of(settings: Settings, world: World) -> dict[str, Any]:
     """How the global batch would be cut up, for --dry_run."""
     recipe, impl = cast("PretrainingRecipe", settings.recipe), settings.impl
+    if impl.micro_batch == AUTO:
+        return {"micro_batch": AUTO, "accumulation": None, "world_size": world.size}
     return asdict(split(recipe, impl.micro_batch, impl.max_micro_batch, world.size))
 
 

@@ -70,6 +70,7 @@ class SyntheticStream(StepStream):
         vocab_size: int,
         num_samples: int = NUM_SAMPLES,
         position: dict[str, int] | None = None,
+        pin: bool = False,
     ) -> None:
         """As TrainStream; an epoch is ``num_samples`` long and in memory."""
         self.num_samples = num_samples
@@ -81,6 +82,7 @@ class SyntheticStream(StepStream):
             world=world,
             rank=rank,
             position=position,
+            pin=pin,
         )
 
 
@@ -111,6 +113,23 @@ def random_samples(n: int, limits: Limits, seed: int) -> Samples:
     rng = np.random.default_rng(seed)
     lengths = random_lengths(n, limits.max_seq_length, rng)
     counts = np.clip((MASKED_SHARE * lengths).round(), 1, limits.max_predictions).astype(np.int64)
+    return _fill(lengths, counts, limits, rng)
+
+
+def equal_samples(n: int, limits: Limits, length: int, masked: int) -> Samples:
+    """``n`` samples of ``length`` tokens, ``masked`` of them masked: always the same ones."""
+    rng = np.random.default_rng(0)
+    return _fill(np.full(n, length), np.full(n, min(masked, length - 2)), limits, rng)
+
+
+def typical_length(max_seq_length: int) -> int:
+    """Mean tokens of a sample at this limit."""
+    return round(random_lengths(4096, max_seq_length, np.random.default_rng(0)).mean())
+
+
+def _fill(lengths: IntArray, counts: IntArray, limits: Limits, rng: np.random.Generator) -> Samples:
+    """Random tokens of ``lengths`` [n], ``counts`` [n] of them masked."""
+    n = len(lengths)
     offsets, masked_offsets = from_lengths(lengths), from_lengths(counts)
     dtype = token_dtype(limits.vocab_size)
     ids = rng.integers(FIRST_WORD, limits.vocab_size, offsets[-1], dtype)

@@ -62,7 +62,7 @@ SHARED: dict[str, _Shared] = {
     "time_to_target_s": _time("run_start to run_stop of a run that reached its target"),
     "run_time_s": _time("run_start to run_stop, whether the target was reached or not"),
     "e2e_time_s": _time("start of the process to its last measurement"),
-    "init_s": _time("init_start to init_stop: model, optimizer, process group"),
+    "init_s": _time("init_start to init_stop: model, optimizer, process group, rehearsal"),
     "compile_s": _time("seconds spent in the compiler"),
     "eval_s": _time("sum over all evaluations, inside the timed run"),
     "checkpoint_s": _time("sum over all checkpoints that training waited for"),
@@ -79,12 +79,35 @@ SHARED: dict[str, _Shared] = {
         f"sequences trained x maximum length, in {_TIMED} / its seconds; for comparison with "
         f"results that compute padding, or count it",
     ),
+    "model_flops_per_second": _rate(
+        "FLOP/s",
+        f"matrix products of real tokens that training needs, forward and twice that for the "
+        f"backward pass, MLM head on masked positions only (common/measure/flops.py, version 1), "
+        f"in {_TIMED} / its seconds",
+    ),
+    "mfu": _rate("1", "model_flops_per_second / (dense peak rate x devices)"),
+    "mfu_calibrated": _rate(
+        "1",
+        "model_flops_per_second / (best matrix product that `bertbench calibrate` measured x "
+        "devices)",
+    ),
     "peak_memory_bytes": _Shared(
         "bytes", "lower", "none", "per-device", "largest over the devices of the peak of each"
     ),
     "energy_j": _Shared("J", "lower", "host", "global", "energy in the sampled windows"),
     "power_w": _Shared(
         "W", "lower", "host", "global", "energy in the sampled windows / their seconds"
+    ),
+    "throttled_s": _Shared(
+        "s",
+        "lower",
+        "host",
+        "per-device",
+        "seconds of the sampled windows in which the device said that it was held back; of the "
+        "devices the one with most",
+    ),
+    "temperature_max_c": _Shared(
+        "C", "none", "none", "per-device", "highest reading in the sampled windows, any device"
     ),
 }
 

@@ -7,28 +7,37 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.measure.metric import Metric, metric
+from common.measure.telemetry import Sampler
 
 if TYPE_CHECKING:
     from backends.base import PeakMemory, Telemetry
     from common.training import Outcome
 
 
-class Energy(NamedTuple):
-    """What one process's sensor says of the timed windows."""
+class Reading(NamedTuple):
+    """What one process's sensors say of the timed windows; None is unknown."""
 
-    energy_j: float
-    power_w: float
     source: str
+    energy_j: float | None = None
+    power_w: float | None = None
+    throttled_s: float | None = None
+    temperature_max_c: float | None = None
+    problem: str | None = None
+    """Why the sampling stopped early."""
 
 
-def reading(telemetry: Telemetry | None) -> Energy | None:
-    """The energy of this process's device, or None where nothing was measured."""
+def reading(telemetry: Telemetry | None) -> Reading | None:
+    """What this process's device told, or None where it has no sensors."""
     if telemetry is None:
         return None
-    joules, watts = telemetry.energy_j(), telemetry.power_w()
-    if joules is None or watts is None:
-        return None
-    return Energy(joules, watts, telemetry.source)
+    told = Reading(telemetry.source, telemetry.energy_j(), telemetry.power_w())
+    if not isinstance(telemetry, Sampler):
+        return told
+    return told._replace(
+        throttled_s=telemetry.throttled_s(),
+        temperature_max_c=telemetry.highest("temperature_c"),
+        problem=telemetry.problem,
+    )
 
 
 def summarise(
@@ -38,12 +47,13 @@ def summarise(
     init_s: float | None,
     e2e_s: float,
     memory: Sequence[PeakMemory | None],
-    energy: Sequence[Energy | None],
+    sensors: Sequence[Reading | None],
 ) -> list[Metric]:
     """What was measured; what was not is left out.
 
     ``whole`` is false for a resumed run: its times are of this process only, so it has no time to
-    target. ``memory`` and ``energy`` hold one entry per rank.
+    target. ``memory`` and ``sensors`` hold one entry per rank; a rank without sensors of its own
+    (one counter for several processes) has None, and one whose sensors failed makes sums unknown.
     """
     window = outcome.train_window
     assert window is not None
@@ -58,7 +68,10 @@ def summarise(
     metrics.append(metric("eval_s", outcome.eval_s))
     metrics.append(metric("checkpoint_s", outcome.checkpoint_s))
     metrics.append(metric("data_wait_s", outcome.data_wait_s))
-    for name in ("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"):
+    for name in (
+        *("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"),
+        "model_flops_per_second",
+    ):
         rate = getattr(window, name)
         if rate is not None:
             metrics.append(metric(name, rate))
@@ -81,8 +94,13 @@ def summarise(
     if known and len(known) == len(memory):
         peak = max(known, key=lambda m: m.peak_memory_bytes)
         metrics.append(metric("peak_memory_bytes", peak.peak_memory_bytes, note=peak.definition))
-    sources = [e for e in energy if e is not None]
-    if sources:
-        metrics.append(metric("energy_j", sum(e.energy_j for e in sources), note=sources[0].source))
-        metrics.append(metric("power_w", sum(e.power_w for e in sources), note=sources[0].source))
+    told = [r for r in sensors if r is not None]
+    for name in ("energy_j", "power_w"):
+        values = [v for v in (getattr(r, name) for r in told) if v is not None]
+        if values and len(values) == len(told):
+            metrics.append(metric(name, sum(values), note=told[0].source))
+    for name in ("throttled_s", "temperature_max_c"):
+        values = [v for v in (getattr(r, name) for r in told) if v is not None]
+        if values:
+            metrics.append(metric(name, max(values), note=told[0].source))
     return metrics

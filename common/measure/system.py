@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,12 @@ def describe_system() -> dict[str, Any]:
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "code": git_state(),
     }
+
+
+def system_name(device: str, count: int) -> str:
+    """A folder name for a system: how many of which device."""
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return f"{count}x-{name or 'device'}"
 
 
 def compiler_version() -> str | None:

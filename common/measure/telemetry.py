@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples power, energy and the like in the background while training runs.
 
-A backend gives one function that reads its sensors. A reading is a flat mapping; two keys have a
-meaning here: ``energy_j`` (a counter that only grows) and ``power_w``. A sensor that is missing is
-a missing key, never a zero.
+A backend gives one function that reads its sensors. A reading is a flat mapping; these keys have a
+meaning here: ``energy_j`` (a counter that only grows), ``power_w``, ``temperature_c`` and
+``throttled`` (1 while the device is held back, else 0). A sensor that is missing is a missing key,
+never a zero.
 """
 
 from __future__ import annotations
@@ -85,6 +86,24 @@ class Sampler:
         """Mean power over the windows, or None where that is not known."""
         joules, seconds = self.energy_j(), self.seconds()
         return joules / seconds if joules is not None and seconds > 0 else None
+
+    def throttled_s(self) -> float | None:
+        """Seconds in the windows up to a reading that says throttled; None: no reading tells."""
+        if self.problem is not None:
+            return None
+        told = [
+            (now["t"] - before["t"], now["throttled"])
+            for window in self._windows
+            for before, now in itertools.pairwise(window)
+            if "throttled" in now
+        ]
+        return sum(seconds for seconds, yes in told if yes) if told else None
+
+    def highest(self, key: str) -> float | None:
+        """The largest reading of a sensor, or None where there is none."""
+        if self.problem is not None:
+            return None
+        return max((sample[key] for sample in self.samples() if key in sample), default=None)
 
     def _run(self) -> None:
         while self.problem is None and not self._ended.wait(self._period_s):

@@ -21,6 +21,8 @@ class Window:
     samples: int = 0
     real_tokens: int = 0
     padded_tokens: int = 0
+    model_flops: int = 0
+    """See common/measure/flops.py."""
     seconds: float = 0.0
 
     def _rate(self, count: int) -> float | None:
@@ -40,6 +42,11 @@ class Window:
     def padded_tokens_per_second(self) -> float | None:
         """Samples times maximum length; None when nothing was trained."""
         return self._rate(self.padded_tokens)
+
+    @property
+    def model_flops_per_second(self) -> float | None:
+        """None when nothing was trained."""
+        return self._rate(self.model_flops)
 
 
 class _Sampler(Protocol):
@@ -79,16 +86,24 @@ class RateMeter:
         self._run()
 
     def add(
-        self, *, samples: int, real_tokens: int = 0, padded_tokens: int = 0, steps: int = 1
+        self,
+        *,
+        samples: int,
+        real_tokens: int = 0,
+        padded_tokens: int = 0,
+        model_flops: int = 0,
+        steps: int = 1,
     ) -> None:
         """Count work that was issued since ``start`` or ``resume``; costs nothing."""
         assert self.running, "work counted while no time was"
-        self._lap = _plus(
-            self._lap,
-            Window(
-                steps=steps, samples=samples, real_tokens=real_tokens, padded_tokens=padded_tokens
-            ),
+        work = Window(
+            steps=steps,
+            samples=samples,
+            real_tokens=real_tokens,
+            padded_tokens=padded_tokens,
+            model_flops=model_flops,
         )
+        self._lap = _plus(self._lap, work)
 
     def pause(self) -> None:
         """Stop counting time until ``resume``."""
@@ -150,6 +165,7 @@ def merge_ranks(windows: Iterable[Window], *, counts_are_global: bool = False) -
         samples=combine(w.samples for w in parts),
         real_tokens=combine(w.real_tokens for w in parts),
         padded_tokens=combine(w.padded_tokens for w in parts),
+        model_flops=combine(w.model_flops for w in parts),
         seconds=max(w.seconds for w in parts),
     )
 
@@ -160,5 +176,6 @@ def _plus(a: Window, b: Window) -> Window:
         samples=a.samples + b.samples,
         real_tokens=a.real_tokens + b.real_tokens,
         padded_tokens=a.padded_tokens + b.padded_tokens,
+        model_flops=a.model_flops + b.model_flops,
         seconds=a.seconds + b.seconds,
     )

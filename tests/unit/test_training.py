@@ -106,6 +106,9 @@ class ToyTask:
     def learning_rate(self, step):
         return self.lr * (1 - step / 100)
 
+    def model_flops(self, batch):
+        return 30 * len(batch.x)
+
 
 def _pair(error, batch):
     return torch.stack([error.detach(), torch.tensor(float(len(batch.x)))])
@@ -159,6 +162,7 @@ def test_events_count_samples_and_steps():
     assert all(e.window_steps == 1 for e in seen.steps)
     assert out.train_window.samples == 96 and out.train_window.real_tokens == 96 * 5
     assert out.train_window.padded_tokens == 96 * 7
+    assert out.train_window.model_flops == 96 * 30
     assert seen.stops == [(12, 96, "success")]
     # first at >= 16 samples, then at >= 48 and >= 80
     assert [e.samples for e in seen.evals] == [16, 48, 80]

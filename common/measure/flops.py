@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model FLOPs: the arithmetic that training needs, whatever a device really executes.
+
+Counted are the matrix products of real tokens (a multiplication and an addition are two), forward
+and twice that for the backward pass. Padding, recomputation, dropout, norms, softmax and the
+optimizer are not: a faster way to do the same must not look slower. Megatron-LM and PaLM's MFU
+are defined in the same way; they count full-length sequences, which unpadded ones are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from common.model.config import BertConfig
+
+BACKWARD = 2
+"""Products of a backward pass for each of the forward pass: gradients of input and of weight."""
+
+
+def pretraining_flops(config: BertConfig, lengths: Sequence[int], masked: int) -> int:
+    """FLOPs of one training pass (forward and backward) over a micro-batch.
+
+    Args:
+        lengths: tokens of each sequence, padding not counted.
+        masked: masked positions of all sequences: only these go through the MLM head.
+    """
+    head = 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
+    pooled = 2 * config.hidden_size * (config.hidden_size + 2)
+    forward = encoder_flops(config, lengths) + masked * head + len(lengths) * pooled
+    return (1 + BACKWARD) * forward
+
+
+def encoder_flops(config: BertConfig, lengths: Sequence[int]) -> int:
+    """FLOPs of one forward pass of the layers: linear in tokens, and quadratic in each length."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    linear = 2 * hidden * (4 * hidden + 2 * inner)
+    attention = 4 * hidden * sum(length * length for length in lengths)
+    return config.num_hidden_layers * (linear * sum(lengths) + attention)
