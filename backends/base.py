@@ -136,6 +136,12 @@ class Backend(ABC):
         probe = self.probe()
         if not probe.ok:
             raise Unsupported(f"backend {self.name!r} cannot run here: {probe.reason}")
+        count = self.device_count()
+        if local_rank >= count:
+            raise Unsupported(
+                f"{self.name}: local rank {local_rank} needs one more device than the {count} "
+                f"visible here: start no more processes than devices (NPROC={count})"
+            )
         self.device = torch.device(self.device_type, local_rank)
         if hasattr(self.module, "set_device"):
             self.module.set_device(self.device)

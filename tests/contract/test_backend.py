@@ -364,7 +364,7 @@ def waits(backend: Backend, note: Callable[[], None]) -> Iterator[None]:
         return watched
 
     with pytest.MonkeyPatch.context() as patch:
-        for owner in (backend.module, backend):
+        for owner in (torch.accelerator, backend.module, backend):
             if hasattr(owner, "synchronize"):
                 patch.setattr(owner, "synchronize", watch(owner.synchronize))
         yield
@@ -492,12 +492,18 @@ def test_too_large_an_allocation_is_an_oom_error(backend: Backend) -> None:
 def test_a_run_out_of_memory_ends_as_oom(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The record's status is ``oom``, and its reason names the setting to lower."""
+    """Where one sequence fits and eight do not, the record's status is ``oom``.
 
-    def loss(self: Any, *_: Any) -> Any:
-        if backend.capabilities.memory_limit:
+    Its reason names the setting to lower.
+    """
+    original = PretrainingTask.loss
+
+    def loss(self: Any, model: Any, batch: Any, step: Any) -> Any:
+        if batch.num_samples > 1 and backend.capabilities.memory_limit:
             too_much(backend)
-        raise backend.oom_errors[0]("out of memory")
+        if batch.num_samples > 1:
+            raise backend.oom_errors[0]("out of memory")
+        return original(self, model, batch, step)
 
     monkeypatch.setattr(PretrainingTask, "loss", loss)
     threads = torch.get_num_threads()
@@ -705,11 +711,15 @@ def test_two_ranks_reduce_and_average_gradients(backend: Backend) -> None:
         two_ranks, args=(backend.name, port), nprocs=2, join=False
     )
     deadline = time.monotonic() + 120
-    while not processes.join(timeout=max(0.1, deadline - time.monotonic())):
-        if time.monotonic() > deadline:
-            for process in processes.processes:
-                process.kill()
-            pytest.fail("two ranks did not finish in 120 s: the collective hangs")
+    try:
+        while not processes.join(timeout=max(0.1, deadline - time.monotonic()), grace_period=5):
+            if time.monotonic() > deadline:
+                pytest.fail("two ranks did not finish in 120 s: the collective hangs")
+    except torch.multiprocessing.ProcessRaisedException as error:
+        pytest.fail(f"one of two processes failed:\n{error}", pytrace=False)
+    finally:
+        for process in processes.processes:
+            process.kill()
 
 
 # -- observation ----------------------------------------------------------------------------------

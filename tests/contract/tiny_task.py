@@ -59,7 +59,7 @@ class TinySource(Source):
                 vocab_size=recipe.model.vocab_size,
                 num_samples=recipe.global_batch,
                 position=position,
-            )  # fmt: skip
+            )
         )
 
 
