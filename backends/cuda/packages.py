@@ -26,8 +26,8 @@ HOW_TO_GET = {
     "transformer_engine": "pip install --no-build-isolation transformer_engine[pytorch], which "
     "compiles against this torch and CUDA, or use NVIDIA's PyTorch container",
 }
-_MODULES = {"apex": "amp_C", "transformer_engine": "transformer_engine_torch"}
-"""What only a complete installation has: the compiled extension."""
+_MODULES = {"apex": "amp_C", "transformer_engine": "transformer_engine"}
+"""What only the right package has; amp_C is apex's compiled extension."""
 
 _CHUNK = 2048 * 32
 """Elements that one block of apex's kernels updates (apex/multi_tensor_apply/__init__.py)."""

@@ -50,9 +50,15 @@ class Source:
         return None if self.init_checkpoint is None else file_sha256(self.init_checkpoint)
 
     def train(
-        self, *, seed: int, world: World, micro_batch: int, position: dict[str, int] | None
+        self,
+        *,
+        seed: int,
+        world: World,
+        micro_batch: int,
+        position: dict[str, int] | None,
+        pin: bool = False,
     ) -> Iterator[Any]:
-        """Endless optimizer steps for this rank."""
+        """Endless optimizer steps for this rank, in page-locked memory where ``pin`` says so."""
         shape: dict[str, Any] = {
             "seed": seed,
             "global_batch": self.recipe.global_batch,
@@ -63,6 +69,7 @@ class Source:
             "max_predictions": self.recipe.max_predictions_per_seq,
             "vocab_size": self.recipe.model.vocab_size,
             "position": position,
+            "pin": pin,
         }
         if self.synthetic:
             return iter(SyntheticStream(**shape))

@@ -47,6 +47,16 @@ class Tokens:
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking),
         )
 
+    def pinned(self) -> Tokens:
+        """The same tokens in page-locked host memory: copies from it overlap with computation."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            segment_ids=self.segment_ids.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            cu_seqlens=self.cu_seqlens.pin_memory(),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainingBatch:
@@ -78,4 +88,14 @@ class PretrainingBatch:
             masked_indices=self.masked_indices.to(device, non_blocking=non_blocking),
             masked_labels=self.masked_labels.to(device, non_blocking=non_blocking),
             next_sentence_labels=self.next_sentence_labels.to(device, non_blocking=non_blocking),
+        )
+
+    def pinned(self) -> PretrainingBatch:
+        """The same batch in page-locked host memory."""
+        return replace(
+            self,
+            tokens=self.tokens.pinned(),
+            masked_indices=self.masked_indices.pin_memory(),
+            masked_labels=self.masked_labels.pin_memory(),
+            next_sentence_labels=self.next_sentence_labels.pin_memory(),
         )

@@ -85,8 +85,12 @@ class StepStream:
         world: int,
         rank: int,
         position: dict[str, int] | None = None,
+        pin: bool = False,
     ) -> None:
-        """``position`` comes from a StepBatch; BadInput when it or the division does not fit."""
+        """``position`` comes from a StepBatch; BadInput when it or the division does not fit.
+
+        ``pin`` puts the micro-batches into page-locked memory, in the thread that makes them.
+        """
         if not 0 <= seed < 1 << 64:
             raise BadInput(f"seed {seed}: must be within 0 and 2**64 - 1")
         self.source = source
@@ -94,6 +98,7 @@ class StepStream:
         self.global_batch = global_batch
         self.world = world
         self.rank = rank
+        self.pin = pin
         self.accumulation = accumulation_of(global_batch, micro_batch, world)
         self.identity = {"seed": seed, **source.identity}
         self.start = {"epoch": 0, "window": 0, "index": 0} if position is None else position
@@ -172,8 +177,9 @@ class StepStream:
         masked = samples.masked_offsets[rows + 1] - samples.masked_offsets[rows]
         parts = deal(lengths, self.world * self.accumulation)
         mine = deal(lengths[parts].sum(axis=1), self.world)[self.rank]
+        batches = (collate(samples, rows[parts[part]]) for part in mine)
         return StepBatch(
-            micro_batches=tuple(collate(samples, rows[parts[part]]) for part in mine),
+            micro_batches=tuple(batch.pinned() if self.pin else batch for batch in batches),
             num_samples=self.global_batch,
             num_masked=int(masked.sum()),
             num_tokens=int(lengths.sum()),

@@ -46,6 +46,7 @@ class TrainStream(StepStream):
         vocab_size: int,
         window_shards: int = 8,
         position: dict[str, int] | None = None,
+        pin: bool = False,
     ) -> None:
         """Nothing is read before iteration; see StepStream for the rest.
 
@@ -62,6 +63,7 @@ class TrainStream(StepStream):
             window_shards: shards shuffled together. MLPerf's 2048 hold 76,500 samples of about
                 700 bytes, so 8 are 430 MB; up to three times that while the next are loaded.
             position: continue after the StepBatch that had it.
+            pin: put the batches into page-locked memory.
         """
         if not files:
             raise BadInput("no training files were given")
@@ -79,6 +81,7 @@ class TrainStream(StepStream):
             world=world,
             rank=rank,
             position=position,
+            pin=pin,
         )
 
     @functools.cached_property

@@ -365,3 +365,45 @@ def test_synthetic_has_the_same_interface() -> None:
         for r in range(2)
     ]
     assert [[len(b.tokens.lengths) for b in share] for share in batches] == [[4, 1], [4, 1]]
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_pinning_happens_in_the_prefetch_thread_only_when_asked(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, pin: bool
+) -> None:
+    """Page-locked memory needs an accelerator: a stand-in marks what it was called for."""
+    threads: set[str] = set()
+    page_locked: list[torch.Tensor] = []
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        threads.add(threading.current_thread().name)
+        page_locked.append(tensor.clone())
+        return page_locked[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", fake)
+    plain = take(stream(files), 2)
+    assert not page_locked
+    for source in (stream(files, pin=pin), SyntheticStream(**{**SYNTHETIC, "pin": pin})):
+        step = take(source, 2)[1]
+        for batch in step.micro_batches:
+            held = [*tensors_of(batch.tokens), *tensors_of(batch)]
+            assert len(held) == 7
+            assert all(any(t is p for p in page_locked) for t in held) == pin
+    assert threads == ({"prefetch"} if pin else set())
+    pinned = take(stream(files, pin=pin), 2)
+    for before, after in zip(plain, pinned, strict=True):
+        for a, b in zip(before.micro_batches, after.micro_batches, strict=True):
+            assert a.tokens.lengths == b.tokens.lengths
+            mine, theirs = ([*tensors_of(x.tokens), *tensors_of(x)] for x in (a, b))
+            assert all(torch.equal(x, y) for x, y in zip(mine, theirs, strict=True))
+
+
+SYNTHETIC: dict[str, Any] = {
+    "seed": 1, "global_batch": 4, "micro_batch": 2, "world": 1, "rank": 0, "num_samples": 16,
+    **LIMITS,
+}  # fmt: skip
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    fields = (getattr(value, name) for name in value.__dataclass_fields__)
+    return [field for field in fields if isinstance(field, torch.Tensor)]
