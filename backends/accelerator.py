@@ -93,12 +93,16 @@ class Accelerator(Backend):
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
         """A sampler over ``_sensors``; slower than ``period_s`` where a reading is expensive."""
         try:
-            sensors = self._sensors()
+            sensors = self._opened_sensors
         except Unsupported as error:
             self._no_power = str(error)
             return None
         period_s = max(period_s, sensors.period_s)
         return Sampler(sensors.read, source=sensors.source, period_s=period_s)
+
+    @functools.cached_property
+    def _opened_sensors(self) -> Sensors:
+        return self._sensors()
 
     # -- what a vendor may override -----------------------------------------------------------
     @property

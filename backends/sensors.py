@@ -156,6 +156,22 @@ def visible_entry(index: int, value: str | None) -> str:
     return entries[index]
 
 
+def tool_sensors(ask: Callable[[], dict[str, float]], source: str) -> Sensors:
+    """Sensors of a command-line tool, tried once: Unsupported says why it does not tell."""
+
+    def read() -> dict[str, float]:
+        reading = ask()
+        if not reading:
+            raise RuntimeError(f"{source}: no value in its output")
+        return reading
+
+    try:
+        read()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Unsupported(str(error)) from error
+    return Sensors(read, source, TOOL_PERIOD_S)
+
+
 def local_entries(value: str | None) -> list[str]:
     """``visible_entry`` of every process that this run has on this machine."""
     return [

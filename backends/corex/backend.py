@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""corex: Iluvatar BI-V100 and BI-V150, whose torch calls them cuda and their ixCCL nccl.
+
+``identify`` tells them from NVIDIA's by build, device name and tools. A BI-V150 card is two
+devices of 32 GiB, and counts as two.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+from backends.accelerator import Accelerator
+from backends.base import Telemetry
+from backends.corex.telemetry import driver_version, open_ixsmi
+from backends.cuda.backend import Cuda
+from backends.sensors import Sensors
+
+
+class Corex(Cuda):
+    """One Iluvatar chip."""
+
+    name, vendor, toolkit = "corex", "iluvatar", "CUDA for CoreX"
+    # Its compute capabilities (7.1) are not NVIDIA's: what works is found by trying.
+    minimum_capability: ClassVar[dict[str, tuple[int, int]]] = {}
+
+    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+        notes["tf32"] = "nothing is known of a TF32 on this device; fp32 runs with it switched off"
+        return ["fp32"]
+
+    def _open_telemetry(self, period_s: float) -> tuple[Telemetry | None, str | None]:
+        telemetry = Accelerator.telemetry(self, period_s)
+        return telemetry, self._no_power if telemetry is None else None
+
+    def _sensors(self) -> Sensors:
+        return open_ixsmi(self.device.index, os.environ.get(self.visible_devices_env or ""))
+
+    def _driver(self) -> str | None:
+        return driver_version()

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Iluvatar's sensors through ``ixsmi --query-gpu=``: a process per reading.
+
+The names of its fields vary with the version of CoreX, so each is asked for alone, once, and those
+that are refused are left out. A BI-V150 card is two devices with one power sensor: ``ixsmi`` shows
+the card's power and cap with its second chip, N/A with its first.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Callable
+
+from backends.sensors import (
+    Sensors,
+    local_entries,
+    quantity,
+    reports_board,
+    run_tool,
+    tool_sensors,
+    visible_entry,
+)
+from common.errors import Unsupported
+
+HOME = "/usr/local/corex"
+POWER_FIELDS = ("gpu.power.draw", "power.draw", "board.power.draw")
+"""CoreX 4, CoreX 3, and what SwanLab asks for."""
+FIELDS = {
+    "memory.used": ("memory_used_bytes", "bytes"),
+    "temperature.gpu": ("temperature_c", "C"),
+    "utilization.gpu": ("utilization_percent", "%"),
+    "clocks.current.sm": ("sm_clock_mhz", "MHz"),
+    "clocks.current.memory": ("memory_clock_mhz", "MHz"),
+}
+TWO_CHIPS = ("BI-V150", "DUO")
+"""In the name of a device that is one of two on its card."""
+
+Row = dict[str, str]
+
+
+def open_ixsmi(index: int, visible: str | None) -> Sensors:
+    """Sensors of this process's device ``index``; Unsupported where the tool does not tell."""
+    ask = _asker()
+    try:
+        rows = ask(["index", "uuid", "name"])
+    except RuntimeError as error:
+        raise Unsupported(str(error)) from error
+    mine = _row_of(visible_entry(index, visible), rows)
+    run = [_row_of(entry, rows) for entry in local_entries(visible)]
+    board = _board(mine, [row["name"] for row in rows])
+    fields = [field for field in FIELDS if _answers(ask, field)]
+    power = next((field for field in POWER_FIELDS if _answers(ask, field)), None)
+    reports = power is not None and reports_board(mine, board, run)
+
+    def read() -> dict[str, float]:
+        now = ask(["index", *fields, *([power] if power and reports else [])])
+        if len(now) != len(rows):
+            raise RuntimeError(f"ixsmi: {len(now)} devices instead of {len(rows)}")
+        values = {
+            key: quantity(now[mine][f], unit) for f, (key, unit) in FIELDS.items() if f in fields
+        }
+        if power and reports:
+            shown = [quantity(now[chip][power], "W") for chip in (mine, *board)]
+            values["power_w"] = next((watts for watts in shown if watts is not None), None)
+        return {key: value for key, value in values.items() if value is not None}
+
+    source = "ixsmi" if power is None else f"ixsmi {power}"
+    if len(board) > 1:
+        whole = "counts the card's two chips" if reports else "is with the card's other chip"
+        source += f" (power {whole})"
+    return tool_sensors(read, source)
+
+
+def driver_version() -> str | None:
+    """The driver's version, None where the tool does not tell."""
+    try:
+        return _asker()(["driver_version"])[0]["driver_version"]
+    except RuntimeError:
+        return None
+
+
+def _asker() -> Callable[[list[str]], list[Row]]:
+    """A function that queries fields of all devices: one row per device, in the tool's order."""
+    path = shutil.which("ixsmi") or f"{HOME}/bin/ixsmi"
+    libraries = [os.environ.get("LD_LIBRARY_PATH", ""), f"{HOME}/lib64", f"{HOME}/lib"]
+    env = {"LD_LIBRARY_PATH": ":".join(part for part in libraries if part)}
+
+    def ask(fields: list[str]) -> list[Row]:
+        query = f"--query-gpu={','.join(fields)}"
+        text = run_tool([path, query, "--format=csv,noheader"], env=env)
+        rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
+        if not rows or any(len(row) != len(fields) for row in rows):
+            said = text.strip().splitlines() or ["nothing"]
+            raise RuntimeError(f"ixsmi {query}: {said[0][:200]}")
+        return [dict(zip(fields, (cell.strip() for cell in row), strict=True)) for row in rows]
+
+    return ask
+
+
+def _answers(ask: Callable[[list[str]], list[Row]], field: str) -> bool:
+    """Whether the tool knows this field and has a number in it for some device."""
+    unit = FIELDS[field][1] if field in FIELDS else "W"
+    try:
+        # With the index beside it, a message instead of values has too few columns.
+        return any(quantity(row[field], unit) is not None for row in ask(["index", field]))
+    except RuntimeError:
+        return False
+
+
+def _row_of(entry: str, rows: list[Row]) -> int:
+    for number, row in enumerate(rows):
+        if entry in (row["index"], row["uuid"]):
+            return number
+    raise Unsupported(f"ixsmi lists no device {entry}")
+
+
+def _board(mine: int, names: list[str]) -> list[int]:
+    """Positions of the devices on one card with ``mine``: such a card's two follow each other."""
+    if not any(text in names[mine] for text in TWO_CHIPS):
+        return [mine]
+    start = mine
+    while start > 0 and names[start - 1] == names[mine]:
+        start -= 1
+    first = mine - (mine - start) % 2
+    return [chip for chip in (first, first + 1) if chip < len(names) and names[chip] == names[mine]]
