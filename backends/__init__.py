@@ -23,7 +23,7 @@ BUILT_IN = {
     "cuda": "backends.cuda.backend:Cuda",
     "rocm": "backends.rocm.backend:Rocm",
     "corex": "backends.corex.backend:Corex",
-    "gcu": "backends.gcu.backend:choose",
+    "gcu": "backends.gcu:select",
     "npu": "backends.npu.backend:Npu",
     "musa": "backends.musa.backend:Musa",
     "mlu": "backends.mlu.backend:Mlu",
@@ -99,7 +99,8 @@ def _third_parties() -> tuple[dict[str, EntryPoint], list[str]]:
     """Usable entry points by name, and what is wrong with the others."""
     found: dict[str, EntryPoint] = {}
     problems: list[str] = []
-    for entry in entry_points(group=ENTRY_POINTS):
+    # By name, so that ``auto`` does not depend on the order of a folder.
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
         if entry.name in BUILT_IN or entry.name == "auto":
             why = "that name is built in"
         elif entry.name in found:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from backends.base import Backend
 
 TIMEOUT_S = 30.0
+SIMULATED_TIMEOUT_S = 300.0
+"""The first use of the simulated accelerator compiles it."""
 TIMEOUT_ENV = "BERTBENCH_PROBE_TIMEOUT"
 """Seconds instead of TIMEOUT_S, where a first import is slow (a network file system)."""
 
@@ -91,8 +93,9 @@ def examine(
 
 def _limit(asked: float | None) -> float:
     text = os.environ.get(TIMEOUT_ENV)
+    usual = SIMULATED_TIMEOUT_S if os.environ.get("BERTBENCH_SIMULATE") else TIMEOUT_S
     try:
-        limit = asked if asked is not None else float(text or TIMEOUT_S)
+        limit = asked if asked is not None else float(text or usual)
     except ValueError:
         limit = -1.0
     if not 0 < limit < float("inf"):

@@ -8,7 +8,8 @@ backends/accelerator.py, and backends/base.py for all that may be overridden.
 from __future__ import annotations
 
 from backends.accelerator import Accelerator
-from backends.base import Telemetry
+from backends.sensors import Sensors
+from common.errors import Unsupported
 
 
 class Mydevice(Accelerator):
@@ -37,7 +38,7 @@ class Mydevice(Accelerator):
     tf32_switches = ()
 
     # Names for torch.compile(backend=...) that were tried on this device.
-    compilers = ()
+    compilers: tuple[str, ...] = ()
 
     # "documents" (untested, as doctor says it), "simulator", or "hardware" once the contract
     # tests have passed on a device.
@@ -47,10 +48,11 @@ class Mydevice(Accelerator):
         """The driver's version for the record; None: not known."""
         return None
 
-    def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
-        """Power and the like during a run: a common.measure.telemetry.Sampler, or None.
+    def _sensors(self) -> Sensors:
+        """How power and the like of this device, ``self.device.index``, are read during a run.
 
-        A reading is {"power_w": ..., "energy_j": ..., "memory_used_bytes": ..., ...} in exactly
-        these units; what the device does not tell is left out, never 0.
+        ``Sensors(read, source="...")``: ``read()`` gives {"power_w": 71.5, "energy_j": ...,
+        "memory_used_bytes": ..., "temperature_c": ...} in exactly these units. What the device
+        does not tell is left out, never 0. backends/sensors.py has what readers need.
         """
-        return None
+        raise Unsupported("the adapter has no reader of power yet")
