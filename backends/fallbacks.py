@@ -8,6 +8,7 @@ back, forward and backward.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,18 +25,15 @@ def watch() -> Iterator[dict[str, int] | None]:
     None where another profiler runs already. It slows the host and keeps every event: open it
     around a step or two that are not timed, not around a run.
     """
-    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
-    try:
-        profile.start()
-    except RuntimeError:  # "Profiler is already enabled on this thread"
+    if torch.autograd._profiler_enabled():  # a second profiler would end the first
         yield None
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to the console, twice each time
     counts: dict[str, int] = {}
-    try:
+    # torch.profiler.profile does the same, and takes seconds to start.
+    with torch.autograd.profiler.profile() as profile:
         yield counts
-    finally:
-        profile.stop()
-    counts.update(count(profile.events() or ()))
+    counts.update(count(profile.function_events or ()))
 
 
 def count(events: Iterable[Any]) -> dict[str, int]:

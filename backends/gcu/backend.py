@@ -40,15 +40,25 @@ RECORDED = (
     "PYTORCH_NO_GCU_MEMORY_CACHING", "USE_GCU_DEFAULT_STREAM", INDUCTOR,
     "TOPS_EXE_CACHE_DISABLE", "ECCL_MAX_NCHANNELS", "ECCL_RUNTIME_3_0_ENABLE",
     "ECCL_RDMA_DISABLE", "ECCL_DEBUG", "TORCH_GCU_ECCL_SIP_NUM", "TORCH_ECCL_AVOID_RECORD_STREAMS",
-    "TORCH_ECCL_ASYNC_ERROR_HANDLING", "TORCH_ECCL_BLOCKING_WAIT", "OMP_NUM_THREADS",
+    "TORCH_ECCL_ASYNC_ERROR_HANDLING", "TORCH_ECCL_BLOCKING_WAIT",
 )  # fmt: skip
-"""Variables that change numbers or speed, recorded as they are set. TOPS_EXE_CACHE_PATH is a path
-of the machine: only whether it is set is recorded."""
+"""Variables that change numbers or speed."""
 
 
 def set_true(variable: str) -> bool:
     """Whether one of Enflame's switches is on."""
     return os.environ.get(variable, "").strip().lower() in ("true", "1")
+
+
+def recorded() -> dict[str, str]:
+    """The variables of ``RECORDED`` that are set, without paths of this machine."""
+    found = {name: os.environ[name] for name in RECORDED if name in os.environ}
+    if OP_DEBUG in found:
+        words = found[OP_DEBUG].split()
+        found[OP_DEBUG] = " ".join(word for word in words if not word.startswith("dump_path"))
+    if "TOPS_EXE_CACHE_PATH" in os.environ:
+        found["TOPS_EXE_CACHE_PATH"] = "set"
+    return found
 
 
 def float_precision(notes: dict[str, str]) -> str:
@@ -119,11 +129,7 @@ class Gcu(Accelerator):
         return f"{super()._runtime()}{f', TOPS runtime {runtime}' if runtime else ''}"
 
     def _extras(self) -> dict[str, str]:
-        extras = super()._extras()
-        extras |= {name: os.environ[name] for name in RECORDED if name in os.environ}
-        if "TOPS_EXE_CACHE_PATH" in os.environ:
-            extras["TOPS_EXE_CACHE_PATH"] = "set"
-        return extras
+        return super()._extras() | recorded()
 
     # -- observation --------------------------------------------------------------------------
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
@@ -146,7 +152,7 @@ def _obstacle() -> str | None:
             "off in the whole process. Run without that import"
         )
     if "all_ops" in os.environ.get(OP_DEBUG, ""):
-        return f"{OP_DEBUG}={os.environ[OP_DEBUG]} computes every operation on the host: unset it"
+        return f"{OP_DEBUG} has all_ops: each operation runs, or is checked, on the host. Unset it"
     return None
 
 

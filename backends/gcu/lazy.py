@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 from backends.accelerator import one_line
 from backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
-from backends.gcu.backend import RECORDED, float_precision
+from backends.gcu.backend import float_precision, recorded
 from backends.gcu.telemetry import VISIBLE, driver_version, find_sensors
 from common.errors import Unsupported
 from common.measure.telemetry import Sampler
@@ -118,8 +117,7 @@ class LazyGcu(Backend):
             index=self._local_rank,
             driver=driver_version(self._local_rank),
             runtime=f"{self.package} {version}" if version else self.package,
-            extras={n: os.environ[n] for n in (VISIBLE, *RECORDED) if n in os.environ}
-            | {"generation": "lazy"},
+            extras=recorded() | {"generation": "lazy"},
         )
 
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
