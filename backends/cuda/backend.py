@@ -2,7 +2,7 @@
 """NVIDIA GPUs, and the base of other vendors whose device torch also calls cuda.
 
 Such a vendor subclasses ``Cuda``, names itself (``name``, ``vendor``, ``toolkit``) and overrides
-``_built``, ``minimum_capability`` and ``_open_telemetry`` where it differs.
+``_built``, ``minimum_capability``, ``_sensors`` and ``_driver`` where it differs.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import ClassVar
 import torch
 
 from backends.accelerator import AMP_DTYPES, Accelerator, one_line
-from backends.base import Capabilities, LambKernel, Probe, Telemetry
+from backends.base import Capabilities, LambKernel, Probe
 from backends.cuda import identify, nvml, packages
 from backends.cuda.ops import KERNELS, CudaOps, why_not
+from backends.sensors import Sensors
 from common.errors import Unsupported
 from common.model.ops import Ops
 
@@ -60,6 +61,8 @@ class Cuda(Accelerator):
         "PYTORCH_CUDA_ALLOC_CONF",
     )
     """Variables that change numbers, speed or memory: in the record when they are set."""
+
+    _power_missing: str | None = None
 
     # -- whether it can run here --------------------------------------------------------------
     @classmethod
@@ -108,9 +111,8 @@ class Cuda(Accelerator):
     def capabilities(self) -> Capabilities:
         found = super().capabilities
         notes = dict(found.notes)
-        _, no_power = self._open_telemetry(1.0)
-        if no_power is not None:
-            notes["power"] = no_power
+        if self._power_missing is not None:  # though other sensors may be there
+            notes["power"] = self._power_missing
         kernels = []
         for name in KERNELS:
             whys = {precision: works[name] for precision, works in self._attention.items()}
@@ -232,16 +234,12 @@ class Cuda(Accelerator):
         return packages.ApexLamb() if kernels == "apex" else None
 
     # -- observation --------------------------------------------------------------------------
-    def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
-        return self._open_telemetry(period_s)[0]
-
-    def _open_telemetry(self, period_s: float) -> tuple[Telemetry | None, str | None]:
-        """A sampler or None, and why power cannot be read or None."""
+    def _sensors(self) -> Sensors:
         visible = os.environ.get(self.visible_devices_env or "")
         uuid = getattr(self.module.get_device_properties(self.device.index), "uuid", None)
-        return nvml.open_nvml(
-            self.device.index, visible, None if uuid is None else str(uuid), period_s
-        )
+        uuid = None if uuid is None else str(uuid)
+        sensors, self._power_missing = nvml.open_nvml(self.device.index, visible, uuid)
+        return sensors
 
     def _driver(self) -> str | None:
         return nvml.driver_version()

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from backends.accelerator import one_line
-from backends.sensors import visible_entry
-from common.measure.telemetry import Sampler
+from backends.sensors import Sensors, visible_entry
+from common.errors import Unsupported
 
 Reading = Callable[[], dict[str, float]]
 
@@ -30,29 +30,27 @@ hardware thermal slowdown; hardware slowdown; the rest. Idle (0x1) and clocks th
 set (0x2) are no throttling."""
 
 
-def open_nvml(
-    index: int, visible: str | None, uuid: str | None = None, period_s: float = 0.1
-) -> tuple[Sampler | None, str | None]:
-    """A sampler for this process's device ``index``, and what is missing and why.
+def open_nvml(index: int, visible: str | None, uuid: str | None) -> tuple[Sensors, str | None]:
+    """The sensors of this process's device ``index``, and why power is not among them, or None.
 
     ``visible`` is CUDA_VISIBLE_DEVICES; ``uuid`` the device's as torch has it, which settles
-    what a number means (CUDA sorts by speed, NVML by bus). No sampler without NVML.
+    what a number means (CUDA sorts by speed, NVML by bus). Unsupported where nothing can be read.
     """
-    nvml, why = _load()
-    if nvml is None:
-        return None, why
+    nvml = _load()
     try:
         card, part, mig = _find(nvml, visible_entry(index, visible), uuid)
-    except Exception as error:  # NVML's errors and Unsupported: there is no such device
-        return None, without_ids(f"NVML does not have device {index}: {one_line(error)}")
+    except (nvml.NVMLError, Unsupported) as error:
+        why = without_ids(one_line(error))
+        raise Unsupported(f"NVML does not have device {index}: {why}") from None
     readings, missing = _working(nvml, _readings(nvml, card, part, mig))
+    measure = next((name for name in ("energy", "power") if name in readings), None)
+    no_power = None
     if mig:
-        why = "MIG: NVML measures the power of the whole card, not of this instance"
-    elif not {"energy", "power"} & set(readings):
-        why = f"NVML reports neither energy nor power of this device: {missing['power']}"
+        no_power = "MIG: NVML measures the power of the whole card, not of this instance"
+    elif measure is None:
+        no_power = f"NVML reports neither energy nor power of this device: {missing['power']}"
     if not readings:
-        return None, why
-    what = next((name for name in ("energy", "power") if name in readings), "no power")
+        raise Unsupported(no_power or "NVML reports nothing of this device")
 
     def read() -> Mapping[str, float]:
         sample: dict[str, float] = {}
@@ -63,24 +61,24 @@ def open_nvml(
             raise RuntimeError(one_line(error)) from error
         return sample
 
-    return Sampler(read, source=f"nvml ({what})", period_s=period_s), why
+    return Sensors(read, f"nvml ({measure or 'no power'})"), no_power
 
 
 def driver_version() -> str | None:
-    """The driver's version, or None where NVML is missing."""
-    nvml, _ = _load()
+    """The driver's version, or None where NVML does not tell."""
     try:
-        return None if nvml is None else str(nvml.nvmlSystemGetDriverVersion())
-    except nvml.NVMLError:
+        nvml = _load()
+        return str(nvml.nvmlSystemGetDriverVersion())
+    except Exception:  # Unsupported, or any error of NVML: it is one fact less
         return None
 
 
-def _load() -> tuple[Any, str | None]:
-    """The initialised library, or None and the reason."""
+def _load() -> Any:
+    """The library, initialised; Unsupported says why it cannot be."""
     try:
         import pynvml
     except ImportError:
-        return None, "package nvidia-ml-py is not installed"
+        raise Unsupported("package nvidia-ml-py is not installed") from None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -89,8 +87,8 @@ def _load() -> tuple[Any, str | None]:
             "the driver (in a container: NVIDIA_DRIVER_CAPABILITIES=utility)",
             pynvml.NVML_ERROR_DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
         }
-        return None, f"no NVML: {known.get(error.value, one_line(error))}"
-    return pynvml, None
+        raise Unsupported(f"no NVML: {known.get(error.value, one_line(error))}") from None
+    return pynvml
 
 
 def _find(nvml: Any, entry: str, uuid: str | None) -> tuple[Any, Any, bool]:
