@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 from backends.accelerator import Accelerator
 from backends.sensors import Sensors, visible_entry
+
+SENSORS = {
+    "power_w": ("power_milliwatts", 1e-3),
+    "energy_j": ("energy_millijoules", 1e-3),
+    "temperature_c": ("temperature_celsius", 1.0),
+    "memory_used_bytes": ("memory_used_kib", 1024.0),
+}
+"""bertbench's name and unit: the vendor's name, and the factor between the units."""
 
 
 class Acme(Accelerator):
@@ -21,25 +28,19 @@ class Acme(Accelerator):
     verified = "simulator"
 
     def _driver(self) -> str | None:
-        return str(self._vendor().DRIVER)
+        import acme_torch
+
+        return acme_torch.DRIVER
 
     def _sensors(self) -> Sensors:
-        # The sensors count the machine's cards, torch those that this process may see.
-        visible = os.environ.get("ACME_VISIBLE_DEVICES")
-        card = int(visible_entry(self.device.index, visible))
-        scales = {
-            "power_w": ("power_milliwatts", 1e-3),
-            "energy_j": ("energy_millijoules", 1e-3),
-            "temperature_c": ("temperature_celsius", 1.0),
-            "memory_used_bytes": ("memory_used_kib", 1024.0),
-        }
+        import acme_torch
+
+        # Sensors number the machine's cards, torch those that this process may see.
+        card = int(visible_entry(self.device.index, os.environ.get("ACME_VISIBLE_DEVICES")))
 
         def read() -> dict[str, float]:
-            told = self._vendor().sensors(card)
-            known = {k: (told[theirs], scale) for k, (theirs, scale) in scales.items()}
-            return {k: value * scale for k, (value, scale) in known.items() if value is not None}
+            told = acme_torch.sensors(card)
+            pairs = ((key, told[name], factor) for key, (name, factor) in SENSORS.items())
+            return {key: value * factor for key, value, factor in pairs if value is not None}
 
         return Sensors(read, source="acme_torch.sensors")
-
-    def _vendor(self):  # type: ignore[no-untyped-def]
-        return importlib.import_module("acme_torch")

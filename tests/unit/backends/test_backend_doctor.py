@@ -163,7 +163,7 @@ def test_refusals(args: list[str], message: str, capsys: pytest.CaptureFixture[s
 def test_broken_packages_of_the_vendors_built_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = {name: "raise OSError('libvendor.so: cannot open')" for name in ("gcu", "npu", "hpu")}
+    broken = dict.fromkeys(("gcu", "npu", "hpu"), "raise OSError('libvendor.so: cannot open')")
     broken |= {"musa": "raise SystemExit(3)", "mlu": "import os\nos.abort()"}
     for name, text in broken.items():
         package = backends.load(name).package
