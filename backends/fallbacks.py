@@ -25,7 +25,7 @@ def watch() -> Iterator[dict[str, int] | None]:
     None where another profiler runs already. It slows the host and keeps every event: open it
     around a step or two that are not timed, not around a run.
     """
-    if torch.autograd._profiler_enabled():  # a second profiler would end the first
+    if torch.autograd.profiler._is_profiler_enabled:  # a second profiler would end the first
         yield None
         return
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes to the console, twice each time
