@@ -98,7 +98,8 @@ class Cuda(Accelerator):
         found = identify.vendor(name)
         if found.key != cls.vendor:
             return Probe(False, found.advice)
-        if not _has_code_for(capability, builds):
+        # Other vendors number their devices and builds in their own ways.
+        if found is identify.NVIDIA and not _has_code_for(capability, builds):
             return Probe(
                 False,
                 f"this torch has no code for {name} (compute capability {_dotted(capability)}); "
