@@ -12,7 +12,13 @@ import torch
 import backends
 from backends.base import Backend
 from backends.cpu_ref.backend import CpuRef
-from tests.contract.tiny_task import Curve, ten_steps, tiny_task, unchanged_switches
+from tests.contract.tiny_task import (
+    Curve,
+    exact_precision,
+    ten_steps,
+    tiny_task,
+    unchanged_switches,
+)
 
 
 @pytest.fixture(scope="session")
@@ -35,11 +41,10 @@ def session_backend(backend_class: type[Backend]) -> Iterator[Backend]:
 
 @pytest.fixture
 def backend(session_backend: Backend) -> Iterator[Backend]:
-    """The adapter, on its first device; precision is back at fp32 afterwards."""
+    """The adapter, on its first device; the TF32 switches are as they were afterwards."""
     session_backend.seed(0)
     yield session_backend
-    if session_backend.tf32_switches:
-        session_backend.precision("fp32")
+    session_backend.precision(exact_precision(session_backend))
 
 
 @dataclass(frozen=True)

@@ -42,23 +42,27 @@ def unchanged_switches() -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
+def exact_precision(backend: Backend) -> str:
+    """fp32; tf32 where a process has one of the two only."""
+    have = backend.capabilities.precisions
+    return "fp32" if "fp32" in have else "tf32"
+
+
 class TinySource(Source):
     """One batch of synthetic samples, again and again: that can be learnt in ten steps."""
 
-    def train(self, *, seed: int, world: World, micro_batch: int, position: Any) -> Iterator[Any]:
+    def train(self, *, world: World, **options: Any) -> Iterator[Any]:
         recipe = self.recipe
         return iter(
             SyntheticStream(
-                seed=seed,
+                **options,
                 global_batch=recipe.global_batch,
-                micro_batch=micro_batch,
                 world=world.size,
                 rank=world.rank,
                 max_seq_length=recipe.max_seq_length,
                 max_predictions=recipe.max_predictions_per_seq,
                 vocab_size=recipe.model.vocab_size,
                 num_samples=recipe.global_batch,
-                position=position,
             )
         )
 
