@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 
 from backends.simulated import build
 from common.errors import BadInput, Unsupported
@@ -87,6 +88,8 @@ class _Module(ModuleType):
     def __init__(self, name: str, library: _Library, lacks: tuple[str, ...]) -> None:
         super().__init__(f"torch.{name}", __doc__)
         self._device_type, self._library, self._lacks = name, library, lacks
+        self.visible: list[int] = []
+        """The simulated machine's number of each device, in the order of the process's own."""
 
     # -- devices ------------------------------------------------------------------------------
     def is_available(self) -> bool:
@@ -130,10 +133,10 @@ class _Module(ModuleType):
     def synchronize(self, device: Device = None) -> None:
         torch.accelerator.synchronize(self._index(device))
 
-    def Event(self, enable_timing: bool = False, **options: Any) -> torch.Event:  # noqa: N802
+    def Event(self, enable_timing: bool = False, **options: Any) -> torch.Event:
         return torch.Event(self._device_type, enable_timing=enable_timing, **options)
 
-    def Stream(self, device: Device = None, **options: Any) -> torch.Stream:  # noqa: N802
+    def Stream(self, device: Device = None, **options: Any) -> torch.Stream:
         return torch.Stream(torch.device(self._device_type, self._index(device)), **options)
 
     def current_stream(self, device: Device = None) -> torch.Stream:
@@ -236,10 +239,11 @@ class _Module(ModuleType):
         return self.current_device() if index is None else index
 
 
-def install(name: str, **options: Any) -> ModuleType:
+def install(name: str, *, visible_devices_env: str | None = None, **options: Any) -> ModuleType:
     """Register the device as ``name``, once per process, and return ``torch.<name>``.
 
-    ``options`` are KNOBS; the environment's ``BERTBENCH_SIMULATED_<KNOB>`` goes before them.
+    ``options`` are KNOBS; the environment's ``BERTBENCH_SIMULATED_<KNOB>`` goes before them. The
+    variable ``visible_devices_env`` hides devices from the process and renumbers the rest.
     Raises Unsupported where it cannot be built or another device already has PrivateUse1.
     """
     settings = _settings(options)
@@ -249,10 +253,13 @@ def install(name: str, **options: Any) -> ModuleType:
         raise Unsupported(f"torch.{name} exists: the simulated accelerator needs another name")
     library = _Library()
     _apply(library, settings)
-    torch.utils.rename_privateuse1_backend(name)
+    backend_registration.rename_privateuse1_backend(name)
     module = _Module(name, library, settings.get("lacks", ()))
+    visible = _visible(visible_devices_env, library.get("device_count"))
+    library.set("device_count", len(visible))
+    module.visible = visible
     torch._register_device_module(name, module)
-    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    backend_registration.generate_methods_for_privateuse1_backend(for_storage=True)
     _installed.append(module)
     return module
 
@@ -289,6 +296,17 @@ def _apply(library: _Library, settings: dict[str, Any]) -> None:
     library.set("tf32", bool(settings.get("tf32")))
     for op in settings.get("fallback", ()):
         library.fall_back(op)
+
+
+def _visible(variable: str | None, count: int) -> list[int]:
+    """Devices named in the variable, up to the first that does not exist."""
+    text = os.environ.get(variable) if variable else None
+    if text is None:
+        return list(range(count))
+    have = {str(index): index for index in range(count)}
+    entries = [have.get(entry.strip()) for entry in text.split(",")]
+    end = entries.index(None) if None in entries else len(entries)
+    return [entry for entry in entries[:end] if entry is not None]
 
 
 def _signed(seed: int) -> int:
