@@ -185,4 +185,4 @@ def reports_board(device: int, board: Sequence[int], run: Sequence[int]) -> bool
     Two chips on one card share a power sensor. Summed over the ranks, the card must count once:
     the first of its devices that this ``run`` uses reports it. All are the machine's ids.
     """
-    return device == min({other for other in board if other in run} | {device})
+    return device not in run or device == min(other for other in board if other in run)
