@@ -26,6 +26,7 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench list                 the recipes, what they need and how long they take
   bertbench describe RECIPE      every value of a recipe, its hash, its inputs
   bertbench run RECIPE [flags]   run one; --dry_run says what would run
+  bertbench calibrate            the rates this device reaches: what utilisation is a share of
   bertbench data VERB            prepare, pack or check training data
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
   bertbench new-backend NAME     a package for a device that is not here yet
@@ -215,6 +216,12 @@ def _data(args: list[str]) -> int:
     return data_main(args)
 
 
+def _calibrate(args: list[str]) -> int:
+    from common.calibrate import main as calibrate_main
+
+    return calibrate_main(args)
+
+
 def _validate(args: list[str]) -> int:
     from common.results.validate import main as validate_main
 
@@ -239,6 +246,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "describe": _describe,
     "run": _run,
+    "calibrate": _calibrate,
     "data": _data,
     "validate": _validate,
     "new-backend": _new_backend,

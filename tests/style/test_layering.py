@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENTRIES = {"common/cli.py", "common/doctor.py", "common/runner.py"}
+ENTRIES = {"common/calibrate.py", "common/cli.py", "common/doctor.py", "common/runner.py"}
 """The only files of common/ that bring backends and benchmarks together."""
 
 VENDOR_PACKAGES = {

@@ -8,15 +8,19 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from common.measure.code import code_hash, git_state
 from common.measure.metric import SHARED, metric
+from common.measure.summary import reading, summarise
 from common.measure.system import describe_system
 from common.measure.telemetry import Sampler, energy
 from common.measure.throughput import RateMeter, Window, merge_ranks
+from common.progress import Progress
+from common.training import Outcome
 
 
 class Async:
@@ -46,7 +50,7 @@ def device() -> Async:
 def run(meter: RateMeter, device: Async, steps: int) -> None:
     for _ in range(steps):
         device.step()
-        meter.add(samples=2, real_tokens=5, padded_tokens=8)
+        meter.add(samples=2, real_tokens=5, padded_tokens=8, model_flops=70)
 
 
 def test_rate_is_timed_samples_over_timed_seconds(device: Async) -> None:
@@ -57,6 +61,7 @@ def test_rate_is_timed_samples_over_timed_seconds(device: Async) -> None:
     run(meter, device, 100)
     window = meter.stop()
     assert (window.steps, window.samples) == (100, 200)
+    assert window.model_flops_per_second == pytest.approx(700)
     assert window.seconds == pytest.approx(10)
     assert window.sequences_per_second == pytest.approx(20)
     assert window.real_tokens_per_second == pytest.approx(50)
@@ -75,7 +80,12 @@ def test_pauses_do_not_count(device: Async) -> None:
     meter.resume()
     run(meter, device, 1)
     assert meter.stop() == Window(
-        steps=4, samples=8, real_tokens=20, padded_tokens=32, seconds=pytest.approx(0.4)
+        steps=4,
+        samples=8,
+        real_tokens=20,
+        padded_tokens=32,
+        model_flops=280,
+        seconds=pytest.approx(0.4),
     )
 
 
@@ -115,11 +125,14 @@ def test_a_meter_is_used_once_and_only_while_it_runs(device: Async) -> None:
 
 def test_ranks_add_and_the_slowest_counts() -> None:
     def w(seconds: float) -> Window:
-        return Window(steps=100, samples=200, real_tokens=7, padded_tokens=9, seconds=seconds)
+        return Window(
+            steps=100, samples=200, real_tokens=7, padded_tokens=9, model_flops=600, seconds=seconds
+        )
 
     assert merge_ranks([w(10), w(10)]).sequences_per_second == 40  # averaging would give 20
     assert merge_ranks([w(10), w(20)]).sequences_per_second == 20
     assert merge_ranks([w(10), w(20)]).steps == 100
+    assert merge_ranks([w(10), w(20)]).model_flops_per_second == 60
     assert merge_ranks(iter([w(10), w(20)]), counts_are_global=True) == w(20)
 
 
@@ -206,6 +219,99 @@ def test_a_failing_sensor_gives_a_reason_and_no_energy() -> None:
     assert sampler.problem == "test: device lost"
     assert sampler.energy_j() is None
     assert sampler.power_w() is None
+
+
+def told(*readings: dict[str, float], start: float = 0.0) -> Sampler:
+    """A sampler after one window, a second between readings."""
+    now = iter(start + i for i in range(len(readings)))
+    left = iter(readings)
+    sampler = Sampler(lambda: next(left), source="test", period_s=3600, clock=lambda: next(now))
+    sampler.start()
+    for _ in readings[2:]:
+        sampler.take()
+    sampler.stop()
+    return sampler
+
+
+def test_throttling_is_told_in_seconds_up_to_the_readings_that_say_so() -> None:
+    hot = {"throttled": 1.0, "temperature_c": 91.0}
+    cold = {"throttled": 0.0, "temperature_c": 60.0}
+    sampler = told(hot, cold, hot, hot, cold)
+    assert sampler.throttled_s() == 2  # the first reading ends no interval
+    assert sampler.highest("temperature_c") == 91
+    assert told(cold, cold, cold).throttled_s() == 0
+    silent = told({"power_w": 1.0}, {"power_w": 1.0})
+    assert silent.throttled_s() is None and silent.highest("temperature_c") is None
+
+
+def test_time_between_windows_is_not_throttled() -> None:
+    now = [0.0]
+    sampler = Sampler(
+        lambda: {"throttled": 1.0}, source="test", period_s=3600, clock=lambda: now[0]
+    )
+    for _ in range(2):
+        sampler.start()
+        now[0] += 3
+        sampler.stop()
+        now[0] += 1000
+    assert sampler.throttled_s() == 6
+
+
+def summary(*telemetry: Any) -> dict[str, float]:
+    """Metrics of a run whose ranks have these samplers."""
+    window = Window(steps=1, samples=8, real_tokens=80, model_flops=400, seconds=2.0)
+    outcome = Outcome(status="ok", reason="", progress=Progress(), train_window=window, run_s=4.0)
+    metrics = summarise(
+        outcome,
+        whole=True,
+        init_s=None,
+        e2e_s=5.0,
+        memory=[None],
+        sensors=[reading(t) for t in telemetry],
+    )
+    return {m.name: m.value for m in metrics}
+
+
+def test_ranks_add_their_energy_and_the_hottest_counts() -> None:
+    one = told({"power_w": 10.0, "temperature_c": 50.0}, {"power_w": 10.0, "throttled": 1.0})
+    two = told({"power_w": 20.0, "temperature_c": 70.0}, {"power_w": 20.0, "throttled": 0.0})
+    found = summary(one, two)
+    assert (found["energy_j"], found["power_w"]) == (30, 30)
+    assert (found["throttled_s"], found["temperature_max_c"]) == (1, 70)
+    assert found["model_flops_per_second"] == 200
+    # One counter for the processes of a machine: those without a sensor lack nothing.
+    assert summary(one, None)["power_w"] == 10
+
+
+def test_a_sensor_that_failed_on_one_rank_makes_the_sum_unknown() -> None:
+    def fails() -> dict[str, float]:
+        raise RuntimeError("lost")
+
+    lost = Sampler(fails, source="test", period_s=3600)
+    lost.start()
+    lost.stop()
+    good = told({"power_w": 10.0, "throttled": 0.0}, {"power_w": 10.0, "throttled": 0.0})
+    found = summary(good, lost)
+    assert "power_w" not in found and "energy_j" not in found
+    assert found["throttled_s"] == 0
+    answer = reading(lost)
+    assert answer is not None and answer.problem == "test: lost"
+    assert reading(None) is None
+
+
+def test_telemetry_of_another_kind_gives_what_it_has() -> None:
+    class Own:
+        source = "own"
+
+        def energy_j(self) -> float | None:
+            return 6.0
+
+        def power_w(self) -> float | None:
+            return 3.0
+
+    found = summary(Own())
+    assert (found["energy_j"], found["power_w"]) == (6, 3)
+    assert "throttled_s" not in found
 
 
 # -- RAPL ------------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model FLOPs against torch's own counter and against published figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.bert_pretraining.recipes import BASE, LARGE
+from common.measure.flops import encoder_flops, pretraining_flops
+from common.model.config import BertConfig
+from common.model.heads import BertForPreTraining
+from common.model.ops import Ops
+
+CONFIG = BertConfig(
+    vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
+    intermediate_size=80, max_position_embeddings=64,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", [[17], [64, 3, 30, 30, 9]])
+def test_the_formula_counts_what_torch_counts(make_batch, lengths) -> None:
+    torch.manual_seed(0)
+    model = BertForPreTraining(CONFIG, Ops()).train()
+    batch = make_batch(lengths, vocab_size=CONFIG.vocab_size, masked=2)
+    counter = FlopCounterMode(display=False)
+    # Torch's counter knows the products of the plain attention; fused ones recompute.
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        out = model(batch)
+        (out.mlm_loss + out.nsp_loss).backward()
+    expected = pretraining_flops(CONFIG, lengths, len(batch.masked_labels))
+    assert counter.get_total_flops() == expected
+
+
+def test_padding_is_not_counted_and_attention_is_per_sequence() -> None:
+    together, apart = encoder_flops(CONFIG, [40]), encoder_flops(CONFIG, [20, 20])
+    # 4 H per layer for each pair of tokens that sees each other.
+    assert together - apart == 3 * 4 * 32 * (40 * 40 - 2 * 20 * 20)
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "tera"),
+    # 6 x 12 H^2 L T + 12 T^2 H L, without heads.
+    [(LARGE, 384, 0.739), (BASE, 384, 0.212)],
+)
+def test_the_encoder_agrees_with_published_figures(config, length, tera) -> None:
+    assert 3 * encoder_flops(config, [length]) / 1e12 == pytest.approx(tera, abs=0.0006)
+
+
+def test_bert_large_at_512() -> None:
+    """1.95 GFLOP per real token of Wikipedia-like lengths, 1.01 to 1.02 TFLOP padded to 512."""
+    padded = pretraining_flops(LARGE, [512], 76)
+    assert padded / 1e12 == pytest.approx(1.02, abs=0.02)
