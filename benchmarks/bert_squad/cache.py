@@ -2,8 +2,8 @@
 """Features kept on disk, named by the hash of all that they depend on.
 
 The reference's cache is a pickle whose name leaves out the vocabulary, lower case and the v2 flag,
-and which is used without a look inside. This one is arrays only (safetensors, never a pickle), and its
-content is compared with its name's ingredients and with its own digest before it is used.
+and which is used without a look inside. This one is arrays only (safetensors, never a pickle), and
+its content is compared with its name's ingredients and with its own digest before it is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from benchmarks.bert_squad.examples import read_squad
 from benchmarks.bert_squad.features import FeatureOptions, Features, make_features
@@ -167,7 +167,8 @@ def _save(path: Path, meta: dict[str, Any], features: Features) -> None:
     # Under a name of its own first: ranks may write the same cache at the same time.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as work:
         made = Path(work) / path.name
-        save_file(arrays, made, metadata={_META: text})
+        # Not save_file, which leaves a file that nobody else on the machine may read.
+        made.write_bytes(save(arrays, metadata={_META: text}))
         sync(made)
         made.replace(path)
         sync(path.parent)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The feature cache: what its key holds, and that a stale or damaged one is never used."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from squad_files import VOCAB
+
+from benchmarks.bert_squad import cache
+from benchmarks.bert_squad.cache import cache_file, ingredients, stored_features
+from benchmarks.bert_squad.features import FeatureOptions, Features
+from common.errors import BadInput
+
+ANSWER = {"text": "two", "answer_start": 4}
+PARAGRAPHS = [
+    ("one two ten", [{"id": "x", "question": "q", "answers": [ANSWER], "is_impossible": False}]),
+    ("one ten", [{"id": "y", "question": "q", "answers": [ANSWER], "is_impossible": False}]),
+]
+OPTIONS = FeatureOptions(max_seq_length=16, doc_stride=2, max_query_length=4)
+
+
+@pytest.fixture
+def files(tmp_path, make_squad):
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
+    first, second = PARAGRAPHS
+    second[1][0]["answers"] = [{"text": "two", "answer_start": 0}]  # dropped
+    return make_squad([first, second]), vocab
+
+
+class Store:
+    """stored_features with its messages."""
+
+    def __init__(self, files, folder):
+        self.dataset, self.vocab = files
+        self.folder = folder
+        self.said: list[str] = []
+
+    def get(self, options=OPTIONS, training=True, v2=False):
+        self.said.clear()
+        return stored_features(
+            self.dataset, self.vocab, options, training=training, v2=v2,
+            folder=self.folder, say=self.said.append,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def store(files, tmp_path):
+    return Store(files, tmp_path / "cache" / "deep")
+
+
+def assert_same(one: Features, two: Features) -> None:
+    for field in fields(Features):
+        a, b = getattr(one, field.name), getattr(two, field.name)
+        assert (a is None) == (b is None), field.name
+        if a is not None:
+            assert a.dtype == b.dtype, field.name
+            assert np.array_equal(a, b), field.name
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_second_time_comes_from_the_cache(store, monkeypatch, training):
+    made = store.get(training=training)
+    assert not made.reused
+    assert store.said == [
+        "made.json: no feature cache for this file, vocabulary and options: making it"
+    ]
+    assert made.path is not None
+    assert [p.name for p in store.folder.iterdir()] == [made.path.name], "nothing is left behind"
+
+    def never(*_, **__):
+        raise AssertionError("features were made again")
+
+    monkeypatch.setattr(cache, "make_features", never)
+    again = store.get(training=training)
+    assert again.reused and store.said == []
+    assert_same(made.features, again.features)
+    assert (again.num_examples, again.dropped) == ((1, ["y"]) if training else (2, []))
+    assert (made.num_examples, made.dropped) == (again.num_examples, again.dropped)
+
+
+CHANGES = ["dataset", "vocab", "max_seq_length", "doc_stride", "max_query_length", "lowercase",
+           "training", "v2", "code", "unicode", "tokenizers"]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_ingredient_changes_the_key(files, tmp_path, monkeypatch, change):
+    dataset, vocab = files
+    options, told = OPTIONS, {"training": True, "v2": False}
+    before = cache_file(tmp_path, dataset, ingredients(dataset, vocab, options, **told))
+    if change == "dataset":
+        dataset.write_text(dataset.read_text() + "\n")
+    elif change == "vocab":
+        vocab.write_text(vocab.read_text() + "more\n")
+    elif change in told:
+        told[change] = not told[change]
+    elif change == "code":
+        monkeypatch.setattr(cache, "_CODE", cache._CODE[:-1])
+    elif change == "unicode":
+        monkeypatch.setattr(cache.unicodedata, "unidata_version", "1.0.0")
+    elif change == "tokenizers":
+        monkeypatch.setattr(cache, "version", lambda name: f"{name} of tomorrow")
+    elif change == "lowercase":
+        options = replace(options, lowercase=False)
+    else:
+        options = replace(options, **{change: getattr(options, change) + 1})
+    after = cache_file(tmp_path, dataset, ingredients(dataset, vocab, options, **told))
+    assert before != after
+
+
+def test_the_key_names_every_option(files):
+    """A new option must not be forgotten: all fields of FeatureOptions are ingredients."""
+    found = ingredients(*files, OPTIONS, training=True, v2=False)
+    assert {field.name for field in fields(FeatureOptions)} <= set(found)
+
+
+def test_a_copied_file_shares_the_key(files, tmp_path):
+    """The key is of the content, not of the place."""
+    dataset, vocab = files
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    copies = [shutil.copy(path, other) for path in files]
+    told = {"training": True, "v2": False}
+    one = ingredients(dataset, vocab, OPTIONS, **told)
+    assert one == ingredients(*map(type(dataset), copies), OPTIONS, **told)
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda path: flip(path, -1), "its content is not what was written"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "it is no feature cache"),
+        (lambda path: path.write_bytes(b""), "it is no feature cache"),
+        (lambda path: path.write_bytes(b"\x80\x04K\x01." * 9), "it is no feature cache"),
+        (lambda path: (path.unlink(), path.mkdir()), "it cannot be read"),
+    ],
+    ids=["last bit", "cut", "empty", "pickle", "folder"],
+)
+def test_a_damaged_cache_is_made_anew(store, damage, reason):
+    made = store.get()
+    damage(made.path)
+    again = store.get()
+    assert not again.reused
+    assert_same(made.features, again.features)
+    assert f"is not used ({reason}" in store.said[0]
+    if again.path is not None:  # not written over a folder
+        assert store.get().reused and store.said == []
+    else:
+        assert "could not be written" in store.said[1]
+
+
+def test_no_flipped_bit_goes_unnoticed(store):
+    """Wherever it is: the features are made anew, or they are the same."""
+    made = store.get()
+    content, anew = made.path.read_bytes(), 0
+    for at in range(3, len(content), 23):
+        made.path.write_bytes(content)
+        flip(made.path, at)
+        again = store.get()
+        assert_same(made.features, again.features)
+        anew += not again.reused
+    assert anew > 0.9 * len(content) // 23, "only blanks that pad the header may change"
+
+
+@pytest.mark.parametrize("what", ["num_examples", "dropped"])
+def test_a_changed_note_counts_as_damage(store, what):
+    path = store.get().path
+    content = path.read_bytes()
+    old, new = {"num_examples": (b's\\": 1,', b's\\": 2,'), "dropped": (b'"y', b'"z')}[what]
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+    assert not store.get().reused
+    assert "its content is not what was written" in store.said[0]
+
+
+def test_a_cache_under_another_name_is_stale(store):
+    """As if two keys collided, or a file was renamed by hand."""
+    other = store.get(replace(OPTIONS, doc_stride=3))
+    wanted = store.get()
+    other.path.replace(wanted.path)
+    again = store.get()
+    assert not again.reused
+    assert "(it was made from another doc_stride): making it anew" in store.said[0]
+    assert_same(again.features, wanted.features)
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(store, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    made = store.get()
+    assert (made.path, made.num_examples) == (None, 1)
+    assert "is not used" in store.said[0] or "no feature cache" in store.said[0]
+    assert "could not be written" in store.said[1]
+
+
+def test_missing_files(store, tmp_path):
+    store.vocab = tmp_path / "none.txt"
+    with pytest.raises(BadInput, match=r"vocabulary .*none.txt: no such file"):
+        store.get()
+    store.dataset = tmp_path / "none.json"
+    with pytest.raises(BadInput, match=r"SQuAD file .*none.json: no such file"):
+        store.get()
