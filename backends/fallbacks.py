@@ -3,7 +3,7 @@
 
 torch's boxed fallback (``at::native::cpu_fallback``) copies the operation's tensors with
 ``aten::_to_cpu``, which nothing else calls: in a profile it stands below the operation that fell
-back, forward and backward.
+back, forward and backward. One that has no tensors to copy is not seen.
 """
 
 from __future__ import annotations

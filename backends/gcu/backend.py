@@ -122,7 +122,7 @@ class Gcu(Accelerator):
 
     # -- what it is ---------------------------------------------------------------------------
     def _driver(self) -> str | None:
-        return driver_version(self.device.index)
+        return None if self.simulated else driver_version(self.device.index)
 
     def _runtime(self) -> str | None:
         runtime = tops_runtime()
@@ -137,7 +137,8 @@ class Gcu(Accelerator):
         return _watch_fallbacks()
 
     def _sensors(self) -> Sensors:
-        return find_sensors(self.device.index)
+        # A real card in the same machine must not lend its power to a simulated one.
+        return find_sensors(self.device.index, tools=not self.simulated)
 
 
 def _obstacle() -> str | None:

@@ -22,31 +22,32 @@ VISIBLE = "TOPS_VISIBLE_DEVICES"
 Read = Callable[[], dict[str, float]]
 
 
-def find_sensors(index: int) -> Sensors:
+def find_sensors(index: int, *, tools: bool = True) -> Sensors:
     """The sensors of this process's device ``index``, by the first source that tells its power.
 
-    A source without power is taken only where none has it (a sleeping card shows "-").
-    Unsupported, naming every source in one line, where none works.
+    A source without power is taken only where none has it (a sleeping card shows "-"). ``tools``:
+    also ask efsmi, which knows real cards only. Unsupported, naming every source in one line,
+    where none works.
     """
     entry = visible_entry(index, os.environ.get(VISIBLE))
     if entry.startswith(("DRS-", "MIG-")):
         raise Unsupported(f"{entry} is a slice of a card: it has no power of its own")
     working: list[Sensors] = []
-    problems = []
-    for source, attach in _SOURCES.items():
+    problems: dict[str, list[str]] = {}
+    for source, attach in (_LIBRARIES | _TOOLS if tools else _LIBRARIES).items():
         try:
             read = attach(entry)
             reading = read()
         except Exception as error:  # every binding has its own kind
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            problems.append(f"{source}: {lines[0].removeprefix('efsmi: ')}")
+            problems.setdefault(lines[0].removeprefix("efsmi: "), []).append(source)
             continue
-        found = Sensors(read, source, TOOL_PERIOD_S if source.startswith("efsmi") else 0.1)
+        found = Sensors(read, source, TOOL_PERIOD_S if source in _TOOLS else 0.1)
         if "power_w" in reading:
             return found
         working.append(found)
     if not working:
-        raise Unsupported("; ".join(problems))
+        raise Unsupported("; ".join(f"{', '.join(who)}: {why}" for why, who in problems.items()))
     return working[0]
 
 
@@ -242,9 +243,11 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-_SOURCES: dict[str, Callable[[str], Read]] = {
+_LIBRARIES: dict[str, Callable[[str], Read]] = {
     "pyefml": _efml_by_handle,
     "pyefml by index": _efml_by_index,
+}
+_TOOLS: dict[str, Callable[[str], Read]] = {
     "efsmi --json-format": lambda entry: _efsmi(entry, efsmi_json),
     "efsmi": lambda entry: _efsmi(entry, efsmi_text),
 }
