@@ -31,6 +31,7 @@ from common.model.ops import Ops
 
 Version = tuple[int, int]
 NO_DEVICE = "no device"
+WRONG_TYPE = "computes in 16-bit floats only"
 
 
 class Cuda(Accelerator):
@@ -152,7 +153,7 @@ class Cuda(Accelerator):
 
     def _why_no_kernel(self, name: str, dtype: torch.dtype) -> str | None:
         if dtype not in KERNELS[name].dtypes:
-            return "computes in 16-bit floats only"
+            return WRONG_TYPE
         return why_not(CudaOps(name), self.device, dtype)
 
     def _compilers(self, notes: dict[str, str]) -> tuple[str, ...]:
@@ -210,7 +211,8 @@ class Cuda(Accelerator):
         for name, why in self._attention[_compute(precision)].items():
             if why is None:
                 return CudaOps(name, passed_over=passed_over)
-            passed_over[name] = why
+            if why != WRONG_TYPE:
+                passed_over[name] = why
         return CudaOps("plain", passed_over=passed_over)
 
     def _ops(self, kernels: str, precision: str) -> Ops:

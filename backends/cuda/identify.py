@@ -34,8 +34,8 @@ class Vendor:
     def advice(self) -> str:
         """Why the wrong backend refuses this device, and what to do instead."""
         if self.backend is None:
-            return f"this is a {self.label} device: there is no adapter for it yet"
-        return f"this is a {self.label} device: use --backend {self.backend}"
+            return f"found a device of {self.label}: there is no adapter for it yet"
+        return f"found a device of {self.label}: use --backend {self.backend}"
 
 
 NVIDIA = Vendor(

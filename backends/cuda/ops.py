@@ -50,22 +50,22 @@ one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is no
 class CudaOps(Ops):
     """Plain PyTorch, but for attention: one call for the whole batch instead of one a sequence."""
 
-    name = "cuda"
-
     def __init__(
         self, kernel: str, *, passed_over: Mapping[str, str] | None = None, aten: Any = None
     ) -> None:
         """``kernel`` is a name in KERNELS, or ``plain``.
 
-        ``passed_over`` says of faster kernels why they are not used, for the record; ``aten``
+        ``passed_over`` says of faster kernels how they failed, for the record; ``aten``
         replaces torch's operators in tests.
         """
+        self.name = kernel
         self._kernel, self._passed_over = kernel, dict(passed_over or {})
         self._aten = torch.ops.aten if aten is None else aten
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        skipped = {f"attention, not {k}": why for k, why in self._passed_over.items()}
+        failed = "; ".join(f"{k}: {why}" for k, why in self._passed_over.items())
+        skipped = {"attention_passed_over": failed} if failed else {}
         if self._kernel == "plain":
             return {**super().kernels, **skipped}
         return {"attention": KERNELS[self._kernel].label, "other": "torch", **skipped}
