@@ -117,7 +117,8 @@ def why_not(ops: Ops, device: torch.device, dtype: torch.dtype) -> str | None:
     """Try ``ops.attention`` on a tiny ragged batch; why it cannot be used, or None: it can.
 
     Forward and backward are compared with plain PyTorch on the host in float32, from the same
-    rounded inputs. Then once more with dropout, which some builds of the kernels lack.
+    rounded inputs. Then once more with dropout, whose backward pass must drop what the forward
+    pass dropped.
     """
     num_heads, head, total = 2, 64, sum(CHECK_LENGTHS)
     generator = torch.Generator().manual_seed(0)
@@ -145,8 +146,15 @@ def why_not(ops: Ops, device: torch.device, dtype: torch.dtype) -> str | None:
         off = float((mine - right).abs().max() / right.abs().max())
         if not off <= TOLERANCES[dtype]:
             return f"its {what} differs from plain PyTorch's by {off:.1e} of the largest value"
-    if not all(bool(t.isfinite().all()) for t in with_dropout):
+    out, gradient = with_dropout
+    if not (bool(out.isfinite().all()) and bool(gradient.isfinite().all())):
         return "with dropout its output or gradient is not finite"
-    if torch.equal(with_dropout[0], got[0]):
+    if torch.equal(out, got[0]):
         return "it ignores dropout"
+    # The output is linear in v, so sum(out * dL/dout) = sum(v * dL/dv) in every column, if and
+    # only if both passes drop the same.
+    v, dv = (t.float()[:, -out.shape[1] :] for t in (values, gradient))
+    forward, backward = (out * weights.float()).sum(0), (v * dv).sum(0)
+    if not (forward - backward).abs().max() <= TOLERANCES[dtype] * forward.abs().max():
+        return "its backward pass does not drop what its forward pass dropped"
     return None

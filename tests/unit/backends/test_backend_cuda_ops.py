@@ -212,9 +212,17 @@ class BadDropout(Computed):
         return (out * float("inf") if args[8] else out,)
 
 
+class OtherDropsBehind(Computed):
+    def _efficient_attention_forward(self, *args: Any) -> Any:
+        seen, derived = (super(OtherDropsBehind, self)._efficient_attention_forward(*args)[0]
+                         for _ in range(2))  # fmt: skip
+        return (seen.detach() + (derived - derived.detach()),)
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
+        (OtherDropsBehind(), "its backward pass does not drop what its forward pass dropped"),
         (Raises(), "RuntimeError: FATAL: kernel is for sm80, but was built for sm70"),
         (Computed(lambda out: out * 1.001), "its output differs from plain PyTorch's by 1.0e-03"),
         (Computed(lambda out: out * float("nan")), "its output differs"),
