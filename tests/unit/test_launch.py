@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bert_pretraining.launch import Launch, plan
+from benchmarks.bert_pretraining.launch import Launch, main, plan
 from benchmarks.bert_pretraining.recipes import PRESETS
 from common.errors import BadInput, Unsupported
 
@@ -163,6 +163,24 @@ def test_sigterm_reaches_the_processes() -> None:
 def test_refusals(argv: str, environment: dict[str, str], message: str) -> None:
     with pytest.raises((BadInput, Unsupported), match=message):
         go(argv, **environment)
+
+
+def test_only_the_backend_that_was_named_is_examined(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["--backend", "tpu"]) == 2
+    assert "launch: unknown backend 'tpu'; known: cuda" in capsys.readouterr().err
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command[1:])
+        return subprocess.CompletedProcess(command, 1, "", "Traceback: torch is broken")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    for flags in (["--backend", "gcu"], []):
+        assert main(flags) == 2
+        assert "torch is broken" in capsys.readouterr().err
+    assert asked == [["doctor", "--json", "gcu"], ["doctor", "--json"]]
 
 
 def test_scripts_of_the_root_lead_to_the_launcher() -> None:
