@@ -111,7 +111,7 @@ def main(args: Sequence[str]) -> int:
 
 def effort(backend: Backend, quick: bool) -> Effort:
     """Enough work to fill an accelerator, or about a minute of a host."""
-    device = is_worthwhile(backend)
+    device = is_worthwhile(backend) and not backend.describe().simulated
     tokens, copied = (16384, 1 << 28) if device else (1024, 1 << 26)
     return Effort(tokens // 4, 3, copied) if quick else Effort(tokens, 7, copied)
 

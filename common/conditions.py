@@ -36,10 +36,20 @@ def device_facts(
     }
 
 
-def device_notes(backend: Backend, device: DeviceInfo) -> list[str]:
-    """What a user would expect and this device does not give, and what its results are worth."""
+def device_notes(
+    backend: Backend, device: DeviceInfo, checks: Mapping[str, str], gelu: str
+) -> list[str]:
+    """What a user would expect and this device does not give, and what its results are worth.
+
+    ``gelu`` is the form that the model asks for; ``checks`` come from ``verify_precision``.
+    """
     known = backend.capabilities.notes
     notes = [f"{what}: {known[what]}" for what in EXPECTED if what in known]
+    if gelu == "erf" and checks.get("gelu", gelu) != gelu:
+        why = f" ({checks['gelu_note']})" if "gelu_note" in checks else ""
+        notes.append(
+            f"the model's GELU is the exact one, the device computes {checks['gelu']}{why}"
+        )
     if device.simulated:
         notes.append("simulated device: its figures are no result")
     elif backend.verified == "documents":

@@ -222,7 +222,10 @@ class Run:
         kernels = ", ".join(sorted(set(facts["kernels"].values())))
         console.say(f"  compute     {facts['precision']}, kernels {kernels}")
         console.say(f"  threads     {torch.get_num_threads()} in each process")
-        notes = [*settings.notes, *device_notes(self.backend, devices[0])]
+        notes = [
+            *settings.notes,
+            *device_notes(self.backend, devices[0], facts["device_checks"], gelu=recipe.model.gelu),
+        ]
         if saved is not None and saved[1]["world_size"] != self.world.size:
             notes.append(
                 f"resumed on {self.world.size} processes, saved on {saved[1]['world_size']}: the "

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,12 +126,15 @@ def test_the_command_writes_what_runs_look_for(
     assert Path(again["file"]).exists() and again["schema_version"] == 1
 
 
-def test_a_host_is_measured_with_less() -> None:
+def test_a_host_is_measured_with_less(monkeypatch) -> None:
     backend = CpuRef()
     assert effort(backend, False).tokens == 1024
     assert effort(backend, True).tokens == 256
     backend.device = torch.device("meta")
     assert effort(backend, False).tokens == 16384
+    info = replace(backend.describe(), simulated=True)
+    monkeypatch.setattr(CpuRef, "describe", lambda self: info)
+    assert effort(backend, False).tokens == 1024
 
 
 def test_it_runs_on_this_machine() -> None:
