@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
+import itertools
 import json
 import math
 import os
@@ -62,6 +64,10 @@ fp16) or to 7 (bf16) bounds it: half a unit in the last place is 2^-11 and 2^-8.
 stayed below 4e-4. fp32 differs only in the order of sums: 2^-24 each, some dozens of them in a
 row, amplified by ten steps; 1e-7 was seen. The erf form of GELU in place of the tanh form moves
 the losses by more than 1e-5."""
+
+TRIES = 10
+"""Of what compares two readings of clocks: a busy host may come between them, a wrong clock is
+wrong in each."""
 
 GRADIENT_TOLERANCE = {"fp32": 1e-5, "tf32": 4e-3, "fp16": 4e-3, "bf16": 3e-2}
 """Norm of the difference over the norm of a parameter's gradient (at least a hundredth of the
@@ -306,14 +312,15 @@ def timed(backend: Backend, work: Work, units: int) -> float:
 
 
 def test_timer_reads_n_times_the_work_as_n_times_the_seconds(backend: Backend, work: Work) -> None:
-    """Eight times the work reads as four to sixteen times the seconds (the least of five)."""
-    pairs = [(timed(backend, work, 1), timed(backend, work, 8)) for _ in range(5)]
-    once, many = (min(column) for column in zip(*pairs, strict=True))
-    assert once > 0
-    assert 4 < many / once < 16, (
-        f"one unit of work reads {once:.6f} s, eight units {many:.6f} s: the timer reads a clock "
-        "that is not the work's"
-    )
+    """Eight times the work reads as four to sixteen times the seconds, in one of ten tries."""
+    pairs = []
+    for _ in range(TRIES):
+        once, many = timed(backend, work, 1), timed(backend, work, 8)
+        if 0 < 4 * once < many < 16 * once:
+            return
+        pairs.append((once, many))
+    pytest.fail(f"seconds of one unit of work and of eight were {pairs}: the timer reads a clock "
+                "that is not the work's", pytrace=False)  # fmt: skip
 
 
 @pytest.mark.parametrize("clock", ["the adapter's", "host-sync"])
@@ -325,32 +332,42 @@ def test_timer_agrees_with_the_arrival_of_the_result(
     Time in which the device waits for the host counts, too: a step is as long as it is.
     """
     for idle_s in (0.0, 0.1):
-        timer = backend.timer() if clock == "the adapter's" else HostTimer(backend.synchronize)
-        work.settle()
-        begin = time.perf_counter()
-        timer.start()
-        time.sleep(idle_s)
-        result = work(8)
-        timer.stop()
-        float(result[0, 0])
-        wall = time.perf_counter() - begin
-        (seconds,) = timer.seconds()
-        assert 0.5 * wall < seconds < 1.1 * wall + 1e-3, (
-            f"clock {timer.clock} reads {seconds:.6f} s for work whose result arrived after "
-            f"{wall:.6f} s (the host slept {idle_s} s of them): synchronise before reading the "
-            "host's clock, read a wall clock, and give seconds (events give milliseconds)"
-        )
+        tries = []
+        for _ in range(TRIES):
+            timer = backend.timer() if clock == "the adapter's" else HostTimer(backend.synchronize)
+            work.settle()
+            begin = time.perf_counter()
+            timer.start()
+            time.sleep(idle_s)
+            result = work(8)
+            timer.stop()
+            float(result[0, 0])
+            wall = time.perf_counter() - begin
+            (seconds,) = timer.seconds()
+            tries.append((seconds, wall))
+            if 0.5 * wall < seconds < 1.1 * wall + 1e-3:
+                break
+        else:
+            pytest.fail(
+                f"(seconds of clock {timer.clock}, seconds until the result arrived) were {tries} "
+                f"(the host slept for {idle_s} s of them): synchronise before reading the host's "
+                "clock, read a wall clock, and give seconds (events give milliseconds)",
+                pytrace=False,
+            )
 
 
 def test_synchronize_waits_for_the_device(backend: Backend, work: Work) -> None:
     """After ``synchronize()`` the result is there: reading it takes no time to speak of."""
-    result = work(8)
-    backend.synchronize()
-    begin = time.perf_counter()
-    float(result[0, 0])
-    left = time.perf_counter() - begin
-    whole = work.wall(8)
-    assert left < 0.5 * whole, f"{left:.6f} of {whole:.6f} s were left after synchronize()"
+    left, whole = [], work.wall(8)
+    for _ in range(TRIES):
+        result = work(8)
+        backend.synchronize()
+        begin = time.perf_counter()
+        float(result[0, 0])
+        left.append(time.perf_counter() - begin)
+        if left[-1] < 0.5 * whole:
+            return
+    pytest.fail(f"of {whole} s of work, {left} s were left after synchronize()", pytrace=False)
 
 
 @contextlib.contextmanager
@@ -455,8 +472,9 @@ def test_peak_memory_grows_by_a_known_allocation(backend: Backend) -> None:
         assert not backend.capabilities.memory_stats, "claims memory_stats, but gives no peak"
         pytest.skip(f"{backend.name} tells no peak memory")
     size, held = 32 * MIB, []
-    total = backend.describe().memory_bytes
-    limit = min(psutil.virtual_memory().available, total or MIB**2) // 2 // size
+    gc.collect()
+    gone = max(0, before.peak_memory_bytes - psutil.Process().memory_info().rss)
+    limit = 8 + (0 if backend.capabilities.memory_stats else gone // size)
 
     def peak_with_one_more() -> int:
         held.append(torch.ones(size // 4, device=backend.device))
@@ -468,9 +486,11 @@ def test_peak_memory_grows_by_a_known_allocation(backend: Backend) -> None:
     now = peak_with_one_more()
     while now <= before.peak_memory_bytes + size // 2 and len(held) < limit:
         now = peak_with_one_more()
-    grown = peak_with_one_more() - now
-    assert 0.8 * size <= grown <= 1.5 * size, (
-        f"{size} more bytes on the device moved the peak by {grown}: count bytes of this device"
+    peaks = [now, *(peak_with_one_more() for _ in range(5))]
+    grown = [after - before for before, after in itertools.pairwise(peaks)]
+    assert 0.8 * size <= sorted(grown)[2] <= 1.5 * size, (
+        f"{size} more bytes on the device, five times, moved the peak by {grown}: count bytes of "
+        "this device"
     )
     if backend.capabilities.memory_stats:
         held.clear()
