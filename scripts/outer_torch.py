@@ -28,14 +28,14 @@ PLUGINS = (
     "habana_frameworks",
     "intel_extension_for_pytorch",
 )
-"""Packages by which vendors add their device to torch."""
+"""Packages by which vendors add their device to torch; others are found by their entry point."""
 
 
 def describe() -> dict[str, str]:
     """``kind`` is none, plain, vendor or broken; ``what`` says it in words."""
     if importlib.util.find_spec("torch") is None:
         return {"kind": "none", "what": "no torch"}
-    plugins = [name for name in PLUGINS if importlib.util.find_spec(name)]
+    plugins = find_plugins()
     # A broken plugin is not a broken torch: `bertbench doctor` says what is wrong with it.
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     try:
@@ -65,6 +65,17 @@ def describe() -> dict[str, str]:
         "version": version,
         "supported": "yes" if supported(version) else "no",
     }
+
+
+def find_plugins() -> list[str]:
+    """Installed packages that add a device to torch, found without importing them."""
+    found = [name for name in PLUGINS if importlib.util.find_spec(name)]
+    for distribution in importlib.metadata.distributions():
+        for entry in distribution.entry_points:
+            name = entry.value.split(":")[0].split(".")[0]
+            if entry.group == "torch.backends" and name not in found:
+                found.append(name)
+    return found
 
 
 def supported(version: str) -> bool:

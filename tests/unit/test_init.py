@@ -113,6 +113,18 @@ def test_errors_name_the_fix(
     assert message in done.stderr
 
 
+def test_a_plugin_that_nobody_knows_is_seen_by_its_entry_point(
+    checkout: Path, tmp_path: Path
+) -> None:
+    python = fake_python(tmp_path / "p", torch_text("2.10.0+cpu"), "acme-1.0.dist-info")
+    info = tmp_path / "p" / "packages" / "acme-1.0.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[torch.backends]\nacme = acme_torch:_autoload\n")
+    done = init(checkout, python)
+    assert done.returncode == 0, done.stderr
+    assert "found torch 2.10.0+cpu (acme_torch): used as it is" in done.stdout
+
+
 def test_a_broken_plugin_is_not_a_broken_torch(checkout: Path, tmp_path: Path) -> None:
     """torch imports plugins by itself; init.sh leaves what is wrong with them to the doctor."""
     text = torch_text("2.10.0+cpu") + (
