@@ -24,3 +24,17 @@ def learning_rate(
     if into_warmup < warmup_steps:
         return base * max(into_warmup, 0) / warmup_steps
     return base * (1.0 - min(step / total_steps, 1.0)) ** power
+
+
+def warmup_linear(step: int, *, base: float, total_steps: int, warmup_proportion: float) -> float:
+    """The rate of step ``step``, counted from 0, as BERT is fine-tuned (NVIDIA's run_squad.py).
+
+    With progress x = step / total_steps: ``base * x / warmup_proportion`` while x is below it,
+    then linearly down from ``base`` to 0 at the end, where it stays.
+    """
+    progress = step / total_steps
+    if progress < warmup_proportion:
+        return base * progress / warmup_proportion
+    if warmup_proportion >= 1:
+        return base
+    return base * max((progress - 1) / (warmup_proportion - 1), 0.0)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BERT that marks the answer's first and last token. Shapes as in common/model/ops.py.
+
+There is no pooler: nothing reads it, and the reference keeps it out of the optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.data.batch import Tokens
+from common.model.bert import BertEncoder, initialize, linear
+from common.model.config import BertConfig
+from common.model.ops import Ops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanBatch:
+    """One micro-batch of features: a question and a window of its paragraph each."""
+
+    tokens: Tokens
+    rows: Tensor
+    """int64 [T], the sequence that each token is of."""
+    start: Tensor | None = None
+    """int64 [B], position in its sequence of the answer's first token; None without answers."""
+    end: Tensor | None = None
+    """int64 [B], of its last token, inclusive."""
+
+    @property
+    def num_samples(self) -> int:
+        """B, known on the host."""
+        return len(self.tokens.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """T, known on the host."""
+        return self.tokens.num_tokens
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> SpanBatch:
+        """The same batch on ``device``."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            tokens=self.tokens.to(device, non_blocking),
+            rows=self.rows.to(device, non_blocking=non_blocking),
+            start=move(self.start),
+            end=move(self.end),
+        )
+
+
+class BertForQuestionAnswering(nn.Module):
+    """An encoder and one linear layer of two outputs; initialised."""
+
+    def __init__(self, config: BertConfig, ops: Ops) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.encoder = BertEncoder(config, ops)
+        self.qa_outputs = linear(config.hidden_size, 2)
+        initialize(self, config.initializer_range)
+
+    def forward(self, batch: SpanBatch) -> Tensor:
+        """Scores of each token as the answer's first and as its last: [T, 2], float32."""
+        hidden = self.encoder(batch.tokens)
+        weight = self.qa_outputs.weight.to(hidden.dtype)
+        return F.linear(hidden, weight, self.qa_outputs.bias.to(hidden.dtype)).float()
+
+
+def span_loss(logits: Tensor, batch: SpanBatch) -> Tensor:
+    """Mean of the two cross-entropies over each sequence's own tokens, summed over B: a scalar.
+
+    The references also let padding compete in these softmaxes; here there is none.
+    """
+    assert batch.start is not None and batch.end is not None
+    tokens = batch.tokens
+    shape = (len(tokens.lengths), tokens.max_length, 2)
+    grid = logits.new_full(shape, float("-inf"))
+    grid = grid.index_put((batch.rows, tokens.position_ids), logits)
+    first = F.cross_entropy(grid[..., 0], batch.start, reduction="sum")
+    last = F.cross_entropy(grid[..., 1], batch.end, reduction="sum")
+    return (first + last) / 2
