@@ -234,7 +234,13 @@ class Cuda(Accelerator):
         return CudaOps(kernels)
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
-        return packages.ApexLamb() if kernels == "apex" else None
+        if kernels != "apex":
+            return None
+        kernel = packages.ApexLamb()
+        why = packages.lamb_why_not(kernel, self.device)
+        if why is not None:
+            raise Unsupported(f"--kernels apex: {why}")
+        return kernel
 
     # -- observation --------------------------------------------------------------------------
     def _sensors(self) -> Sensors:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backends.base import LambKernel
 from backends.cuda.ops import Kernel, check_inputs
 from common.data.batch import Tokens
 from common.errors import Unsupported
 from common.model.ops import Ops
+from common.optim.lamb import lamb_update
 
 HOW_TO_GET = {
     "apex": "NVIDIA's apex is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or "
@@ -97,6 +99,26 @@ class ApexLamb:
             grad_norm, 1.0,  # a norm of 0 is never above the limit of 1: no clipping
             False,  # the trust ratio only where there is weight decay
         )  # fmt: skip
+
+
+def lamb_why_not(kernel: LambKernel, device: torch.device) -> str | None:
+    """Two tiny updates by ``kernel`` against the plain ones; why it cannot be used, or None."""
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((12, 8), (5, 3))]
+    worst = 0.0
+    for weight_decay in (0.01, 0.0):
+        results = []
+        for update, on in ((kernel, device), (lamb_update, torch.device("cpu"))):
+            p, m, v = ([t.to(on, copy=True).mul_(f) for t in start] for f in (1.0, 0.0, 0.0))
+            for step in (1, 2):
+                g = [t.to(on, copy=True).sin_() for t in start]
+                update(
+                    p, g, m, v, [3, 1], lr=0.1, beta1=0.9, beta2=0.99, eps=1e-6,
+                    weight_decay=weight_decay, step=step,
+                )  # fmt: skip
+            results.append(torch.cat([t.cpu().flatten() for t in (*p, *m, *v)]))
+        worst = max(worst, float((results[0] - results[1]).abs().max()))
+    return None if worst <= 1e-5 else f"its update differs from the plain one by {worst:.1e}"
 
 
 class TransformerEngineOps(Ops):

@@ -405,7 +405,11 @@ def test_apex_is_a_lamb_kernel_only_when_asked_for(
     monkeypatch.setattr(
         packages.importlib, "import_module", lambda name: {"amp_C": extension}[name]
     )
+    answers: list[str | None] = [None, "its update differs"]
+    monkeypatch.setattr(packages, "lamb_why_not", lambda kernel, device: answers.pop(0))
     assert isinstance(Cuda(0).lamb_kernel("apex"), packages.ApexLamb)
+    with pytest.raises(Unsupported, match="--kernels apex: its update differs"):
+        Cuda(0).lamb_kernel("apex")
     assert Cuda(0).lamb_kernel("auto") is None
 
 

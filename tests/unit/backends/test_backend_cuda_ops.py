@@ -311,6 +311,25 @@ def test_apex_lamb_is_the_formula_of_lamb_py(installed: Any, weight_decay: float
     assert len({id(c[1]) for c in extension.calls} | {id(c[2]) for c in extension.calls}) == 2
 
 
+def test_apexs_lamb_is_tried_before_it_is_used(installed: Any) -> None:
+    class OtherMode(AmpC):
+        def multi_tensor_lamb(self, *args: Any) -> None:
+            super().multi_tensor_lamb(*args[:11], 0, *args[12:])  # L2 instead of weight decay
+
+    class AllMatricesOne(AmpC):
+        def multi_tensor_lamb(self, *args: Any) -> None:
+            stacked = [[lists[0]._base] for lists in args[2]]
+            super().multi_tensor_lamb(*args[:2], stacked, *args[3:])
+
+    installed(amp_C=AmpC())
+    assert packages.lamb_why_not(packages.ApexLamb(), HOST) is None
+    for extension in (OtherMode(), AllMatricesOne()):
+        installed(amp_C=extension)
+        why = packages.lamb_why_not(packages.ApexLamb(), HOST)
+        assert why is not None
+        assert why.startswith("its update differs from the plain one by")
+
+
 def test_a_missing_or_broken_package_is_refused_with_the_way_to_get_it(installed: Any) -> None:
     installed()
     with pytest.raises(
