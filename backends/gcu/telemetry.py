@@ -96,7 +96,8 @@ def _efml_by_index(entry: str) -> Read:
     """The older names. Their units are not documented: the card's own limits tell them.
 
     A card's memory is between 1 GiB and 1 TiB, and its power limit between 1 W and 1 kW, so a
-    total or a limit cannot be mistaken for one in another unit.
+    total or a limit cannot be mistaken for one in another unit. ``efmlGetDevPwr`` and its fields
+    are those of ``efml.h``; a binding without them has no power here.
     """
     api = importlib.import_module("pyefml")
     _initialise(api)

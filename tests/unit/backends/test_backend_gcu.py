@@ -47,7 +47,12 @@ with backend.fallbacks() as used:
     for _ in range(3):
         F.gelu(embedding(torch.tensor([1, 2], device=backend.device))).sum().backward()
 info = backend.describe()
+sampler = backend.telemetry()
+if sampler is not None:
+    sampler.start()
+    sampler.stop()
 json.dump({
+    "sensors": None if sampler is None else [sampler.source, sampler.samples()],
     "class": f"{Gcu.__module__}.{Gcu.__name__}", "probe": Gcu.probe().reason,
     "precisions": have.precisions, "collective": have.collective, "timer": have.device_timer,
     "memory": have.memory_stats, "compilers": have.compilers, "notes": dict(have.notes),
@@ -105,6 +110,7 @@ def switched(compiler: None) -> dict[str, Any]:
         TOPS_VISIBLE_DEVICES="1,0",
         PYTORCH_GCU_ALLOC_CONF="backend:topsMallocAsync",
         BERTBENCH_SIMULATED_LACKS="bf16",
+        BERTBENCH_SIMULATED_NO_TELEMETRY="1",
         BERTBENCH_SIMULATED_FALLBACK="aten::gelu,aten::gelu_backward",
     )
 
@@ -173,6 +179,19 @@ def test_fallbacks_are_counted_forward_and_backward(
     assert switched["used"] == {"aten::gelu": 3, "aten::gelu_backward": 3}
     # The device's own count: that, and one of gelu in each check of a precision.
     assert switched["counted"] == {"aten::gelu": 5, "aten::gelu_backward": 3}
+
+
+def test_power_is_read_from_the_stand_ins_library(plain: dict[str, Any]) -> None:
+    if not any((ROOT / "backends/simulated/standins").glob("pyefml*/*.py")):
+        pytest.skip("there is no stand-in for pyefml")
+    source, samples = plain["sensors"]
+    assert source == "pyefml"
+    assert all(10 < sample["power_w"] < 1000 for sample in samples)
+
+
+def test_without_sensors_the_reason_is_noted(switched: dict[str, Any]) -> None:
+    assert switched["sensors"] is None
+    assert "pyefml" in switched["notes"]["power"]
 
 
 def test_no_compiler_is_claimed_that_is_not_registered(plain: dict[str, Any]) -> None:
