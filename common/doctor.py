@@ -10,7 +10,6 @@ from typing import Any
 import backends
 from backends import probing
 from common.errors import Unsupported
-from common.native import cache_dir
 
 VERIFIED = {
     "hardware": "on hardware",
@@ -23,6 +22,8 @@ def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str
     """Every backend's answer, or that of one. Vendor packages are met in other processes only."""
     try:
         import torch
+
+        from common.native import cache_dir
     except Exception as error:
         raise Unsupported(
             f"torch does not import, so nothing can run: {type(error).__name__}: {error}"

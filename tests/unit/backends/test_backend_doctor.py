@@ -181,6 +181,18 @@ def test_broken_packages_of_the_vendors_built_in(
     assert reasons["mlu"] == "crashed with SIGABRT"
 
 
+def test_a_broken_torch_is_one_clear_line_too(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
+    done = subprocess.run(
+        [sys.executable, "-m", "common.cli", "doctor"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("bertbench doctor: torch does not import, so nothing can run: ")
+    assert "libtorch.so: cannot open" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_broken_vendor_package_does_not_take_the_cpu_down(tmp_path: Path) -> None:
     """torch itself imports the packages of its entry points, and fails with them."""
     (tmp_path / "torch_abacus.py").write_text("raise ImportError('half an installation')")
