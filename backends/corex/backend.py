@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from backends.accelerator import Accelerator
 from backends.base import Telemetry
-from backends.corex.telemetry import driver_version, open_ixsmi
+from backends.corex.telemetry import driver_version, open_ixsmi, two_chips
 from backends.cuda.backend import Cuda
 from backends.sensors import Sensors
 
@@ -34,6 +34,10 @@ class Corex(Cuda):
 
     def _sensors(self) -> Sensors:
         return open_ixsmi(self.device.index, os.environ.get(self.visible_devices_env or ""))
+
+    def _extras(self) -> dict[str, str]:
+        name = str(self.module.get_device_name(self.device.index))
+        return super()._extras() | ({"chips_per_card": "2"} if two_chips(name) else {})
 
     def _driver(self) -> str | None:
         return driver_version()

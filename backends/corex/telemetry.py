@@ -34,10 +34,12 @@ FIELDS = {
     "clocks.current.sm": ("sm_clock_mhz", "MHz"),
     "clocks.current.memory": ("memory_clock_mhz", "MHz"),
 }
-TWO_CHIPS = ("BI-V150", "DUO")
-"""In the name of a device that is one of two on its card."""
-
 Row = dict[str, str]
+
+
+def two_chips(name: str) -> bool:
+    """Whether a device of this name is one of the two on its card."""
+    return "BI-V150" in name or name.endswith("DUO")
 
 
 def open_ixsmi(index: int, visible: str | None) -> Sensors:
@@ -118,7 +120,7 @@ def _row_of(entry: str, rows: list[Row]) -> int:
 
 def _board(mine: int, names: list[str]) -> list[int]:
     """Positions of the devices on one card with ``mine``: such a card's two follow each other."""
-    if not any(text in names[mine] for text in TWO_CHIPS):
+    if not two_chips(names[mine]):
         return [mine]
     start = mine
     while start > 0 and names[start - 1] == names[mine]:

@@ -66,6 +66,10 @@ class Hpu(Accelerator):
         super().optimizer_step(optimizer, scaler)
         self._mark_step()
 
+    def _events_tell_time(self, notes: dict[str, str]) -> bool:
+        notes["device_timer"] = "in lazy mode an event is recorded before the work is launched"
+        return False
+
     def _extras(self) -> dict[str, str]:
         lazy = os.environ.get("PT_HPU_LAZY_MODE")
         return super()._extras() | ({} if lazy is None else {"PT_HPU_LAZY_MODE": lazy})

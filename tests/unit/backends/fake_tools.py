@@ -8,6 +8,8 @@ import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -88,3 +90,23 @@ def bi_v150(power: str = "gpu.power.draw") -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def hlml(utilization: Any, reasons: int = 0) -> ModuleType:
+    """pyhlml 1.24 for two Gaudis whose module ids are not their indices."""
+    module = ModuleType("pyhlml")
+    for name, value in {
+        "Init": lambda: None,
+        "DeviceGetCount": lambda: 2,
+        "DeviceGetHandleByIndex": lambda index: index,
+        "DeviceGetModuleID": lambda device: {0: 6, 1: 3}[device],
+        "DeviceGetPowerUsage": lambda device: 98_000 + device,
+        "DeviceGetTotalEnergyConsumption": lambda device: 5_000_000,
+        "DeviceGetMemoryInfo": lambda device: SimpleNamespace(used=2**30),
+        "DeviceGetTemperature": lambda device, sensor: {0: 28}[sensor],
+        "DeviceGetUtilizationRates": lambda device: utilization,
+        "DeviceGetClockInfo": lambda device, kind: {0: 1600}[kind],
+        "DeviceGetCurrentClocksThrottleReasons": lambda device: reasons,
+    }.items():
+        setattr(module, f"hlml{name}", value)
+    return module

@@ -152,9 +152,9 @@ def test_only_sensors_that_answer_are_read() -> None:
 
 
 def test_without_any_sensor_the_first_reason_is_given() -> None:
-    with pytest.raises(Unsupported, match="^power_w: VendorError: GPU is lost$"):
+    with pytest.raises(Unsupported, match=r"^power_w: VendorError: GPU is lost$"):
         answering({"power_w": _fails, "energy_j": lambda: None})
-    with pytest.raises(Unsupported, match="^no sensor of this device answers$"):
+    with pytest.raises(Unsupported, match=r"^no sensor of this device answers$"):
         answering({"energy_j": lambda: None})
 
 
@@ -162,7 +162,7 @@ def test_a_sensor_that_is_lost_later_ends_the_sampling_not_the_process() -> None
     working = True
     read = answering({"power_w": lambda: 93.0 if working else _fails()})
     working = False
-    with pytest.raises(RuntimeError, match="^power_w: VendorError: GPU is lost$"):
+    with pytest.raises(RuntimeError, match=r"^power_w: VendorError: GPU is lost$"):
         read()
 
 
