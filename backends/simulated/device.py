@@ -43,7 +43,7 @@ KNOBS: dict[str, Callable[[str], Any]] = {
 """What ``install`` takes; ``BERTBENCH_SIMULATED_<KNOB>`` in the environment goes before it."""
 CHOICES = {"int64": ("keep", "narrow"), "gelu": ("erf", "tanh")}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_installed: list[ModuleType] = []
+_installed: list[_Module] = []
 
 
 class _Library:
@@ -88,8 +88,8 @@ class _Module(ModuleType):
     def __init__(self, name: str, library: _Library, lacks: tuple[str, ...]) -> None:
         super().__init__(f"torch.{name}", __doc__)
         self._device_type, self._library, self._lacks = name, library, lacks
-        self.visible: list[int] = []
-        """The simulated machine's number of each device, in the order of the process's own."""
+        self.physical_count, self.visible = 0, list[int]()
+        """Devices of the simulated machine, and its number of each that the process sees."""
 
     # -- devices ------------------------------------------------------------------------------
     def is_available(self) -> bool:
@@ -255,13 +255,19 @@ def install(name: str, *, visible_devices_env: str | None = None, **options: Any
     _apply(library, settings)
     backend_registration.rename_privateuse1_backend(name)
     module = _Module(name, library, settings.get("lacks", ()))
-    visible = _visible(visible_devices_env, library.get("device_count"))
+    physical = library.get("device_count")
+    visible = _visible(visible_devices_env, physical)
     library.set("device_count", len(visible))
-    module.visible = visible
+    module.visible, module.physical_count = visible, physical
     torch._register_device_module(name, module)
     backend_registration.generate_methods_for_privateuse1_backend(for_storage=True)
     _installed.append(module)
     return module
+
+
+def installed() -> _Module | None:
+    """The module of the device that this process has, or None."""
+    return _installed[0] if _installed else None
 
 
 def _settings(options: dict[str, Any]) -> dict[str, Any]:
