@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import backends
-from common.errors import BadInput, Unsupported
+from common.errors import BadInput
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -116,12 +116,12 @@ def _first(names: Sequence[str], answers: dict[str, Answer]) -> int | None:
 
 def _absent(name: str) -> str | None:
     """Why a built-in backend cannot run here, if that is seen without a process."""
-    if name not in backends.BUILT_IN and name in backends.names():
+    if name not in backends.names():
+        backends.load(name)  # raises, and lists what there is
+    if name not in backends.BUILT_IN:
         return None  # the adapter's own module may import anything
     try:
         return backends.load(name).absent()
-    except Unsupported:
-        raise  # an unknown name
     except Exception as error:
         return f"failed to load: {_one_line(error)}"
 
