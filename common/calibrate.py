@@ -24,7 +24,7 @@ import backends
 from common.errors import BadInput
 from common.files import write_atomic
 from common.fit import is_worthwhile
-from common.measure.system import system_name
+from common.measure.system import describe_system, system_name
 from common.measure.utilisation import CALIBRATION, CALIBRATION_VERSION
 from common.recipe import plain
 
@@ -38,7 +38,7 @@ SPAN_S = 0.02
 """Seconds that a timed span should last at least: calls are repeated within it."""
 MOST_CALLS = 1000
 FEWEST_SPANS = 3
-BUDGET_S = 1.0
+BUDGET_S = 0.5
 """Seconds for one product, after which fewer spans than intended will do."""
 DEFINITION = (
     "matrix products m x k by k x n of normally distributed numbers, 2 m n k FLOPs each; a span is "
@@ -139,6 +139,7 @@ def calibrate(backend: Backend, precisions: Sequence[str], effort: Effort) -> di
         "effort": effort._asdict(),
         "precisions": measured,
         "copy": _copy(backend, effort),
+        "system": describe_system(),
     }
 
 

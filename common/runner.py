@@ -86,8 +86,10 @@ class Run:
         try:
             outcome = self._train()
         except Exception as error:
-            if self.record is None:
-                raise  # nothing was written: the caller says why
+            if self.record is None:  # nothing was written: the caller says why
+                if self.facts and isinstance(error, self.backend.oom_errors):
+                    raise fit.DoesNotFit(self._out_of_memory(error)) from error
+                raise
             outcome = Outcome(status="failed", reason=str(error), progress=self.progress)
             if isinstance(error, fit.DoesNotFit):
                 outcome.status = "oom"

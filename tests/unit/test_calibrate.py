@@ -99,6 +99,7 @@ def test_rates_are_flops_over_seconds_of_synchronised_spans(backend) -> None:
     assert backend.work.synchronised >= 3 * 30
     assert content["copy"]["bytes_per_second"] == 2 * 4096
     assert content["clock"] == "device-event"
+    assert content["system"]["processor"]["threads"] >= 1
 
 
 def test_a_precision_that_the_device_lacks_is_refused(backend) -> None:
