@@ -80,16 +80,18 @@ def _efml_by_handle(entry: str) -> Read:
             ("EFML_CLOCK_MEM", 2),
         )
     )
-    return _reader(
-        {
-            "power_w": lambda: api.efmlDeviceGetPowerUsage(handle) / 1e3,
-            "memory_used_bytes": lambda: api.efmlDeviceGetMemoryInfo(handle).used,
-            "utilization_percent": lambda: api.efmlDeviceGetUtilizationRates(handle).gcu,
-            "temperature_c": lambda: api.efmlDeviceGetTemperature(handle, gcu),
-            "sm_clock_mhz": lambda: api.efmlDeviceGetClockInfo(handle, sip),
-            "memory_clock_mhz": lambda: api.efmlDeviceGetClockInfo(handle, memory),
-        }
-    )
+    sensors: dict[str, Callable[[], Any]] = {
+        "power_w": lambda: api.efmlDeviceGetPowerUsage(handle) / 1e3,
+        "memory_used_bytes": lambda: api.efmlDeviceGetMemoryInfo(handle).used,
+        "utilization_percent": lambda: api.efmlDeviceGetUtilizationRates(handle).gcu,
+        "temperature_c": lambda: api.efmlDeviceGetTemperature(handle, gcu),
+        "sm_clock_mhz": lambda: api.efmlDeviceGetClockInfo(handle, sip),
+        "memory_clock_mhz": lambda: api.efmlDeviceGetClockInfo(handle, memory),
+    }
+    if getattr(api, "SIMULATED", False):
+        # How the real library tells throttling is not public, so only the stand-in is asked.
+        sensors["throttled"] = lambda: api.efmlDeviceGetDpmLevel(handle) < api.EFML_DPM_LEVEL_ACTIVE
+    return _reader(sensors)
 
 
 def _efml_by_index(entry: str) -> Read:

@@ -447,6 +447,16 @@ def test_pyefml_by_handle(nvml: Nvml, efsmi: Callable[..., None]) -> None:
     assert nvml.calls == ["efmlInitV2"]
 
 
+def test_only_the_stand_ins_way_to_tell_throttling_is_believed(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "EFML_DPM_LEVEL_ACTIVE", 2, raising=False)
+    monkeypatch.setattr(nvml, "efmlDeviceGetDpmLevel", lambda handle: 1, raising=False)
+    assert "throttled" not in find_sensors(0).read()
+    monkeypatch.setattr(nvml, "SIMULATED", True, raising=False)
+    assert find_sensors(0).read()["throttled"] == 1.0
+
+
 @pytest.mark.parametrize(("value", "watts"), [("3,1", 300.0), ("1,3", 250.25), ("GCU-0a", 101.5)])
 def test_pyefml_counts_the_machines_devices(
     nvml: Nvml, monkeypatch: pytest.MonkeyPatch, value: str, watts: float
