@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from benchmarks.bert_pretraining import flags
+from benchmarks.bert_pretraining.flags import FLAGS
 from benchmarks.bert_pretraining.recipes import PRESETS, PretrainingRecipe
 from common.errors import BadInput, BertbenchError, Unsupported
 
@@ -65,7 +65,7 @@ def plan(
     """
     says: list[str] = []
     named, rest = _split_recipe(argv)
-    given, _ = flags.read(rest)
+    given, _ = FLAGS.read(rest)
     data = given.get("data", environment.get("DATA"))
     has_data = bool(data or "input_dir" in given)
     recipe = named or (WITH_DATA if has_data else WITHOUT_DATA)
@@ -217,7 +217,7 @@ def main(argv: Sequence[str]) -> int:
         print(USAGE.format(**names, recipes=", ".join(PRESETS)))
         return 0
     try:
-        given, _ = flags.read(_split_recipe(argv)[1])  # a typing error is told before all else
+        given, _ = FLAGS.read(_split_recipe(argv)[1])  # a typing error is told before all else
         report = _doctor(sys.executable, given.get("backend", "auto"))
         launch = plan(argv, os.environ, report, sys.executable)
     except BertbenchError as error:

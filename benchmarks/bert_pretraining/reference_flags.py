@@ -2,63 +2,11 @@
 """What each flag of the reference pretraining scripts means in this benchmark.
 
 The references are NVIDIA's run_pretraining.py of MLPerf Training v1.0 and v5.0 and DeepSparkHub's.
-A flag of theirs is one of four things: a field of ours under the same name (not listed here); a
-field under another name or with another spelling of its values (``Sets``); a choice that changes
-nothing in this implementation, said in a note (``Notes``); or a request that cannot be honoured
-(``Refuses``): whatever would change the maths, the precision or the meaning of the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from common.errors import BadInput
-
-
-@dataclass(frozen=True, slots=True)
-class Sets:
-    """Our ``field`` in place of theirs; ``value`` converts, or is the value where none is given."""
-
-    field: str
-    value: str | Callable[[str], str]
-
-    @property
-    def takes_value(self) -> bool:
-        return callable(self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """Accepted, changes nothing; ``text`` says why."""
-
-    text: str
-    takes_value: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Refuses:
-    """Cannot be honoured; with one of the values ``off`` it asks for nothing and is noted."""
-
-    text: str
-    takes_value: bool = False
-    off: tuple[str, ...] = ()
-
-
-def as_float(text: str) -> float:
-    """A number, or BadInput."""
-    try:
-        return float(text)
-    except ValueError:
-        raise BadInput(f"{text!r} is not a number") from None
-
-
-def as_whole(text: str) -> str:
-    """The references declare counts as floats: 7100.0 and 4.5e6 are whole numbers."""
-    value = as_float(text)
-    if value != int(value):
-        raise BadInput(f"{text!r} is not a whole number")
-    return str(int(value))
+from common.flags import Divides, Meaning, Notes, Refuses, Sets, as_float, as_whole, each, log_freq
 
 
 def _interval(text: str) -> str:
@@ -71,10 +19,17 @@ def _target(text: str) -> str:
     return "None" if text.lower() == "none" or as_float(text) <= 0 else text
 
 
-def _log_freq(text: str) -> str:
-    """Theirs: nothing is reported where it is not positive. Ours: only the last step then."""
-    return str(2**31 - 1) if as_float(text) <= 0 else as_whole(text)
+def _warmup(text: str) -> dict[str, str]:
+    """Both warm-up flags at once: below 1 it is a share of the steps, else their number."""
+    share = as_float(text) < 1
+    return {
+        "warmup_proportion": text if share else "0",
+        "warmup_steps": "0" if share else as_whole(text),
+    }
 
+
+WARMUP = Divides(_warmup)
+"""The meaning of a --warmup, which only we have."""
 
 UNPADDED = "padding is never computed here: sequences lie end to end"
 BALANCED = "every rank always gets a near-equal share of the real tokens"
@@ -97,12 +52,8 @@ _FUSIONS = (
 )
 
 
-def _each(names: str, meaning: Notes | Refuses) -> dict[str, Sets | Notes | Refuses]:
-    return dict.fromkeys(names.split(), meaning)
-
-
 FP8 = Refuses("no FP8 layers in this version; 16-bit mixed precision is --precision amp")
-REFERENCE: dict[str, Sets | Notes | Refuses] = {
+REFERENCE: dict[str, Meaning] = {
     # -- same quantity, other name or other spelling of its values
     "lr": Sets("learning_rate", str),
     "max_steps": Sets("max_steps", as_whole),
@@ -111,7 +62,7 @@ REFERENCE: dict[str, Sets | Notes | Refuses] = {
     "start_warmup_step": Sets("start_warmup_step", as_whole),
     "eval_iter_samples": Sets("eval_iter_samples", _interval),
     "target_mlm_accuracy": Sets("target_mlm_accuracy", _target),
-    "log_freq": Sets("log_freq", _log_freq),
+    "log_freq": Sets("log_freq", log_freq),
     "train_batch_size": Sets("train_batch_size", as_whole),
     "gradient_accumulation_steps": Sets("gradient_accumulation_steps", as_whole),
     "average_packing_rate": Sets("average_packing_rate", as_whole),
@@ -119,19 +70,19 @@ REFERENCE: dict[str, Sets | Notes | Refuses] = {
     "resume_from_checkpoint": Sets("resume", "last"),
     "synthetic_input": Sets("synthetic", "True"),
     # -- asked for by the references, always so or never needed here
-    **_each("unpad unpad_fmha pad pad_fmha", Notes(UNPADDED)),
-    **_each("exchange_padding order_samples", Notes(BALANCED)),
-    **_each(_FUSIONS, Notes(FUSED)),
-    **_each("use_cuda_graph eval_cuda_graph", Notes(GRAPHS)),
-    **_each("cuda_graph_mode max_iterations_per_graph", Notes(GRAPHS, takes_value=True)),
-    **_each("use_ddp use_gradient_as_bucket_view", Notes(REDUCED)),
-    **_each("allreduce_post_accumulation allreduce_post_accumulation_fp16", Notes(REDUCED)),
+    **each("unpad unpad_fmha pad pad_fmha", Notes(UNPADDED)),
+    **each("exchange_padding order_samples", Notes(BALANCED)),
+    **each(_FUSIONS, Notes(FUSED)),
+    **each("use_cuda_graph eval_cuda_graph", Notes(GRAPHS)),
+    **each("cuda_graph_mode max_iterations_per_graph", Notes(GRAPHS, takes_value=True)),
+    **each("use_ddp use_gradient_as_bucket_view", Notes(REDUCED)),
+    **each("allreduce_post_accumulation allreduce_post_accumulation_fp16", Notes(REDUCED)),
     "ddp_type": Notes(REDUCED, takes_value=True),
-    **_each("distributed_lamb dwu_overlap_reductions dwu_e5m2_allgather", Notes(UPDATE)),
-    **_each(_DWU_VALUES, Notes(UPDATE, takes_value=True)),
+    **each("distributed_lamb dwu_overlap_reductions dwu_e5m2_allgather", Notes(UPDATE)),
+    **each(_DWU_VALUES, Notes(UPDATE, takes_value=True)),
     "local_rank": Notes(RANKS, takes_value=True),
     "use_env": Notes(RANKS),
-    "packed_samples": Notes(PACKED),
+    "packed_samples": Notes(PACKED, keeps=True),
     "max_pack_factor": Notes(PACKED, takes_value=True),
     "load_eval_synchronously": Notes(EVALUATION),
     "dense_seq_output": Notes("the output layer always sees masked positions only"),

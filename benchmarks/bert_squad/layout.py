@@ -130,4 +130,4 @@ def _checkpoint(folder: Path) -> Path | None:
             f"{folder} holds {len(found)} checkpoints ({', '.join(p.name for p in found[:4])}): "
             f"name one with --init_checkpoint"
         )
-    return (named or found or [None])[0]
+    return next(iter(named or found), None)
