@@ -92,7 +92,9 @@ struct Memory final : c10::DeviceAllocator {
     return stats;
   }
   void resetAccumulatedStats(DeviceIndex) override {}
-  void resetPeakStats(DeviceIndex index) override { device(index).peak = device(index).used.load(); }
+  void resetPeakStats(DeviceIndex index) override {
+    device(index).peak = device(index).used.load();
+  }
   std::pair<size_t, size_t> getMemoryInfo(DeviceIndex index) override {
     const size_t total = state().memory_bytes;
     return {total - device(index).used, total};
@@ -147,7 +149,9 @@ void wait_until(int64_t time) {
   for (int64_t left; (left = time - now_ns()) > 0;)
     if (left > 200'000) std::this_thread::sleep_for(std::chrono::nanoseconds(left - 100'000));
 }
-int64_t end_of_queue(DeviceIndex index) { return std::max(device(index).busy_until.load(), now_ns()); }
+int64_t end_of_queue(DeviceIndex index) {
+  return std::max(device(index).busy_until.load(), now_ns());
+}
 }  // namespace
 
 void wait(DeviceIndex index) { wait_until(device(index).busy_until); }
@@ -260,7 +264,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getDefaultStream(c10::Device d) const override {
     return c10::Stream(c10::Stream::UNSAFE, d, 0);
   }
-  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override { return getNewStream(d); }
+  c10::Stream getStreamFromGlobalPool(c10::Device d, bool) const override {
+    return getNewStream(d);
+  }
   c10::Stream getNewStream(c10::Device d, int = 0) const override {
     const DeviceIndex index = d.index() < 0 ? current : d.index();
     return c10::Stream(c10::Stream::UNSAFE, {kType, index}, ++streams);

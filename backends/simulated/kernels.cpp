@@ -41,7 +41,10 @@ Tensor host_view(const Tensor& t) {
   impl->set_storage_offset(t.storage_offset());
   impl->set_sizes_and_strides(t.sizes(), t.strides());
   if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
-  return Tensor(std::move(impl));
+  Tensor host(std::move(impl));
+  host._set_conj(t.is_conj());
+  host._set_neg(t.is_neg());
+  return host;
 }
 
 // Values as a device without 64-bit integers would have stored them.
@@ -109,8 +112,8 @@ class Lend {
  public:
   explicit Lend(const at::Generator& from)
       : from_(static_cast<at::CPUGeneratorImpl*>(from.unsafeGetGeneratorImpl())),
-        host_(at::get_generator_or_default<at::CPUGeneratorImpl>(std::nullopt,
-                                                                 at::detail::getDefaultCPUGenerator())),
+        host_(static_cast<at::CPUGeneratorImpl*>(
+            at::detail::getDefaultCPUGenerator().unsafeGetGeneratorImpl())),
         lock_(one_at_a_time()) {
     swap();
   }
@@ -171,9 +174,10 @@ struct Call {
       if (!written) continue;
       narrow(host);
       auto* storage = ours.storage().unsafeGetStorageImpl();
-      if (storage->data() != host.storage().data() || storage->nbytes() != host.storage().nbytes()) {
-        storage->set_data_ptr_noswap(own(host.storage(), ours.device().index()));
-        storage->set_nbytes(host.storage().nbytes());
+      const auto& now = host.storage();
+      if (storage->data() != now.data() || storage->nbytes() != now.nbytes()) {
+        storage->set_data_ptr_noswap(own(now, ours.device().index()));
+        storage->set_nbytes(now.nbytes());
       }
       if (ours.sizes() != host.sizes() || ours.strides() != host.strides())
         ours.unsafeGetTensorImpl()->set_sizes_and_strides(host.sizes(), host.strides());
@@ -335,12 +339,16 @@ void register_whole(torch::Library& library) {
     if (name.name.rfind("aten::", 0)) continue;
     const auto op = dispatcher.findOp(name);
     if (!op || op->hasKernelForDispatchKey(Key::CompositeImplicitAutograd)) continue;
-    const bool foreach = name.name.rfind("aten::_foreach_", 0) == 0 && name.name != "aten::_foreach_copy_";
-    const bool taken_apart = op->hasKernelForDispatchKey(Key::CompositeExplicitAutograd) ||
-                             op->hasKernelForDispatchKey(Key::CompositeExplicitAutogradNonFunctional);
-    if (foreach || (taken_apart && op->hasKernelForDispatchKey(Key::CPU)))
-      library.impl((name.name + (name.overload_name.empty() ? "" : "." + name.overload_name)).c_str(),
-                   torch::CppFunction::makeFromBoxedFunction<&run>());
+    const bool apart =
+        op->hasKernelForDispatchKey(Key::CompositeExplicitAutograd) ||
+        op->hasKernelForDispatchKey(Key::CompositeExplicitAutogradNonFunctional);
+    const bool whole = op->hasKernelForDispatchKey(Key::CPU) ||
+                       (name.name.rfind("aten::_foreach_", 0) == 0 &&
+                        name.name != "aten::_foreach_copy_");  // that one mixes devices
+    if (apart && whole) {
+      const auto full = name.name + (name.overload_name.empty() ? "" : ".") + name.overload_name;
+      library.impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&run>());
+    }
   }
 }
 
@@ -349,6 +357,12 @@ void register_whole(torch::Library& library) {
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&run>());
 }
+
+// torch resolves conjugation and negation by copying, which ends in this operator.
+#define SIMULATED_FALLTHROUGH(key) \
+  TORCH_LIBRARY_IMPL(aten, key, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+SIMULATED_FALLTHROUGH(Conjugate)
+SIMULATED_FALLTHROUGH(Negative)
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("empty.memory_format", &empty);
