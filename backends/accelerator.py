@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 
 from backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
+from backends.fallbacks import watch
 from backends.sensors import Sensors
 from common.errors import Unsupported
 from common.measure.telemetry import Sampler
@@ -103,6 +105,12 @@ class Accelerator(Backend):
     @functools.cached_property
     def _opened_sensors(self) -> Sensors:
         return self._sensors()
+
+    def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
+        """By the profile, for devices outside torch: for its own no host steps in."""
+        if torch._C._get_privateuse1_backend_name() == self.device_type:
+            return watch()
+        return super().fallbacks()
 
     # -- what a vendor may override -----------------------------------------------------------
     @property

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
-from backends.accelerator import Accelerator
-from backends.base import Telemetry
 from backends.corex.telemetry import driver_version, open_ixsmi, two_chips
 from backends.cuda.backend import Cuda
 from backends.sensors import Sensors
@@ -27,10 +25,6 @@ class Corex(Cuda):
     def _float_precisions(self, notes: dict[str, str]) -> list[str]:
         notes["tf32"] = "nothing is known of a TF32 on this device; fp32 runs with it switched off"
         return ["fp32"]
-
-    def _open_telemetry(self, period_s: float) -> tuple[Telemetry | None, str | None]:
-        telemetry = Accelerator.telemetry(self, period_s)
-        return telemetry, self._no_power if telemetry is None else None
 
     def _sensors(self) -> Sensors:
         return open_ixsmi(self.device.index, os.environ.get(self.visible_devices_env or ""))

@@ -8,8 +8,6 @@ from typing import ClassVar
 
 import torch
 
-from backends.accelerator import Accelerator
-from backends.base import Telemetry
 from backends.cuda.backend import Cuda
 from backends.rocm.telemetry import open_sensors
 from backends.sensors import Sensors
@@ -38,10 +36,6 @@ class Rocm(Cuda):
     def _float_precisions(self, notes: dict[str, str]) -> list[str]:
         notes["tf32"] = "no TF32 of this device has been checked; fp32 runs with it switched off"
         return ["fp32"]
-
-    def _open_telemetry(self, period_s: float) -> tuple[Telemetry | None, str | None]:
-        telemetry = Accelerator.telemetry(self, period_s)
-        return telemetry, self._no_power if telemetry is None else None
 
     def _sensors(self) -> Sensors:
         found = self.module.get_device_properties(self.device.index)
