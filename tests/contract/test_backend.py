@@ -695,7 +695,8 @@ def test_compilers_compute_the_same(backend: Backend) -> None:
     model = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.LayerNorm(32)).to(backend.device)
     x = torch.randn(8, 32, device=backend.device)
     for compiler in backend.capabilities.compilers:
-        torch.testing.assert_close(backend.compile(model, compiler)(x), model(x))
+        got = backend.compile(model, compiler)(x)
+        torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-4)
 
 
 # -- several devices ------------------------------------------------------------------------------

@@ -174,3 +174,43 @@ class WrongKernel(Broken):
 
 
 BROKEN = tuple(Broken.__subclasses__())
+
+
+def hasty() -> type:
+    """The simulated GCU with a timer that does not wait for the queue."""
+    import backends
+
+    class Hasty(backends.load("gcu")):  # type: ignore[misc]
+        name = "hasty"
+
+        def timer(self) -> Timer:
+            return HostTimer(lambda: None)
+
+    return Hasty
+
+
+def never_waits() -> type:
+    """The simulated GCU with a ``synchronize`` that returns at once."""
+    import backends
+
+    class NeverWaits(backends.load("gcu")):  # type: ignore[misc]
+        name = "never_waits"
+
+        def synchronize(self) -> None:
+            """Takes it for a processor."""
+
+    return NeverWaits
+
+
+def peeks() -> type:
+    """The simulated GCU with a number read from the device after every update."""
+    import backends
+
+    class Peeks(backends.load("gcu")):  # type: ignore[misc]
+        name = "peeks"
+
+        def optimizer_step(self, optimizer: Any, scaler: Any) -> None:
+            super().optimizer_step(optimizer, scaler)
+            float(optimizer.param_groups[0]["params"][0].sum())
+
+    return Peeks

@@ -150,3 +150,39 @@ def test_a_broken_adapter_fails_what_it_must(cls: type, broken: dict[str, Outcom
     there = set(broken[cls.name]) - set(having(broken[cls.name], "skipped"))
     assert set(failed) == set(cls.fails) & there, failed
     assert failed
+
+
+def test_work_still_in_the_queue_is_missed_and_that_is_found(
+    compiler: None, tmp_path: Path
+) -> None:
+    """On a device whose work goes on after the call that launched it: 5 ms a kernel."""
+    slow = {"BERTBENCH_SIMULATED_LATENCY_US": "5000"}
+    for name in ("hasty", "never_waits"):
+        entry_point(tmp_path, f"package-{name}", ENTRY_POINTS, name, f"broken_adapters:{name}")
+    found = run_contract(
+        ["hasty", "never_waits"], tmp_path, "-k", "timer or synchronize",
+        paths=(tmp_path, Path(__file__).parent), **SIMULATED_GCU, **slow,
+    )  # fmt: skip
+    assert set(having(found["hasty"], "failed", "error")) >= {
+        "test_timer_agrees_with_the_arrival_of_the_result[the adapter's]",
+        "test_timer_blocks_only_where_its_clock_demands_it",
+    }
+    assert set(having(found["hasty"], "passed")) >= {
+        "test_timer_agrees_with_the_arrival_of_the_result[host-sync]",
+        "test_synchronize_waits_for_the_device",
+    }
+    assert set(having(found["never_waits"], "failed", "error")) >= {
+        "test_timer_agrees_with_the_arrival_of_the_result[host-sync]",
+        "test_synchronize_waits_for_the_device",
+    }
+
+
+def test_a_number_read_from_the_device_in_a_step_is_found(compiler: None, tmp_path: Path) -> None:
+    entry_point(tmp_path, "package-peeks", ENTRY_POINTS, "peeks", "broken_adapters:peeks")
+    found = run_contract(
+        ["gcu", "peeks"], tmp_path, "-k", "training_waits",
+        paths=(tmp_path, Path(__file__).parent), **SIMULATED_GCU,
+    )  # fmt: skip
+    assert having(found["gcu"], "failed", "error") == {}
+    (why,) = having(found["peeks"], "failed").values()
+    assert "the host waits for the device" in why and "_local_scalar" in why
