@@ -80,6 +80,22 @@ def test_wordpieces_of_any_text(text, lowercase):
     assert offsets.tolist() == [0, len(expected), len(expected) + 1, 2 * len(expected) + 1]
 
 
+def test_words_of_more_than_100_characters_are_unknown():
+    ids, offsets = WordPieces(VOCAB, lowercase=True).encode(["a" * n for n in (99, 100, 101)])
+    assert np.diff(offsets).tolist() == [99, 100, 1]
+    assert ids[-1] == IDS["[UNK]"]
+
+
+def test_the_first_spelling_of_the_answer_is_taken(make_squad):
+    answer = {"text": "one", "answer_start": 8}
+    path = make_squad(
+        [("ten one-one-one ten", [{"id": "x", "question": "q", "answers": [answer]}])]
+    )
+    features = make_features(read_squad(path, training=True), VOCAB, FeatureOptions())
+    # [CLS] q [SEP] ten one - one - one ten [SEP]
+    assert (features.start.tolist(), features.end.tolist()) == ([4], [4])
+
+
 @settings(max_examples=150, deadline=None)
 @given(made=st.lists(paragraphs(answered=False), min_size=1, max_size=3), options=SMALL)
 def test_features_for_prediction(tmp_path_factory, made, options):
