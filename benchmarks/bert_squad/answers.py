@@ -220,12 +220,14 @@ class _Texts:
         pieces = " ".join(map(self._vocab.__getitem__, ids))
         wanted = " ".join(pieces.replace(" ##", "").replace("##", "").split())
         tokens = " ".join(filter(None, map(self._basic_text, words)))
+        if tokens == wanted:  # all of it, aligned or in doubt
+            return original
         first = tokens.find(wanted)
         if first < 0 or not wanted:
             return original
-        places = [i for i, c in enumerate(original) if c != " "]
-        if len(places) != len(tokens) - tokens.count(" "):
+        if len(original) - original.count(" ") != len(tokens) - tokens.count(" "):
             return original
+        places = [i for i, c in enumerate(original) if c != " "]
         before = first - tokens.count(" ", 0, first)
         size = len(wanted) - wanted.count(" ")
         return original[places[before] : places[before + size - 1] + 1]
