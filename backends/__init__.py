@@ -37,6 +37,10 @@ BUILT_IN = {
 The attribute is a Backend class, or a function without parameters that returns one.
 """
 
+FAMILIES = {"gpu": ("cuda", "rocm", "corex")}
+"""Names that may stand for several backends, tried in this order. gpu is what the references'
+scripts call any device that PyTorch addresses as cuda."""
+
 ENTRY_POINTS = "bertbench.backends"
 """The group in which other packages offer their own backends."""
 
@@ -72,27 +76,29 @@ def load(name: str) -> type[Backend]:
 
 
 def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
-    """The class to run on. ``auto`` is the first accelerator that works, never the CPU by itself.
+    """The class to run on. ``auto`` is the first accelerator that works, never the CPU by itself;
+    a name of ``FAMILIES`` the first of its members that does.
 
     What may involve a vendor's package is first examined in a process of its own (probing.py):
     one that hangs or crashes is Unsupported, with the reason.
     """
     from backends import probing
 
-    if name != "auto":
+    if name != "auto" and name not in FAMILIES:
         # The other processes of a machine would only ask the same question again.
         if name in names() and name != "cpu_ref" and os.environ.get("LOCAL_RANK", "0") == "0":
             answer = probing.examine([name], timeout_s=timeout_s)[name]
             if not answer["ok"]:
                 raise Unsupported(f"backend {name!r} cannot run here: {answer['reason']}")
         return load(name)
-    candidates = [n for n in names() if n != "cpu_ref"]
+    candidates = FAMILIES.get(name, [n for n in names() if n != "cpu_ref"])
     answers = probing.examine(candidates, timeout_s=timeout_s, first=True)
     for candidate, answer in answers.items():
         if answer["ok"]:
             return load(candidate)
     detail = "; ".join(f"{n}: {answer['reason']}" for n, answer in answers.items())
-    raise Unsupported(f"no accelerator found ({detail}). To run on the CPU: --backend cpu_ref")
+    what = "accelerator" if name == "auto" else name
+    raise Unsupported(f"no {what} found ({detail}). To run on the CPU: --backend cpu_ref")
 
 
 def _third_parties() -> tuple[dict[str, EntryPoint], list[str]]:
@@ -101,7 +107,7 @@ def _third_parties() -> tuple[dict[str, EntryPoint], list[str]]:
     problems: list[str] = []
     # By name, so that ``auto`` does not depend on the order of a folder.
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        if entry.name in BUILT_IN or entry.name == "auto":
+        if entry.name in BUILT_IN or entry.name in FAMILIES or entry.name == "auto":
             why = "that name is built in"
         elif entry.name in found:
             why = f"{_package(found[entry.name])} has one of that name"

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of this benchmark: our fields and the reference scripts' flags, as our fields.
+
+common/flags.py reads them; the references' are in reference_flags.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
+from benchmarks.bert_squad.reference_flags import REFERENCE
+from common.flags import BATCHES, Flags, Remarks, Values, derive_batches, fields, world_size
+from common.model.config import BertConfig
+from common.recipe import Impl
+
+OWN = fields(SquadRecipe, Impl, SquadOptions)
+FLAGS = Flags(OWN, REFERENCE, BATCHES)
+PARTS = ("do_train", "do_predict", "do_eval")
+VOCAB_MULTIPLE = 8
+"""run_squad.py pads the vocabulary of its configuration file to this."""
+
+
+def translate(
+    argv: Sequence[str], recipe: SquadRecipe | None = None, world: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Flags of ours or of a reference script -> (flags of ours, notes for the user).
+
+    Args:
+        argv: what follows the recipe's name on the command line.
+        recipe: the preset that the flags change.
+        world: processes over all nodes, which ``--train_batch_size`` is multiplied by; default:
+            the launcher's WORLD_SIZE, else 1.
+
+    Raises:
+        BadInput: an unknown or ambiguous flag, a missing or impossible value; says what was meant.
+        Unsupported: a flag that cannot be honoured; says why and what to do instead.
+    """
+    values, notes = FLAGS.read(argv)
+    if "help" in values:
+        return ["--help"], []
+    derive_parts(values, notes)
+    if recipe is not None:
+        _model(values, notes, recipe)
+        if recipe.starts_from != "checkpoint" and "init_checkpoint" in values:
+            values.setdefault("starts_from", "checkpoint")
+    derive_batches(
+        values,
+        notes,
+        global_batch=recipe.global_batch if recipe is not None else None,
+        world=world_size() if world is None else world,
+    )
+    return FLAGS.write(values, notes)
+
+
+def derive_parts(values: Values, notes: Remarks) -> None:
+    """Theirs: only the parts that are named are done. Ours: all are, where none is named."""
+    named = [part for part in PARTS if values.get(part) == "True"]
+    if named:
+        if any(part not in values for part in PARTS):
+            notes["only this is done, as in the references"] = [f"--{part}" for part in named]
+        for part in PARTS:
+            values.setdefault(part, "False")
+    if values.get("do_predict") == "False":
+        if values.get("do_eval") == "True":
+            values["do_predict"] = "True"
+            notes["there must be answers to score: --do_predict is on, too"] = ["--do_eval"]
+        else:
+            values["do_eval"] = "False"
+
+
+def _model(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:
+    """The model is what the configuration file says, as in the references; GELU is the recipe's.
+
+    Unless the file names the approximate one: their "gelu" stands for either.
+    """
+    given = values.get("bert_config_path")
+    if given is None:
+        return
+    path = Path(given) / "bert_config.json" if Path(given).is_dir() else Path(given)
+    exact = BertConfig.from_json(path)
+    padded = BertConfig.from_json(path, pad_vocab_to=VOCAB_MULTIPLE)
+    found = exact if exact.vocab_size == recipe.model.vocab_size else padded
+    changed = []
+    for f in dataclasses.fields(BertConfig):
+        ours, theirs = getattr(recipe.model, f.name), getattr(found, f.name)
+        if f.name == "norm_position" or (f.name == "gelu" and theirs == "erf"):
+            continue
+        if ours != theirs and f.name not in values:
+            values[f.name] = str(theirs)
+            changed.append(f"{f.name} {theirs}")
+    if changed:
+        notes.setdefault(f"the model has {', '.join(changed)}", []).append("--config_file")
