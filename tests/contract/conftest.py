@@ -12,6 +12,7 @@ import torch
 import backends
 from backends.base import Backend
 from backends.cpu_ref.backend import CpuRef
+from common.errors import BertbenchError
 from tests.contract.tiny_task import (
     Curve,
     exact_precision,
@@ -25,7 +26,10 @@ from tests.contract.tiny_task import (
 def backend_class(request: pytest.FixtureRequest) -> type[Backend]:
     """The class that ``--backend`` names; everything fails with the reason if it cannot run."""
     name = request.config.getoption("--backend")
-    cls = backends.load(name)
+    try:
+        cls = backends.load(name)
+    except BertbenchError as error:
+        pytest.fail(str(error), pytrace=False)
     probe = cls.probe()
     if not probe.ok:
         pytest.fail(f"backend {name!r} cannot run here, so nothing can be said of it: "

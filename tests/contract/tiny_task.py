@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from common.cli import resolve
 from common.data.synthetic import SyntheticStream
 from common.distributed import World
 from common.events import Observer, StepEvent
+from common.recipe import Settings
 from common.training import Plan, train
 
 TINY = """
@@ -83,10 +85,15 @@ class Curve(Observer):
 
 def tiny_task(backend: Backend, *flags: str) -> tuple[PretrainingTask, Plan]:
     """The real task of `bertbench run mini` with TINY's and these flags."""
-    settings = resolve("mini", [*TINY, "--backend", backend.name, *flags])
+    settings = _settings(*TINY, *flags)
     source = TinySource(recipe=settings.recipe, description="synthetic")  # type: ignore[arg-type]
     task = build(settings, backend, World(), source)
     return task, task.plan(settings)
+
+
+@functools.cache
+def _settings(*flags: str) -> Settings:
+    return resolve("mini", flags)
 
 
 def ten_steps(backend: Backend, weights: dict[str, torch.Tensor] | None, *flags: str) -> Curve:
