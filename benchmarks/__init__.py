@@ -5,4 +5,4 @@ A benchmark's package has ``recipes.py`` (PRESETS, pure data), ``flags.py`` (``t
 turns the flags of the reference scripts into ours) and ``task.py`` (``build``).
 """
 
-BENCHMARKS = ("bert_pretraining",)
+BENCHMARKS = ("bert_pretraining", "bert_squad")

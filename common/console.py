@@ -42,8 +42,9 @@ class ConsoleObserver(Observer):
 
     def run_start(self, *, step: int, samples: int) -> None:
         where = f" at step {step}, {samples} samples" if step else ""
-        self.say(f"{time.strftime('%H:%M:%S')} training starts{where}")
-        if self._console.is_terminal:
+        what = "training" if self._max_steps else "inference"
+        self.say(f"{time.strftime('%H:%M:%S')} {what} starts{where}")
+        if self._console.is_terminal and self._max_steps:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[info]}"),
                 TimeElapsedColumn(), console=self._console, transient=True,
@@ -79,9 +80,13 @@ class ConsoleObserver(Observer):
         self._accuracy = value
         goal = "" if event.target_value is None else f" (target {event.target_value:g})"
         mark = "  TARGET REACHED" if event.reached else ""
+        parts = [f"{event.target_metric} {value:.5f}{goal}"]
+        if "loss" in event.metrics:
+            parts.append(f"loss {event.metrics['loss']:.4f}")
+        if event.inference_sequences_per_second is not None:
+            parts.append(f"{event.inference_sequences_per_second:.1f} seq/s")
         self.say(
-            f"eval at {event.samples} samples: {event.target_metric} {value:.5f}{goal}, "
-            f"loss {event.metrics['loss']:.4f}, {event.eval_s:.1f} s{mark}",
+            f"eval at {event.samples} samples: {', '.join(parts)}, {event.eval_s:.1f} s{mark}",
             style="bold green" if event.reached else "cyan",
         )
 

@@ -20,7 +20,7 @@ class StepEvent:
     samples: int
     """Sequences trained so far, over all ranks (counting those before a resume)."""
     loss: float
-    """This step's loss: global mean over masked tokens plus global mean over sequences."""
+    """This step's loss, a global mean (for two of them, their sum)."""
     metrics: Mapping[str, float]
     """Parts of the loss and training accuracy of this step, e.g. ``mlm_loss``, ``mlm_accuracy``."""
     learning_rate: float
@@ -52,7 +52,20 @@ class EvalEvent:
     target_value: float | None
     reached: bool
     eval_s: float
+    """From its beginning to its result, scoring included."""
     time_s: float
+    inference_sequences_per_second: float | None = None
+    """Over the batches behind the skipped ones; None when all were skipped."""
+    inference_s: float = 0.0
+    """The seconds of that rate: of the slowest rank, synchronised at both ends."""
+    latency_s: Mapping[str, float] = field(default_factory=dict)
+    """p50, p90 and p99 of the full batches behind the skipped ones, of all ranks, each from the
+    batch on the host to its result on the device; empty when there were none."""
+    latency_clock: str = "none"
+    batches: int = 0
+    """That the latencies are taken over."""
+    batch_size: int = 0
+    """Sequences of a full batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,8 @@ from common.events import EvalEvent, Observer, RunSummary, StepEvent
 from common.measure.code import ROOT
 
 TOKEN = ":::MLLOG "
+LOG = "result_0.txt"
+"""Its name in a record."""
 _EPOCH = {"first_epoch_num": 1, "epoch_count": 1}
 _ENDS = frozenset({key.BLOCK_STOP, key.EPOCH_STOP, key.TRAIN_SAMPLES, key.EVAL_SAMPLES})
 

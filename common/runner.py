@@ -24,24 +24,21 @@ from common.checkpoint import Checkpoints, load
 from common.conditions import device_facts, device_notes, fallback_notes
 from common.console import ConsoleObserver
 from common.distributed import World
-from common.errors import BadInput, BertbenchError, Unsupported
+from common.errors import BertbenchError, Unsupported
+from common.evaluation import evaluate
 from common.events import Observer, RunSummary
 from common.measure.metric import Metric
 from common.measure.summary import reading, summarise
 from common.measure.system import system_name
 from common.measure.utilisation import find_calibration, utilisation
-from common.mlperf import MlperfLog, bert_tensors
 from common.progress import Progress
 from common.recipe import Settings, plain, recipe_hash
 from common.results.record import RunRecord
 from common.resume import find_checkpoint
-from common.training import Outcome, Plan, evaluate, train
+from common.training import Outcome, Plan, train
 
 EXIT_CODES = {"ok": 0, "interrupted": 130}
 """Every other status is 1."""
-
-ACCURACY_TOLERANCE = 0.001
-"""--verify_checkpoint: how far the starting checkpoint may be from its known accuracy."""
 
 
 def run(settings: Settings) -> int:
@@ -141,8 +138,14 @@ class Run:
         world.gather(None)
         self.init_s = time.perf_counter() - begin
 
-        if settings.run.verify_checkpoint:
-            self._verify_checkpoint(task, plan)
+        notes = task.check_start(
+            lambda: evaluate(
+                task, backend=backend, world=world, plan=plan, progress=self.progress, observers=[]
+            )
+        )
+        for text in notes:
+            for o in self.observers:
+                o.note(text)
         checkpoints = None
         if not settings.run.skip_checkpoint:
             folder = world.gather(self.record.path if self.record else None)[0]
@@ -166,11 +169,11 @@ class Run:
         self,
         task: Any,
         devices: list[DeviceInfo],
-        division: Literal["closed", "open"],
+        division: Literal["closed", "open"] | None,
         resumed: Path | None,
         saved: tuple[Any, Any] | None,
     ) -> None:
-        """Create record, console and MLPerf log, and tell what was chosen."""
+        """Create record, console and the benchmark's own log, and tell what was chosen."""
         settings, run = self.settings, self.settings.run
         system = self._system
         self.record = record = RunRecord.create(
@@ -181,35 +184,27 @@ class Run:
             devices=devices,
             seed=run.seed,
             world_size=self.world.size,
-            mlperf={"division": division, "ruleset": "5.0.0"},
+            mlperf=None if division is None else {"division": division, "ruleset": "5.0.0"},
             command=sys.argv[1:],
             resumed_from=str(resumed.parent.parent.name) if resumed else None,
         )
-        recipe = task.recipe
+        recipe, plan = task.recipe, task.plan(settings)
         console = ConsoleObserver(
-            max_steps=recipe.max_steps,
-            target=task.plan(settings).target_value,
+            max_steps=plan.max_steps,
+            target=plan.target_value,
             log=record.console,
             console=Console(stderr=run.json, highlight=False, soft_wrap=True),
         )
-        log = MlperfLog(
-            record.path / "result_0.txt",
-            division=division,
-            org=run.submission_org,
-            platform=run.submission_platform or system,
-            status=run.submission_status,
-            seed=run.seed,
-            values=task.mlperf_values(),
-            weights=bert_tensors(recipe.model.num_hidden_layers),
-            began=self.began,
-            previous=resumed.parent.parent / "result_0.txt" if resumed else None,
+        own = self.benchmark.observers(
+            task, settings, record.path, system=system, began=self.began, resumed=resumed
         )
-        self.observers = [console, log, record]
+        self.observers = [console, *own, record]
         for o in self.observers:
             o.init_start()
         facts = self.facts
         console.say(
-            f"{settings.preset.name} ({division}) on {self.backend.name}: {devices[0].name}"
+            f"{settings.preset.name}{f' ({division})' if division else ''} on "
+            f"{self.backend.name}: {devices[0].name}"
         )
         console.say(f"  record      {record.path}")
         console.say(f"  data        {facts['data']}, seed {run.seed}")
@@ -226,6 +221,7 @@ class Run:
         console.say(f"  threads     {torch.get_num_threads()} in each process")
         notes = [
             *settings.notes,
+            *task.notes,
             *device_notes(self.backend, devices[0], facts["device_checks"], gelu=recipe.model.gelu),
         ]
         if saved is not None and saved[1]["world_size"] != self.world.size:
@@ -262,7 +258,7 @@ class Run:
 
     def _rehearse(self, plan: Plan) -> None:
         """Before the clock starts: does it fit, and what does the host compute in its place?"""
-        if not fit.is_worthwhile(self.backend):
+        if not fit.is_worthwhile(self.backend) or not plan.max_steps:
             return
         done = fit.rehearse(self.task, self.backend, self.world, plan, self._sizes())
         self.facts["fallbacks"] = done.fallbacks
@@ -279,25 +275,6 @@ class Run:
         hint = fit.advice(self._sizes(), evaluating=evaluating)
         return f"out of device memory in {where}: {first}. {hint}"
 
-    def _verify_checkpoint(self, task: Any, plan: Plan) -> None:
-        """Evaluate before any training, and compare with what the starting weights must give."""
-        known = task.recipe.initial_mlm_accuracy
-        if not self.source.has_eval:
-            raise BadInput("--verify_checkpoint needs held-out samples: give --data or --eval_dir")
-        event = evaluate(
-            task, backend=self.backend, world=self.world, plan=plan, progress=self.progress,
-            observers=[],
-        )  # fmt: skip
-        value = event.metrics[event.target_metric]
-        text = f"accuracy before training {value:.5f}"
-        if known is not None and abs(value - known) > ACCURACY_TOLERANCE:
-            raise BadInput(
-                f"{text}, but the recipe's checkpoint gives {known}: checkpoint, evaluation data "
-                f"or model do not belong together"
-            )
-        for o in self.observers:
-            o.note(text + (f", as expected ({known})" if known is not None else ""))
-
     def _close(self, outcome: Outcome) -> None:
         """Finish console, log and record."""
         metrics: list[Metric] = []
@@ -310,6 +287,7 @@ class Run:
                 e2e_s=time.time() - psutil.Process().create_time(),
                 memory=self.world.gather(self.backend.peak_memory()),
                 sensors=sensors,
+                quality=[m for e in outcome.evals[-1:] for m in self.task.quality(e)],
             )
             metrics += self._utilisation(outcome.train_window.model_flops_per_second)
             problems = {f"rank {i}: {r.problem}" for i, r in enumerate(sensors) if r and r.problem}
@@ -320,6 +298,7 @@ class Run:
         if self.record is None:
             return
         self._identify()
+        self.facts |= self.task.results()
         summary = RunSummary(
             status=outcome.status,
             reason=outcome.reason,
@@ -335,7 +314,7 @@ class Run:
             print(json.dumps({"record": str(path), "status": status, "reason": outcome.reason,
                               "metrics": {m.name: m.value for m in metrics}}))  # fmt: skip
         else:
-            print(f"record      {path}\nMLPerf log  {path / 'result_0.txt'}")
+            print("\n".join((f"record      {path}", *self.benchmark.closing(path))))
             if status == "interrupted" and not self.settings.run.skip_checkpoint:
                 print(f"to go on    the same command with --resume {path}")
 

@@ -11,17 +11,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from common.checkpoint import Checkpoints
 from common.distributed import World
+from common.evaluation import evaluate
 from common.events import EvalEvent, Observer
 from common.guards import Faults, Interruption
 from common.measure.throughput import RateMeter, Window, merge_ranks
-from common.optim.clip import clip_, grad_norm
+from common.optim.clip import clip_, clip_each_, grad_norm
 from common.progress import Progress, restore, save_checkpoint, step_event
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Task(Protocol):
     target_metric: str
 
     def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
-        """Endless steps, from ``position`` of a checkpoint or from the beginning."""
+        """Endless steps, from ``position`` of a checkpoint or from the beginning; a generator."""
 
     def loss(self, model: nn.Module, batch: Any, step: Any) -> tuple[Tensor, Tensor]:
         """This micro-batch's share of the step's global mean loss, and its sums (detached)."""
@@ -72,7 +73,11 @@ class Task(Protocol):
         """The sums of one evaluation batch."""
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Named results of globally added sums; includes ``loss`` and ``target_metric``."""
+        """Named results of a training step's globally added sums; includes ``loss``."""
+
+    def eval_result(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Named results of the evaluation whose last batch just ended, the same on every rank;
+        includes ``target_metric``. Called on every rank: here results beyond sums are gathered."""
 
     def learning_rate(self, step: int) -> float:
         """Of the step with this index, from 0."""
@@ -95,10 +100,16 @@ class Plan:
     target_value: float | None
     eval_start_samples: int
     eval_every_samples: int
-    """0 = never evaluate."""
+    """0 = not while training."""
+    eval_at_end: bool = False
+    """Evaluate after the last step; with ``max_steps`` 0 there is nothing else to do."""
     padded_length: int
     """Tokens that one sequence would take if it were padded: for padded_tokens_per_second."""
+    skip_steps: int = 0
+    """Steps of this process, and batches of each evaluation, that rates and energy leave out."""
     max_grad_norm: float | None = 1.0
+    clipping: Literal["global", "per_parameter"] = "global"
+    """Whose norm ``max_grad_norm`` bounds: of all gradients together, or of each matrix."""
     clip_after_allreduce: bool = True
     init_loss_scale: float = 2.0**16
     log_freq: int = 10
@@ -116,9 +127,13 @@ class Outcome:
     reason: str
     progress: Progress
     train_window: Window | None = None
-    """All timed steps of this process: ranks added, slowest seconds."""
+    """All timed steps of this process behind the skipped ones: ranks added, slowest seconds."""
     steps_done: int = 0
     """In this process, not counting those before a resume."""
+    samples_done: int = 0
+    """Trained in these steps."""
+    skipped: int = 0
+    """Of them, those that the timed window leaves out."""
     run_s: float = 0.0
     eval_s: float = 0.0
     checkpoint_s: float = 0.0
@@ -158,6 +173,17 @@ def train(
     sums = torch.zeros(len(task.sum_names), device=backend.device)
     faults = Faults(backend.device, progress.step)
     wait_s = 0.0
+    out.skipped = plan.skip_steps
+
+    def look() -> None:
+        evaluation = evaluate(
+            task, backend=backend, world=world, plan=plan, progress=progress, observers=observers,
+            telemetry=None if plan.max_steps else telemetry, clock=clock, started=started,
+        )  # fmt: skip
+        out.evals.append(evaluation)
+        out.eval_s += evaluation.eval_s
+        if evaluation.reached:
+            out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
 
     for o in observers:
         o.run_start(step=progress.step, samples=progress.samples)
@@ -165,7 +191,7 @@ def train(
     batches = task.train_batches(progress.position)
     interrupted = Interruption()
     with interrupted, contextlib.closing(batches):  # type: ignore[type-var]
-        meter.start()
+        meter.start(warming=plan.skip_steps > 0)
         while progress.step < plan.max_steps and progress.samples < plan.max_samples:
             time_is_up = plan.max_minutes and clock() - started > 60 * plan.max_minutes
             vote = world.max_async(
@@ -185,6 +211,8 @@ def train(
             progress.position = batch.position
             progress.skipped_steps += faults.skipped
             out.steps_done += 1
+            out.samples_done += batch.num_samples
+            warm = out.steps_done == plan.skip_steps
             faults.seen(progress.step)
             own = sum(m.num_samples for m in batch.micro_batches)
             meter.add(
@@ -197,7 +225,7 @@ def train(
             last = progress.step >= plan.max_steps or progress.samples >= plan.max_samples
             eval_due = plan.eval_every_samples and progress.samples >= progress.next_eval_samples
             code = vote.result()
-            if progress.step % plan.log_freq == 0 or last or eval_due or code:
+            if progress.step % plan.log_freq == 0 or last or eval_due or code or warm:
                 window = merge_ranks(world.gather(meter.lap()))
                 total_wait = max(world.gather(wait_s))
                 out.data_wait_s += total_wait
@@ -210,20 +238,16 @@ def train(
                 for o in observers:
                     o.on_step(event)
                 wait_s = 0.0
+            if warm:
+                meter.warmed()
 
             if eval_due:
                 meter.pause()
-                evaluation = evaluate(
-                    task, backend=backend, world=world, plan=plan, progress=progress,
-                    observers=observers, clock=clock, started=started,
-                )  # fmt: skip
-                out.evals.append(evaluation)
-                out.eval_s += evaluation.eval_s
+                look()
                 while progress.next_eval_samples <= progress.samples:
                     progress.next_eval_samples += plan.eval_every_samples
                 meter.resume()
-                if evaluation.reached:
-                    out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
+                if out.status == "ok":
                     break
 
             due = progress.samples >= progress.next_checkpoint_samples
@@ -244,10 +268,12 @@ def train(
                 out.reason = f"--max_minutes {plan.max_minutes:g} is over"
                 break
         out.train_window = merge_ranks(world.gather(meter.stop()))
+        if plan.eval_at_end and out.status == "below_quality":
+            look()
     out.run_s = clock() - started
     if not out.reason:
         limit = "max_steps" if progress.step >= plan.max_steps else "max_samples_termination"
-        out.reason = f"{limit} reached"
+        out.reason = f"{limit} reached" if plan.max_steps else "evaluated"
         if plan.target_value is None:
             out.status = "ok"
         else:
@@ -293,7 +319,7 @@ def train_step(
     scaler.unscale_(task.optimizer)
     if world.size > 1 and not plan.clip_after_allreduce:
         if plan.max_grad_norm is not None:
-            clip_(parameters, grad_norm(parameters), plan.max_grad_norm)
+            _clip(task.optimizer, plan, grad_norm(parameters))
         _all_reduce_mean(parameters, world)
         if scaler.is_enabled():
             # Each rank looked at its own gradients only: all must skip if one overflowed.
@@ -304,7 +330,7 @@ def train_step(
         norm = grad_norm(parameters)
         if not scaler.is_enabled():  # with a scaler, overflow skips the step instead
             faults.gradient(norm)
-        clip_(parameters, norm, plan.max_grad_norm)
+        _clip(task.optimizer, plan, norm)
     scale = scaler.get_scale() if scaler.is_enabled() else None
     backend.optimizer_step(task.optimizer, scaler)
     faults.skipped = int(scale is not None and scaler.get_scale() < scale)
@@ -312,46 +338,13 @@ def train_step(
     return total, norm
 
 
-@torch.no_grad()
-def evaluate(
-    task: Task,
-    *,
-    backend: Backend,
-    world: World,
-    plan: Plan,
-    progress: Progress,
-    observers: Sequence[Observer],
-    clock: Callable[[], float] = time.perf_counter,
-    started: float = 0.0,
-) -> EvalEvent:
-    """Evaluate on every rank, add the sums, tell the observers."""
-    backend.synchronize()
-    begin = clock()
-    for o in observers:
-        o.eval_start(step=progress.step, samples=progress.samples)
-    task.model.eval()
-    sums = torch.zeros(len(task.sum_names), device=backend.device)
-    for batch in task.eval_batches():
-        with backend.precision(plan.precision):
-            sums += task.eval_sums(task.model, batch.to(backend.device))
-    values = dict(zip(task.sum_names, world.sum_(sums).tolist(), strict=True))
-    task.model.train()
-    metrics = task.metrics(values)
-    reached = plan.target_value is not None and metrics[task.target_metric] >= plan.target_value
-    now = clock()
-    event = EvalEvent(
-        step=progress.step,
-        samples=progress.samples,
-        metrics=metrics,
-        target_metric=task.target_metric,
-        target_value=plan.target_value,
-        reached=reached,
-        eval_s=now - begin,
-        time_s=now - started,
-    )
-    for o in observers:
-        o.on_eval(event)
-    return event
+def _clip(optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor) -> None:
+    """Bound the gradients, whose norm together is ``norm``, in place."""
+    assert plan.max_grad_norm is not None
+    if plan.clipping == "per_parameter":
+        clip_each_(optimizer.param_groups, plan.max_grad_norm)
+    else:
+        clip_([p for g in optimizer.param_groups for p in g["params"]], norm, plan.max_grad_norm)
 
 
 def _all_reduce_mean(parameters: Sequence[Tensor], world: World) -> None:

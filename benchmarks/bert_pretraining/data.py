@@ -17,7 +17,6 @@ from common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from common.distributed import World
 from common.errors import BadInput
 from common.files import file_sha256
-from common.model.config import BertConfig
 from common.recipe import Settings
 
 
@@ -128,7 +127,7 @@ def find_source(settings: Settings) -> Source:
         )
     config = run.bert_config_path or config
     if config is not None:
-        _agree(recipe, config / "bert_config.json" if config.is_dir() else config)
+        recipe.model.check_agrees(config / "bert_config.json" if config.is_dir() else config)
     wants_checkpoint = recipe.initial_mlm_accuracy is not None
     if wants_checkpoint and run.init_checkpoint is None and checkpoint is None:
         raise BadInput(
@@ -143,20 +142,3 @@ def find_source(settings: Settings) -> Source:
         eval_files=tuple(held_out),
         init_checkpoint=run.init_checkpoint or (checkpoint if wants_checkpoint else None),
     )
-
-
-def _agree(recipe: PretrainingRecipe, config: Path) -> None:
-    """Refuse a bert_config.json that describes another model than the recipe."""
-    found = BertConfig.from_json(config, gelu=recipe.model.gelu)
-    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        ours, theirs = getattr(recipe.model, name), getattr(found, name)
-        if ours != theirs:
-            raise BadInput(
-                f"{config}: {name} is {theirs} but the recipe's model has {ours}; choose another "
-                f"recipe or pass --{name} {theirs}"
-            )
-    if not found.vocab_size <= recipe.model.vocab_size < found.vocab_size + 128:
-        raise BadInput(
-            f"{config}: vocab_size is {found.vocab_size} but the recipe's model has "
-            f"{recipe.model.vocab_size} rows; pass --vocab_size"
-        )

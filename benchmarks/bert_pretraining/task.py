@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -21,46 +21,25 @@ from common.data.steps import StepBatch
 from common.data.synthetic import MASKED_SHARE, equal_samples, typical_length
 from common.distributed import World
 from common.errors import BadInput
-from common.fit import AUTO, divisors
+from common.events import EvalEvent, Observer
 from common.measure.flops import pretraining_flops
+from common.measure.metric import Metric
+from common.mlperf import LOG, MlperfLog, bert_tensors
 from common.model.heads import BertForPreTraining
 from common.model.weights import load_pretrained
 from common.optim.factory import build_optimizer
 from common.optim.lamb import parameter_groups
 from common.optim.schedule import learning_rate
 from common.recipe import Settings
+from common.split import asked, split, told
 from common.training import Plan
 
 if TYPE_CHECKING:
     from backends.base import Backend
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
-    """How the global batch is cut up; changes nothing but speed and memory."""
-
-    micro_batch: int
-    accumulation: int
-    world_size: int
-
-
-def split(recipe: PretrainingRecipe, micro: int | None, largest: int, world_size: int) -> Split:
-    """The micro-batch asked for, or the largest up to ``largest`` that fits; else BadInput."""
-    per_rank, rest = divmod(recipe.global_batch, world_size)
-    if rest:
-        raise BadInput(
-            f"the recipe's global batch {recipe.global_batch} cannot be shared by {world_size} "
-            f"processes: use a number of processes that divides it (NPROC=...), or --global_batch"
-        )
-    fitting = divisors(per_rank)
-    if micro is None:
-        micro = max(m for m in fitting if m <= max(largest, 1))
-    if micro not in fitting:
-        raise BadInput(
-            f"--micro_batch {micro} does not divide the {per_rank} sequences that each of "
-            f"{world_size} processes trains per step; possible: {', '.join(map(str, fitting))}"
-        )
-    return Split(micro_batch=micro, accumulation=per_rank // micro, world_size=world_size)
+ACCURACY_TOLERANCE = 0.001
+"""--verify_checkpoint: how far the starting checkpoint may be from its known accuracy."""
 
 
 class PretrainingTask:
@@ -68,16 +47,18 @@ class PretrainingTask:
 
     sum_names = ("mlm_loss", "mlm_correct", "masked", "nsp_loss", "nsp_correct", "sequences")
     target_metric = "mlm_accuracy"
+    notes: tuple[str, ...] = ()
+    """Besides those of the settings and of the device."""
 
     def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
         self.recipe = cast("PretrainingRecipe", settings.recipe)
         impl, recipe, seed = settings.impl, self.recipe, settings.run.seed
         self.precision = backend.resolve_precision(impl.precision)
         self.ops = backend.ops(impl.kernels, self.precision)
-        asked = None if impl.micro_batch == AUTO else impl.micro_batch
-        self.split = split(recipe, asked, impl.max_micro_batch, world.size)
+        self.split = asked(recipe.global_batch, impl, world)
         self._source, self._world, self._seed, self._impl = source, world, seed, impl
         self._eval: Sequence[PretrainingBatch] | None = None
+        self._verify = settings.run.verify_checkpoint
         self._pin = backend.capabilities.pinned_memory
 
         backend.seed(seed)  # the same weights on every rank
@@ -123,7 +104,7 @@ class PretrainingTask:
 
     def use_micro_batch(self, size: int) -> None:
         """Another division of the same global batch, before the first step."""
-        self.split = split(self.recipe, size, size, self._world.size)
+        self.split = split(self.recipe.global_batch, size, size, self._world.size)
 
     @property
     def share(self) -> int:
@@ -159,9 +140,32 @@ class PretrainingTask:
             },
         }
 
+    def results(self) -> dict[str, Any]:
+        """What is known only at the end: nothing besides the metrics."""
+        return {}
+
     def mlperf_values(self) -> dict[str, Any]:
         """Hyperparameters under MLPerf's names."""
         return log_values(self.recipe, self.split.accumulation, self._warmup_steps)
+
+    def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
+        """--verify_checkpoint: compare with what the starting weights must give; notes.
+
+        Raises BadInput when there is nothing to evaluate, or the accuracy is another one.
+        """
+        if not self._verify:
+            return []
+        if not self._source.has_eval:
+            raise BadInput("--verify_checkpoint needs held-out samples: give --data or --eval_dir")
+        known = self.recipe.initial_mlm_accuracy
+        value = evaluate().metrics[self.target_metric]
+        text = f"accuracy before training {value:.5f}"
+        if known is not None and abs(value - known) > ACCURACY_TOLERANCE:
+            raise BadInput(
+                f"{text}, but the recipe's checkpoint gives {known}: checkpoint, evaluation data "
+                f"or model do not belong together"
+            )
+        return [text + (f", as expected ({known})" if known is not None else "")]
 
     # -- what the loop asks for ---------------------------------------------------------------
     def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
@@ -196,6 +200,22 @@ class PretrainingTask:
             "nsp_accuracy": sums["nsp_correct"] / sums["sequences"],
             "num_samples": sums["sequences"],
         }
+
+    eval_result = metrics
+
+    def quality(self, event: EvalEvent) -> list[Metric]:
+        """What the record calls the result of the last evaluation."""
+        return [
+            Metric(
+                name=self.target_metric,
+                value=event.metrics[self.target_metric],
+                unit="1",
+                direction="higher",
+                clock="none",
+                scope="global",
+                definition=f"last evaluation, at {event.samples} samples",
+            )
+        ]
 
     def model_flops(self, batch: PretrainingBatch) -> int:
         return pretraining_flops(self.recipe.model, batch.tokens.lengths, len(batch.masked_labels))
@@ -247,12 +267,41 @@ def division(settings: Settings) -> Literal["closed", "open"]:
     return settings.run.division
 
 
+def observers(
+    task: PretrainingTask,
+    settings: Settings,
+    folder: Path,
+    *,
+    system: str,
+    began: float,
+    resumed: Path | None,
+) -> list[Observer]:
+    """MLPerf's log in the record ``folder``; ``began`` is when initialisation did (time.time)."""
+    run = settings.run
+    log = MlperfLog(
+        folder / LOG,
+        division=division(settings),
+        org=run.submission_org,
+        platform=run.submission_platform or system,
+        status=run.submission_status,
+        seed=run.seed,
+        values=task.mlperf_values(),
+        weights=bert_tensors(task.recipe.model.num_hidden_layers),
+        began=began,
+        previous=resumed.parent.parent / LOG if resumed else None,
+    )
+    return [log]
+
+
+def closing(folder: Path) -> list[str]:
+    """What the reader of a terminal is told at the very end."""
+    return [f"MLPerf log  {folder / LOG}"]
+
+
 def split_of(settings: Settings, world: World) -> dict[str, Any]:
     """How the global batch would be cut up, for --dry_run."""
-    recipe, impl = cast("PretrainingRecipe", settings.recipe), settings.impl
-    if impl.micro_batch == AUTO:
-        return {"micro_batch": AUTO, "accumulation": None, "world_size": world.size}
-    return asdict(split(recipe, impl.micro_batch, impl.max_micro_batch, world.size))
+    recipe = cast("PretrainingRecipe", settings.recipe)
+    return told(recipe.global_batch, settings.impl, world)
 
 
 prepare = find_source

@@ -54,6 +54,20 @@ class SpanBatch:
             end=move(self.end),
         )
 
+    def pinned(self) -> SpanBatch:
+        """The same batch in page-locked host memory."""
+
+        def pin(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.pin_memory()
+
+        return replace(
+            self,
+            tokens=self.tokens.pinned(),
+            rows=self.rows.pin_memory(),
+            start=pin(self.start),
+            end=pin(self.end),
+        )
+
 
 class BertForQuestionAnswering(nn.Module):
     """An encoder and one linear layer of two outputs; initialised."""

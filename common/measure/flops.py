@@ -17,6 +17,12 @@ BACKWARD = 2
 """Products of a backward pass for each of the forward pass: gradients of input and of weight."""
 
 
+def span_flops(config: BertConfig, lengths: Sequence[int]) -> int:
+    """FLOPs of one training pass of a span model (encoder, and two outputs per token)."""
+    head = 2 * config.hidden_size * 2 * sum(lengths)
+    return (1 + BACKWARD) * (encoder_flops(config, lengths) + head)
+
+
 def pretraining_flops(config: BertConfig, lengths: Sequence[int], masked: int) -> int:
     """FLOPs of one training pass (forward and backward) over a micro-batch.
 

@@ -79,6 +79,23 @@ SHARED: dict[str, _Shared] = {
         f"sequences trained x maximum length, in {_TIMED} / its seconds; for comparison with "
         f"results that compute padding, or count it",
     ),
+    "inference_sequences_per_second": _rate(
+        "sequences/s",
+        "sequences that the last evaluation put through the model / seconds from the first batch "
+        "on the host to the last result on the device; scoring excluded",
+    ),
+    **{
+        f"inference_latency_p{p}_s": _Shared(
+            "s",
+            "lower",
+            "host-sync",
+            "per-process",
+            f"the seconds that {p} % of the last evaluation's full batches did not exceed "
+            f"(nearest rank), all ranks, each from the batch on the host to its result on the "
+            f"device",
+        )
+        for p in (50, 90, 99)
+    },
     "model_flops_per_second": _rate(
         "FLOP/s",
         f"matrix products of real tokens that training needs, forward and twice that for the "

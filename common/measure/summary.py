@@ -11,6 +11,7 @@ from common.measure.telemetry import Sampler
 
 if TYPE_CHECKING:
     from backends.base import PeakMemory, Telemetry
+    from common.events import EvalEvent
     from common.training import Outcome
 
 
@@ -48,8 +49,11 @@ def summarise(
     e2e_s: float,
     memory: Sequence[PeakMemory | None],
     sensors: Sequence[Reading | None],
+    quality: Sequence[Metric] = (),
 ) -> list[Metric]:
     """What was measured; what was not is left out.
+
+    ``quality`` is what the task makes of the last evaluation.
 
     ``whole`` is false for a resumed run: its times are of this process only, so it has no time to
     target. ``memory`` and ``sensors`` hold one entry per rank; a rank without sensors of its own
@@ -68,28 +72,19 @@ def summarise(
     metrics.append(metric("eval_s", outcome.eval_s))
     metrics.append(metric("checkpoint_s", outcome.checkpoint_s))
     metrics.append(metric("data_wait_s", outcome.data_wait_s))
+    skipped = f"without the first {outcome.skipped} steps" if outcome.skipped else ""
     for name in (
         *("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"),
         "model_flops_per_second",
     ):
         rate = getattr(window, name)
         if rate is not None:
-            metrics.append(metric(name, rate))
-    if window.samples:
-        metrics.append(metric("sequences_per_second_e2e", window.samples / outcome.run_s))
+            metrics.append(metric(name, rate, note=skipped))
+    if outcome.samples_done:
+        metrics.append(metric("sequences_per_second_e2e", outcome.samples_done / outcome.run_s))
     for last in outcome.evals[-1:]:
-        name = last.target_metric
-        metrics.append(
-            Metric(
-                name=name,
-                value=last.metrics[name],
-                unit="1",
-                direction="higher",
-                clock="none",
-                scope="global",
-                definition=f"last evaluation, at {last.samples} samples",
-            )
-        )
+        metrics += _inference(last, outcome.skipped)
+    metrics += quality
     known = [m for m in memory if m is not None]
     if known and len(known) == len(memory):
         peak = max(known, key=lambda m: m.peak_memory_bytes)
@@ -103,4 +98,18 @@ def summarise(
         values = [v for v in (getattr(r, name) for r in told) if v is not None]
         if values:
             metrics.append(metric(name, max(values), note=told[0].source))
+    return metrics
+
+
+def _inference(event: EvalEvent, skipped: int) -> list[Metric]:
+    """How fast an evaluation went."""
+    note = f"without each process's first {skipped} batches" if skipped else ""
+    metrics = []
+    if event.inference_sequences_per_second is not None:
+        rate = event.inference_sequences_per_second
+        metrics.append(metric("inference_sequences_per_second", rate, note=note))
+    note = "; ".join(filter(None, (f"{event.batches} batches of {event.batch_size}", note)))
+    for name, seconds in event.latency_s.items():
+        name = f"inference_latency_{name}_s"
+        metrics.append(metric(name, seconds, note=note, clock=event.latency_clock))
     return metrics

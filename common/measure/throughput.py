@@ -59,7 +59,8 @@ class RateMeter:
 
     ``start`` .. (``add`` .. ``lap`` .. ``pause`` .. ``resume``) .. ``stop``. ``synchronize`` must
     block until the device is idle; ``clock`` gives seconds and never goes back. ``telemetry``
-    samples while time is counted, so that energy and rate are of the same seconds.
+    samples while time is counted, so that energy and rate are of the same seconds. What comes
+    before ``warmed`` is in the laps but not in what ``stop`` returns, nor is it sampled.
     """
 
     def __init__(
@@ -70,20 +71,29 @@ class RateMeter:
     ) -> None:
         self._synchronize, self._clock, self._telemetry = synchronize, clock, telemetry
         self._since: float | None = None
-        self._started = False
+        self._started = self._warming = False
         self._lap = Window()
         self._total = Window()
+        self._warm_up = Window()
 
     @property
     def running(self) -> bool:
         """Whether time is being counted now."""
         return self._since is not None
 
-    def start(self) -> None:
-        """Begin. A meter is used once."""
+    def start(self, *, warming: bool = False) -> None:
+        """Begin, with a warm-up that ends with ``warmed`` if so told. A meter is used once."""
         assert not self._started, "this meter was started before"
-        self._started = True
+        self._started, self._warming = True, warming
         self._run()
+
+    def warmed(self) -> None:
+        """The warm-up is over: from here on it counts."""
+        assert self.running and self._warming, "warmed() outside a warm-up"
+        self._read()
+        self._warm_up, self._warming = _plus(self._total, self._lap), False
+        if self._telemetry is not None:
+            self._telemetry.start()
 
     def add(
         self,
@@ -125,20 +135,20 @@ class RateMeter:
         return window
 
     def stop(self) -> Window:
-        """End, and return everything since ``start``."""
+        """End, and return everything since ``start``, or since ``warmed``."""
         assert self._started, "stop() without start()"
         self.lap()
         self._halt()
-        return self._total
+        return Window() if self._warming else _plus(self._total, self._warm_up, -1)
 
     def _run(self) -> None:
-        if self._telemetry is not None:
+        if self._telemetry is not None and not self._warming:
             self._telemetry.start()
         self._since = self._now()
 
     def _halt(self) -> None:
         self._since = None
-        if self._telemetry is not None:
+        if self._telemetry is not None and not self._warming:
             self._telemetry.stop()
 
     def _now(self) -> float:
@@ -170,12 +180,13 @@ def merge_ranks(windows: Iterable[Window], *, counts_are_global: bool = False) -
     )
 
 
-def _plus(a: Window, b: Window) -> Window:
+def _plus(a: Window, b: Window, times: int = 1) -> Window:
+    """a + times x b."""
     return Window(
-        steps=a.steps + b.steps,
-        samples=a.samples + b.samples,
-        real_tokens=a.real_tokens + b.real_tokens,
-        padded_tokens=a.padded_tokens + b.padded_tokens,
-        model_flops=a.model_flops + b.model_flops,
-        seconds=a.seconds + b.seconds,
+        steps=a.steps + times * b.steps,
+        samples=a.samples + times * b.samples,
+        real_tokens=a.real_tokens + times * b.real_tokens,
+        padded_tokens=a.padded_tokens + times * b.padded_tokens,
+        model_flops=a.model_flops + times * b.model_flops,
+        seconds=a.seconds + times * b.seconds,
     )

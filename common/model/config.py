@@ -76,6 +76,23 @@ class BertConfig:
         """The GELU in torch's words."""
         return "tanh" if self.gelu == "tanh" else "none"
 
+    def check_agrees(self, path: Path) -> None:
+        """Refuse a ``bert_config.json`` that describes another model; padding rows may differ."""
+        found = BertConfig.from_json(path, gelu=self.gelu)
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        for name in sizes:
+            ours, theirs = getattr(self, name), getattr(found, name)
+            if ours != theirs:
+                raise BadInput(
+                    f"{path}: {name} is {theirs} but the recipe's model has {ours}; choose another "
+                    f"recipe or pass --{name} {theirs}"
+                )
+        if not found.vocab_size <= self.vocab_size < found.vocab_size + 128:
+            raise BadInput(
+                f"{path}: vocab_size is {found.vocab_size} but the recipe's model has "
+                f"{self.vocab_size} rows; pass --vocab_size"
+            )
+
     @classmethod
     def from_json(
         cls, path: Path, *, gelu: Gelu | None = None, pad_vocab_to: int = 1

@@ -11,6 +11,7 @@ For every parameter p with gradient g (google-research/bert, optimization.py)::
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -22,6 +23,12 @@ class BertAdam(torch.optim.AdamW):
     ``c1 = 1 - beta1^t`` and ``c2 = sqrt(1 - beta2^t)``. Given ``lr c1 / c2``, ``eps / c2`` and
     ``weight_decay c2 / c1`` instead, that is the formula above. The groups keep the true values.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A kernel that skips an overflowed step by itself would leave ``updates`` ahead of it: a
+        # gradient scaler that finds this unset does not call ``step`` at all then.
+        self._step_supports_amp_scaling = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clipping by global norm: g / max(1, |g| / max_norm), as MLPerf's LAMB has it."""
+"""Clipping by norm: g / max(1, |g| / max_norm), of all gradients together or of each matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +26,20 @@ def clip_(params: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     """
     grads = [p.grad for p in params if p.grad is not None]
     torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+
+
+@torch.no_grad()
+def clip_each_(groups: Iterable[Mapping[str, Any]], max_norm: float) -> None:
+    """Scale each gradient in place so that its own norm becomes at most ``max_norm``.
+
+    ``groups`` are an optimizer's; where they have ``segments`` (``parameter_groups``), a parameter
+    of several stacked matrices is clipped as those, which other BERTs hold apart.
+    """
+    pieces: list[Tensor] = []
+    for group in groups:
+        segments = group.get("segments") or [1] * len(group["params"])
+        for p, number in zip(group["params"], segments, strict=True):
+            if p.grad is not None:
+                pieces += p.grad.chunk(number)
+    scale = max_norm / tensor_norms(pieces).clamp(min=max_norm)
+    torch._foreach_mul_(pieces, list(scale.unbind()))

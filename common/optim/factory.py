@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from common.errors import BadInput
+from common.optim.adam import BertAdam
 from common.optim.lamb import Lamb, LambUpdate
 
-OPTIMIZERS = ("lamb", "adamw")
+OPTIMIZERS = ("lamb", "adamw", "bert_adam")
 
 
 def build_optimizer(
@@ -23,7 +24,7 @@ def build_optimizer(
     lamb_kernel: LambUpdate | None = None,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """``lamb`` or ``adamw`` over ``groups`` from ``parameter_groups``.
+    """``lamb``, ``adamw`` or ``bert_adam`` (no bias correction) over ``parameter_groups``.
 
     ``lamb_kernel`` is the backend's LAMB or None; ``fused`` asks torch for its one-kernel AdamW,
     which torch itself refuses on devices that have none. Raises BadInput for another name.
@@ -32,4 +33,6 @@ def build_optimizer(
         return Lamb(groups, lr=lr, betas=betas, eps=eps, kernel=lamb_kernel)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+    if name == "bert_adam":
+        return BertAdam(groups, lr=lr, betas=betas, eps=eps, fused=fused)
     raise BadInput(f"unknown optimizer {name!r}; choose from {', '.join(OPTIMIZERS)}")

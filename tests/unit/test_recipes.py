@@ -9,13 +9,13 @@ import pytest
 
 from benchmarks.bert_pretraining.mlperf import log_values, why_not_closed
 from benchmarks.bert_pretraining.recipes import PRESETS, mlperf_eval_interval
-from benchmarks.bert_pretraining.task import split
 from common.cli import main, resolve
 from common.compliance import check_log
 from common.errors import BadInput
 from common.events import EvalEvent
 from common.mlperf import MlperfLog, bert_tensors
 from common.recipe import recipe_hash
+from common.split import split
 
 LARGE = [name for name in PRESETS if name.startswith(("mlperf", "deepspark"))]
 
@@ -85,11 +85,11 @@ def test_a_converged_run_with_mlperfs_recipe_makes_a_closed_log(tmp_path, rulese
 
 def test_split_takes_the_largest_fitting_micro_batch_or_what_is_asked():
     recipe = PRESETS["mlperf_large_448"].recipe
-    chosen = split(recipe, None, 56, 8)
+    chosen = split(recipe.global_batch, None, 56, 8)
     assert (chosen.micro_batch, chosen.accumulation) == (56, 1)
-    assert split(recipe, None, 20, 8).micro_batch == 14
-    assert split(recipe, 7, 56, 8).accumulation == 8
+    assert split(recipe.global_batch, None, 20, 8).micro_batch == 14
+    assert split(recipe.global_batch, 7, 56, 8).accumulation == 8
     with pytest.raises(BadInput, match="possible: 1, 2, 4, 7, 8, 14, 28, 56"):
-        split(recipe, 5, 56, 8)
+        split(recipe.global_batch, 5, 56, 8)
     with pytest.raises(BadInput, match="NPROC"):
-        split(recipe, None, 56, 9)
+        split(recipe.global_batch, None, 56, 9)

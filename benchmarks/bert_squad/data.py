@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a SQuAD run's questions, vocabulary and starting weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from benchmarks.bert_squad.cache import StoredFeatures, stored_features
+from benchmarks.bert_squad.features import NO_TOKEN, FeatureOptions, Features
+from benchmarks.bert_squad.layout import Files, locate, missing, sources
+from benchmarks.bert_squad.minilm import minilm_file
+from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
+from benchmarks.bert_squad.score import score
+from common.data.samples import from_lengths
+from common.data.tokenization import read_vocab
+from common.errors import BadInput
+from common.files import file_sha256
+from common.model.weights import VOCAB_MULTIPLE
+from common.native import cache_dir
+from common.recipe import Settings
+
+LENGTHS = (41, 88, 110, 120, 127, 133, 139, 145, 150, 157, 164, 171, 179, 188, 198, 210, 223, 247,
+           272, 320, 384)  # fmt: skip
+"""Quantiles (0, 5, ... 100 %) of the lengths of dev-v1.1's 10,833 features at 384/128/64."""
+SYNTHETIC = (88_641, 87_599)
+"""Features and questions of made-up data: those of train-v1.1."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """The files of one run and their features."""
+
+    recipe: SquadRecipe
+    description: str
+    train: StoredFeatures | None
+    """None: nothing is trained."""
+    predict: StoredFeatures | None = None
+    """None: nothing is answered."""
+    predict_file: Path | None = None
+    vocab_file: Path | None = None
+    init_checkpoint: Path | None = None
+    """None: random weights."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether there are questions to answer."""
+        return self.predict is not None
+
+    @property
+    def vocab(self) -> list[str]:
+        """The tokens by their ids."""
+        assert self.vocab_file is not None
+        return read_vocab(self.vocab_file)
+
+    def hash(self) -> str | None:
+        """Identity of both data sets and the vocabulary; None for synthetic data."""
+        known = {"train": self.train, "predict": self.predict}
+        parts = {name: s.ingredients for name, s in known.items() if s is not None}
+        if not all(parts.values()):
+            return None
+        hashes = {
+            name: {key: found[key] for key in ("dataset_sha256", "vocab_sha256")}
+            for name, found in parts.items()
+        }
+        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+    def checkpoint_hash(self) -> str | None:
+        """sha256 of the starting weights; None when training starts from random ones."""
+        return None if self.init_checkpoint is None else file_sha256(self.init_checkpoint)
+
+
+def find_source(settings: Settings) -> Source:
+    """Resolve the flags to files and features; BadInput says which file is missing, and the fix."""
+    recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+    if not run.do_train and not run.do_predict:
+        raise BadInput("neither --do_train nor --do_predict: there is nothing to do")
+    if run.synthetic:
+        return _synthetic(settings)
+    files = _files(settings)
+    train_file = files.train if run.do_train else None
+    predict_file = files.predict if run.do_predict else None
+    if predict_file is not None and run.do_eval:
+        _check_scorable(predict_file, recipe.v2)
+    if run.eval_script is not None and not run.eval_script.is_file():
+        raise BadInput(
+            f"--eval_script {run.eval_script}: no such file; leave it out: the official scores are "
+            f"computed here anyway"
+        )
+    checkpoint = files.checkpoint
+    if recipe.starts_from == "minilm" and run.init_checkpoint is None:
+        checkpoint = minilm_file("model.safetensors")
+    elif recipe.starts_from == "random":
+        if run.init_checkpoint is not None:
+            raise BadInput("--init_checkpoint beside --starts_from random: leave one of them out")
+        checkpoint = None
+    if files.config is not None:
+        recipe.model.check_agrees(files.config)
+    vocab = files.vocab or minilm_file("vocab.txt")
+    _check_vocabulary(recipe, vocab)
+    features = {}
+    notes: list[str] = []
+    for training, file in ((True, train_file), (False, predict_file)):
+        if file is not None:
+            features[training] = found = _features(settings, file, vocab, training=training)
+            if found.dropped:
+                notes.append(
+                    f"{file.name}: {len(found.dropped)} questions left out, as in the references, "
+                    f"because their answer is not found where they say"
+                )
+    shown = " and ".join(str(file) for file in (train_file, predict_file) if file is not None)
+    return Source(
+        recipe=recipe,
+        description=shown,
+        train=features.get(True),
+        predict=features.get(False),
+        predict_file=predict_file,
+        vocab_file=vocab,
+        init_checkpoint=checkpoint,
+        notes=tuple(notes),
+    )
+
+
+def _files(settings: Settings) -> Files:
+    """Given files and those under --data; BadInput lists what lacks and where to get it."""
+    recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+    files = locate(
+        run.data,
+        v2=recipe.v2,
+        train=run.train_file,
+        predict=run.predict_file,
+        checkpoint=run.init_checkpoint,
+        vocab=run.vocab_file,
+        config=run.bert_config_path,
+    )
+    needed = recipe.starts_from == "checkpoint" or run.init_checkpoint is not None
+    lacking = missing(
+        files, train=run.do_train, predict=run.do_predict, checkpoint=needed, v2=recipe.v2
+    )
+    if lacking:
+        where = sources(lacking, layers=recipe.model.num_hidden_layers, v2=recipe.v2)
+        raise BadInput(
+            "\n  ".join((f"{settings.preset.name} lacks", *lacking))
+            + "\n  ".join(("\nPublished:", *where) if where else ())
+            + "\nGive --data ROOT (with squad/ and checkpoint/) or the flags above. Without "
+            "weights: --starts_from random (speed only), or the recipe squad_mini, which fetches "
+            "its own; with no data at all: --synthetic (speed only)"
+        )
+    return files
+
+
+def _check_vocabulary(recipe: SquadRecipe, path: Path) -> None:
+    """BadInput where the vocabulary belongs to another model, or to text of another case."""
+    rows = recipe.model.vocab_size
+    vocab = read_vocab(path)
+    if not len(vocab) <= rows < len(vocab) + VOCAB_MULTIPLE:
+        raise BadInput(
+            f"{path} has {len(vocab)} tokens, the recipe's model {rows} rows for them: it is the "
+            f"vocabulary of another model. Give its own with --vocab_file, or --vocab_size"
+        )
+    capitals = sum(token.lower() != token for token in vocab if not token.startswith("["))
+    if recipe.lowercase and capitals > len(vocab) // 10:
+        raise BadInput(
+            f"{path} is a cased vocabulary ({capitals} tokens with capitals) and the recipe makes "
+            f"the text lower case: --no_lowercase, or the uncased vocabulary of the weights"
+        )
+    if not recipe.lowercase and not capitals:
+        raise BadInput(
+            f"{path} is an uncased vocabulary and the recipe keeps capitals, which would all be "
+            f"unknown: --lowercase (--do_lower_case), or the vocabulary of the weights"
+        )
+
+
+def _features(settings: Settings, file: Path, vocab: Path, *, training: bool) -> StoredFeatures:
+    recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+    options = FeatureOptions(
+        max_seq_length=recipe.max_seq_length,
+        doc_stride=recipe.doc_stride,
+        max_query_length=recipe.max_query_length,
+        lowercase=recipe.lowercase,
+    )
+    with tempfile.TemporaryDirectory() as nowhere:
+        return stored_features(
+            file,
+            vocab,
+            options,
+            training=training,
+            v2=training and recipe.v2,
+            folder=Path(nowhere) if run.skip_cache else run.cache_dir or cache_dir() / "squad",
+            processes=min(8, _cores()),
+            say=_say,
+        )
+
+
+def _say(text: str) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, file=sys.stderr)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_scorable(file: Path, v2: bool) -> None:
+    """Raise before training what scoring would raise after it."""
+    with tempfile.TemporaryDirectory() as folder:
+        nothing = Path(folder) / "predictions.json"
+        nothing.write_text("{}")
+        try:
+            score(file, nothing, v2=v2 or None)
+        except BadInput as error:
+            raise BadInput(f"{error}; to answer without scoring: --no_do_eval") from error
+
+
+def _synthetic(settings: Settings) -> Source:
+    """Random tokens of real lengths and random answers: for speed only; nothing is answered."""
+    recipe = cast("SquadRecipe", settings.recipe)
+    number, questions = SYNTHETIC
+    rng = np.random.default_rng(0)
+    quantiles = np.linspace(0, 1, len(LENGTHS))
+    lengths = np.interp(rng.random(number), quantiles, LENGTHS).astype(np.int64)
+    made = made_up_features(np.minimum(lengths, recipe.max_seq_length), recipe.model.vocab_size)
+    stored = StoredFeatures(
+        features=made, num_examples=questions, dropped=[], ingredients={}, path=None, reused=False
+    )
+    return Source(
+        recipe=recipe,
+        description="synthetic tokens, lengths like dev-v1.1's",
+        train=stored,
+        init_checkpoint=settings.run.init_checkpoint,
+        notes=("synthetic data: no question is answered, and there is no F1",),
+    )
+
+
+def made_up_features(lengths: Sequence[int] | np.ndarray, vocab_size: int) -> Features:
+    """Features of these lengths with random tokens and the answer [1, 2]."""
+    rng = np.random.default_rng(1)
+    offsets = from_lengths(np.asarray(lengths))
+    total, number = int(offsets[-1]), len(offsets) - 1
+    return Features(
+        input_ids=rng.integers(0, vocab_size, total, np.int32),
+        offsets=offsets,
+        split=np.full(number, 2, np.int32),
+        words=np.full(total, NO_TOKEN, np.int32),
+        max_context=np.zeros(total, bool),
+        example=np.arange(number, dtype=np.int32),
+        window=np.zeros(number, np.int32),
+        start=np.ones(number, np.int32),
+        end=np.full(number, 2, np.int32),
+    )

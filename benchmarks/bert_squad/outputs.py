@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the reference scripts leave behind, in the record of the run and under their names.
+
+==========================  ======================================================================
+predictions.json            question id to answer
+nbest_predictions.json      question id to its best answers, with probability and logits
+dllogger.json               lines ``DLLL {...}`` as NVIDIA's DLLogger writes them
+final_report.json           what Enflame's scripts print as "Final report:"
+==========================  ======================================================================
+
+The names of keys and their units are the references'; what the numbers mean is defined here
+(``DEFINITIONS``, also written into dllogger.json), since the references' own definitions count
+warm-up steps out of the numerator and into the time, and leave synchronisation out.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from benchmarks.bert_squad.recipes import SquadOptions
+from common.errors import BadInput
+from common.events import EvalEvent, Observer, RunSummary, StepEvent
+from common.recipe import Settings
+from common.results.record import hide_home
+
+if TYPE_CHECKING:
+    from benchmarks.bert_squad.task import SquadTask
+
+PREDICTIONS, NBEST = "predictions.json", "nbest_predictions.json"
+DLLOGGER, REPORT = "dllogger.json", "final_report.json"
+
+_UNITS = {
+    "e2e_train_time": "s",
+    "training_sequences_per_second": "sequences/s",
+    "final_loss": None,
+    "e2e_inference_time": "s",
+    "inference_sequences_per_second": "sequences/s",
+    "exact_match": None,
+    "F1": None,
+}
+DEFINITIONS = {
+    "e2e_train_time": "first step to last, checkpoints included; without reading files, building "
+    "the model and evaluating",
+    "training_sequences_per_second": "features trained behind the skipped steps / the seconds of "
+    "those steps, synchronised at both ends, checkpoints and evaluations excluded",
+    "final_loss": "of the last step: mean of start's and end's cross-entropy over the global batch",
+    "e2e_inference_time": "features on the host to scores, all ranks",
+    "inference_sequences_per_second": "features through the model behind the skipped batches / "
+    "their seconds, synchronised at both ends; all ranks together",
+    "exact_match": "percent of all questions, as the official script",
+    "F1": "percent, mean over all questions, as the official script",
+}
+
+
+class Outputs(Observer):
+    """Writes the files above into ``folder``, and DLLogger's lines to --json_summary as well."""
+
+    def __init__(self, task: SquadTask, settings: Settings, folder: Path) -> None:
+        self._task, self._settings, self._folder = task, settings, folder
+        self._run = cast("SquadOptions", settings.run)
+        self._began = time.time()
+        self._files: list[IO[str]] = [(folder / DLLOGGER).open("w", encoding="utf-8")]
+        if self._run.json_summary is not None:
+            self._files.append(_opened(self._run.json_summary))
+        self._loss: float | None = None
+        self._first = 0
+        self._rates: list[float] = []
+        self._evaluation: EvalEvent | None = None
+
+    def init_stop(self) -> None:
+        for name, unit in _UNITS.items():
+            about = {"definition": DEFINITIONS[name]}
+            self._line(
+                type="METADATA", metric=name, metadata=about | ({"unit": unit} if unit else {})
+            )
+        facts = self._task.facts()
+        weights = facts["init_checkpoint"]
+        self._parameter(Config=json.dumps(self._settings.as_dict()))
+        self._parameter(SEED=self._run.seed)
+        if weights is not None:
+            self._parameter(loading_checkpoint=True)
+            self._parameter(loaded_checkpoint=True)
+        self._parameter(model_weights_num=facts["parameters"])
+
+    def run_start(self, *, step: int, samples: int) -> None:
+        source, split = self._task.source, self._task.split
+        self._first = step
+        if source.train is not None:
+            if source.train.path is not None:
+                self._parameter(**{"Cached_train features_file": str(source.train.path)})
+            self._parameter(train_start=True)
+            self._parameter(training_samples=source.train.num_examples)
+            self._parameter(training_features=len(source.train.features))
+            self._parameter(train_batch_size=split.micro_batch * split.accumulation)
+            self._parameter(steps=self._task.total_steps)
+
+    def on_step(self, event: StepEvent) -> None:
+        self._loss = event.loss
+        counted = event.step - event.window_steps - self._first >= self._run.skip_steps
+        if counted and event.sequences_per_second is not None:
+            self._rates.append(event.sequences_per_second)
+        data = {"step_loss": event.loss, "learning_rate": event.learning_rate}
+        if event.sequences_per_second is not None:
+            data["step_fps"] = event.sequences_per_second
+        self._log([self._epoch(event.samples), event.step], data)
+
+    def eval_start(self, *, step: int, samples: int) -> None:
+        predict = self._task.source.predict
+        if predict is not None:
+            self._parameter(infer_start=True)
+            self._parameter(eval_samples=predict.num_examples)
+            self._parameter(eval_features=len(predict.features))
+            self._parameter(predict_batch_size=self._task.eval_batch_size)
+
+    def on_eval(self, event: EvalEvent) -> None:
+        self._evaluation, answers = event, self._task.answers
+        if answers is not None:
+            for name, content in ((PREDICTIONS, answers.predictions), (NBEST, answers.nbest)):
+                text = json.dumps(content, indent=4) + "\n"
+                (self._folder / name).write_text(text, encoding="utf-8")
+
+    def close(self, summary: RunSummary) -> None:
+        named = {metric.name: metric.value for metric in summary.metrics}
+        evaluation = self._evaluation
+        if "sequences_per_second_e2e" in named:
+            self._log([], self._training(named))
+        if evaluation is not None:
+            inference = {"e2e_inference_time": evaluation.eval_s}
+            if evaluation.inference_sequences_per_second is not None:
+                rate = evaluation.inference_sequences_per_second
+                inference["inference_sequences_per_second"] = rate
+            self._log([], inference)
+            if "f1" in evaluation.metrics:
+                found = evaluation.metrics
+                self._log([], {"exact_match": found["exact_match"], "F1": found["f1"]})
+        for file in self._files:
+            file.close()
+        text = json.dumps(self.report(named), indent=4) + "\n"
+        (self._folder / REPORT).write_text(text, encoding="utf-8")
+
+    def _training(self, named: Mapping[str, float]) -> dict[str, Any]:
+        data: dict[str, Any] = {"e2e_train_time": named["run_time_s"] - named["eval_s"]}
+        if "sequences_per_second" in named:
+            data["training_sequences_per_second"] = named["sequences_per_second"]
+        return data | {"final_loss": self._loss}
+
+    def report(self, named: Mapping[str, float]) -> dict[str, Any]:
+        """Enflame's final report; what was not measured is left out.
+
+        ``train_fps_mean`` is our sequences_per_second, least and most are of single reports.
+        """
+        task, r = self._task, self._task.recipe
+        report: dict[str, Any] = {"model": "bert"}
+        if task.source.train is not None:
+            report["train_batch_size"] = task.split.micro_batch * task.split.accumulation
+            report["epochs"] = r.num_train_epochs
+            report["training_step_per_epoch"] = round(task.total_steps / r.num_train_epochs)
+        report["device"] = task.backend_name
+        report["skip_steps"] = self._run.skip_steps
+        if "sequences_per_second" in named:
+            report["train_fps_mean"] = named["sequences_per_second"]
+            if self._rates:
+                report["train_fps_min"] = min(self._rates)
+                report["train_fps_max"] = max(self._rates)
+        if "sequences_per_second_e2e" in named:
+            report["training_time"] = _clock(named["run_time_s"] - named["eval_s"])
+        if self._evaluation is not None:
+            found = self._evaluation.metrics
+            report["predict_num_examples"] = int(found["questions"])
+            report["predict_batch_size"] = task.eval_batch_size
+            report |= {name: found[name] for name in ("exact_match", "f1") if name in found}
+        return report
+
+    def _epoch(self, samples: int) -> int:
+        train = self._task.source.train
+        return samples // len(train.features) if train is not None else 0
+
+    def _parameter(self, **data: Any) -> None:
+        self._log("PARAMETER", data)
+
+    def _log(self, step: list[int] | str, data: Mapping[str, Any]) -> None:
+        self._line(type="LOG", step=step, data=data)
+
+    def _line(self, **values: Any) -> None:
+        now = time.time()
+        head = {
+            "timestamp": str(now),
+            "datetime": datetime.fromtimestamp(now, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f"),
+            "elapsedtime": str(now - self._began),
+        }
+        text = hide_home("DLLL " + json.dumps(head | values)) + "\n"
+        for file in self._files:
+            file.write(text)
+            file.flush()
+
+
+def closing(folder: Path) -> list[str]:
+    """What the reader of a terminal is told at the very end."""
+    lines = []
+    if (folder / PREDICTIONS).is_file():
+        lines.append(f"predictions {folder / PREDICTIONS}")
+    if (folder / REPORT).is_file():
+        lines.append(f"Final report:\n{(folder / REPORT).read_text(encoding='utf-8').rstrip()}")
+    return lines
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--json_summary {path}: cannot be written: {error.strerror}") from error
+
+
+def _clock(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, s = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQuAD fine-tuning and inference as a Task of the common loop."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.bert_squad.answers import Answers
+from benchmarks.bert_squad.data import Source, find_source, made_up_features
+from benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch, span_loss
+from benchmarks.bert_squad.outputs import Outputs, closing
+from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
+from benchmarks.bert_squad.scoring import answer_and_score
+from benchmarks.bert_squad.stream import (
+    FeatureStream,
+    StepBatch,
+    answer_batches,
+    collate,
+    share,
+)
+from common.data.samples import ragged_index
+from common.distributed import World
+from common.errors import BadInput, Unsupported
+from common.events import EvalEvent, Observer
+from common.measure.flops import span_flops
+from common.measure.metric import Metric
+from common.model.weights import load_pretrained
+from common.optim.factory import build_optimizer
+from common.optim.lamb import parameter_groups
+from common.optim.schedule import warmup_linear
+from common.recipe import Settings
+from common.split import asked, split, told
+from common.training import Plan
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+
+class SquadTask:
+    """Model, optimizer, data and scores of one recipe on one rank."""
+
+    sum_names = ("loss", "sequences")
+
+    def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
+        self.recipe = recipe = cast("SquadRecipe", settings.recipe)
+        self.run = cast("SquadOptions", settings.run)
+        self.source, self.notes = source, source.notes
+        self.backend_name = backend.name
+        impl, seed = settings.impl, settings.run.seed
+        self.precision = backend.resolve_precision(impl.precision)
+        self.ops = backend.ops(impl.kernels, self.precision)
+        self.split = asked(recipe.global_batch, impl, world)
+        self.eval_batch_size = impl.eval_batch_size if source.has_eval else None
+        self.target_metric = "f1" if self.run.do_eval else "questions"
+        self.answers: Answers | None = None
+        """Of the last evaluation; on rank 0 only."""
+        self.scores: dict[str, Any] = {}
+        """What scoring counted, beyond the metrics; on rank 0 only."""
+        self._world, self._seed = world, seed
+        self._pin = backend.capabilities.pinned_memory
+        self._eval: Sequence[SpanBatch] | None = None
+        self._logits: list[Tensor] = []
+
+        backend.seed(seed)  # the same weights on every rank
+        model = BertForQuestionAnswering(recipe.model, self.ops)
+        self.weights_report = None
+        if source.init_checkpoint is not None:
+            # Weights that answer without training must have learnt to.
+            require = "encoder" if self.run.do_train else "all"
+            self.weights_report = load_pretrained(
+                model, source.init_checkpoint, require=cast("Any", require)
+            )
+        elif not source.notes:
+            self.notes = ("random starting weights: the F1 says nothing of a pretrained model",)
+        model.to(backend.device)
+        self.model: nn.Module = backend.compile(model, impl.compile)
+        backend.seed(seed + 1 + world.rank)  # other dropout on every rank
+        self._optimizer_name = "adamw" if recipe.bias_correction else "bert_adam"
+        self.optimizer = build_optimizer(
+            self._optimizer_name,
+            parameter_groups(self.model, recipe.weight_decay_rate),
+            lr=recipe.learning_rate,
+            betas=(recipe.adam_beta_1, recipe.adam_beta_2),
+            eps=recipe.adam_epsilon,
+        )
+
+    # -- how long -----------------------------------------------------------------------------
+    @property
+    def schedule_steps(self) -> int:
+        """Length of the learning rate's schedule: of all epochs, by features or by questions."""
+        r, train = self.recipe, self.source.train
+        if train is None:
+            return 1
+        if r.schedule_length == "features":
+            return self._epochs_steps
+        # run_squad.py: int(examples / batch) * epochs
+        return max(1, int(train.num_examples // r.global_batch * r.num_train_epochs))
+
+    @property
+    def _epochs_steps(self) -> int:
+        """Steps that see every feature ``num_train_epochs`` times; the last batch is filled up."""
+        assert self.source.train is not None
+        features = len(self.source.train.features)
+        return math.ceil(features * self.recipe.num_train_epochs / self.recipe.global_batch)
+
+    @property
+    def total_steps(self) -> int:
+        """The last optimizer step; 0 where nothing is trained."""
+        if self.source.train is None:
+            return 0
+        return min(self._epochs_steps, self.recipe.max_steps or self._epochs_steps)
+
+    def plan(self, settings: Settings) -> Plan:
+        """When the loop evaluates, saves, reports and stops."""
+        r, run = self.recipe, settings.run
+        steps = self.total_steps
+        samples = steps * r.global_batch
+        every = min(run.num_samples_per_checkpoint, samples)
+        return Plan(
+            precision=self.precision,
+            max_steps=steps,
+            max_samples=max(1, samples),
+            target_value=r.target_f1 if self.run.do_eval else None,
+            eval_start_samples=0,
+            eval_every_samples=0,
+            eval_at_end=self.source.has_eval,
+            padded_length=r.max_seq_length,
+            skip_steps=self.run.skip_steps,
+            max_grad_norm=None if r.gradient_clipping == "none" else r.max_grad_norm,
+            clipping="per_parameter" if r.gradient_clipping == "per_parameter" else "global",
+            init_loss_scale=settings.impl.init_loss_scale,
+            log_freq=run.log_freq,
+            checkpoint_every_samples=0 if run.skip_checkpoint else every,
+            checkpoint_start_samples=min(run.min_samples_to_start_checkpoints, samples),
+            max_minutes=run.max_minutes,
+        )
+
+    def use_micro_batch(self, size: int) -> None:
+        """Another division of the same global batch, before the first step."""
+        self.split = split(self.recipe.global_batch, size, size, self._world.size)
+
+    @property
+    def share(self) -> int:
+        """Sequences that this rank trains per step."""
+        return self.split.micro_batch * self.split.accumulation
+
+    # -- what the record says ------------------------------------------------------------------
+    def facts(self) -> dict[str, Any]:
+        """What was chosen for the user: all of it recorded, none of it silent."""
+        report, source = self.weights_report, self.source
+        data = {"train": source.train, "predict": source.predict}
+        return {
+            "precision": self.precision,
+            "kernels": dict(self.ops.kernels)
+            | {"optimizer": f"torch-fused {self._optimizer_name}"},
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "micro_batch": self.split.micro_batch,
+            "gradient_accumulation_steps": self.split.accumulation,
+            "world_size": self.split.world_size,
+            "data": source.description,
+            "schedule_steps": self.schedule_steps,
+            "total_steps": self.total_steps,
+            "squad": {
+                name: {
+                    "questions": stored.num_examples,
+                    "features": len(stored.features),
+                    "dropped": len(stored.dropped),
+                    "from_cache": stored.reused,
+                }
+                for name, stored in data.items()
+                if stored is not None
+            },
+            "init_checkpoint": None
+            if report is None
+            else {
+                "matched": len(report.matched),
+                "missing": list(report.missing),
+                "unexpected": list(report.unexpected),
+                "notes": list(report.notes),
+            },
+        }
+
+    def results(self) -> dict[str, Any]:
+        """What is known only at the end."""
+        return {"scoring": self.scores} if self.scores else {}
+
+    def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
+        """Nothing is known of the starting weights' F1."""
+        return []
+
+    # -- what the loop asks for ---------------------------------------------------------------
+    def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
+        if self.source.train is None:
+            return _nothing()
+        return iter(
+            FeatureStream(
+                self.source.train.features,
+                seed=self._seed,
+                global_batch=self.recipe.global_batch,
+                micro_batch=self.split.micro_batch,
+                world=self._world.size,
+                rank=self._world.rank,
+                position=position,
+                pin=self._pin,
+            )
+        )
+
+    def loss(self, model: nn.Module, batch: SpanBatch, step: Any) -> tuple[Tensor, Tensor]:
+        """A share of the global mean: every split into micro-batches and ranks gives the same."""
+        loss = span_loss(model(batch), batch)
+        return loss / step.num_samples, _sums(loss.detach(), batch)
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {"loss": sums["loss"] / sums["sequences"]}
+
+    def eval_batches(self) -> Sequence[SpanBatch]:
+        """This rank's; what the model says of them is kept from here on."""
+        self._logits = []
+        assert self.source.predict is not None and self.eval_batch_size is not None
+        if self._eval is None:
+            features = self.source.predict.features
+            rows = share(len(features), self._world.size, self._world.rank)
+            self._eval = answer_batches(features, rows, self.eval_batch_size)
+        return self._eval
+
+    def eval_sums(self, model: nn.Module, batch: SpanBatch) -> Tensor:
+        """The answers are not known to the model: there is no loss."""
+        logits = model(batch)
+        self._logits.append(logits.detach())
+        return _sums(logits.new_zeros(()), batch)
+
+    def eval_result(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """All ranks' logits to answers and scores, on rank 0; every rank is told."""
+        source, world = self.source, self._world
+        assert source.predict is not None
+        own = torch.cat(self._logits).float().cpu().numpy() if self._logits else None
+        self._logits = []
+        gathered = world.gather(own)
+        result: dict[str, float] = {}
+        if world.is_main:
+            features = source.predict.features
+            logits = np.empty((len(features.input_ids), 2), np.float32)
+            for rank, part in enumerate(gathered):
+                if part is not None:
+                    rows = share(len(features), world.size, rank)
+                    logits[features_tokens(features, rows)] = part
+            with tempfile.TemporaryDirectory() as folder:
+                self.answers, result, self.scores = answer_and_score(
+                    source, self.recipe, self.run, logits, Path(folder)
+                )
+            result["num_samples"] = sums["sequences"]
+        told_: dict[str, float] = world.gather(result)[0]
+        return told_
+
+    def quality(self, event: EvalEvent) -> list[Metric]:
+        """What the record calls the result of the last evaluation."""
+        number = int(event.metrics["questions"])
+        definitions = {
+            "exact_match": "answers equal to one of the true ones, after normalisation",
+            "f1": "F1 of answer and best true one as bags of words, after normalisation",
+        }
+        return [
+            Metric(
+                name=name,
+                value=event.metrics[name],
+                unit="%",
+                direction="higher",
+                clock="none",
+                scope="global",
+                definition=f"{text}; over all {number} questions, as the official script of SQuAD",
+            )
+            for name, text in definitions.items()
+            if name in event.metrics
+        ]
+
+    def model_flops(self, batch: SpanBatch) -> int:
+        return span_flops(self.recipe.model, batch.tokens.lengths)
+
+    def made_up_step(self, size: int, passes: int, *, typical: bool = False) -> StepBatch:
+        length = self.recipe.max_seq_length
+        length = min(length, max(4, length // 2)) if typical else length
+        made = made_up_features([length] * size, self.recipe.model.vocab_size)
+        batch = collate(made, np.arange(size))
+        return StepBatch(
+            micro_batches=(batch,) * passes,
+            num_samples=size * passes,
+            num_tokens=batch.num_tokens * passes,
+            position={},
+        )
+
+    def learning_rate(self, step: int) -> float:
+        r = self.recipe
+        return warmup_linear(
+            step,
+            base=r.learning_rate,
+            total_steps=self.schedule_steps,
+            warmup_proportion=r.warmup_proportion,
+        )
+
+
+def division(settings: Settings) -> None:
+    """MLPerf has no SQuAD benchmark, hence no division and no log."""
+    run = settings.run
+    if run.division != "auto":
+        raise Unsupported(f"--division {run.division}: MLPerf has no SQuAD benchmark; leave it out")
+    if run.verify_checkpoint:
+        raise Unsupported(
+            "--verify_checkpoint: no F1 is known of weights that are to be fine-tuned; to answer "
+            "with fine-tuned ones: --no_do_train"
+        )
+
+
+def split_of(settings: Settings, world: World) -> dict[str, Any]:
+    """How the global batch would be cut up, for --dry_run."""
+    return told(cast("SquadRecipe", settings.recipe).global_batch, settings.impl, world)
+
+
+def prepare(settings: Settings) -> Source:
+    """Files and features of the run."""
+    if settings.run.text is not None or settings.run.input_dir or settings.run.eval_dir:
+        raise BadInput("SQuAD takes --data, or --train_file and --predict_file")
+    return find_source(settings)
+
+
+def build(settings: Settings, backend: Backend, world: World, source: Source) -> SquadTask:
+    """The task of this benchmark on this rank."""
+    return SquadTask(settings, backend, world, source)
+
+
+def observers(
+    task: SquadTask,
+    settings: Settings,
+    folder: Path,
+    *,
+    system: str,
+    began: float,
+    resumed: Path | None,
+) -> list[Observer]:
+    """Predictions, DLLogger's lines and the final report, into the record ``folder``."""
+    return [Outputs(task, settings, folder)]
+
+
+__all__ = ["build", "closing", "division", "observers", "prepare", "split_of"]
+
+
+def features_tokens(features: Any, rows: Any) -> Any:
+    """Indices of the tokens of ``rows`` in all features' tokens."""
+    return ragged_index(features.offsets, rows)[0]
+
+
+def _nothing() -> Iterator[Any]:
+    yield from ()
+
+
+def _sums(loss: Tensor, batch: SpanBatch) -> Tensor:
+    return torch.stack([loss, torch.full_like(loss, len(batch.tokens.lengths))])

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One evaluation, on every rank: what the model gives, and how fast it gives it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.distributed import World
+from common.events import EvalEvent, Observer
+from common.measure.throughput import RateMeter, merge_ranks
+from common.progress import Progress
+
+if TYPE_CHECKING:
+    from backends.base import Backend, Telemetry
+    from common.training import Plan, Task
+
+PERCENTILES = (50, 90, 99)
+
+
+@torch.no_grad()
+def evaluate(
+    task: Task,
+    *,
+    backend: Backend,
+    world: World,
+    plan: Plan,
+    progress: Progress,
+    observers: Sequence[Observer],
+    telemetry: Telemetry | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    started: float = 0.0,
+) -> EvalEvent:
+    """Evaluate on every rank, add the sums, tell the observers.
+
+    The first ``plan.skip_steps`` batches count neither in the rate nor in the latencies.
+    ``telemetry`` samples during the seconds of the rate.
+    """
+    backend.synchronize()
+    begin = clock()
+    for o in observers:
+        o.eval_start(step=progress.step, samples=progress.samples)
+    task.model.eval()
+    sums = torch.zeros(len(task.sum_names), device=backend.device)
+    batches = task.eval_batches()
+    timer = backend.timer()
+    meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
+    meter.start(warming=plan.skip_steps > 0)
+    for number, batch in enumerate(batches):
+        if number == plan.skip_steps > 0:
+            meter.warmed()
+        timer.start()
+        with backend.precision(plan.precision):
+            sums += task.eval_sums(task.model, batch.to(backend.device))
+        timer.stop()
+        meter.add(samples=batch.num_samples)
+    window = merge_ranks(world.gather(meter.stop()))
+    largest = max(world.gather(max((b.num_samples for b in batches), default=0)))
+    own = list(zip(batches, timer.seconds(), strict=True))[plan.skip_steps :]
+    gathered = world.gather([s for b, s in own if b.num_samples == largest])
+    latencies = sorted(seconds for part in gathered for seconds in part)
+    values = dict(zip(task.sum_names, world.sum_(sums).tolist(), strict=True))
+    task.model.train()
+    metrics = task.eval_result(values)
+    target = plan.target_value
+    now = clock()
+    event = EvalEvent(
+        step=progress.step,
+        samples=progress.samples,
+        metrics=metrics,
+        target_metric=task.target_metric,
+        target_value=target,
+        reached=target is not None and metrics[task.target_metric] >= target,
+        eval_s=now - begin,
+        time_s=now - started,
+        inference_sequences_per_second=window.sequences_per_second,
+        inference_s=window.seconds,
+        latency_s={f"p{p}": percentile(latencies, p) for p in PERCENTILES} if latencies else {},
+        latency_clock=timer.clock,
+        batches=len(latencies),
+        batch_size=largest,
+    )
+    for o in observers:
+        o.on_eval(event)
+    return event
+
+
+def percentile(ascending: Sequence[float], percent: float) -> float:
+    """The smallest value that at least ``percent`` of them do not exceed (nearest rank)."""
+    return ascending[max(0, math.ceil(percent / 100 * len(ascending)) - 1)]
