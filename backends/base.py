@@ -292,6 +292,17 @@ class Backend(ABC):
         """A fused LAMB update, or None for the plain one."""
         return None
 
+    @functools.cached_property
+    def fused_adamw(self) -> bool:
+        """Whether torch's one-kernel AdamW runs on this device: it only tells when it is tried."""
+        p = nn.Parameter(torch.ones(2, device=self.device))
+        p.grad = torch.ones_like(p)
+        try:
+            torch.optim.AdamW([p], fused=True).step()
+        except (RuntimeError, NotImplementedError):
+            return False
+        return bool(torch.isfinite(p).all() and (p != 1).all())
+
     # -- randomness ---------------------------------------------------------------------------
     def seed(self, seed: int) -> None:
         """Seed the host and the device."""
