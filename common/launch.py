@@ -42,7 +42,7 @@ class Wish:
     small: bool = False
     """Whether it runs on the CPU without being asked, and on fewer devices than there are."""
     cards: int | None = None
-    """Devices that the script's name promises."""
+    """Devices that the script's name or its parameters promise."""
     says: Sequence[str] = ()
 
 
@@ -75,18 +75,23 @@ class Devices:
 
 def split_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """The last --recipe and all other words."""
-    named, rest, words = None, [], list(argv)
+    return take(argv, "--recipe", "a name")
+
+
+def take(argv: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
+    """The value of the last ``flag`` and all other words; BadInput where it has none."""
+    taken, rest, words = None, [], list(argv)
     while words:
         word = words.pop(0)
-        if word == "--recipe":
+        if word == flag:
             if not words:
-                raise BadInput("--recipe needs a name")
-            named = words.pop(0)
-        elif word.startswith("--recipe="):
-            named = word.partition("=")[2]
+                raise BadInput(f"{flag} needs {what}")
+            taken = words.pop(0)
+        elif word.startswith(f"{flag}="):
+            taken = word.partition("=")[2]
         else:
             rest.append(word)
-    return named, rest
+    return taken, rest
 
 
 def choose_devices(
@@ -181,13 +186,15 @@ def _processes(wish: Wish, environment: Mapping[str, str], chosen: Devices) -> i
     """NPROC, else one per device or as many as promised; a small recipe shares its batch evenly."""
     devices = int(chosen.backend["device_count"])
     if environment.get("NPROC"):
-        return count(environment, "NPROC", devices)
+        processes = count(environment, "NPROC", devices)
+        if wish.cards not in (None, processes):
+            chosen.says.append(f"NPROC: {processes} processes instead of {wish.cards}")
+        return processes
     if wish.cards is not None and chosen.name != CPU:
         if devices < wish.cards:
             raise Unsupported(
-                f"this script is for {wish.cards} devices and {chosen.name} has {devices}: "
-                f"NPROC={devices} runs the same recipe on what is here (the batch stays "
-                f"{wish.global_batch}), --backend {CPU} on the CPU"
+                f"this is for {wish.cards} devices and {chosen.name} has {devices}: "
+                f"NPROC={devices} runs the same recipe on what is here, --backend {CPU} on the CPU"
             )
         return wish.cards
     processes = devices

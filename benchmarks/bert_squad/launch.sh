@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# What scripts/run_squad*.sh call, from any folder; --help says what they take.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+[ -f "$root/.venv/.bertbench" ] || bash "$root/init.sh"
+exec "$root/.venv/bin/python" -I -m benchmarks.bert_squad.launch "$@"
