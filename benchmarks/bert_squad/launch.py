@@ -199,6 +199,7 @@ def _advice(
             f"  .venv/bin/bertbench run {SMALL} --train_file {train} --predict_file {predict}",
             "  (add --backend cpu_ref for the CPU)",
         ]
+    lines += ["For the speed alone no file is needed: add --synthetic"]
     return "\n".join(lines)
 
 

@@ -109,6 +109,11 @@ def test_named_recipe_never_falls_back_to_the_cpu() -> None:
     assert go("--recipe=base --recipe mini").command[2] == "mini"
 
 
+def test_auto_is_not_left_to_each_process() -> None:
+    assert go("--backend auto", count=2).command[-2:] == ["--backend", "gcu"]
+    assert go("--backend gcu", count=2).command.count("--backend") == 2
+
+
 def test_variables_of_the_reference_and_of_torchrun(tmp_path: Path) -> None:
     launch = go(count=4, DATA=str(tmp_path), NPROC="2", NNODES="2", NODE_RANK="1",
                 MASTER_ADDR="node0", INIT_LOSS_SCALE="1024", OMP_NUM_THREADS="7")  # fmt: skip

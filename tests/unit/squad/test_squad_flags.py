@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-import benchmarks
 from benchmarks.bert_squad import flags
 from benchmarks.bert_squad.flags import translate
 from benchmarks.bert_squad.recipes import PRESETS, SquadOptions, SquadRecipe
@@ -74,7 +73,6 @@ def write_config(folder: Path, **changes: Any) -> Path:
 def settings(
     name: str, argv: str, monkeypatch: pytest.MonkeyPatch, world: int = 1
 ) -> tuple[Settings, SquadRecipe, SquadOptions]:
-    monkeypatch.setattr(benchmarks, "BENCHMARKS", ("bert_squad",))
     monkeypatch.setenv("WORLD_SIZE", str(world))
     found = resolve(name, argv.split())
     assert isinstance(found.recipe, SquadRecipe)
