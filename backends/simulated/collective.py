@@ -70,9 +70,9 @@ class _SimulatedProcessGroup(ProcessGroup):
     ) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]  # torch's stub lacks this form
         self._gloo: Any = dist.ProcessGroupGloo(store, rank, size, timeout)
-        # gloo's threads drop their tensors a moment after the work is done. The last reference
-        # to a Python object must not be theirs: they would want the interpreter as it ends.
-        self._recent: deque[Any] = deque(maxlen=8)
+        # A thread of gloo drops a work a moment after it is done. Were it the last to hold it,
+        # it would want the interpreter for what the work holds, and that may be ending.
+        self._recent: deque[Work] = deque(maxlen=16)
         self._name, self._type, self._label = backend_name, device_type, backend_name
 
     def getBackendName(self) -> str:
@@ -90,8 +90,8 @@ class _SimulatedProcessGroup(ProcessGroup):
         """gloo's ``collective`` on the same memory; the first of ``tensors`` is the output."""
         devices: set[torch.device] = set()
         views = [_on_host(each, self._type, devices) for each in tensors]
-        self._recent.append(views)
         work: Work = getattr(self._gloo, collective)(*views, *options)
+        self._recent.append(work)
         if not devices:
             return work
         calls[collective] += 1
@@ -100,6 +100,7 @@ class _SimulatedProcessGroup(ProcessGroup):
     def barrier(self, *options: Any, **named: Any) -> Work:
         torch.accelerator.synchronize()
         work: Work = self._gloo.barrier(*options, **named)
+        self._recent.append(work)
         return work
 
 

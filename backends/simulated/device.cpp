@@ -75,7 +75,7 @@ struct Memory final : c10::DeviceAllocator {
     c10::DataPtr held(nullptr, block, &release, c10::Device(kType, current));
     block->host = c10::Storage({}, bytes, cpu->allocate(bytes), cpu, /*resizable=*/true);
     held.release_context();
-    return {const_cast<void*>(block->host.data()), block, &release, c10::Device(kType, current)};
+    return {disguise(block->host.data()), block, &release, c10::Device(kType, current)};
   }
   void copy_data(void* to, const void* from, size_t count) const override {
     default_copy_data(to, from, count);
@@ -95,7 +95,7 @@ struct Memory final : c10::DeviceAllocator {
   void resetPeakStats(DeviceIndex index) override {
     device(index).peak = device(index).used.load();
   }
-  std::pair<size_t, size_t> getMemoryInfo(DeviceIndex index) override {
+  std::pair<size_t, size_t> getMemoryInfo(DeviceIndex index) {  // newer than the oldest torch
     const size_t total = state().memory_bytes;
     return {total - device(index).used, total};
   }
@@ -109,7 +109,7 @@ c10::Allocator* allocator() { return &memory; }
 c10::DataPtr own(const c10::Storage& host, DeviceIndex index) {
   take(index, static_cast<int64_t>(host.nbytes()));
   auto* block = new Block{host, index, static_cast<int64_t>(host.nbytes())};
-  return {const_cast<void*>(host.data()), block, &release, c10::Device(kType, index)};
+  return {disguise(host.data()), block, &release, c10::Device(kType, index)};
 }
 
 Block& block_of(const c10::Storage& storage) {
@@ -122,8 +122,10 @@ void resize(c10::StorageImpl& storage, size_t bytes) {
   c10::DeviceIndex before = std::exchange(current, storage.device().index());
   c10::DataPtr fresh = memory.allocate(bytes);
   current = before;
+  auto* from = static_cast<Block*>(storage.data_ptr().get_context());
+  auto* to = static_cast<Block*>(fresh.get_context());
   if (const size_t count = std::min(bytes, storage.nbytes()))
-    std::memcpy(fresh.get(), storage.data(), count);
+    std::memcpy(to->host.mutable_data(), from->host.data(), count);
   storage.set_data_ptr_noswap(std::move(fresh));
   storage.set_nbytes(bytes);
 }

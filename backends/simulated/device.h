@@ -38,17 +38,25 @@ struct State {
 };
 State& state();
 
-// The memory of one allocation is host memory with an owner; only kernels may see it.
+// The memory of one allocation is host memory with an owner; only kernels see where it is.
 struct Block {
   c10::Storage host;
   c10::DeviceIndex device;
   int64_t bytes;
 };
 c10::Allocator* allocator();
+// The address that the rest of torch sees: no host code can follow it, nor should it try.
+inline void* disguise(const void* host) {
+  constexpr uintptr_t unmapped = uintptr_t{1} << 55;  // no user address has it, on x86 or Arm
+  return host ? reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(host) | unmapped) : nullptr;
+}
 // Counts host memory that a kernel has filled as memory of the device, or throws OutOfMemoryError.
 c10::DataPtr own(const c10::Storage& host, c10::DeviceIndex device);
 Block& block_of(const c10::Storage& storage);
 void resize(c10::StorageImpl& storage, size_t bytes);
+
+// A CPU tensor over the same memory, sizes and strides.
+at::Tensor host_view(const at::Tensor& t);
 
 // The queue of a device: work is done when the clock has passed `busy_until`.
 int64_t now_ns();

@@ -13,12 +13,10 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/native/CPUFallback.h>
 #include <ATen/native/DispatchStub.h>
-#include <ATen/native/Resize.h>
 #include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_fused_sdp_choice.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/resize_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
 #include <torch/library.h>
@@ -26,6 +24,19 @@
 #include <unordered_map>
 
 namespace simulated {
+
+at::Tensor host_view(const at::Tensor& t) {
+  auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(block_of(t.storage()).host),
+      c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
+  impl->set_storage_offset(t.storage_offset());
+  impl->set_sizes_and_strides(t.sizes(), t.strides());
+  if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
+  at::Tensor host(std::move(impl));
+  host._set_conj(t.is_conj());
+  host._set_neg(t.is_neg());
+  return host;
+}
+
 namespace {
 
 using at::Tensor;
@@ -33,19 +44,6 @@ using c10::IValue;
 using torch::jit::Stack;
 
 bool is_ours(const Tensor& t) { return t.defined() && t.device().type() == kType; }
-
-// A CPU tensor over the same memory, sizes and strides.
-Tensor host_view(const Tensor& t) {
-  auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(block_of(t.storage()).host),
-      c10::DispatchKeySet(c10::DispatchKey::CPU), t.dtype());
-  impl->set_storage_offset(t.storage_offset());
-  impl->set_sizes_and_strides(t.sizes(), t.strides());
-  if (t.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
-  Tensor host(std::move(impl));
-  host._set_conj(t.is_conj());
-  host._set_neg(t.is_neg());
-  return host;
-}
 
 // Values as a device without 64-bit integers would have stored them.
 void narrow(const Tensor& host) {
@@ -175,7 +173,7 @@ struct Call {
       narrow(host);
       auto* storage = ours.storage().unsafeGetStorageImpl();
       const auto& now = host.storage();
-      if (storage->data() != now.data() || storage->nbytes() != now.nbytes()) {
+      if (storage->data() != disguise(now.data()) || storage->nbytes() != now.nbytes()) {
         storage->set_data_ptr_noswap(own(now, ours.device().index()));
         storage->set_nbytes(now.nbytes());
       }
@@ -312,6 +310,18 @@ Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
   return to;
 }
 
+const Tensor& resize_tensor(const Tensor& self, c10::IntArrayRef size,
+                            std::optional<at::MemoryFormat> format) {
+  if (self.sizes() == size && !format) return self;
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_sizes_contiguous(size);
+  if (format) impl->empty_tensor_restride(*format);
+  const size_t bytes = at::detail::computeStorageNbytesContiguous(
+      size, self.dtype().itemsize(), size_t(self.storage_offset()));
+  if (bytes > self.storage().nbytes()) resize(*self.storage().unsafeGetStorageImpl(), bytes);
+  return self;
+}
+
 Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
   to.resize_(from.sizes());
   return copy_from(from, to, false);
@@ -370,7 +380,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("as_strided", &at::native::as_strided_tensorimpl);
   library.impl("view", &at::native::view);
   library.impl("_reshape_alias", &at::native::_reshape_alias);
-  library.impl("resize_", &at::native::resize_);
+  library.impl("resize_", &resize_tensor);
   library.impl("set_.source_Storage", &set_storage);
   library.impl("set_.source_Storage_storage_offset", &at::native::set_storage_cpu_);
   library.impl("set_.source_Tensor", &at::native::set_tensor_);
@@ -378,19 +388,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_copy_from_and_resize", &copy_from_and_resize);
   library.impl("record_stream", +[](Tensor&, c10::Stream) {});
   register_whole(library);
-}
-
-TORCH_LIBRARY(bertbench_simulated, library) {
-  // What a collective library does with device memory; nothing else may use it.
-  library.def("host_view(Tensor self) -> Tensor", [](const Tensor& t) { return host_view(t); });
-  library.def("rng_state(int device) -> Tensor",
-              [](int64_t d) { return Tensor(default_generator(c10::DeviceIndex(d)).get_state()); });
-  library.def("set_rng_state(Tensor state, int device) -> ()", [](const Tensor& s, int64_t d) {
-    at::Generator(default_generator(c10::DeviceIndex(d))).set_state(s);
-  });
-  library.def("seed(int seed, int device) -> ()", [](int64_t seed, int64_t d) {
-    at::Generator(default_generator(c10::DeviceIndex(d))).set_current_seed(uint64_t(seed));
-  });
 }
 
 }  // namespace simulated

@@ -104,6 +104,10 @@ view.add_(1)
 x.view(-1)[0] = 5
 out = torch.empty(0, device="demo")
 torch.mul(x, 2, out=out)
+grown = torch.tensor([1.0, 2.0], device="demo").resize_(3)[:2].tolist()
+out.untyped_storage().resize_(0)
+out.untyped_storage().resize_(96)
+out.copy_(2 * x)
 before, base = demo.counters(), demo.memory_allocated()
 demo.reset_peak_memory_stats()
 big = torch.empty(1 << 20, device="demo")
@@ -122,7 +126,7 @@ out.sum().item()
 pinned = torch.ones(3).pin_memory().to("demo", non_blocking=True)
 now = demo.counters()
 answer(
-    x=x.tolist(), out=(out.cpu() == 2 * x.cpu()).all().item(), mixed=mixed,
+    resized=grown, x=x.tolist(), out=(out.cpu() == 2 * x.cpu()).all().item(), mixed=mixed,
     grown=demo.max_memory_allocated() - base, left=demo.memory_allocated() - base - 12,
     other=demo.memory_allocated(1), allocations=after["allocations"] - before["allocations"],
     launches=after["launches"] - before["launches"],
@@ -136,6 +140,7 @@ answer(
     want[0][0] = 5.0
     assert got["x"] == want
     assert got["out"]
+    assert got["resized"] == [1.0, 2.0]
     assert got["mixed"] == {
         "host": "RuntimeError", "device": "RuntimeError", "written": "RuntimeError",
         "numpy": "TypeError",
@@ -143,6 +148,15 @@ answer(
     assert (got["grown"], got["left"], got["other"]) == (2 << 22, 0, 0)
     assert (got["allocations"], got["launches"]) == (2, 1)
     assert (got["reads"], got["sent"], got["pinned"]) == (1, 1, "demo:0")
+
+
+@needs_compiler
+def test_the_host_cannot_follow_a_pointer_of_the_device() -> None:
+    code = "import ctypes; x = torch.ones(4, device='demo'); answer(sum=x.sum().item())"
+    assert finish(start(INSTALL + code)) == {"sum": 4.0}
+    caught = start(INSTALL + code + "; ctypes.string_at(x.data_ptr(), 4)")
+    caught.communicate(timeout=300)
+    assert caught.returncode < 0
 
 
 @needs_compiler

@@ -62,13 +62,14 @@ def _amp(device_type: str) -> ModuleType:
     return amp
 
 
-_refuse_beside_the_real_one()
-gcu = install(
-    "gcu",
-    tf32=_on("ENFLAME_ENABLE_TF32"),
-    gelu="erf" if _on("ENFLAME_PT_GELU_ERF_ENABLE") else "tanh",
-    int64="keep" if _on("TORCH_GCU_ENABLE_INT64_AND_UINT64") else "narrow",
-    visible_devices_env="TOPS_VISIBLE_DEVICES",
-)
-gcu.amp = _amp("gcu")  # type: ignore[attr-defined]
-collective.register("eccl", "gcu")
+if __name__ == "torch_gcu":  # as a part of this repository it is only source code
+    _refuse_beside_the_real_one()
+    gcu = install(
+        "gcu",
+        tf32=_on("ENFLAME_ENABLE_TF32"),
+        gelu="erf" if _on("ENFLAME_PT_GELU_ERF_ENABLE") else "tanh",
+        int64="keep" if _on("TORCH_GCU_ENABLE_INT64_AND_UINT64") else "narrow",
+        visible_devices_env="TOPS_VISIBLE_DEVICES",
+    )
+    gcu.amp = _amp("gcu")  # type: ignore[attr-defined]
+    collective.register("eccl", "gcu")
