@@ -27,6 +27,7 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench describe RECIPE      every value of a recipe, its hash, its inputs
   bertbench run RECIPE [flags]   run one; --dry_run says what would run
   bertbench calibrate            the rates this device reaches: what utilisation is a share of
+  bertbench score squad          EM and F1 of any predictions file, as the official script
   bertbench data VERB            prepare, pack or check training data
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
   bertbench new-backend NAME     a package for a device that is not here yet
@@ -84,12 +85,12 @@ def _new_backend(args: list[str]) -> int:
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"bertbench {verb}", description=description)
+    parser = Parser(prog=f"bertbench {verb}", description=description)
     parser.add_argument("--json", action="store_true", help="for machines")
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Refuses as every verb does."""
 
     def error(self, message: str) -> NoReturn:
@@ -210,6 +211,17 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
     )
 
 
+def _score(args: list[str]) -> int:
+    scored = ("squad",)
+    if not args or args[0] not in (*scored, "-h", "--help"):
+        raise BadInput(f"name what to score: bertbench score {'|'.join(scored)} [flags]")
+    if args[0] not in scored:
+        print(f"usage: bertbench score {'|'.join(scored)} [flags]; each takes --help")
+        return 0
+    verb = importlib.import_module(f"benchmarks.bert_{args[0]}.verbs")
+    return int(verb.score_main(args[1:]))
+
+
 def _data(args: list[str]) -> int:
     from common.data.cli import main as data_main
 
@@ -247,6 +259,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "describe": _describe,
     "run": _run,
     "calibrate": _calibrate,
+    "score": _score,
     "data": _data,
     "validate": _validate,
     "new-backend": _new_backend,

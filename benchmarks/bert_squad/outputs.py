@@ -159,7 +159,9 @@ class Outputs(Observer):
         if task.source.train is not None:
             report["train_batch_size"] = task.split.micro_batch * task.split.accumulation
             report["epochs"] = r.num_train_epochs
-            report["training_step_per_epoch"] = round(task.total_steps / r.num_train_epochs)
+            report["training_step_per_epoch"] = -(
+                -len(task.source.train.features) // r.global_batch
+            )
         report["device"] = task.backend_name
         report["skip_steps"] = self._run.skip_steps
         if "sequences_per_second" in named:

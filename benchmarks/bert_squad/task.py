@@ -32,7 +32,7 @@ from common.errors import BadInput, Unsupported
 from common.events import EvalEvent, Observer
 from common.measure.flops import span_flops
 from common.measure.metric import Metric
-from common.model.weights import load_pretrained
+from common.model.weights import WeightsReport, load_pretrained
 from common.optim.factory import build_optimizer
 from common.optim.lamb import parameter_groups
 from common.optim.schedule import warmup_linear
@@ -78,8 +78,7 @@ class SquadTask:
             self.weights_report = load_pretrained(
                 model, source.init_checkpoint, require=cast("Any", require)
             )
-        elif not source.notes:
-            self.notes = ("random starting weights: the F1 says nothing of a pretrained model",)
+        self.notes += (_weights_note(source, self.weights_report),)
         model.to(backend.device)
         self.model: nn.Module = backend.compile(model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
@@ -263,9 +262,12 @@ class SquadTask:
     def quality(self, event: EvalEvent) -> list[Metric]:
         """What the record calls the result of the last evaluation."""
         number = int(event.metrics["questions"])
+        official = f"over all {number} questions, as the official script of SQuAD"
         definitions = {
-            "exact_match": "answers equal to one of the true ones, after normalisation",
-            "f1": "F1 of answer and best true one as bags of words, after normalisation",
+            "exact_match": f"answers equal to a true one, after normalisation; {official}",
+            "f1": f"F1 of the answer and the best true one as bags of words; {official}",
+            "eval_script_exact_match": "what --eval_script told",
+            "eval_script_f1": "what --eval_script told",
         }
         return [
             Metric(
@@ -275,7 +277,7 @@ class SquadTask:
                 direction="higher",
                 clock="none",
                 scope="global",
-                definition=f"{text}; over all {number} questions, as the official script of SQuAD",
+                definition=text,
             )
             for name, text in definitions.items()
             if name in event.metrics
@@ -354,6 +356,19 @@ __all__ = ["build", "closing", "division", "observers", "prepare", "split_of"]
 def features_tokens(features: Any, rows: Any) -> Any:
     """Indices of the tokens of ``rows`` in all features' tokens."""
     return ragged_index(features.offsets, rows)[0]
+
+
+def _weights_note(source: Source, report: WeightsReport | None) -> str:
+    """What a user should know of the starting weights."""
+    if report is None or source.init_checkpoint is None:
+        return "random starting weights: an F1 says nothing of a pretrained model"
+    parts = [f"{len(report.matched)} tensors of {source.init_checkpoint.name} are used"]
+    if report.unexpected:
+        some = ", ".join(report.unexpected[:3]) + (", ..." if len(report.unexpected) > 3 else "")
+        parts.append(f"{len(report.unexpected)} are not part of this model ({some})")
+    if report.missing:
+        parts.append(f"new: {', '.join(report.missing)}")
+    return "; ".join((*parts, *report.notes))
 
 
 def _nothing() -> Iterator[Any]:

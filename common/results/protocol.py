@@ -31,7 +31,8 @@ def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> It
     yield from _identity(path, manifest, content["config"], content["system"])
     yield from _order(manifest, steps)
     yield from _quality(manifest, steps)
-    yield from _metrics(manifest, steps)
+    skipped = content["config"]["run"].get("skip_steps", 0)
+    yield from _metrics(manifest, steps, skipped)
     yield from _throttling(content["telemetry"])
     if manifest["mlperf"] is not None:
         yield from _mlperf(path, manifest, steps, rulesets)
@@ -145,8 +146,13 @@ def _quality(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
         yield "error", "manifest.json", "time_to_target_s of a run that did not reach its target"
 
 
-def _metrics(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Each metric is there once, is possible, and follows from the windows where it can."""
+def _metrics(
+    manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], skipped: int
+) -> Iterator[Finding]:
+    """Each metric is there once, is possible, and follows from the windows where it can.
+
+    The run left its first ``skipped`` steps out of its rates; a window ends there.
+    """
     names = [metric["name"] for metric in manifest["metrics"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield "error", "manifest.json", f"{name} is there {names.count(name)} times"
@@ -164,9 +170,11 @@ def _metrics(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
     if e2e and run_s and not math.isclose(e2e * run_s, trained["samples"], rel_tol=_TOLERANCE):
         text = f"sequences_per_second_e2e x run_time_s is not the {trained['samples']} trained"
         yield "error", "manifest.json", text
-    windows = [line for line in lines if line["kind"] == "step"]
+    reports = [line for line in lines if line["kind"] == "step"]
+    covered = sum(line["window_steps"] for line in reports)
+    warm = lines[0]["step"] + skipped
+    windows = [line for line in reports if line["step"] - line["window_steps"] >= warm]
     seconds = sum(line["window_s"] for line in windows)
-    covered = sum(line["window_steps"] for line in windows)
     if not seconds or covered != trained["step"]:  # the last steps have no window of their own
         return
     for name in _RATES:

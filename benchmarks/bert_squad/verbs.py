@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench score squad``: EM and F1 of any predictions file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.bert_squad.score import score
+from common.cli import Parser
+
+COUNTED = {
+    "missing": "questions have no answer in the file and score 0",
+    "extra": "answers belong to no question and are left out",
+    "not_text": "answers are no text and score 0",
+}
+
+
+def score_main(argv: Sequence[str]) -> int:
+    """Print the official script's line on stdout, and on stderr what it would not have told.
+
+    With ``--json`` the one line holds the counts as well. Raises BadInput for damaged files.
+    """
+    parser = Parser(prog="bertbench score squad", description=__doc__)
+    parser.add_argument("--dataset", type=Path, required=True, help="SQuAD file with the answers")
+    parser.add_argument("--predictions", type=Path, required=True, help="JSON: id to answer")
+    parser.add_argument(
+        "--version", choices=("1.1", "2.0"), help="whose rules; default: the data set's own"
+    )
+    parser.add_argument("--json", action="store_true", help="for machines: with all counts")
+    given = parser.parse_args(argv)
+    v2 = None if given.version is None else given.version == "2.0"
+    found = score(given.dataset, given.predictions, v2=v2)
+    if given.json:
+        print(json.dumps(found))
+        return 0
+    told = {"total", "version", *COUNTED}
+    for name, text in COUNTED.items():
+        if found[name]:
+            print(f"{found[name]} {text}", file=sys.stderr)
+    print(json.dumps({name: value for name, value in found.items() if name not in told}))
+    return 0
