@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CODE = {".py", ".sh", ".c", ".h"}
+CODE = {".py", ".sh", ".c", ".cpp", ".h"}
 PRODUCT = {"backends", "benchmarks", "common", "scripts", "tools"}
 MAX_LINES = 400
 SPDX = "SPDX-License-Identifier: Apache-2.0"
