@@ -109,6 +109,40 @@ def test_laps_partition_the_run(device: Async) -> None:
     assert (total.steps, total.seconds) == (8, pytest.approx(0.8))
 
 
+def test_a_warm_up_counts_in_laps_but_not_in_the_total(device: Async) -> None:
+    told: list[str] = []
+
+    class Sensor:
+        def start(self) -> None:
+            told.append(f"start {device.clock():.1f}")
+
+        def stop(self) -> None:
+            told.append(f"stop {device.clock():.1f}")
+
+    meter = RateMeter(synchronize=device.synchronize, clock=device.clock, telemetry=Sensor())
+    meter.start(warming=True)
+    run(meter, device, 2)
+    meter.pause()
+    device.step()
+    meter.resume()
+    run(meter, device, 1)
+    assert meter.lap().steps == 3
+    meter.warmed()
+    run(meter, device, 4)
+    total = meter.stop()
+    assert (total.steps, total.samples, total.seconds) == (4, 8, pytest.approx(0.4))
+    assert told == ["start 0.4", "stop 0.8"]
+    with pytest.raises(AssertionError):
+        meter.warmed()
+
+
+def test_nothing_but_a_warm_up_gives_no_rate(device: Async) -> None:
+    meter = RateMeter(synchronize=device.synchronize, clock=device.clock)
+    meter.start(warming=True)
+    run(meter, device, 3)
+    assert meter.stop() == Window()
+
+
 def test_a_meter_is_used_once_and_only_while_it_runs(device: Async) -> None:
     meter = RateMeter(synchronize=device.synchronize, clock=device.clock)
     with pytest.raises(AssertionError):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from backends.cpu_ref.backend import CpuRef
 from common.checkpoint import Checkpoints
 from common.distributed import World
 from common.errors import DivergedError
+from common.evaluation import percentile
 from common.events import Observer
+from common.optim.clip import clip_each_
 from common.training import Plan, train
 
 GLOBAL_BATCH = 8
@@ -214,6 +217,98 @@ def test_clipping_bounds_the_update():
     )
     assert seen.steps[0].grad_norm > 1e-3
     assert float(moved) == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_clipping_each_parameter_bounds_each_and_leaves_small_ones():
+    task = ToyTask(lr=1.0)
+    task.optimizer = torch.optim.SGD(task.model.parameters(), lr=1.0)
+    parameters = list(task.model.parameters())
+    before = [p.detach().clone() for p in parameters]
+    free = [p.detach().clone() for p in parameters]
+    other = ToyTask(lr=1.0)
+    other.optimizer = torch.optim.SGD(other.model.parameters(), lr=1.0)
+    run(other, replace(PLAN, max_steps=1, max_grad_norm=None))
+    free = [(a - b).detach() for a, b in zip(other.model.parameters(), before, strict=True)]
+    limit = sorted(float(f.norm()) for f in free)[1] * 1.01  # two are below, two above
+    plan = replace(PLAN, max_steps=1, max_grad_norm=limit, clipping="per_parameter")
+    run(task, plan)
+    for now, old, wanted in zip(parameters, before, free, strict=True):
+        scale = min(1.0, limit / float(wanted.norm()))
+        assert torch.allclose(now.detach() - old, scale * wanted, atol=1e-6)
+
+
+def test_a_fused_matrix_is_clipped_as_its_parts():
+    p = nn.Parameter(torch.zeros(6, 2))
+    p.grad = torch.cat([torch.full((2, 2), v) for v in (0.1, 5.0, 50.0)])
+    clip_each_([{"params": [p], "segments": [3]}], 1.0)
+    norms = [float(part.norm()) for part in p.grad.chunk(3)]
+    assert norms == pytest.approx([0.2, 1.0, 1.0])
+
+
+def test_skipped_steps_are_reported_and_not_timed():
+    now = itertools.count()
+    plan = replace(PLAN, skip_steps=5, log_freq=4, max_steps=12)
+    out, seen = run(ToyTask(), plan, clock=lambda: float(next(now)))
+    assert [(e.step, e.window_steps) for e in seen.steps][:3] == [(2, 2), (4, 2), (5, 1)]
+    assert out.train_window.steps == 7 and out.train_window.samples == 56
+    assert out.steps_done == 12 and out.samples_done == 96
+    assert out.train_window.seconds == pytest.approx(
+        sum(e.window_s for e in seen.steps if e.step > 5), abs=4
+    )
+    assert run(ToyTask(), replace(PLAN, skip_steps=99))[0].train_window.samples == 0
+
+
+def test_an_evaluation_at_the_end_and_nothing_else():
+    task = ToyTask()
+    plan = replace(PLAN, eval_every_samples=0, eval_at_end=True)
+    out, seen = run(task, plan)
+    assert [e.samples for e in seen.evals] == [96] and out.status == "ok"
+    untouched = [p.detach().clone() for p in task.model.parameters()]
+    out, seen = run(task, replace(plan, max_steps=0, target_value=1e-9))
+    assert out.status == "ok" and [e.samples for e in seen.evals] == [0] and seen.steps == []
+    assert all(map(torch.equal, untouched, task.model.parameters()))
+    assert out.train_window.samples == 0
+    missed, _ = run(ToyTask(), replace(plan, max_steps=0, target_value=2.0))
+    assert missed.status == "below_quality"
+
+
+def test_latencies_are_of_full_batches_behind_the_skipped_ones():
+    class Manual:
+        clock = "manual"
+
+        def __init__(self):
+            self.n = 0
+
+        def start(self):
+            pass
+
+        def stop(self):
+            self.n += 1
+
+        def seconds(self):
+            return [float(i) for i in range(1, self.n + 1)]
+
+    class Timed(CpuRef):
+        def timer(self):
+            return Manual()
+
+    task, seen = ToyTask(), Seen()
+    sizes = [2] * 102 + [1]
+    task.eval_batches = lambda: [Rows(torch.ones(n, 4), torch.ones(n, 1)) for n in sizes]
+    plan = replace(PLAN, max_steps=0, eval_every_samples=0, eval_at_end=True, skip_steps=2)
+    train(task, backend=Timed(), world=ALONE, plan=plan, observers=[seen])
+    (event,) = seen.evals
+    assert event.latency_s == {"p50": 52.0, "p90": 92.0, "p99": 101.0}
+    assert (event.batches, event.batch_size, event.latency_clock) == (100, 2, "manual")
+    assert event.inference_sequences_per_second == pytest.approx(201 / event.inference_s)
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [([3.0], 50, 3), ([1, 2], 50, 1), ([1, 2, 3], 50, 2), ([1, 2, 3, 4], 99, 4), ([1, 2], 0, 1)],
+)
+def test_percentiles_are_values_that_occurred(values, percent, expected):
+    assert percentile(values, percent) == expected
 
 
 def test_resume_continues_to_the_same_losses_bit_for_bit(tmp_path):

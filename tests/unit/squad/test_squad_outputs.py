@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files under the references' names: keys, units, definitions, and what was not measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.bert_squad.answers import Answers
+from benchmarks.bert_squad.outputs import Outputs, closing
+from benchmarks.bert_squad.recipes import PRESETS
+from benchmarks.bert_squad.scoring import run_script
+from common.errors import BadInput
+from common.events import EvalEvent, RunSummary, StepEvent
+from common.measure.metric import metric
+from common.recipe import Settings
+
+
+def made(folder, *, trains=True, **run):
+    preset = PRESETS["squad_large_enflame"]
+    settings = Settings(
+        preset=preset, recipe=preset.recipe, impl=preset.impl, run=replace(preset.run, **run)
+    )
+    stored = SimpleNamespace(num_examples=90, features=[0] * 100, path=folder / "cache.x")
+    task = SimpleNamespace(
+        recipe=preset.recipe,
+        source=SimpleNamespace(train=stored if trains else None, predict=stored),
+        split=SimpleNamespace(micro_batch=4, accumulation=2),
+        facts=lambda: {"init_checkpoint": {}, "parameters": 1234},
+        total_steps=4,
+        eval_batch_size=8,
+        backend_name="gcu",
+        answers=Answers(predictions={"q": 'the "end"'}, nbest={"q": [{"text": 'the "end"'}]}),
+    )
+    return Outputs(task, settings, folder)
+
+
+def step(number, rate, window_steps=1):
+    return StepEvent(
+        step=number, samples=64 * number, loss=5.0 - number, metrics={}, learning_rate=1e-5,
+        grad_norm=None, loss_scale=None, skipped_steps=0, window_steps=window_steps, window_s=1.0,
+        sequences_per_second=rate, real_tokens_per_second=1.0, padded_tokens_per_second=1.0,
+        data_wait_s=0.0, time_s=float(number),
+    )  # fmt: skip
+
+
+def evaluation(**metrics):
+    return EvalEvent(
+        step=4, samples=256, metrics={"questions": 90, **metrics}, target_metric="f1",
+        target_value=None, reached=False, eval_s=7.0, time_s=20.0,
+        inference_sequences_per_second=50.0,
+    )  # fmt: skip
+
+
+def finish(outputs, **named):
+    summary = RunSummary(
+        status="ok", reason="", step=4, samples=256,
+        metrics=tuple(metric(name, value) for name, value in named.items()),
+    )  # fmt: skip
+    outputs.close(summary)
+
+
+def read(folder):
+    found = []
+    for line in (folder / "dllogger.json").read_text().splitlines():
+        assert line.startswith("DLLL {")
+        found.append(json.loads(line[5:]))
+    return found
+
+
+def test_the_lines_have_the_references_keys_and_units(tmp_path):
+    outputs = made(tmp_path, skip_steps=2)
+    outputs.init_stop()
+    outputs.run_start(step=0, samples=0)
+    outputs.on_step(step(2, 1.0, window_steps=2))
+    for number, rate in ((3, 30.0), (4, 20.0)):
+        outputs.on_step(step(number, rate))
+    outputs.eval_start(step=4, samples=256)
+    outputs.on_eval(evaluation(exact_match=81.5, f1=88.25))
+    finish(
+        outputs, run_time_s=100.0, eval_s=7.0, sequences_per_second=24.0,
+        sequences_per_second_e2e=2.56,
+    )  # fmt: skip
+    lines = read(tmp_path)
+    about = {line["metric"]: line["metadata"] for line in lines if line["type"] == "METADATA"}
+    assert about["e2e_train_time"]["unit"] == "s" and "unit" not in about["F1"]
+    assert all(entry["definition"] for entry in about.values())
+    parameters = [key for line in lines if line.get("step") == "PARAMETER" for key in line["data"]]
+    assert parameters == [
+        "Config", "SEED", "loading_checkpoint", "loaded_checkpoint", "model_weights_num",
+        "Cached_train features_file", "train_start", "training_samples", "training_features",
+        "train_batch_size", "steps", "infer_start", "eval_samples", "eval_features",
+        "predict_batch_size",
+    ]  # fmt: skip
+    steps = [line for line in lines if isinstance(line.get("step"), list) and line["step"]]
+    assert [line["step"] for line in steps] == [[1, 2], [1, 3], [2, 4]]
+    assert steps[0]["data"] == {"step_loss": 3.0, "learning_rate": 1e-5, "step_fps": 1.0}
+    last = {k: v for line in lines if line.get("step") == [] for k, v in line["data"].items()}
+    assert last == {
+        "e2e_train_time": 93.0, "training_sequences_per_second": 24.0, "final_loss": 1.0,
+        "e2e_inference_time": 7.0, "inference_sequences_per_second": 50.0,
+        "exact_match": 81.5, "F1": 88.25,
+    }  # fmt: skip
+    assert set(about) == set(last)
+    assert json.loads((tmp_path / "predictions.json").read_text()) == {"q": 'the "end"'}
+    assert json.loads((tmp_path / "final_report.json").read_text()) == {
+        "model": "bert", "train_batch_size": 8, "epochs": 2.0, "training_step_per_epoch": 2,
+        "device": "gcu", "skip_steps": 2, "train_fps_mean": 24.0, "train_fps_min": 20.0,
+        "train_fps_max": 30.0, "training_time": "0:01:33", "predict_num_examples": 90,
+        "predict_batch_size": 8, "exact_match": 81.5, "f1": 88.25,
+    }  # fmt: skip
+    assert "Final report:" in "".join(closing(tmp_path))
+
+
+def test_what_was_not_measured_is_absent(tmp_path):
+    outputs = made(tmp_path, trains=False)
+    outputs.init_stop()
+    outputs.run_start(step=0, samples=0)
+    outputs.on_eval(evaluation())
+    finish(outputs, run_time_s=10.0, eval_s=7.0)
+    named = {k for line in read(tmp_path) if line.get("step") == [] for k in line["data"]}
+    assert named == {"e2e_inference_time", "inference_sequences_per_second"}
+    report = json.loads((tmp_path / "final_report.json").read_text())
+    assert not [key for key in report if key.startswith("train")] and "f1" not in report
+
+
+def test_a_run_that_failed_at_once_still_closes_its_files(tmp_path):
+    outputs = made(tmp_path)
+    finish(outputs)
+    assert read(tmp_path) == [] and not (tmp_path / "predictions.json").exists()
+
+
+def test_the_second_copy_is_refused_early(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="json_summary"):
+        made(tmp_path, json_summary=tmp_path / "file" / "below.json")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("print('article=3')\nprint('{\"f1\": 2, \"HasAns_f1\": 1}')", {"f1": 2, "HasAns_f1": 1}),
+        ("import sys; sys.exit('no such key')", {"error": "exit code 1: no such key"}),
+        ("print('done')", {"error": "its last line is not what was expected"}),
+        ("print('[1, 2]')", {"error": "its last line is not what was expected: no JSON object"}),
+        ("pass", {"error": "its last line is not what was expected"}),
+        (
+            "import json, sys; print(json.dumps({'f1': [open(f).read() for f in sys.argv[1:]]}))",
+            {"f1": ["D", "P"]},
+        ),
+    ],
+)  # fmt: skip
+def test_a_users_script_is_run_and_its_last_line_read(tmp_path, code, told):
+    for name, content in (("dataset", "D"), ("predictions", "P"), ("script.py", code)):
+        (tmp_path / name).write_text(content)
+    found = run_script(tmp_path / "script.py", tmp_path / "dataset", tmp_path / "predictions")
+    if "error" in told:
+        assert found["error"].startswith(told["error"])
+    else:
+        assert found == told
