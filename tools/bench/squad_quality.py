@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EM and F1 of one SQuAD recipe, through our runner and through Hugging Face, over some seeds.
+
+The peer starts from our very weights, the new layer's included, and sees our batches in our order.
+Its rates, clipping and optimizer are the recipe's, its dropout is seeded as ours is (masks differ:
+ours come from a hash). Its logits go through our answers and scores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.squad import (
+    RECIPE,
+    Own,
+    Peer,
+    environment,
+    flag,
+    padded,
+    real_share,
+    undemanding,
+    unpadded,
+)
+from benchmarks.bert_squad.outputs import NBEST, PREDICTIONS
+from benchmarks.bert_squad.scoring import answer_and_score
+from common.errors import BadInput
+from common.files import file_sha256, write_atomic
+from common.measure.code import code_hash
+from common.recipe import plain
+
+ROOT = Path(__file__).resolve().parents[2]
+SAY_EVERY_S = 30.0
+SIDES = ("own", "peer")
+SCORES = ("exact_match", "f1")
+WITHIN = 1.0
+"""Points of F1 that the means may differ by."""
+
+
+class Interrupted(Exception):
+    """The run that was going on was stopped in an orderly way."""
+
+
+class Quality:
+    """All seeds' runs, kept in ``folder``/quality.json; those that are there are not run again."""
+
+    def __init__(
+        self,
+        *,
+        train: Path,
+        predict: Path,
+        folder: Path,
+        precision: str,
+        attention: str,
+        threads: int,
+        limit: int | None,
+        seeds: Iterable[int],
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._attention, self._seeds = folder, attention, list(seeds)
+        self.file = folder / "quality.json"
+        files = {"train": train, "predict": predict}
+        for name, path in files.items():
+            if not path.is_file():
+                raise BadInput(f"--{name} {path}: no such file")
+        same = {
+            **{f"{name}_sha256": file_sha256(path) for name, path in files.items()},
+            "limit": limit,
+            "precision": precision,
+            "attention": attention,
+            "threads": threads,
+        }
+        if limit is not None:
+            files = {n: limited(p, limit, folder / f"limited-{n}.json") for n, p in files.items()}
+        self._flags = [
+            *("--backend", "cpu_ref", "--precision", precision, "--num_threads", str(threads)),
+            *flag("train_file", files["train"]),
+            *flag("predict_file", files["predict"]),
+        ]
+        self.content: dict[str, Any] = {"same": same, "runs": {}}
+        if self.file.is_file():
+            self.content = known = json.loads(self.file.read_text(encoding="utf-8"))
+            other = [name for name in same if known["same"].get(name) != same[name]]
+            if other:
+                raise BadInput(
+                    f"{self.file} was made with another {', '.join(other)}: give another --output, "
+                    f"or the same options to go on"
+                )
+
+    def run(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """Whatever is missing; returns everything."""
+        for seed in self._seeds:
+            done = self.content["runs"].setdefault(str(seed), {})
+            for side in SIDES:
+                if side in done:
+                    say(f"seed {seed}, {side}: done before")
+                    continue
+                say(f"seed {seed}, {side}: begins")
+                flags = [*self._flags, "--seed", str(seed)]
+                found = self._own(flags) if side == "own" else self._peer(flags, seed, say)
+                done[side] = found | {"code_hash": code_hash()}
+                self.content["summary"] = summary(self.content["runs"])
+                write_atomic(self.file, json.dumps(self.content, indent=1) + "\n")
+                say(f"seed {seed}, {side}: {told(found)}")
+        self.content["summary"] = summary(self.content["runs"])
+        return self.content
+
+    def _own(self, flags: list[str]) -> dict[str, Any]:
+        """A run like any user's; its record stays in the folder."""
+        command = [
+            *(sys.executable, "-m", "common.cli", "run", RECIPE, *flags, "--skip_checkpoint"),
+            *("--output_dir", str(self._folder.resolve() / "records"), "--json"),
+        ]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        try:
+            printed, _ = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        result = json.loads((printed.strip().splitlines() or ["{}"])[-1])
+        if process.returncode == 130:
+            raise Interrupted
+        if process.returncode:
+            why = result.get("reason") or result.get("error") or "see above"
+            raise BadInput(f"our run ended with exit code {process.returncode}: {why}")
+        metrics = result["metrics"]
+        apart = metrics["eval_s"] + metrics["checkpoint_s"]
+        found = {name: metrics[name] for name in SCORES} | {
+            "training_s": metrics["run_time_s"] - apart,
+            "training_sequences_per_second": metrics["sequences_per_second"],
+            "inference_sequences_per_second": metrics["inference_sequences_per_second"],
+            "seconds": metrics["e2e_time_s"],
+        }
+        return found | {"record": self._relative(Path(result["record"]))}
+
+    def _relative(self, path: Path) -> str:
+        return path.resolve().relative_to(self._folder.resolve()).as_posix()
+
+    def _peer(self, flags: list[str], seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+        begin = time.perf_counter()
+        own = Own(flags)
+        peer = Peer(own, self._attention)
+        self.content["environment"] = environment(own)
+        self.content["recipe"] = plain(own.task.recipe)
+        with undemanding():
+            torch.manual_seed(seed + 1)  # as SquadTask does before training
+            found = train_peer(own, peer, lambda text: say(f"seed {seed}, peer: {text}"))
+            found |= answer_peer(own, peer, lambda text: say(f"seed {seed}, peer: {text}"))
+        logits = found.pop("logits")
+        with tempfile.TemporaryDirectory() as nowhere:
+            answers, scores, _ = answer_and_score(
+                own.task.source, own.task.recipe, own.task.run, logits, Path(nowhere)
+            )
+        kept = self._folder / f"peer-{seed}"
+        kept.mkdir(exist_ok=True)
+        for name, content in ((PREDICTIONS, answers.predictions), (NBEST, answers.nbest)):
+            write_atomic(kept / name, json.dumps(content, indent=4) + "\n")
+        found = {name: scores[name] for name in SCORES} | found
+        return found | {"seconds": time.perf_counter() - begin, "record": self._relative(kept)}
+
+
+def train_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, Any]:
+    """The recipe's steps; the seconds are those of the steps, without making batches."""
+    total = own.task.total_steps
+    seconds, sequences, spoken = 0.0, 0, time.perf_counter()
+    loss = torch.zeros(())
+    peer.model.train()
+    with contextlib.closing(own.task.train_batches(None)) as steps:
+        for number in range(total):
+            step = next(steps)
+            inputs = [padded(batch) for batch in step.micro_batches]
+            begin = time.perf_counter()
+            loss = peer.train_step(inputs, number)
+            now = time.perf_counter()
+            seconds += now - begin
+            sequences += step.num_samples
+            if now - spoken > SAY_EVERY_S:
+                spoken = now
+                left = seconds / (number + 1) * (total - number - 1) / 60
+                rate = sequences / seconds
+                say(
+                    f"step {number + 1}/{total}, loss {loss.item():.3f}, {rate:.1f} sequences/s, "
+                    f"{left:.1f} min of training left"
+                )
+    return {
+        "training_s": seconds,
+        "training_sequences_per_second": sequences / seconds,
+        "final_loss": loss.item(),
+    }
+
+
+@torch.inference_mode()
+def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, Any]:
+    """Logits of all tokens of all features, and how fast they came."""
+    batches = own.task.eval_batches()
+    seconds, sequences, spoken = 0.0, 0, time.perf_counter()
+    found = []
+    peer.model.eval()
+    with peer.autocast():
+        for number, batch in enumerate(batches):
+            inputs = padded(batch)
+            begin = time.perf_counter()
+            logits = peer.answer(inputs)
+            now = time.perf_counter()
+            seconds += now - begin
+            sequences += batch.num_samples
+            found.append(unpadded(logits, batch))
+            if now - spoken > SAY_EVERY_S:
+                spoken = now
+                left = seconds / (number + 1) * (len(batches) - number - 1) / 60
+                say(f"batch {number + 1}/{len(batches)} answered, {left:.1f} min left")
+    return {
+        "inference_sequences_per_second": sequences / seconds,
+        "inference_real_share": real_share(batches),
+        "logits": torch.cat(found).numpy(),
+    }
+
+
+def limited(path: Path, number: int, target: Path) -> Path:
+    """``path`` with about ``number`` of its questions, taken from all over it."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    everything = [p for article in content["data"] for p in article["paragraphs"]]
+    count = sum(len(p["qas"]) for p in everything)
+    at = 0
+    for paragraph in everything:
+        kept = []
+        for question in paragraph["qas"]:
+            # where number * at / count passes a whole number
+            if (at + 1) * number // count > at * number // count:
+                kept.append(question)
+            at += 1
+        paragraph["qas"] = kept
+    for article in content["data"]:
+        article["paragraphs"] = [p for p in article["paragraphs"] if p["qas"]]
+    write_atomic(target, json.dumps(content))
+    return target
+
+
+def summary(runs: dict[str, Any]) -> dict[str, Any]:
+    """Means over the seeds that both sides have run, and ours less the peer's."""
+    pairs = [run for run in runs.values() if all(side in run for side in SIDES)]
+    if not pairs:
+        return {"seeds": 0}
+    result: dict[str, Any] = {"seeds": len(pairs)}
+    for name in SCORES:
+        means = {side: statistics.mean(run[side][name] for run in pairs) for side in SIDES}
+        apart = [run["own"][name] - run["peer"][name] for run in pairs]
+        result[name] = means | {"difference": means["own"] - means["peer"], "by_seed": apart}
+    result["within"] = WITHIN
+    result["ok"] = abs(result["f1"]["difference"]) <= WITHIN
+    return result
+
+
+def told(found: dict[str, Any]) -> str:
+    """One run in a line."""
+    rates = [
+        f"{found[name]:.1f} sequences/s in {what}"
+        for what in ("training", "inference")
+        if (name := f"{what}_sequences_per_second") in found
+    ]
+    head = f"EM {found['exact_match']:.2f}, F1 {found['f1']:.2f}, {found['seconds']:.0f} s"
+    return ", ".join((head, *rates))
+
+
+def show(content: dict[str, Any]) -> str:
+    """A table of all runs."""
+    lines = [
+        "| seed | EM ours | EM peer | F1 ours | F1 peer | F1 ours - peer | s ours | s peer |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def cells(own: dict[str, Any], peer: dict[str, Any]) -> list[str]:
+        scores = [f"{side[name]:.2f}" for name in SCORES for side in (own, peer)]
+        seconds = [f"{side['seconds']:.0f}" if "seconds" in side else "" for side in (own, peer)]
+        return [*scores, f"{own['f1'] - peer['f1']:+.2f}", *seconds]
+
+    for seed, run in content["runs"].items():
+        if all(side in run for side in SIDES):
+            lines.append(f"| {' | '.join((seed, *cells(run['own'], run['peer'])))} |")
+    found = content["summary"]
+    if found["seeds"]:
+        means = [{name: found[name][side] for name in SCORES} for side in SIDES]
+        lines.append(f"| {' | '.join(('mean', *cells(means[0], means[1])))} |")
+        apart, ok = found["f1"]["difference"], found["ok"]
+        lines += [
+            "",
+            f"mean F1 apart by {apart:+.2f}, goal {WITHIN:g}: {'kept' if ok else 'missed'}",
+        ]
+    codes = {side["code_hash"] for run in content["runs"].values() for side in run.values()}
+    if len(codes) > 1:
+        lines.append(f"note: the code changed between these runs ({', '.join(sorted(codes))})")
+    return "\n".join(lines)

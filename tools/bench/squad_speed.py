@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequences/s of SQuAD training and inference, ours and Hugging Face's, in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.squad import (
+    ATTENTIONS,
+    Own,
+    Peer,
+    Turn,
+    as_turn,
+    environment,
+    flag,
+    load,
+    padded,
+    real_share,
+)
+from bench.timing import interleave
+from benchmarks.bert_squad.model import SpanBatch
+from benchmarks.bert_squad.stream import answer_batches
+from common.guards import Faults
+from common.training import train_step
+
+GOAL = 2.5
+CANDIDATES = 64
+"""Optimizer steps among which typical ones are looked for."""
+PRODUCTS = "products"
+
+
+def speed(
+    *,
+    train: Path | None,
+    predict: Path | None,
+    precision: str,
+    batch: int,
+    eval_batch: int,
+    batches: int,
+    eval_batches: int,
+    rounds: int,
+    seed: int,
+    fixed: bool,
+) -> dict[str, Any]:
+    """Both tables' figures. Without files: made-up tokens with the lengths of SQuAD's dev file.
+
+    A turn is ``batches`` optimizer steps, or ``eval_batches`` of the file's order answered, all of
+    them at hand. Ours are steps of the training loop and its evaluation's forward passes; neither
+    side's time has tokenization, collation or the search for answers in it. ``fixed`` adds the
+    peer on batches padded to 384, the default of Hugging Face's own run_qa.py.
+    """
+    flags = [
+        *("--backend", "cpu_ref", "--precision", precision, "--seed", str(seed)),
+        *("--global_batch", str(batch), "--micro_batch", str(batch)),
+        *("--eval_batch_size", str(eval_batch)),
+        *(["--synthetic"] if train is None else []),
+        *flag("train_file", train),
+        *flag("predict_file", predict),
+    ]
+    own = Own(flags)
+    length = own.task.recipe.max_seq_length
+    peers: dict[str, tuple[Peer, int | None]] = {a: (Peer(own, a), None) for a in ATTENTIONS}
+    if fixed:
+        peers |= {f"{a}-{length}": (peers[a][0], length) for a in ATTENTIONS}
+    with contextlib.closing(own.task.train_batches(None)) as stream:
+        shuffled = list(itertools.islice(stream, CANDIDATES))
+    trained = np.concatenate([step.micro_batches[0].tokens.lengths for step in shuffled])
+    steps = [shuffled[row // batch] for row in typical(trained, batch, batches)[::batch]]
+    asked = (own.task.source.predict or own.task.source.train).features
+    rows = typical(asked.lengths, eval_batch, eval_batches)
+    answered = answer_batches(asked, rows, eval_batch)
+    micro = [step.micro_batches[0] for step in steps]
+
+    result: dict[str, Any] = {
+        "environment": environment(own),
+        "data": own.task.source.description,
+        "rounds": rounds,
+        "load_before": load(),
+    }
+    for what, used, every in (("training", micro, trained), ("inference", answered, asked.lengths)):
+        turns: dict[str, Turn] = {}
+        if what == "training":
+            turns["own"] = _own_steps(own, steps)
+            for name, (peer, room) in peers.items():
+                turns[name] = as_turn(_peer_steps(peer, [padded(b, room) for b in used]))
+            turns[PRODUCTS] = products(own, used, 3)
+        else:
+            turns["own"] = _own_answers(own, answered)
+            for name, (peer, room) in peers.items():
+                turns[name] = as_turn(_peer_answers(peer, [padded(b, room) for b in used]))
+            turns[PRODUCTS] = products(own, used, 1)
+        seconds = interleave(turns, rounds)
+        size = batch if what == "training" else eval_batch
+        result[what] = compare(seconds, sum(b.num_samples for b in used), ATTENTIONS) | {
+            "batch": size,
+            "batches": len(used),
+            "tokens": sum(b.num_tokens for b in used),
+            "real_share": real_share(used),
+            "real_share_of_all": share_of_all(every, size),
+        }
+    result["load_after"] = load()
+    return result
+
+
+def products(own: Own, batches: list[SpanBatch], times: int) -> Turn:
+    """Nothing but the matrix products of ours: every linear layer on the real tokens, and
+    attention's two of each sequence; ``times`` 3 for training, where each has two gradients.
+
+    What a step or an answer without any other cost would take on this machine, now.
+    """
+    config = own.task.recipe.model
+    dtype = torch.bfloat16 if own.plan.precision == "bf16" else torch.float32
+    hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    layer = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
+    size = hidden // heads
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape).to(dtype)
+
+    most = max(b.num_tokens for b in batches)
+    longest = max(b.tokens.max_length for b in batches)
+    operands = [(matrix(most, k), matrix(n, k).t()) for k, n in layer]
+    q, scores = matrix(heads, longest, size), matrix(heads, longest, longest)
+
+    @torch.no_grad()
+    def run() -> None:
+        for batch, _ in itertools.product(batches, range(config.num_hidden_layers * times)):
+            for x, weight in operands:
+                torch.mm(x[: batch.num_tokens], weight)
+            for n in batch.tokens.lengths:
+                torch.bmm(q[:, :n], q[:, :n].transpose(1, 2))
+                torch.bmm(scores[:, :n, :n], q[:, :n])
+
+    return run
+
+
+def typical(lengths: np.ndarray, size: int, most: int) -> np.ndarray:
+    """Rows of up to ``most`` whole batches of ``size`` that stand for all, in the file's order.
+
+    The file's batches are ordered by their share of padding and cut into ``most`` parts; the
+    middle one of each is taken.
+    """
+    whole = len(lengths) // size
+    if not whole:
+        return np.arange(len(lengths))
+    table = lengths[: whole * size].reshape(whole, size)
+    ranked = np.argsort(table.mean(axis=1) / table.max(axis=1), kind="stable")
+    number = min(most, whole)
+    chosen = np.sort(ranked[(np.arange(number) * 2 + 1) * whole // (2 * number)])
+    return (chosen[:, None] * size + np.arange(size)).reshape(-1)
+
+
+def share_of_all(lengths: np.ndarray, size: int) -> float:
+    """Tokens that are not padding, over all whole batches: are the chosen ones typical?"""
+    table = lengths[: len(lengths) // size * size].reshape(-1, size)
+    return float(table.sum() / (table.max(axis=1).sum() * size)) if table.size else 1.0
+
+
+def _own_steps(own: Own, steps: list[Any]) -> Turn:
+    task, backend = own.task, own.backend
+    scaler = backend.grad_scaler(own.plan.precision, own.plan.init_loss_scale)
+    faults = Faults(backend.device)
+
+    def run() -> None:
+        task.model.train()
+        for number, step in enumerate(steps):
+            for group in task.optimizer.param_groups:
+                group["lr"] = task.learning_rate(number)
+            train_step(task, task.model, step, backend, own.world, own.plan, scaler, faults)
+        faults.check()
+
+    return run
+
+
+def _peer_steps(peer: Peer, inputs: list[Any]) -> Turn:
+    def run() -> None:
+        peer.model.train()
+        for number, each in enumerate(inputs):
+            peer.train_step([each], number)
+
+    return run
+
+
+def _own_answers(own: Own, batches: list[Any]) -> Turn:
+    task, backend = own.task, own.backend
+
+    @torch.no_grad()
+    def run() -> None:
+        task.model.eval()
+        for batch in batches:
+            with backend.precision(own.plan.precision):
+                task.model(batch)
+
+    return run
+
+
+def _peer_answers(peer: Peer, inputs: list[Any]) -> Turn:
+    inputs = [{k: v for k, v in each.items() if "positions" not in k} for each in inputs]
+
+    @torch.inference_mode()
+    def run() -> None:
+        peer.model.eval()
+        with peer.autocast():  # around all of them: the weights are cast once
+            for each in inputs:
+                peer.answer(each)
+
+    return run
+
+
+def compare(
+    seconds: dict[str, list[float]], sequences: int, peers: Sequence[str]
+) -> dict[str, Any]:
+    """Rates, and ratios to "own", from the seconds that ``sequences`` took in each round.
+
+    The peer is the fastest of ``peers`` by its median.
+    """
+    best = min(peers, key=lambda name: statistics.median(seconds[name]))
+    ratios = {
+        name: [theirs / ours for theirs, ours in zip(taken, seconds["own"], strict=True)]
+        for name, taken in seconds.items()
+        if name != "own"
+    }
+    return {
+        "sequences": sequences,
+        "seconds": seconds,
+        "sequences_per_second": {
+            name: _spread_of([sequences / s for s in taken]) for name, taken in seconds.items()
+        },
+        "over": {name: _spread_of(found) for name, found in ratios.items()},
+        "peer": best,
+        "goal": GOAL,
+        "ok": statistics.median(ratios[best]) >= GOAL,
+    }
+
+
+def _spread_of(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def show(result: dict[str, Any]) -> str:
+    """A table of both."""
+
+    def cell(found: dict[str, float], digits: int) -> str:
+        low, high = found["least"], found["most"]
+        return f"{found['median']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+    lines = []
+    for what in ("training", "inference"):
+        row = result[what]
+        lines += [
+            f"{what}: {row['batches']} batches of {row['batch']}, {row['real_share']:.0%} of the "
+            f"padded tokens are real (of all batches: {row['real_share_of_all']:.0%})",
+            "",
+            "| | sequences/s | ours is x times as fast |",
+            "|---|---|---|",
+        ]
+        for name, rate in row["sequences_per_second"].items():
+            over = cell(row["over"][name], 2) if name in row["over"] else ""
+            if name == row["peer"]:
+                over += f" goal {GOAL:g}: {'reached' if row['ok'] else 'missed'}"
+            lines.append(f"| {name} | {cell(rate, 1)} | {over} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SQuAD on cpu_ref, side by side with Hugging Face Transformers: how fast, and how good.
+
+    python tools/bench_squad.py speed [--train TRAIN.json --predict DEV.json] [--json FILE]
+    python tools/bench_squad.py quality --train TRAIN.json --predict DEV.json --output DIR
+
+The recipe is squad_mini: MiniLM's real weights (6 x 384), 384/128/64. The peer is Hugging Face's
+BertForQuestionAnswering with the same weights and batches, padded to the longest of each batch,
+in bf16 autocast, with torch's fused AdamW and the same clipping.
+
+speed: sequences/s of training and of inference. All variants run in turns in one process, with
+the same threads and allocator; medians over the rounds (least-most); ratios are of pairs of the
+same round, and the goal is for the faster of the peer's SDPA and eager attention. "products" is
+nothing but our own matrix products through torch: the limit of this machine.
+
+quality: per seed, our runner and then the peer train and answer the whole of --predict; EM and F1
+of both by our own scoring. It takes hours; DIR/quality.json is written after every run, and the
+same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from bench import squad_quality, squad_speed
+from bench.steps import PEER_MISSING, peer_available
+
+from common.errors import BertbenchError
+
+
+def main() -> int:
+    arguments = parse()
+    if not peer_available():
+        print(PEER_MISSING, file=sys.stderr)
+        return 2
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    # A stop is a stop, whoever asks for it: a run of ours in another process ends first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return arguments.do(arguments)
+    except BertbenchError as error:
+        print(f"bench_squad: {error}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, squad_quality.Interrupted):
+        print("bench_squad: interrupted; the same command goes on from the last run that ended")
+        return 130
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+
+    speed = verbs.add_parser("speed", help="sequences/s")
+    speed.add_argument("--train", type=Path, help="SQuAD file; default: tokens of real lengths")
+    speed.add_argument("--predict", type=Path, help="SQuAD file; goes with --train")
+    speed.add_argument("--batch", type=int, default=16, help="sequences per optimizer step (16)")
+    speed.add_argument("--eval_batch", type=int, default=32, help="in inference (32)")
+    speed.add_argument("--batches", type=int, default=2, help="optimizer steps in a turn (2)")
+    speed.add_argument("--eval_batches", type=int, default=4, help="batches in a turn (4)")
+    speed.add_argument("--rounds", type=int, default=5, help="turns of each, after one untimed (5)")
+    speed.add_argument("--seed", type=int, default=1)
+    speed.add_argument(
+        "--fixed", action="store_true", help="also the peer padded to 384, run_qa.py's default"
+    )
+    speed.add_argument("--json", type=Path, help="write all figures here")
+    speed.set_defaults(do=run_speed)
+
+    quality = verbs.add_parser("quality", help="EM and F1")
+    quality.add_argument("--train", type=Path, required=True, help="SQuAD file to train on")
+    quality.add_argument("--predict", type=Path, required=True, help="SQuAD file to answer")
+    quality.add_argument("--output", type=Path, required=True, help="folder of all that is kept")
+    quality.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    quality.add_argument("--limit", type=int, help="a trial: this many questions of each file")
+    quality.add_argument("--attention", choices=("sdpa", "eager"), default="eager", help="peer's")
+    quality.set_defaults(do=run_quality)
+
+    for each in (speed, quality):
+        each.add_argument("--threads", type=int, help="default: torch's own choice")
+        each.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    arguments = parser.parse_args()
+    if arguments.verb == "speed" and (arguments.train is None) != (arguments.predict is None):
+        parser.error("--train and --predict go together; without both: tokens of real lengths")
+    positive = ("batch", "eval_batch", "batches", "eval_batches", "rounds", "limit", "threads")
+    for name in positive:
+        value = getattr(arguments, name, None)
+        if value is not None and value < 1:
+            parser.error(f"--{name} {value}: it must be at least 1")
+    return arguments
+
+
+def run_speed(arguments: argparse.Namespace) -> int:
+    result = squad_speed.speed(
+        train=arguments.train,
+        predict=arguments.predict,
+        precision=arguments.precision,
+        batch=arguments.batch,
+        eval_batch=arguments.eval_batch,
+        batches=arguments.batches,
+        eval_batches=arguments.eval_batches,
+        rounds=arguments.rounds,
+        seed=arguments.seed,
+        fixed=arguments.fixed,
+    )
+    print(f"{result['environment']}\n{result['data']}\n\n{squad_speed.show(result)}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def run_quality(arguments: argparse.Namespace) -> int:
+    quality = squad_quality.Quality(
+        train=arguments.train,
+        predict=arguments.predict,
+        folder=arguments.output,
+        precision=arguments.precision,
+        attention=arguments.attention,
+        threads=torch.get_num_threads(),
+        limit=arguments.limit,
+        seeds=arguments.seeds,
+    )
+    content = quality.run(lambda text: print(text, file=sys.stderr, flush=True))
+    print(f"{squad_quality.show(content)}\n\n{quality.file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
