@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads results for whoever compares, reports or exports them; a damaged one is told, not raised.
+
+    results, damaged = load_results([Path("results")])
+
+Two sorts of thing are found: records of runs (common/results/record.py), and figures that others
+published (results/reference/*.json, schema/published-1.json), one Result for each of their rows.
+Only what the properties below rely on is checked here; whether a record can be believed is what
+``validate`` says. Records come from strangers: every text in them must be escaped where it is
+shown (``common.files.shown`` for a terminal).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput
+from common.files import shown
+from common.measure.code import ROOT
+from common.results.record import CHECKPOINTS, MANIFEST, SCHEMA_VERSION, STATUSES
+from common.results.result import Damage, Result, check_quality, demand, metrics_of, parse
+
+__all__ = ["KINDS", "REFERENCE", "Damaged", "Result", "load_results", "parse"]
+
+REFERENCE = ROOT / "results" / "reference"
+"""The published figures of this repository; a folder of this name may be anywhere."""
+KINDS = ("run", "published", "mlperf")
+_LARGEST = 16 << 20
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """What could not be used, and why, in one line."""
+
+    path: Path
+    problem: str
+
+
+def load_results(
+    paths: Iterable[Path | str], *, references: bool = True
+) -> tuple[list[Result], list[Damaged]]:
+    """All results in ``paths``, each a run folder, a folder with some below, or a published file.
+
+    ``references`` takes published figures, too: those below ``paths`` in folders named
+    ``reference``, and this repository's. Runs come in the order of their ids, which is that of
+    time; a run that is there twice counts once. Raises BadInput for a path that does not exist.
+    """
+    folders: dict[Path, None] = {}
+    files: dict[Path, None] = {}
+    damaged: list[Damaged] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise BadInput(f"{path}: there is no such file or folder")
+        if path.is_dir():
+            _search(path, folders, files, damaged)
+        else:
+            files[path] = None
+    if references and REFERENCE.is_dir():
+        _search(REFERENCE, folders, files, damaged)
+    results: dict[str, Result] = {}
+    for folder in _once(folders):
+        try:
+            result = _run(folder)
+        except Damage as problem:
+            damaged.append(Damaged(folder, str(problem)))
+            continue
+        first = results.setdefault(result.run_id, result)
+        if first is not result:
+            text = f"is the same run as {first.path}, which is counted"
+            damaged.append(Damaged(folder, shown(text, 400)))
+    found = sorted(results.values(), key=lambda result: result.run_id)
+    for file in _once(files) if references else ():
+        try:
+            found += _published(file)
+        except Damage as problem:
+            damaged.append(Damaged(file, str(problem)))
+    return found, damaged
+
+
+def _search(
+    top: Path, folders: dict[Path, None], files: dict[Path, None], damaged: list[Damaged]
+) -> None:
+    """Adds the run folders and published files at and below ``top``."""
+
+    def told(error: OSError) -> None:
+        damaged.append(Damaged(Path(error.filename), shown(f"cannot be read: {error.strerror}")))
+
+    for name, below, inside in os.walk(top, onerror=told):
+        folder = Path(name)
+        below[:] = sorted(b for b in below if not b.startswith(".") and b != CHECKPOINTS)
+        if MANIFEST in inside or MANIFEST in below:
+            folders[folder] = None
+            below.clear()
+        elif "steps.jsonl" in inside:
+            damaged.append(Damaged(folder, f"has no {MANIFEST}"))
+            below.clear()
+        elif REFERENCE.name in (top.resolve().name, *folder.relative_to(top).parts):
+            files.update((folder / i, None) for i in sorted(inside) if i.endswith(".json"))
+
+
+def _once(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each file or folder under the first of its names."""
+    seen = set()
+    for path in paths:
+        real = os.path.realpath(path)
+        if real not in seen:
+            seen.add(real)
+            yield path
+
+
+def _document(path: Path) -> tuple[dict[str, Any], str]:
+    """A JSON object, and its file's sha256."""
+    try:
+        if not path.is_file():
+            wrong = "is not a plain file" if path.exists() else "is missing"
+            raise Damage(f"{path.name} {wrong}")
+        if path.stat().st_size > _LARGEST:
+            raise Damage(f"{path.name} is larger than {_LARGEST >> 20} MiB")
+        content = path.read_bytes()
+        value = parse(content.decode("utf-8"))
+    except (OSError, ValueError) as error:
+        if isinstance(error, Damage):
+            raise
+        raise Damage(shown(f"{path.name} cannot be read: {error}")) from error
+    demand(isinstance(value, dict), f"{path.name} is not a JSON object")
+    return value, hashlib.sha256(content).hexdigest()
+
+
+def _run(folder: Path) -> Result:
+    manifest, _ = _document(folder / MANIFEST)
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise Damage(f"{MANIFEST} has the unknown schema_version {shown(version, 20)}")
+    for key in ("run_id", "system", "benchmark", "preset", "created_utc"):
+        told = manifest.get(key)
+        demand(isinstance(told, str) and told != "", f"{MANIFEST} has no {key}")
+    demand(manifest.get("status") in STATUSES, f"{MANIFEST} has an unknown status")
+    for key in ("seed", "world_size"):
+        number = manifest.get(key)
+        good = isinstance(number, int) and not isinstance(number, bool)
+        demand(good and (key == "seed" or number), f"{MANIFEST} has no whole {key}")
+    check_quality(manifest.get("quality"), MANIFEST)
+    metrics_of(manifest.get("metrics"))
+    config, config_sum = _document(folder / "config.json")
+    system, system_sum = _document(folder / "system.json")
+    devices = system.get("devices")
+    demand(
+        isinstance(devices, list) and devices and all(isinstance(d, dict) for d in devices),
+        "system.json has no devices",
+    )
+    for key in ("recipe", "impl", "run"):
+        demand(isinstance(config.get(key), dict), f"config.json has no {key}")
+    read = {"config.json": config_sum, "system.json": system_sum}
+    _sealed(folder, manifest.get("files"), read)
+    return Result(folder, "run", manifest, config, system)
+
+
+def _sealed(folder: Path, files: Any, read: Mapping[str, str]) -> None:
+    """Every file is as long as the manifest says, and what was read has its checksum."""
+    demand(files is None or isinstance(files, dict), f"{MANIFEST} has no list of files")
+    for name, told in (files or {}).items():
+        sound = "/" not in name and "\0" not in name and isinstance(told, dict)
+        demand(sound, f"{MANIFEST} lists the file {shown(name, 40)!r} badly")
+        try:
+            length = (folder / name).stat().st_size
+        except (OSError, ValueError):
+            raise Damage(shown(f"{name} is missing")) from None
+        if length != told.get("bytes"):
+            raise Damage(shown(f"{name} has {length} bytes, not {told.get('bytes')}"))
+        if read.get(name, told.get("sha256")) != told.get("sha256"):
+            raise Damage(f"{name} differs from its checksum")
+
+
+def _published(file: Path) -> list[Result]:
+    content, _ = _document(file)
+    kind, rows = content.get("kind"), content.get("rows")
+    if kind not in KINDS[1:]:
+        raise Damage("is no file of published figures: its kind is not published or mlperf")
+    demand(isinstance(content.get("source"), dict), "has no source")
+    demand(isinstance(rows, list), "has no rows")
+    found = []
+    for number, row in enumerate(rows or (), 1):
+        demand(isinstance(row, dict), f"row {number} is not an object")
+        for key in ("system", "benchmark"):
+            demand(isinstance(row.get(key), str) and row[key], f"row {number} has no {key}")
+        check_quality(row.get("quality"), f"row {number}")
+        metrics_of(row.get("metrics"), f"row {number}")
+        manifest = {**row, "run_id": f"{file.stem}-{number}", "source": content["source"]}
+        found.append(Result(file, str(kind), manifest))
+    return found
