@@ -147,9 +147,12 @@ def share(number: int, world: int, rank: int) -> IntArray:
     return np.arange(rank, number, world)
 
 
-def answer_batches(features: Features, rows: IntArray, size: int) -> Sequence[SpanBatch]:
+def answer_batches(
+    features: Features, rows: IntArray, size: int, *, pin: bool = False
+) -> Sequence[SpanBatch]:
     """``rows`` in their order, ``size`` at a time; the last may be smaller."""
-    return [collate(features, rows[low : low + size]) for low in range(0, len(rows), size)]
+    batches = (collate(features, rows[low : low + size]) for low in range(0, len(rows), size))
+    return [batch.pinned() if pin else batch for batch in batches]
 
 
 def _int64(array: IntArray) -> torch.Tensor:

@@ -165,6 +165,8 @@ class SquadTask:
             "gradient_accumulation_steps": self.split.accumulation,
             "world_size": self.split.world_size,
             "data": source.description,
+            "pooler": "none: the answer does not depend on it, nor is it trained in the references",
+            "padding": "none: the references' softmax also runs over padded positions",
             "schedule_steps": self.schedule_steps,
             "total_steps": self.total_steps,
             "squad": {
@@ -227,7 +229,7 @@ class SquadTask:
         if self._eval is None:
             features = self.source.predict.features
             rows = share(len(features), self._world.size, self._world.rank)
-            self._eval = answer_batches(features, rows, self.eval_batch_size)
+            self._eval = answer_batches(features, rows, self.eval_batch_size, pin=self._pin)
         return self._eval
 
     def eval_sums(self, model: nn.Module, batch: SpanBatch) -> Tensor:

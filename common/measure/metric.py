@@ -99,7 +99,7 @@ SHARED: dict[str, _Shared] = {
     "model_flops_per_second": _rate(
         "FLOP/s",
         f"matrix products of real tokens that training needs, forward and twice that for the "
-        f"backward pass, MLM head on masked positions only (common/measure/flops.py, version 1), "
+        f"backward pass, heads only where they are needed (common/measure/flops.py, version 1), "
         f"in {_TIMED} / its seconds",
     ),
     "mfu": _rate("1", "model_flops_per_second / (dense peak rate x devices)"),

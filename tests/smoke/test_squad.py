@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from common.cli import main
+from common.data.wheel import WheelUnavailable
 from tests.smoke.conftest import ROOT, lines, manifest
+from tests.unit.squad.conftest import unpacked
 
 NOUNS = ["cat", "dog", "bird", "fish", "tree", "house", "river", "stone", "cloud", "road"]
 NUMBERS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -218,6 +220,66 @@ def test_questions_without_true_answers_are_answered_and_not_scored(runs, files,
     assert len(json.loads((record / "predictions.json").read_text())) == 8
     assert "f1" not in values(record) and main(["validate", str(record)]) == 0
     assert main(runs.flags(*given)) == 2  # found out before training
+
+
+def test_questions_without_an_answer(runs, tmp_path):
+    """SQuAD v2.0: half of the paragraphs have no number."""
+    given = []
+    for part, seed, articles in (("train", 3, 60), ("predict", 4, 15)):
+        content = squad(seed, articles) | {"version": "v2.0"}
+        for number, article in enumerate(content["data"]):
+            for paragraph in article["paragraphs"]:
+                (qa,) = paragraph["qas"]
+                qa["is_impossible"] = bool(number % 2)
+                if qa["is_impossible"]:
+                    qa["answers"] = []
+                    for word in NUMBERS:
+                        paragraph["context"] = paragraph["context"].replace(word, "cat")
+        file = tmp_path / f"{part}.json"
+        file.write_text(json.dumps(content))
+        given += [f"--{part}_file", str(file)]
+    record = runs.run(*given, "--v2", "--num_train_epochs", "4")
+    scoring = manifest(record)["extras"]["scoring"]
+    assert scoring["version"] == "2.0"
+    assert (scoring["HasAns_total"], scoring["NoAns_total"]) == (32, 28)
+    assert scoring["HasAns_f1"] > 60 and scoring["NoAns_f1"] > 60
+    answers = json.loads((record / "predictions.json").read_text())
+    assert "" in answers.values() and len(answers) == 60
+
+
+def test_minilm_learns_from_a_few_hundred_questions_of_the_dev_file(tmp_path):
+    """The dev file split by article: enough to show that real weights train, and no result."""
+    content = json.loads(unpacked("dev-v1.1.json", tmp_path).read_bytes())
+    parts = {"train": (content["data"][0], 200), "predict": (content["data"][1], 40)}
+    runs, given = Runs(tmp_path, tmp_path / "results"), []
+    for part, (article, most) in parts.items():
+        paragraphs = []
+        for paragraph in article["paragraphs"]:
+            most -= len(paragraph["qas"])
+            if most < 0:
+                break
+            paragraphs.append(paragraph)
+            for qa in paragraph["qas"]:  # training takes one answer, scoring all of them
+                qa["answers"] = qa["answers"][:1] if part == "train" else qa["answers"]
+        file = tmp_path / f"{part}.json"
+        file.write_text(json.dumps({"data": [{"title": "", "paragraphs": paragraphs}]}))
+        given += [f"--{part}_file", str(file)]
+    flags = [
+        *given, "--output_dir", str(runs.out), "--backend", "cpu_ref", "--precision", "amp",
+        "--num_threads", "1", "--global_batch", "8", "--num_train_epochs", "1", "--log_freq", "1",
+        "--max_seq_length", "256",
+    ]  # fmt: skip
+    try:
+        code = main(["run", "squad_mini", *flags])
+    except WheelUnavailable as error:
+        pytest.skip(str(error))
+    (record,) = runs.records()
+    assert code == 0 and main(["validate", str(record)]) == 0
+    found = losses(record)
+    assert sum(found[-8:]) / 8 < sum(found[:3]) / 3 - 0.5
+    assert 0 < values(record)["f1"] < 100
+    assert "qa_outputs.weight" in " ".join(manifest(record)["notes"])
+    assert manifest(record)["inputs"]["checkpoint"] is not None
 
 
 def test_synthetic_features_for_speed(runs):

@@ -52,3 +52,18 @@ def test_goes_on_from_its_state() -> None:
     other.load_state_dict(optimizer.state_dict())
     run(other, second, range(3, 6))
     assert torch.equal(whole, second)
+
+
+def test_an_overflow_that_is_skipped_does_not_count_as_an_update() -> None:
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = BertAdam([p], lr=1e-2, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for gradient in (float("inf"), 1.0):
+        p.grad = torch.full((3,), gradient) * scaler.get_scale()
+        scaler.scale(torch.zeros(()))
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    assert optimizer.param_groups[0]["updates"] == 1
+    expected = 1 - 1e-2 * (0.1 / (0.001**0.5 + 1e-8) + 0.01)
+    assert p.detach().tolist() == pytest.approx([expected] * 3, rel=1e-5)
