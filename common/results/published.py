@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures that others published: reading, checking and writing their files.
+
+``results/reference/*.json`` holds one file per source, schema/published-1.json. A row says where
+it was printed, what its figures mean as far as the source tells, and what makes them doubtful;
+nothing is filled in. Rows become results of their own kind (common/results/store.py) and never
+enter the statistics of runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from common.errors import BadInput
+from common.files import shown, write_atomic
+from common.measure.metric import SHARED
+from common.results.result import parse
+
+SCHEMA = Path(__file__).parent / "schema" / "published-1.json"
+NOT_STATED = "not stated"
+"""The definition of a figure whose source gives none."""
+_LARGEST = 16 << 20
+
+
+def load_published(path: Path) -> dict[str, Any]:
+    """The document in ``path``. Raises BadInput with every problem found in it."""
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise BadInput(f"{path} is larger than {_LARGEST >> 20} MiB")
+        document = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read: {shown(error)}") from error
+    found = problems(document)
+    if found:
+        raise BadInput(f"{path} is no file of published figures: {'; '.join(found[:5])}")
+    return dict(document)
+
+
+def write_published(path: Path, document: Mapping[str, Any]) -> None:
+    """Checks and writes; ``path`` is replaced whole. Raises BadInput as ``load_published``."""
+    found = problems(document)
+    if found:
+        raise BadInput(f"not written to {path}: {'; '.join(found[:5])}")
+    write_atomic(path, json.dumps(document, indent=1, ensure_ascii=True) + "\n")
+
+
+def problems(document: Any) -> list[str]:
+    """What is wrong with a document, one line each; empty: nothing."""
+    found = list(_schema_errors(document))
+    if not found:
+        for number, row in enumerate(document["rows"], 1):
+            found += [f"row {number}: {text}" for text in _row_errors(row)]
+            if row in document["rows"][: number - 1]:
+                found.append(f"row {number}: is there twice")
+    return found
+
+
+@functools.cache
+def _validator() -> Any:
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def _schema_errors(document: Any) -> Iterator[str]:
+    for error in _validator().iter_errors(document):
+        best = jsonschema.exceptions.best_match([error])
+        place = best.json_path.removeprefix("$").lstrip(".") or "the whole"
+        yield shown(f"{place}: {best.message}", 300)
+
+
+def _row_errors(row: Mapping[str, Any]) -> Iterator[str]:
+    for name, metric in row["metrics"].items():
+        if not math.isfinite(metric["value"]):
+            yield f"{name} is not finite"
+        if "sd" in metric and "n" not in metric:
+            yield f"{name} has a spread without saying over how many runs"
+        shared = SHARED.get(name)
+        if shared and (metric["unit"], metric["direction"]) != (shared.unit, shared.direction):
+            yield f"{name} is in {shared.unit} here, and {shared.direction} is its better direction"
+    yield from _quality_errors(row["quality"])
+    per_device, devices, batch = row["batch_per_device"], row["devices"], row["batch"]
+    if None not in (per_device, devices, batch) and per_device * devices != batch:
+        yield f"batch is {batch}, not {per_device} on each of {devices} devices"
+    for name in ("system", "benchmark"):
+        if row[name] == "unknown" and name not in row.get("missing", {}):
+            yield f"{name} is unknown without a reason"
+
+
+def _quality_errors(quality: Mapping[str, Any] | None) -> Iterator[str]:
+    if quality is None:
+        return
+    value, target = quality["value"], quality["target"]
+    told = None if value is None or target is None else value >= target
+    if quality["reached"] is not told:
+        yield f"quality.reached is {quality['reached']}, but {value} of {target} makes it {told}"
+    if "sd" in quality and "n" not in quality:
+        yield "quality has a spread without saying over how many runs"
