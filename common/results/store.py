@@ -143,7 +143,7 @@ def _run(folder: Path) -> Result:
     for key in ("seed", "world_size"):
         number = manifest.get(key)
         good = isinstance(number, int) and not isinstance(number, bool)
-        demand(good and (key == "seed" or number), f"{MANIFEST} has no whole {key}")
+        demand(good and (key == "seed" or int(number or 0) > 0), f"{MANIFEST} has no whole {key}")
     check_quality(manifest.get("quality"), MANIFEST)
     metrics_of(manifest.get("metrics"))
     config, config_sum = _document(folder / "config.json")
