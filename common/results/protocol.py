@@ -19,8 +19,11 @@ from common.recipe import hash_values
 Finding = tuple[Literal["error", "note"], str, str]
 LOG = "result_0.txt"
 _RATES = ("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second")
+_POSITIVE = (*_RATES, "model_flops_per_second", "power_w", "energy_j", "peak_memory_bytes")
 _TOLERANCE = 0.01
 """Of rates: with several ranks the slowest of each window counts, and not of the whole."""
+_WARM_UP = 0.02
+"""The share of a rate that its first window may cost it before its reader is told."""
 _LAST_REPORT_S = 0.1
 """The timed window ends after the last report was written, the last step's own before it."""
 
@@ -158,11 +161,13 @@ def _metrics(
         yield "error", "manifest.json", f"{name} is there {names.count(name)} times"
     values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
     for name, value in values.items():
-        positive = name in _RATES or name in ("power_w", "energy_j", "peak_memory_bytes")
-        if positive and value <= 0:
+        if name in _POSITIVE and value <= 0:
             yield "error", "manifest.json", f"{name} is {value}: leave out what was not measured"
-    if values.get("mfu", 0) > 1:
-        yield "error", "manifest.json", f"mfu is {values['mfu']}: above 1 is impossible"
+        if (name == "mfu" or name.startswith("mfu_of_")) and value > 1:
+            yield "error", "manifest.json", f"{name} is {value}: above 1 is impossible"
+    if values.get("mfu_calibrated", 0) > 1:
+        text = f"mfu_calibrated is {values['mfu_calibrated']:.3g}: calibrate on an idle machine"
+        yield "note", "manifest.json", text
     if not lines:
         return
     trained = {key: lines[-1][key] - lines[0][key] for key in ("step", "samples")}
@@ -184,6 +189,29 @@ def _metrics(
         if abs(count / values[name] - seconds) > _TOLERANCE * seconds + _LAST_REPORT_S:
             text = f"{name} is {values[name]:.6g}, but the windows give {count / seconds:.6g}"
             yield "error", "manifest.json", text
+    yield from _warm_up(windows)
+
+
+def _warm_up(windows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Whether a first window that was slow makes the rates those of a device still warming up."""
+    rates = [window["real_tokens_per_second"] for window in windows]
+    if len(windows) < 3 or not all(rates):
+        return
+
+    def rate(some: Sequence[Mapping[str, Any]]) -> float:
+        seconds = sum(w["window_s"] for w in some)
+        return sum(w["real_tokens_per_second"] * w["window_s"] for w in some) / seconds
+
+    gain = rate(windows[1:]) / rate(windows) - 1
+    if rates[0] < min(rates[1:]) and gain > _WARM_UP:
+        text = (
+            f"the first window of the rates was the slowest: without it they are {gain:.1%} higher"
+        )
+        yield (
+            "note",
+            "steps.jsonl",
+            f"{text}; train longer, or leave it out where the recipe has --skip_steps",
+        )
 
 
 def _throttling(readings: Sequence[Mapping[str, float]]) -> Iterator[Finding]:

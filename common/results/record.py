@@ -2,7 +2,7 @@
 """The record of one run: ``results/<system>/<benchmark>/<UTC>_<commit>_<id>/``.
 
 =================  ================================================================================
-manifest.json      what it was, how it ended, metrics, checksum of every other file
+manifest.json      what it was, how it ended, metrics, checksums of itself and all others
 config.json        recipe, impl and run options, with the origin of each value
 system.json        machine, devices, software
 steps.jsonl        one line per reported step, evaluation, checkpoint, start and stop
@@ -26,6 +26,7 @@ Paths below the user's home are written as ``~/...``: records are published.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -46,6 +47,7 @@ from common.recipe import plain
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed", "oom", "unsupported", "below_quality", "interrupted")
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
+_CHECKSUM = re.compile(r'("checksum": ")[0-9a-f]{64}(?=")')
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -107,6 +109,7 @@ class RunRecord(Observer):
         )
         manifest = {
             "schema_version": SCHEMA_VERSION,
+            "checksum": None,
             "run_id": run_id,
             "system": system,
             "benchmark": benchmark,
@@ -228,8 +231,9 @@ class RunRecord(Observer):
             extras=plain(summary.extras),
             finished_utc=_utc(datetime.now(timezone.utc)),
             files={file.name: self._seal(file) for file in record_files(self.path)},
+            checksum="0" * 64,
         )
-        _write_json(self.path / MANIFEST, self._manifest)
+        write_atomic(self.path / MANIFEST, sealed(_json_text(self._manifest)))
         for file in (*record_files(self.path), self.path / MANIFEST):
             file.chmod(0o444)
         self.path.chmod(0o555)
@@ -258,6 +262,16 @@ def record_files(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.name not in (MANIFEST, CHECKPOINTS))
 
 
+def sealed(text: str) -> str:
+    """A manifest's text with its own ``checksum`` right: the sha256 of the text with zeros there.
+
+    Text without a checksum comes back as it is.
+    """
+    blank = _CHECKSUM.sub(rf"\g<1>{'0' * 64}", text, count=1)
+    digest = hashlib.sha256(blank.encode()).hexdigest()
+    return _CHECKSUM.sub(rf"\g<1>{digest}", text, count=1)
+
+
 def hide_home(text: str) -> str:
     """Paths below the user's home folder without its name."""
     home = str(Path.home())
@@ -276,7 +290,11 @@ def _publishable(value: Any) -> Any:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomic(path, json.dumps(_publishable(plain(content)), indent=1, allow_nan=False) + "\n")
+    write_atomic(path, _json_text(content))
+
+
+def _json_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(_publishable(plain(content)), indent=1, allow_nan=False) + "\n"
 
 
 def _utc(moment: datetime) -> str:

@@ -21,10 +21,13 @@ import jsonschema
 from common.errors import BadInput
 from common.files import file_sha256, shown
 from common.results import protocol
-from common.results.record import MANIFEST, record_files
+from common.results.record import MANIFEST, record_files, sealed
 
 SCHEMAS = Path(__file__).parent / "schema"
+ENOUGH = 6
+"""Repeats for an interval of a median; with fewer none exists."""
 _MOST_PER_FILE = 5
+_ALTERED = "differs from its checksum: damaged, or changed afterwards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +47,20 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
     """
     file = path / MANIFEST
     try:
-        manifest = _parse(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        manifest = _parse(text)
     except FileNotFoundError as error:
         raise BadInput(f"{path} is not a run folder: it has no {MANIFEST}") from error
     except (OSError, ValueError) as error:
         return [Problem("error", MANIFEST, shown(f"cannot be read: {error}; run it again"))]
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if not (SCHEMAS / f"manifest-{version}.json").exists() or not isinstance(version, int):
-        text = f"unknown schema_version {shown(version)}: validate it with the version that made it"
-        return [Problem("error", MANIFEST, text)]
+        said = f"unknown schema_version {shown(version)}"
+        return [Problem("error", MANIFEST, f"{said}: validate it with the version that made it")]
     problems = list(_schema_errors(version, "manifest", manifest, MANIFEST))
-    if problems:
+    if sealed(text) != text:
+        problems.append(Problem("error", MANIFEST, _ALTERED))
+    if any(p.text != _ALTERED for p in problems):
         return problems  # nothing below can be relied on
     problems += _file_errors(path, manifest)
     content: dict[str, Any] = {"manifest": manifest}
@@ -111,9 +117,7 @@ def _file_errors(path: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
         elif file.is_symlink() or not file.is_file():
             continue
         elif file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
-            yield Problem(
-                "error", name, "differs from its checksum: damaged, or changed afterwards"
-            )
+            yield Problem("error", name, _ALTERED)
     for name in sorted(set(present) - set(listed)):
         yield Problem("error", shown(name), "not part of the record: remove it")
 
@@ -189,12 +193,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.update({str(run): validate(run, options.ruleset) for run in records})
     valid = {run: not any(p.severity == "error" for p in found) for run, found in results.items()}
     simulated = {run: valid[run] and _simulated(Path(run)) for run in results}
+    groups = _groups([run for run in results if valid[run] and not simulated[run]])
     if options.json:
         report = [
             {
                 "run": run,
                 "valid": valid[run],
                 "simulated": simulated[run],
+                "repeats": len(groups.get(run, ())),
                 "problems": [asdict(p) for p in found],
             }
             for run, found in results.items()
@@ -206,12 +212,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{run}: {verdict if valid[run] else 'NOT VALID'}")
             for p in found:
                 print(f"  {p.severity}: {p.file}: {p.text}")
+        for group in dict.fromkeys(groups.values()):
+            print(_repeats(group))
     return 0 if all(valid[r] and (options.simulated or not simulated[r]) for r in results) else 1
 
 
 def _simulated(run: Path) -> bool:
     """What a valid record says of its devices."""
-    return bool(_parse((run / MANIFEST).read_text(encoding="utf-8")).get("simulated", False))
+    return bool(_manifest(run).get("simulated", False))
+
+
+def _manifest(run: Path) -> Any:
+    return _parse((run / MANIFEST).read_text(encoding="utf-8"))
+
+
+def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Of each finished run those that repeat it: same system, recipe, inputs, code and precision."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for run in runs:
+        m = _manifest(Path(run))
+        if m["status"] in ("ok", "below_quality"):
+            same = [m[key] for key in ("system", "recipe_hash", "code_hash", "world_size")]
+            key = (*same, m["extras"].get("precision"))
+            groups.setdefault(key, []).append(run)
+    return {run: tuple(group) for group in groups.values() for run in group}
+
+
+def _repeats(group: Sequence[str]) -> str:
+    """What may be said of so many repeats."""
+    runs = [_manifest(Path(run)) for run in group]
+    first, n = runs[0], len(runs)
+    seeds = sorted({m["seed"] for m in runs})
+    text = f"{n} run{'s' * (n > 1)} of {first['preset']} on {first['system']}"
+    text += f" ({first['recipe_hash']}; {sum(m['status'] == 'ok' for m in runs)} ok)"
+    if n < ENOUGH:
+        text += f": indicative, an interval needs {ENOUGH} in fresh processes"
+    if len(seeds) < n:
+        text += f"; only {len(seeds)} different seed{'s' * (len(seeds) > 1)}"
+    return shown(text)
 
 
 if __name__ == "__main__":

