@@ -227,7 +227,7 @@ def _manifest(run: Path) -> Any:
 
 
 def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Of each finished run those that repeat it: same system, recipe, inputs, code and precision."""
+    """Of each finished run its repeats: same system, recipe, inputs, code and precision."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for run in runs:
         m = _manifest(Path(run))
