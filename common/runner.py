@@ -353,7 +353,7 @@ def _dry_run(settings: Settings, backend: Backend, world: World, benchmark: Any)
         print(json.dumps(content, indent=1))
         return
     for key, value in content.items():
-        if key != "settings":
+        if key != "settings" and value is not None:
             print(f"{key:<14}{value}")
     for name, origin in settings.origins.items():
         if origin in ("flag", "environment"):

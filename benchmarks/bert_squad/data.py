@@ -152,9 +152,9 @@ def _files(settings: Settings) -> Files:
         raise BadInput(
             "\n  ".join((f"{settings.preset.name} lacks", *lacking))
             + "\n  ".join(("\nPublished:", *where) if where else ())
-            + "\nGive --data ROOT (with squad/ and checkpoint/) or the flags above. Without "
-            "weights: --starts_from random (speed only), or the recipe squad_mini, which fetches "
-            "its own; with no data at all: --synthetic (speed only)"
+            + "\nGive --data ROOT (with squad/ and checkpoint/) or the flags above. "
+            + ("Without weights: the recipe squad_mini, which fetches its own. " if needed else "")
+            + "For speed alone: --starts_from random, and without any data --synthetic"
         )
     return files
 

@@ -81,9 +81,11 @@ class BertForQuestionAnswering(nn.Module):
 
     def forward(self, batch: SpanBatch) -> Tensor:
         """Scores of each token as the answer's first and as its last: [T, 2], float32."""
-        hidden = self.encoder(batch.tokens)
-        weight = self.qa_outputs.weight.to(hidden.dtype)
-        return F.linear(hidden, weight, self.qa_outputs.bias.to(hidden.dtype)).float()
+        # In float32 whatever the encoder's precision: answers are ranked by these few sums, and in
+        # 16 bits many would tie. Written out, since a matrix product would follow autocast.
+        hidden = self.encoder(batch.tokens).float()
+        columns = [(hidden * weight).sum(-1) for weight in self.qa_outputs.weight]
+        return torch.stack(columns, dim=-1) + self.qa_outputs.bias
 
 
 def span_loss(logits: Tensor, batch: SpanBatch) -> Tensor:

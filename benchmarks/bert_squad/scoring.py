@@ -7,19 +7,60 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.bert_squad.answers import AnswerOptions, Answers, find_answers
 from benchmarks.bert_squad.data import Source
 from benchmarks.bert_squad.examples import read_squad
+from benchmarks.bert_squad.features import Features
 from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from benchmarks.bert_squad.score import score
+from benchmarks.bert_squad.stream import share
+from common.data.samples import ragged_index
 from common.files import shown
+from common.measure.metric import Metric
 
 SCRIPT_TIMEOUT_S = 3600
+_OFFICIAL = "over all questions, as the official script of SQuAD"
+QUALITY = {
+    "exact_match": f"answers equal to a true one, after normalisation; {_OFFICIAL}",
+    "f1": f"F1 of the answer and the best true one as bags of words; {_OFFICIAL}",
+    "eval_script_exact_match": "what --eval_script told",
+    "eval_script_f1": "what --eval_script told",
+}
+"""Metrics of an evaluation that are results, in percent, and what they mean."""
+
+
+def quality(metrics: Mapping[str, float]) -> list[Metric]:
+    """Those of QUALITY that an evaluation has."""
+    return [
+        Metric(
+            name=name,
+            value=metrics[name],
+            unit="%",
+            direction="higher",
+            clock="none",
+            scope="global",
+            definition=definition,
+        )
+        for name, definition in QUALITY.items()
+        if name in metrics
+    ]
+
+
+def assemble(features: Features, parts: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+    """float32 [T, 2], the logits of all features' tokens from each rank's share of them."""
+    logits = np.empty((len(features.input_ids), 2), np.float32)
+    for rank, part in enumerate(parts):
+        if part is not None:
+            rows = share(len(features), len(parts), rank)
+            logits[ragged_index(features.offsets, rows)[0]] = part
+    return logits
 
 
 def answer_and_score(

@@ -18,7 +18,7 @@ from benchmarks.bert_squad.data import Source, find_source, made_up_features
 from benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch, span_loss
 from benchmarks.bert_squad.outputs import Outputs, closing
 from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from benchmarks.bert_squad.scoring import answer_and_score
+from benchmarks.bert_squad.scoring import answer_and_score, assemble, quality
 from benchmarks.bert_squad.stream import (
     FeatureStream,
     StepBatch,
@@ -26,7 +26,6 @@ from benchmarks.bert_squad.stream import (
     collate,
     share,
 )
-from common.data.samples import ragged_index
 from common.distributed import World
 from common.errors import BadInput, Unsupported
 from common.events import EvalEvent, Observer
@@ -247,12 +246,7 @@ class SquadTask:
         gathered = world.gather(own)
         result: dict[str, float] = {}
         if world.is_main:
-            features = source.predict.features
-            logits = np.empty((len(features.input_ids), 2), np.float32)
-            for rank, part in enumerate(gathered):
-                if part is not None:
-                    rows = share(len(features), world.size, rank)
-                    logits[features_tokens(features, rows)] = part
+            logits = assemble(source.predict.features, gathered)
             with tempfile.TemporaryDirectory() as folder:
                 self.answers, result, self.scores = answer_and_score(
                     source, self.recipe, self.run, logits, Path(folder)
@@ -263,27 +257,7 @@ class SquadTask:
 
     def quality(self, event: EvalEvent) -> list[Metric]:
         """What the record calls the result of the last evaluation."""
-        number = int(event.metrics["questions"])
-        official = f"over all {number} questions, as the official script of SQuAD"
-        definitions = {
-            "exact_match": f"answers equal to a true one, after normalisation; {official}",
-            "f1": f"F1 of the answer and the best true one as bags of words; {official}",
-            "eval_script_exact_match": "what --eval_script told",
-            "eval_script_f1": "what --eval_script told",
-        }
-        return [
-            Metric(
-                name=name,
-                value=event.metrics[name],
-                unit="%",
-                direction="higher",
-                clock="none",
-                scope="global",
-                definition=text,
-            )
-            for name, text in definitions.items()
-            if name in event.metrics
-        ]
+        return quality(event.metrics)
 
     def model_flops(self, batch: SpanBatch) -> int:
         return span_flops(self.recipe.model, batch.tokens.lengths)
@@ -353,11 +327,6 @@ def observers(
 
 
 __all__ = ["build", "closing", "division", "observers", "prepare", "split_of"]
-
-
-def features_tokens(features: Any, rows: Any) -> Any:
-    """Indices of the tokens of ``rows`` in all features' tokens."""
-    return ragged_index(features.offsets, rows)[0]
 
 
 def _weights_note(source: Source, report: WeightsReport | None) -> str:

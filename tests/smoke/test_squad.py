@@ -173,6 +173,9 @@ def test_killed_and_resumed_gives_the_losses_of_an_unbroken_run(runs):
     assert losses(broken) + losses(resumed) == losses(whole)
     assert values(resumed)["f1"] == values(whole)["f1"]
     assert (resumed / "predictions.json").read_text() == (whole / "predictions.json").read_text()
+    last = runs.run(*EXACT, "--resume", str(resumed))  # trained to the end: only answers are left
+    assert values(last)["f1"] == values(whole)["f1"] and losses(last) == []
+    assert main(["validate", str(last)]) == 0
 
 
 def test_two_ranks_train_and_answer_like_one(runs):
