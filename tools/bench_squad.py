@@ -50,7 +50,9 @@ def main() -> int:
         print(f"bench_squad: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, squad_quality.Interrupted):
-        print("bench_squad: interrupted; the same command goes on from the last run that ended")
+        hint = "; the same command goes on behind the last run that ended"
+        hint = hint if arguments.verb == "quality" else ""
+        print(f"bench_squad: interrupted{hint}", file=sys.stderr)
         return 130
 
 

@@ -14,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
+import bench_squad
 from bench import squad_quality
 from bench.squad import Own, Peer, padded, real_share, undemanding, unpadded
 from bench.squad_quality import Quality, limited, show, summary
@@ -201,3 +202,13 @@ def test_a_run_that_fails_is_told(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(squad_quality.sys, "executable", str(script))
     with pytest.raises(BadInput, match="exit code 2: no such weights"):
         quality.run(lambda text: None)
+
+
+def test_without_transformers_one_line(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(bench_squad, "peer_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench_squad.py", "speed"])
+    assert bench_squad.main() == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    assert "bertbench[compare]" in told.err
