@@ -106,6 +106,10 @@ def speed(
             "real_share": real_share(used),
             "real_share_of_all": share_of_all(every, size),
         }
+    if predict is None:
+        # Questions on one paragraph are neighbours in a real file and of nearly one length; made-up
+        # ones are padded more, which flatters us.
+        result["inference"] |= {"goal": None, "ok": None}
     result["load_after"] = load()
     return result
 
@@ -252,6 +256,11 @@ def show(result: dict[str, Any]) -> str:
         low, high = found["least"], found["most"]
         return f"{found['median']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
+    verdicts = {
+        True: f"goal {GOAL:g}: reached",
+        False: f"goal {GOAL:g}: missed",
+        None: "flattered: batches of a real file have less padding",
+    }
     lines = []
     for what in ("training", "inference"):
         row = result[what]
@@ -265,7 +274,7 @@ def show(result: dict[str, Any]) -> str:
         for name, rate in row["sequences_per_second"].items():
             over = cell(row["over"][name], 2) if name in row["over"] else ""
             if name == row["peer"]:
-                over += f" goal {GOAL:g}: {'reached' if row['ok'] else 'missed'}"
+                over += f", {verdicts[row['ok']]}"
             lines.append(f"| {name} | {cell(rate, 1)} | {over} |")
         lines.append("")
     return "\n".join(lines)

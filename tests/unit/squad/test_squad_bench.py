@@ -19,6 +19,7 @@ from bench import squad_quality
 from bench.squad import Own, Peer, padded, real_share, undemanding, unpadded
 from bench.squad_quality import Quality, limited, show, summary
 from bench.squad_speed import compare, share_of_all, typical
+from bench.squad_speed import show as speed_table
 
 from benchmarks.bert_squad import data
 from benchmarks.bert_squad.data import made_up_features
@@ -126,6 +127,10 @@ def test_rates_and_ratios() -> None:
     assert found["sequences_per_second"]["own"] == {"median": 12.0, "least": 6.0, "most": 12.0}
     assert found["ok"]
     assert not compare(seconds, 12, ["c"])["ok"]
+    about = {"batch": 4, "batches": 3, "real_share": 0.5, "real_share_of_all": 0.6}
+    shown = speed_table({"training": found | about, "inference": found | about | {"ok": None}})
+    assert "| a | 4.0 (2.4-4.0) | 3.00 (2.50-3.00), goal 2.5: reached |" in shown
+    assert "3.00 (2.50-3.00), flattered" in shown
 
 
 @pytest.mark.parametrize("number", [1, 3, 7, 10])
