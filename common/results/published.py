@@ -95,9 +95,10 @@ def _row_errors(row: Mapping[str, Any]) -> Iterator[str]:
 def _quality_errors(quality: Mapping[str, Any] | None) -> Iterator[str]:
     if quality is None:
         return
-    value, target = quality["value"], quality["target"]
-    told = None if value is None or target is None else value >= target
-    if quality["reached"] is not told:
-        yield f"quality.reached is {quality['reached']}, but {value} of {target} makes it {told}"
+    value, target, reached = quality["value"], quality["target"], quality["reached"]
+    if None not in (value, target) and reached is not (value >= target):
+        yield f"quality.reached is {reached}, but {value} of {target} is known"
+    if target is None and reached is not None:
+        yield "quality.reached is told without a target"
     if "sd" in quality and "n" not in quality:
         yield "quality has a spread without saying over how many runs"
