@@ -30,6 +30,8 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench score squad          EM and F1 of any predictions file, as the official script
   bertbench data VERB            prepare, pack or check training data
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
+  bertbench rcp RUN...           MLPerf's convergence check: no faster than the reference
+  bertbench export-mlperf RUN... a submission that MLPerf's package checker accepts
   bertbench new-backend NAME     a package for a device that is not here yet
 
 Each verb takes --help and --json. RECIPE is a name from `bertbench list`."""
@@ -240,6 +242,18 @@ def _validate(args: list[str]) -> int:
     return validate_main(args)
 
 
+def _export_mlperf(args: list[str]) -> int:
+    from common.results.export import main as export_main
+
+    return export_main(args)
+
+
+def _rcp(args: list[str]) -> int:
+    from common.results.rcp import main as rcp_main
+
+    return rcp_main(args)
+
+
 def _names() -> str:
     return ", ".join(presets())
 
@@ -262,6 +276,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "score": _score,
     "data": _data,
     "validate": _validate,
+    "export-mlperf": _export_mlperf,
+    "rcp": _rcp,
     "new-backend": _new_backend,
 }
 
