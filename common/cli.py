@@ -29,6 +29,7 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench calibrate            the rates this device reaches: what utilisation is a share of
   bertbench score squad          EM and F1 of any predictions file, as the official script
   bertbench data VERB            prepare, pack or check training data
+  bertbench compare A B          two groups of runs: ratios, intervals, significance
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
   bertbench rcp RUN...           MLPerf's convergence check: no faster than the reference
   bertbench export-mlperf RUN... a submission that MLPerf's package checker accepts
@@ -236,6 +237,12 @@ def _calibrate(args: list[str]) -> int:
     return calibrate_main(args)
 
 
+def _compare(args: list[str]) -> int:
+    from common.results.compare import main as compare_main
+
+    return compare_main(args)
+
+
 def _validate(args: list[str]) -> int:
     from common.results.validate import main as validate_main
 
@@ -275,6 +282,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "calibrate": _calibrate,
     "score": _score,
     "data": _data,
+    "compare": _compare,
     "validate": _validate,
     "export-mlperf": _export_mlperf,
     "rcp": _rcp,

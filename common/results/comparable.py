@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether groups of runs may be compared: what is not the same, and what should be known."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import BadInput
+from common.files import shown
+from common.measure.metric import SHARED
+from common.results import statistics
+from common.results.store import Damaged, Result, load_results
+
+FINISHED = ("ok", "below_quality")
+"""Runs whose rates are of whole runs; all others are only counted."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two groups."""
+
+    label: str
+    runs: list[Result]
+    damaged: list[Damaged] = field(default_factory=list)
+
+    @property
+    def finished(self) -> list[Result]:
+        return [run for run in self.runs if run.status in FINISHED]
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        return dict(Counter(run.status for run in self.runs).most_common())
+
+    def told(self) -> str:
+        counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items())
+        runs = f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}"
+        skipped = f"; {len(self.damaged)} damaged left out" if self.damaged else ""
+        return f"{shown(self.label)}: {runs}: {counted}{skipped}"
+
+
+def load_side(text: str) -> Side:
+    """The runs in a folder, below it, or in all that a pattern (``*``, ``**``) names."""
+    paths = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+    if not paths:
+        raise BadInput(f"{shown(text)}: there is no such folder, and nothing matches it")
+    return Side(text, *load_results(paths, references=False))
+
+
+def _data(run: Result) -> str | None:
+    return "synthetic" if run.config["run"].get("synthetic") is True else run.data_hash
+
+
+_IDENTITY: dict[str, Callable[[Result], Any]] = {
+    "benchmark": lambda run: run.benchmark,
+    "recipe": lambda run: run.recipe_hash,
+    "precision": lambda run: run.precision,
+    "world size": lambda run: run.world_size,
+    "data": _data,
+    "devices": lambda run: "simulated" if run.simulated else "real",
+}
+_CIRCUMSTANCES: dict[str, Callable[[Result], Any]] = {
+    "system": lambda run: run.system_name,
+    "device": lambda run: run.device_name,
+    "backend": lambda run: run.backend,
+}
+
+
+def differences(lhs: Side, rhs: Side) -> list[str]:
+    """What is not the same between the sides, or within one; a line each."""
+    found = []
+    for what, of in _IDENTITY.items():
+        left, right = (_values(side, of) for side in (lhs, rhs))
+        for side, values in ((lhs, left), (rhs, right)):
+            if len(values) > 1:
+                found.append(f"{what}: {shown(side.label)} mixes {_listed(values)}")
+        if left != right and left and right and len(left) == len(right) == 1:
+            text = f"{what}: {_listed(left)} against {_listed(right)}"
+            found.append(text + (_recipe_difference(lhs, rhs) if what == "recipe" else ""))
+    return found
+
+
+def _values(side: Side, of: Callable[[Result], Any]) -> set[Any]:
+    """Of the runs that got far enough to know what they were."""
+    return {of(run) for run in side.runs if run.recipe_hash is not None or run in side.finished}
+
+
+def _listed(values: set[Any]) -> str:
+    texts = sorted("unknown" if v is None else shown(v, 40) for v in values)
+    return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
+
+
+def _recipe_difference(lhs: Side, rhs: Side) -> str:
+    """The fields in which two recipes differ, where it is not their inputs."""
+    changed = _changed([_leaves(s.finished[0].config["recipe"]) for s in (lhs, rhs) if s.finished])
+    return f" ({'; '.join(changed[:6])})" if changed else ""
+
+
+def _changed(pair: Sequence[Mapping[str, Any]]) -> list[str]:
+    if len(pair) != 2:
+        return []
+    left, right = pair
+    return [
+        f"{shown(key, 40)} {shown(left.get(key), 40)} against {shown(right.get(key), 40)}"
+        for key in sorted({*left, *right})
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _leaves(value) if isinstance(value, Mapping) and value else {key: value}
+    return found
+
+
+def notes(lhs: Side, rhs: Side) -> Iterator[str]:
+    """What does not forbid the comparison, but its reader should know."""
+    codes = [{run.code_hash for run in side.runs} for side in (lhs, rhs)]
+    if len(codes[0] | codes[1]) > 1:
+        yield f"warning: the code differs: {_listed(codes[0])} against {_listed(codes[1])}"
+    shared = {run.run_id for run in lhs.runs} & {run.run_id for run in rhs.runs}
+    if shared:
+        yield f"warning: {len(shared)} runs are on both sides"
+    for side in (lhs, rhs):
+        resumed = sum(run.manifest.get("resumed_from") is not None for run in side.runs)
+        if resumed:
+            yield f"warning: {shown(side.label)}: {resumed} resumed runs: their times are of a part"
+        late = side.statuses.get("below_quality", 0)
+        if late:
+            yield f"{shown(side.label)}: {late} runs missed their target; their rates are shown"
+        for damaged in side.damaged:
+            yield f"left out: {shown(damaged.path)}: {damaged.problem}"
+    for name in SHARED:
+        told = {r.metrics[name]["definition"] for r in lhs.finished + rhs.finished
+                if name in r.metrics}  # fmt: skip
+        if len(told) > 1:
+            yield f"warning: {name} is not defined alike: {' | '.join(sorted(map(shown, told)))}"
+    for what, of in _CIRCUMSTANCES.items():
+        left, right = (_values(side, of) for side in (lhs, rhs))
+        if left != right or len(left) > 1:
+            yield f"{what}: {_listed(left)} against {_listed(right)}"
+    if lhs.finished and rhs.finished:
+        impl = _changed([_leaves(side.finished[0].config["impl"]) for side in (lhs, rhs)])
+        if impl:
+            yield f"implementation: {'; '.join(impl[:8])}"
+    sizes = len(lhs.finished), len(rhs.finished)
+    if min(sizes) and statistics.smallest_p(*sizes) >= statistics.SIGNIFICANT:
+        least = statistics.smallest_p(*sizes)
+        yield (
+            f"{sizes[0]} and {sizes[1]} runs can show no difference: the smallest p that they can "
+            f"give is {least:.2g}. Six a side: bertbench repeat 6"
+        )

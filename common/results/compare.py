@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two groups of runs of one benchmark: what differs, by how much, and whether that is more than
+chance. Runs that did not train the same thing are refused, with what is not the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import BadInput
+from common.files import shown
+from common.results import statistics
+from common.results.comparable import Side, differences, load_side, notes
+
+JUDGED = ("time_to_target_s", "sequences_per_second", "inference_sequences_per_second")
+"""What the exit code is about unless --metric says otherwise, besides stability and quality."""
+STABILITY = "stability"
+METHODS = {
+    "runs": "each run is one value; those that ended as ok or below_quality have figures, all "
+    "count in stability (ended as ok / made)",
+    "ratio": "median of all quotients of a right and a left value (Hodges-Lehmann, logarithms)",
+    "interval": "of that ratio, distribution-free from the exact Mann-Whitney distribution, at "
+    "least 95 %; it needs 6 runs a side, fewer are indicative",
+    "p": "exact two-sided Mann-Whitney test of each metric by itself; ~ is p >= 0.05: no "
+    "difference was shown",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The values of one metric on one side."""
+
+    median: float
+    n: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric on both sides."""
+
+    name: str
+    unit: str
+    direction: str
+    lhs: Spread | None
+    rhs: Spread | None
+    ratio: float | None = None
+    """rhs / lhs; None where a value is not positive, or a side has none."""
+    interval: statistics.Interval | None = None
+    p: float | None = None
+    verdict: str = ""
+    """better, worse, differs (no direction is better), or ~: not significant."""
+    judged: bool = False
+    """Whether the exit code depends on it."""
+    regression: bool = False
+    """Significantly worse, beyond the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What ``compare`` finds."""
+
+    lhs: Side
+    rhs: Side
+    differences: list[str]
+    """Why these are not the same benchmark; empty where they are."""
+    notes: list[str]
+    rows: list[Row]
+    threshold: float
+    forced: bool
+
+    @property
+    def exit_code(self) -> int:
+        """0 same or better, 1 a judged metric is significantly worse, 2 not comparable."""
+        if self.differences and not self.forced:
+            return 2
+        if any(row.regression and row.judged for row in self.rows):
+            return 1
+        figures = (row for row in self.rows if row.name != STABILITY)
+        return 0 if any(row.judged and row.p is not None for row in figures) else 2
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        refused = bool(self.differences) and not self.forced
+        return {
+            **{
+                name: {
+                    "label": side.label,
+                    "runs": [run.run_id for run in side.runs],
+                    "statuses": side.statuses,
+                    "damaged": [{"path": str(d.path), "problem": d.problem} for d in side.damaged],
+                }
+                for name, side in (("lhs", self.lhs), ("rhs", self.rhs))
+            },
+            "comparable": not self.differences,
+            "forced": self.forced,
+            "differences": self.differences,
+            "notes": self.notes,
+            "threshold_percent": self.threshold,
+            "rows": [] if refused else [dataclasses.asdict(row) for row in self.rows],
+            "methods": METHODS,
+            "exit_code": self.exit_code,
+        }
+
+
+def compare(
+    lhs: Side,
+    rhs: Side,
+    *,
+    metrics: Sequence[str] = (),
+    threshold: float = 1.0,
+    force: bool = False,
+) -> Comparison:
+    """Compare ``rhs`` with the baseline ``lhs``; ``threshold`` is in percent.
+
+    ``metrics`` are those to show and to judge; default: all, and JUDGED. Raises BadInput where a
+    side has no run, or a metric is nowhere.
+    """
+    for side in (lhs, rhs):
+        if not side.runs:
+            raise BadInput(f"{shown(side.label)}: no run{_damage(side)}")
+    names = {name: None for side in (lhs, rhs) for run in side.finished for name in run.metrics}
+    quality = {run.quality["metric"] for run in lhs.finished + rhs.finished
+               if run.quality and isinstance(run.quality.get("metric"), str)}  # fmt: skip
+    unknown = [name for name in metrics if name not in names and name != STABILITY]
+    if unknown:
+        there = ", ".join((STABILITY, *map(shown, names)))
+        raise BadInput(f"no run has the metric {unknown[0]!r}; there are: {there}")
+    wanted = list(metrics) or [
+        STABILITY,
+        *sorted(names, key=lambda n: n not in (*JUDGED, *quality)),
+    ]
+    judged = set(metrics) or {STABILITY, *JUDGED, *quality}
+    rows = [_stability(lhs, rhs) if n == STABILITY else _row(n, lhs, rhs) for n in wanted]
+    return Comparison(
+        lhs=lhs,
+        rhs=rhs,
+        differences=differences(lhs, rhs),
+        notes=list(notes(lhs, rhs)),
+        rows=[_judge(row, threshold, row.name in judged) for row in rows],
+        threshold=threshold,
+        forced=force,
+    )
+
+
+def _damage(side: Side) -> str:
+    if not side.damaged:
+        return " there: give a run folder, a folder of runs, or a pattern in quotes"
+    first = side.damaged[0]
+    return f" that can be read ({len(side.damaged)} damaged; {shown(first.path)}: {first.problem})"
+
+
+def _row(name: str, lhs: Side, rhs: Side) -> Row:
+    sides = [[run for run in side.finished if name in run.metrics] for side in (lhs, rhs)]
+    entries = [run.metrics[name] for runs in sides for run in runs]
+    units = {entry["unit"] for entry in entries}
+    left, right = ([float(run.metrics[name]["value"]) for run in runs] for runs in sides)
+    row = Row(
+        name=name,
+        unit=" | ".join(sorted(units)),
+        direction=entries[0]["direction"],
+        lhs=_spread(left),
+        rhs=_spread(right),
+    )
+    if not left or not right or len(units) > 1:
+        return row
+    found = statistics.ratio(left, right)
+    return dataclasses.replace(
+        row,
+        ratio=found.estimate if found else None,
+        interval=found.interval if found else None,
+        p=statistics.mann_whitney(left, right),
+    )
+
+
+def _stability(lhs: Side, rhs: Side) -> Row:
+    """Shares of runs that ended as ok; the same test, with 1 for each and 0 for every other."""
+    left, right = ([float(run.status == "ok") for run in side.runs] for side in (lhs, rhs))
+    shares = [sum(side) / len(side) for side in (left, right)]
+    lows, highs = zip(*((min(side), max(side)) for side in (left, right)), strict=True)
+    return Row(
+        name=STABILITY,
+        unit="ok/made",
+        direction="higher",
+        lhs=Spread(shares[0], len(left), lows[0], highs[0]),
+        rhs=Spread(shares[1], len(right), lows[1], highs[1]),
+        ratio=shares[1] / shares[0] if all(shares) else None,
+        p=statistics.mann_whitney(left, right),
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    if not values:
+        return None
+    return Spread(statistics.median(values), len(values), min(values), max(values))
+
+
+def _judge(row: Row, threshold: float, judged: bool) -> Row:
+    """Better or worse, and whether by more than ``threshold`` percent."""
+    row = dataclasses.replace(row, judged=judged)
+    if row.p is None or row.lhs is None or row.rhs is None:
+        return row
+    change = row.ratio - 1 if row.ratio is not None else _change(row.lhs.median, row.rhs.median)
+    if row.p >= statistics.SIGNIFICANT or change == 0:
+        return dataclasses.replace(row, verdict="~")
+    if row.direction not in ("higher", "lower"):
+        return dataclasses.replace(row, verdict="differs")
+    worse = (change < 0) == (row.direction == "higher")
+    # Of the threshold's own width a rounding error is not more.
+    beyond = abs(change) * 100 > threshold * (1 + 1e-12)
+    return dataclasses.replace(
+        row, verdict="worse" if worse else "better", regression=worse and beyond
+    )
+
+
+def _change(left: float, right: float) -> float:
+    """Relative to ``left``, infinite from nothing."""
+    if left == right:
+        return 0.0
+    return (right - left) / abs(left) if left else (1e308 if right > 0 else -1e308)
+
+
+_HEADINGS: tuple[str, ...] = (
+    *("metric", "unit", "lhs: median (n, min-max)", "rhs: median (n, min-max)"),
+    *("rhs/lhs", "95 %", "p", ""),
+)
+
+
+def render(found: Comparison) -> str:
+    """For people; only characters that every terminal has."""
+    lines = [found.lhs.told(), found.rhs.told()]
+    if found.differences:
+        head = "NOT THE SAME BENCHMARK" if found.forced else "not comparable"
+        lines += [f"{head}:", *(f"  {text}" for text in found.differences)]
+        if not found.forced:
+            return "\n".join([*lines, "--force compares nevertheless, and says so"])
+    lines += [*found.notes, ""]
+    table = [_HEADINGS, *map(_cells, found.rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip())
+    lines += ["", *(f"{name}: {text}" for name, text in METHODS.items()), _conclusion(found)]
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    if row.p is None:
+        interval = ""
+    elif row.interval is None:
+        interval = "indicative" if row.name != STABILITY else ""
+    else:
+        interval = f"[{row.interval.low:.4g}, {row.interval.high:.4g}]"
+    number = "-" if row.ratio is None else f"{row.ratio:.4g}"
+    verdict = f"{row.verdict} (regression)" if row.regression and row.judged else row.verdict
+    return (
+        shown(row.name, 40), shown(row.unit, 20), _told(row, row.lhs), _told(row, row.rhs),
+        f"~ {number}" if row.verdict == "~" else number, interval,
+        "-" if row.p is None else f"{row.p:.2g}", "" if verdict == "~" else verdict,
+    )  # fmt: skip
+
+
+def _told(row: Row, spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    if row.name == STABILITY:
+        return f"{round(spread.median * spread.n)}/{spread.n}"
+    if spread.n == 1:
+        return f"{spread.median:.5g} (n=1)"
+    return f"{spread.median:.5g} (n={spread.n}, {spread.low:.5g}-{spread.high:.5g})"
+
+
+def _conclusion(found: Comparison) -> str:
+    worse = [row for row in found.rows if row.regression and row.judged]
+    if worse:
+        listed = ", ".join(shown(row.name) for row in worse)
+        return f"worse by more than {found.threshold:g} % and significant: {listed}"
+    if found.exit_code == 2:
+        return "nothing that both sides measured can be judged"
+    return (
+        f"same or better: nothing judged is significantly worse by more than {found.threshold:g} %"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``bertbench compare``: 0 same or better, 1 regression, 2 not comparable."""
+    from common.cli import Parser
+
+    parser = Parser(
+        prog="bertbench compare",
+        description="Compare two groups of runs: ratios, intervals, exact tests.",
+        epilog="exit code: 0 same or better, 1 a judged metric is significantly worse, 2 refused",
+    )
+    parser.add_argument("lhs", help="baseline: a run folder, a folder of runs, or a pattern")
+    parser.add_argument("rhs", help="what is compared with it")
+    parser.add_argument(
+        "--metric", action="append", default=[], help="show and judge these only (again for more)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=1.0, metavar="PCT", help="what a regression exceeds (1)"
+    )
+    parser.add_argument("--force", action="store_true", help="compare what is not the same")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    given = parser.parse_args(argv)
+    if not 0 <= given.threshold <= 100:
+        raise BadInput(f"--threshold {given.threshold:g}: give percent, from 0 to 100")
+    found = compare(
+        load_side(given.lhs),
+        load_side(given.rhs),
+        metrics=given.metric,
+        threshold=given.threshold,
+        force=given.force,
+    )
+    print(json.dumps(found.as_dict(), indent=1) if given.json else render(found))
+    return found.exit_code
