@@ -226,7 +226,10 @@ def train(
             eval_due = plan.eval_every_samples and progress.samples >= progress.next_eval_samples
             code = vote.result()
             if progress.step % plan.log_freq == 0 or last or eval_due or code or warm:
-                window = merge_ranks(world.gather(meter.lap()))
+                lap = meter.lap()
+                if warm:
+                    meter.warmed()
+                window = merge_ranks(world.gather(lap))
                 total_wait = max(world.gather(wait_s))
                 out.data_wait_s += total_wait
                 faults.check()
@@ -238,8 +241,6 @@ def train(
                 for o in observers:
                     o.on_step(event)
                 wait_s = 0.0
-            if warm:
-                meter.warmed()
 
             if eval_due:
                 meter.pause()

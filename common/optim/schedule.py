@@ -37,4 +37,4 @@ def warmup_linear(step: int, *, base: float, total_steps: int, warmup_proportion
         return base * progress / warmup_proportion
     if warmup_proportion >= 1:
         return base
-    return base * max((progress - 1) / (warmup_proportion - 1), 0.0)
+    return base * max((1 - progress) / (1 - warmup_proportion), 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.optim.schedule import learning_rate
+from common.optim.schedule import learning_rate, warmup_linear
 
 # (base, total_steps, warmup_steps, start_warmup_step), then step -> rate
 SINGLE_NODE = (3.5e-4, 7100, 0, 0)
@@ -59,3 +59,18 @@ def test_warmup_that_starts_later_is_never_negative():
         for s in range(7)
     ]
     assert rates == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 0.94])
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.0), (5, 1.0), (10, 2.0), (55, 1.0), (99, 2 / 90), (100, 0.0), (140, 0.0)],
+)
+def test_fine_tuning_rises_and_falls_linearly_and_stays_at_zero(step, expected):
+    rate = warmup_linear(step, base=2.0, total_steps=100, warmup_proportion=0.1)
+    assert rate == pytest.approx(expected, abs=1e-12)
+    assert f"{rate:g}"[0] != "-"
+
+
+def test_fine_tuning_without_warm_up_or_with_nothing_else():
+    assert warmup_linear(0, base=2.0, total_steps=4, warmup_proportion=0.0) == 2.0
+    assert warmup_linear(2, base=2.0, total_steps=4, warmup_proportion=1.0) == 1.0
