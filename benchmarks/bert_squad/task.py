@@ -66,6 +66,7 @@ class SquadTask:
         self._world, self._seed = world, seed
         self._pin = backend.capabilities.pinned_memory
         self._eval: Sequence[SpanBatch] | None = None
+        self._keep_eval = impl.cache_eval_data
         self._logits: list[Tensor] = []
 
         backend.seed(seed)  # the same weights on every rank
@@ -225,7 +226,7 @@ class SquadTask:
         """This rank's; what the model says of them is kept from here on."""
         self._logits = []
         assert self.source.predict is not None and self.eval_batch_size is not None
-        if self._eval is None:
+        if self._eval is None or not self._keep_eval:
             features = self.source.predict.features
             rows = share(len(features), self._world.size, self._world.rank)
             self._eval = answer_batches(features, rows, self.eval_batch_size, pin=self._pin)
