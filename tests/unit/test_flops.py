@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.bert_pretraining.recipes import BASE, LARGE
-from common.measure.flops import encoder_flops, pretraining_flops
+from common.measure.flops import encoder_flops, pretraining_flops, span_flops
 from common.model.config import BertConfig
 from common.model.heads import BertForPreTraining
 from common.model.ops import Ops
@@ -53,3 +53,9 @@ def test_bert_large_at_512() -> None:
     """1.95 GFLOP per real token of Wikipedia-like lengths, 1.01 to 1.02 TFLOP padded to 512."""
     padded = pretraining_flops(LARGE, [512], 76)
     assert padded / 1e12 == pytest.approx(1.02, abs=0.02)
+
+
+def test_span_model_at_the_published_sizes() -> None:
+    # 6 x 12 h^2 L T + 12 T^2 h L, for the published tables: TFLOP per sequence of 384
+    assert span_flops(LARGE, [384]) / 1e12 == pytest.approx(0.739, abs=5e-4)
+    assert span_flops(BASE, [384, 384]) / 2e12 == pytest.approx(0.212, abs=5e-4)
