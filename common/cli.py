@@ -30,7 +30,9 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench score squad          EM and F1 of any predictions file, as the official script
   bertbench data VERB            prepare, pack or check training data
   bertbench compare A B          two groups of runs: ratios, intervals, significance
+  bertbench report RUN... --out DIR  one HTML file and its Markdown twin, readable offline
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
+  bertbench watch RUN...         live view of runs that are under way, here or through a pipe
   bertbench rcp RUN...           MLPerf's convergence check: no faster than the reference
   bertbench export-mlperf RUN... a submission that MLPerf's package checker accepts
   bertbench new-backend NAME     a package for a device that is not here yet
@@ -255,10 +257,22 @@ def _export_mlperf(args: list[str]) -> int:
     return export_main(args)
 
 
+def _watch(args: list[str]) -> int:
+    from common.watch import main as watch_main
+
+    return watch_main(args)
+
+
 def _rcp(args: list[str]) -> int:
     from common.results.rcp import main as rcp_main
 
     return rcp_main(args)
+
+
+def _report(args: list[str]) -> int:
+    from common.results.report import main as report_main
+
+    return report_main(args)
 
 
 def _names() -> str:
@@ -283,9 +297,11 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "score": _score,
     "data": _data,
     "compare": _compare,
+    "report": _report,
     "validate": _validate,
     "export-mlperf": _export_mlperf,
     "rcp": _rcp,
+    "watch": _watch,
     "new-backend": _new_backend,
 }
 

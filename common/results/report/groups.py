@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a row of the report stands for: runs of one configuration, or one published figure.
+
+Runs belong together when benchmark, recipe (by its hash), system, devices, processes, backend,
+precision and implementation are the same; their values are medians over the runs, each a process
+of its own. Rates and times are taken over the runs that reached their target; where none did, over
+the others, and said so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import median
+from typing import Any, NamedTuple
+
+from common.results.report.plot import REFERENCE, STYLES
+from common.results.store import Result
+
+PRECISIONS = {"tf32": "full", "fp32": "full", "fp64": "full"}
+"""DLE's two columns; everything else that is stated is mixed precision."""
+
+
+class Value(NamedTuple):
+    """A metric of a row: the median over ``n`` runs, with the least and the largest."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    missed: bool
+    """Whether the runs that it is taken over missed their target."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Runs of one configuration, or one published row."""
+
+    results: tuple[Result, ...]
+    anchor: str
+    style: int | str = 0
+    variant: str = ""
+    """What tells it from entries that look the same: recipe or implementation."""
+    anchors: Mapping[str, str] = field(default_factory=dict)
+    """Run id -> anchor of the run's own section."""
+
+    @property
+    def first(self) -> Result:
+        return self.results[0]
+
+    @property
+    def measured(self) -> bool:
+        return self.first.kind == "run"
+
+    @property
+    def benchmark(self) -> str:
+        return self.first.benchmark
+
+    @property
+    def devices(self) -> int | None:
+        return self.first.num_devices
+
+    @property
+    def workload(self) -> str:
+        """What was computed: the recipe, or the words of the source."""
+        m = self.first.manifest
+        if self.measured:
+            return f"{self.first.preset}{f' ({self.variant})' if self.variant else ''}"
+        length, task = m.get("sequence_length"), str(m.get("task") or "")
+        told = f"length {length}" if length and "sequence" not in task else None
+        parts = (task, self.first.preset, told, _division(m))
+        return ", ".join(str(p) for p in parts if p) or "as published"
+
+    @property
+    def device(self) -> str:
+        """The device, with their number: ``8 x A100``."""
+        name, count = self.first.device_name, self.devices
+        if name is None and not self.measured:
+            return self.first.system_name
+        name = name or self.first.system_name
+        if self.measured and self.first.world_size not in (None, count):
+            name += f", {self.first.world_size} processes"
+        return f"{count} x {name}" if count else name
+
+    @property
+    def precision(self) -> str:
+        return self.first.precision or "not stated"
+
+    @property
+    def mixed(self) -> bool | None:
+        """Of the two columns of NVIDIA's tables, the second; None: not known."""
+        told = (self.first.precision or "").lower()
+        if not told:
+            return None
+        return not any(re.match(rf"{name}\b", told) for name in PRECISIONS)
+
+    @property
+    def backend(self) -> str:
+        return self.first.backend or ("unknown" if self.measured else "published")
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences per device and step."""
+        each = self.first.manifest.get("batch_per_device")
+        if not self.measured and isinstance(each, int):
+            return each
+        whole, count = self.first.global_batch, self.devices
+        return whole // count if whole and count and whole % count == 0 else None
+
+    @property
+    def label(self) -> str:
+        """One line that names it in legends."""
+        return f"{self.workload}, {self.device}, {self.precision}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the filters look at."""
+        return {
+            "benchmark": self.benchmark,
+            "backend": self.backend,
+            "precision": self.precision,
+        }
+
+    @property
+    def made(self) -> int:
+        return len(self.results)
+
+    @cached_property
+    def reached(self) -> tuple[Result, ...]:
+        """Runs that ended well: at their target, or at their end where none was set."""
+        return tuple(r for r in self.results if r.status in ("ok", "success", "published"))
+
+    def value(self, *names: str) -> Value | None:
+        """The first of ``names`` that is there, or None."""
+        for name in names:
+            for some in (self.reached, tuple(r for r in self.results if r.status != "interrupted")):
+                found = [v for r in some if (v := r.value(name)) is not None]
+                if found:
+                    unit = next(r.metrics[name]["unit"] for r in some if name in r.metrics)
+                    missed = self.measured and some is not self.reached
+                    return Value(median(found), min(found), max(found), len(found), unit, missed)
+        return None
+
+    def quality(self, *metrics: str) -> Value | None:
+        """The last evaluation's value; ``metrics`` (if any) are the names that will do."""
+        found = []
+        for r in self.results:
+            told = r.quality
+            good = told and told.get("value") is not None
+            if good and told and (not metrics or told.get("metric") in metrics):
+                found.append(float(told["value"]))
+        if not found:
+            return self.value(*metrics) if metrics else None
+        return Value(median(found), min(found), max(found), len(found), "", False)
+
+    @property
+    def quality_name(self) -> str:
+        return next((str(r.quality["metric"]) for r in self.results if r.quality), "")
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Of a published row: title, url, date."""
+        told = self.first.manifest.get("source")
+        return told if isinstance(told, Mapping) else {}
+
+    @property
+    def doubts(self) -> list[str]:
+        told = self.first.manifest.get("doubt")
+        return [str(d) for d in told] if isinstance(told, list) else []
+
+    def link(self) -> str:
+        """Anchor of what a cell of this row leads to: the run, or the list of runs."""
+        return self.anchors.get(self.first.run_id, self.anchor) if self.made == 1 else self.anchor
+
+
+def entries(results: Iterable[Result]) -> list[Entry]:
+    """Measured configurations first (simulated ones last of these), then published rows."""
+    ids = _Anchors()
+    runs: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+    published = []
+    for result in results:
+        if result.kind == "run":
+            runs[_visible(result)].append(result)
+        else:
+            published.append(result)
+    _completed(runs)
+    found: list[Entry] = []
+    for key in sorted(runs, key=str):
+        parts = _apart(runs[key])
+        for i, (variant, some) in enumerate(parts):
+            name = f"group-{key[1]}-{key[2]}-{key[3]}-{key[5]}-{key[6]}-{key[4]}-{i}"
+            anchors = {r.run_id: ids(f"run-{r.run_id}") for r in some}
+            found.append(Entry(tuple(some), ids(name), len(found) % STYLES, variant, anchors))
+    for result in published:
+        found.append(Entry((result,), ids(f"ref-{result.run_id}"), REFERENCE))
+    return found
+
+
+def _visible(r: Result) -> tuple[Any, ...]:
+    return (
+        r.simulated, r.benchmark, r.preset, r.system_name, r.num_devices, r.backend, r.precision,
+        r.world_size, r.device_name,
+    )  # fmt: skip
+
+
+def _settings(r: Result) -> str:
+    """Recipe and implementation as they were asked for; known from a run's first moment on."""
+    return json.dumps([r.config.get("recipe"), r.config.get("impl")], sort_keys=True)
+
+
+def _unprecise(key: tuple[Any, ...], r: Result) -> tuple[Any, ...]:
+    return (*key[:6], *key[7:], _settings(r))
+
+
+def _completed(runs: dict[tuple[Any, ...], list[Result]]) -> None:
+    """Puts runs that ended before their precision was recorded to those with the same settings."""
+    asked: dict[tuple[Any, ...], set[tuple[Any, ...]]] = defaultdict(set)
+    for key, some in runs.items():
+        for r in some:
+            asked[_unprecise(key, r)].add(key)
+    for key in [k for k in runs if k[6] is None]:
+        left: list[Result] = []
+        for r in runs.pop(key):
+            others = asked[_unprecise(key, r)] - {key}
+            (runs[others.pop()] if len(others) == 1 else left).append(r)
+        if left:
+            runs[key] = left
+
+
+def _apart(some: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """Runs that look the same, by recipe and implementation, with what tells them apart."""
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for r in some:
+        if r.recipe_hash:
+            hashes[_settings(r)].add(r.recipe_hash)
+    kinds: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for r in some:
+        # A run that ended before its inputs were hashed counts with those that it can be of.
+        known = hashes[_settings(r)]
+        recipe = r.recipe_hash or (next(iter(known)) if len(known) == 1 else "")
+        kinds[_settings(r), recipe].append(r)
+    if len(kinds) == 1:
+        return [("", list(some))]
+    parts = [(json.loads(settings), recipe, members) for (settings, recipe), members in
+             kinds.items()]  # fmt: skip
+    words: list[list[str]] = [[] for _ in parts]
+    for part in (0, 1):
+        values = [p[0][part] if isinstance(p[0][part], dict) else {} for p in parts]
+        for name in sorted({k for v in values for k in v}):
+            told = [json.dumps(v.get(name)) for v in values]
+            if len(set(told)) > 1:
+                for own, text in zip(words, told, strict=True):
+                    own.append(f"{name} {text}"[:60])
+    if len({recipe for _, recipe, _ in parts}) == len(parts) > len(set(map(tuple, words))):
+        words = [[*own, f"recipe {recipe[:8]}"] for own, (_, recipe, _) in
+                 zip(words, parts, strict=True)]  # fmt: skip
+    return [(", ".join(own[:4]), p[2]) for own, p in zip(words, parts, strict=True)]
+
+
+def _division(row: Mapping[str, Any]) -> str | None:
+    """Of an MLPerf result: results of the two divisions are never compared."""
+    return f"{row['division']} division" if row.get("division") else None
+
+
+class _Anchors:
+    """Safe and unique fragment names."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __call__(self, text: str) -> str:
+        base = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:100] or "x"
+        name, i = base, 2
+        while name in self._taken:
+            name, i = f"{base}-{i}", i + 1
+        self._taken.add(name)
+        return name

@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the report together, as HTML and as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from common.measure.metric import SHARED
+from common.results.report import figures, tables
+from common.results.report.groups import Entry, Value, entries
+from common.results.report.plot import Plot
+from common.results.report.shapes import shapes
+from common.results.report.tables import MISSED, Table
+from common.results.report.words import markdown, number, quantity
+from common.results.store import Damaged, Result
+
+HERE = Path(__file__).parent
+MOST_DETAILED = 40
+"""Runs, the newest, that have plots of their own."""
+DERIVED = {
+    "scalability": "rate(N) / (N x rate(1)): same recipe, precision and implementation; computed "
+    "by the report from medians",
+    "stability": "runs that reached their target / runs made, failures and interruptions included",
+}
+
+
+class Run(NamedTuple):
+    """One run's own section."""
+
+    run: Result
+    anchor: str
+    headline: str
+    facts: Sequence[tuple[str, str]]
+    metrics: Sequence[tuple[str, str, str]]
+    plots: Sequence[Plot]
+
+
+class Group(NamedTuple):
+    entry: Entry
+    runs: Sequence[Run]
+
+
+class Definition(NamedTuple):
+    name: str
+    anchor: str
+    unit: str
+    texts: Sequence[str]
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    id: str
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    groups: Sequence[Group] = ()
+    plots_first: bool = False
+    simulated: bool = False
+
+
+class Report:
+    """All that both forms show."""
+
+    def __init__(self, results: Sequence[Result], damaged: Sequence[Damaged]) -> None:
+        every = entries(results)
+        self.real = [e for e in every if e.measured and not e.first.simulated]
+        self.simulated = [e for e in every if e.measured and e.first.simulated]
+        self.published = [e for e in every if not e.measured]
+        self.damaged = damaged
+        self.results = results
+        runs = [r for r in results if r.kind == "run"]
+        self._events = {r.run_id: list(r.steps()) for r in runs}
+        self._detailed = {r.run_id for r in runs[-MOST_DETAILED:]}
+        self._anchors = {name: f"def-{i}" for i, name in enumerate(self._names())}
+        self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
+
+    def _sections(self) -> Iterable[Section]:
+        real, both = self.real, [*self.real, *self.published]
+        families = tables.families(both)
+        known = _scalability(families)
+        benchmarks = sorted({e.benchmark for e in both})
+        beside = [tables.beside(i, b, both) for i, b in enumerate(benchmarks)]
+        yield Section(
+            id="measured", title="Measured", tables=[tables.configurations(real)] if real else (),
+            plots=figures.learning(real, self._events) + figures.speed(real, self._events),
+        )  # fmt: skip
+        split = figures.time_split(real)
+        scaled = tables.scaling([f for f in families if f[0][1].measured])
+        yield Section(
+            id="scaling", title="Scaling and time",
+            tables=[scaled] if scaled else (),
+            plots=figures.scaling(families) + ([split] if split else []), plots_first=True,
+        )  # fmt: skip
+        yield Section(
+            id="beside", title="Beside what others have published",
+            text="Published figures are shown as their sources state them, most without a "
+            "definition; each leads to its source and what is doubtful about it.",
+            tables=[t for t in beside if t],
+        )  # fmt: skip
+        yield Section(
+            id="shapes", title="Tables in known shapes",
+            text="The same results in the columns of the suites that users come from. A table "
+            "without a run shows what its publisher states.",
+            tables=shapes(both, known),
+        )  # fmt: skip
+        failed = tables.failures(real, self.damaged)
+        yield Section(id="failed", title="What went wrong", tables=[failed] if failed else ())
+        yield Section(
+            id="runs", title="Runs", groups=self._groups(real),
+            text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
+        )  # fmt: skip
+        fake = self.simulated
+        failed = tables.failures(fake, ())
+        yield Section(
+            id="simulated", title="Simulated runs", simulated=True,
+            text="These devices do not exist: nothing in this section is a result, and nothing of "
+            "it is in any table above.",
+            tables=[t and _renamed(t, "simulated-") for t in
+                    (tables.configurations(fake) if fake else None, failed) if t],
+            plots=[_renamed(p, "simulated-") for p in figures.learning(fake, self._events)],
+            groups=self._groups(fake),
+        )  # fmt: skip
+        yield Section(
+            id="sources", title="Published figures and their sources",
+            text="Everything that was compared with above. None of it was measured here.",
+            tables=tables.published(self.published),
+        )  # fmt: skip
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """The head's few numbers."""
+        runs = [r for e in self.real for r in e.results]
+        ended = tables.counts(runs)
+        told = [
+            ("runs", str(len(runs))),
+            ("configurations", str(len(self.real))),
+            ("ended", ended),
+            ("simulated, apart", str(sum(e.made for e in self.simulated))),
+            ("damaged records", str(len(self.damaged))),
+            ("published figures", str(len(self.published))),
+            ("newest", max((r.created or "" for r in runs), default="")[:10]),
+        ]
+        return [(k, v) for k, v in told if v not in ("", "0") or k == "runs"]
+
+    @property
+    def systems(self) -> str:
+        """Names of the devices, as far as they fit into a heading."""
+        names = list(dict.fromkeys(e.first.device_name or e.first.system_name for e in self.real))
+        shown = ", ".join(name[:60] for name in names[:3])
+        return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+    @property
+    def filters(self) -> list[tuple[str, str, list[str]]]:
+        """(key, name, values) of the menus."""
+        every = [*self.real, *self.simulated, *self.published]
+        return [
+            (key, key.capitalize(), sorted({e.tags[key] for e in every}))
+            for key in ("benchmark", "backend", "precision")
+        ]
+
+    @property
+    def definitions(self) -> list[Definition]:
+        """As the records state them; where runs disagree, each form."""
+        stated: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        how: dict[str, dict[str, Any]] = {}
+        for e in (*self.real, *self.simulated):
+            for r in e.results:
+                for name, m in r.metrics.items():
+                    stated[name][str(m.get("definition", ""))] += 1
+                    how[name] = m
+        found = []
+        for name, anchor in self._anchors.items():
+            m = how.get(name) or (SHARED[name]._asdict() if name in SHARED else {})
+            texts = sorted(stated[name], key=lambda t, n=name: -stated[n][t])  # type: ignore[misc]
+            if not texts:
+                texts = [DERIVED.get(name) or SHARED[name].definition]
+            parts = [f"{k}: {m[k]}" for k in ("clock", "scope") if m.get(k)]
+            if m.get("direction") in ("higher", "lower"):
+                parts.insert(0, f"{m['direction']} is better")
+            unit = str(m.get("unit", ""))
+            found.append(
+                Definition(name, anchor, "" if unit == "1" else unit, texts[:6], "; ".join(parts))
+            )
+        return found
+
+    def _names(self) -> list[str]:
+        used = {n for r in self.results if r.kind == "run" for n in r.metrics}
+        return [*(n for n in SHARED if n in used), *sorted(used - set(SHARED)), *DERIVED]
+
+    def _left_out(self) -> str:
+        total = len(self._events)
+        if total <= MOST_DETAILED:
+            return ""
+        return (
+            f"The newest {MOST_DETAILED} of {total} have plots of their own; for those of others, "
+            f"report on their folders alone."
+        )
+
+    def _groups(self, some: Sequence[Entry]) -> list[Group]:
+        return [Group(e, [self._run(e, r) for r in e.results]) for e in some]
+
+    def _run(self, e: Entry, r: Result) -> Run:
+        anchor, plots = e.anchors[r.run_id], []
+        if r.run_id in self._detailed:
+            plots = figures.own_speed(r, anchor, e.style, self._events[r.run_id])
+            plots += figures.sensors(r, anchor, r.telemetry())
+        rate, quality = r.value("sequences_per_second"), r.quality
+        told = [] if r.seed is None else [f"seed {r.seed}"]
+        if rate is not None:
+            told.append(f"{number(rate)} sequences/s")
+        if quality and quality.get("value") is not None:
+            told.append(f"{quality.get('metric')} {number(float(quality['value']))}")
+        return Run(
+            r,
+            anchor,
+            ", ".join(told),
+            _facts(r),
+            [
+                (name, quantity(float(m["value"]), str(m["unit"])), self._anchors[name])
+                for name, m in r.metrics.items()
+            ],
+            plots,
+        )
+
+
+def _facts(r: Result) -> list[tuple[str, str]]:
+    """What to know of a run besides its metrics."""
+    m, extras = r.manifest, r.manifest.get("extras")
+    extras = extras if isinstance(extras, Mapping) else {}
+    origins = r.config.get("origins")
+    settings = {k: v for part in ("recipe", "impl", "run") for k, v in r.config[part].items()}
+    given = [
+        f"{k} {settings.get(k)}"
+        for k, origin in (origins.items() if isinstance(origins, Mapping) else ())
+        if origin in ("flag", "environment")
+    ]
+    software = r.system.get("software")
+    packages = software.get("packages") if isinstance(software, Mapping) else None
+    torch = packages.get("torch") if isinstance(packages, Mapping) else None
+    notes = m.get("notes")
+    told = (
+        ("Ended", r.reason),
+        ("Began", r.created),
+        ("Devices", f"{r.num_devices} x {r.device_name or r.system_name}"
+                    f" ({r.world_size} processes)"),
+        ("Precision", r.precision),
+        ("Batch", r.global_batch and f"{r.global_batch} sequences a step"),
+        ("Data", extras.get("data")),
+        ("Recipe hash", r.recipe_hash),
+        ("Code", " ".join(str(x) for x in (r.code_hash, m.get("commit")) if x)
+                 + (" (changed since the commit)" if m.get("dirty") else "")),
+        ("torch", torch),
+        ("Given", ", ".join(given)),
+        ("Sensors", extras.get("telemetry")),
+        ("Notes", "\n".join(str(n) for n in notes) if isinstance(notes, list) else None),
+    )  # fmt: skip
+    return [(k, str(v)) for k, v in told if v]
+
+
+def _scalability(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> dict[str, Value]:
+    known = {}
+    for family in families:
+        n0, _, base = family[0]
+        for n, e, v in family:
+            share = v.median / base.median / (n / n0)
+            if n0 == 1 and e.measured:
+                known[e.anchor] = Value(share, share, share, 1, "1", v.missed)
+    return known
+
+
+def _renamed(thing: Any, prefix: str) -> Any:
+    """A table or plot under another anchor: those of simulated runs are there once more."""
+    if isinstance(thing, Plot):
+        svg = Markup(str(thing.svg).replace(f'{thing.id}-t', f"{prefix}{thing.id}-t").replace(
+            f"{thing.id}-d", f"{prefix}{thing.id}-d"))  # fmt: skip
+        return replace(thing, id=prefix + thing.id, svg=svg)
+    return replace(thing, id=prefix + thing.id)
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=False,
+    )  # fmt: skip
+
+
+def html(report: Report) -> str:
+    """One file without a request: style and script are in it, and nothing else may run."""
+    css = (HERE / "report.css").read_text(encoding="utf-8")
+    js = (HERE / "report.js").read_text(encoding="utf-8")
+    contents = [(s.id, s.title) for s in report.sections] + [("definitions", "Definitions")]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            css=Markup(css),
+            js=Markup(js),
+            css_hash=_hash(css),
+            js_hash=_hash(js),
+            facts=report.facts,
+            systems=report.systems,
+            contents=contents,
+            filters=report.filters,
+            missed=MISSED,
+            sections=report.sections,
+            definitions=report.definitions,
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def text(report: Report) -> str:
+    """The Markdown twin: the same tables, the plots' values, the same definitions."""
+    out = [f"# bertbench report: {markdown(report.systems) or 'published figures'}", ""]
+    out += [f"- {markdown(k)}: {markdown(v)}" for k, v in report.facts]
+    out += ["", f"{MISSED}: of runs that missed their target. Plots are in report.html."]
+    for s in report.sections:
+        out += ["", f'<a id="{s.id}"></a>', "", f"## {s.title}"]
+        out += ["", markdown(s.text)] if s.text else []
+        for t in s.tables:
+            out += ["", f"### {markdown(t.title)}", "", markdown(t.intro), "", *_rows(t)]
+        for p in s.plots:
+            out += ["", f"### {markdown(p.title)}", "", markdown(p.desc)]
+        for g in s.groups:
+            out += ["", f'<a id="{g.entry.anchor}"></a>', "", f"### {markdown(g.entry.label)}", ""]
+            for r in g.runs:
+                status = r.run.status.replace("_", " ")
+                out.append(
+                    f'- <a id="{r.anchor}"></a>{markdown(r.run.run_id)}: {status}'
+                    + (f", {markdown(r.headline)}" if r.headline else "")
+                    + (f" ({markdown(r.run.reason)})" if r.run.reason else "")
+                )
+    out += ["", "## Definitions", ""]
+    for d in report.definitions:
+        unit = f" ({markdown(d.unit)})" if d.unit else ""
+        out.append(f"- **{markdown(d.name)}**{unit}: " + " / ".join(map(markdown, d.texts)))
+    return "\n".join(out) + "\n"
+
+
+def _rows(table: Table) -> list[str]:
+    picture = [i for i, c in enumerate(table.columns) if c.name == "Logarithmic scale"]
+    kept = [i for i in range(len(table.columns)) if i not in picture]
+    out = ["| " + " | ".join(markdown(table.columns[i].name) for i in kept) + " |"]
+    out.append("|" + "|".join("--:" if table.columns[i].numeric else "---" for i in kept) + "|")
+    for row in table.rows:
+        cells = []
+        for i in kept:
+            cell = row.cells[i]
+            shown = markdown(cell.text)
+            if cell.href and shown and "://" not in cell.href:
+                shown = f"[{shown}](#{cell.href})"
+            anchor = row.tags.get("anchor") if i == 0 else None
+            shown = f'<a id="{anchor}"></a>{shown}' if anchor else shown
+            cells.append(f"{shown} ({markdown(cell.note)})" if cell.note else shown)
+        out.append("| " + " | ".join(cells) + " |")
+    return out

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers as the report writes them, and text that Markdown leaves alone."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_MARKDOWN = re.compile(r"([\\`*_\[\]{}|~#+!-])")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Four significant digits, or all those before the point; thousands are set apart."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size >= 12 or size < -4:
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:,.{max(0, digits - 1 - size)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value in a unit that people use: bytes as GiB, long times as hours and minutes."""
+    if unit == "bytes":
+        return f"{number(value / 2**30, 3)} GiB"
+    if unit == "FLOP/s":
+        return f"{number(value / 1e12, 3)} TFLOP/s"
+    return number(value) if unit in ("", "1") else f"{number(value)} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """42.1 s, 12 min 03 s, 3 h 46 min."""
+    if seconds < 120:
+        return f"{number(seconds, 3)} s"
+    whole = round(seconds)
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def markdown(text: str) -> str:
+    """Text that no Markdown reader takes for markup or HTML, on one line."""
+    line = _MARKDOWN.sub(r"\\\1", " ".join(text.split()).translate(_ENTITIES))
+    return line.replace("://", ":&#47;&#47;")
