@@ -35,6 +35,7 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench watch RUN...         live view of runs that are under way, here or through a pipe
   bertbench rcp RUN...           MLPerf's convergence check: no faster than the reference
   bertbench export-mlperf RUN... a submission that MLPerf's package checker accepts
+  bertbench import-mlperf FILE   published MLPerf BERT logs as figures to compare with
   bertbench new-backend NAME     a package for a device that is not here yet
 
 Each verb takes --help and --json. RECIPE is a name from `bertbench list`."""
@@ -275,6 +276,12 @@ def _report(args: list[str]) -> int:
     return report_main(args)
 
 
+def _import_mlperf(args: list[str]) -> int:
+    from common.results.import_mlperf import main as import_main
+
+    return import_main(args)
+
+
 def _names() -> str:
     return ", ".join(presets())
 
@@ -302,6 +309,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "export-mlperf": _export_mlperf,
     "rcp": _rcp,
     "watch": _watch,
+    "import-mlperf": _import_mlperf,
     "new-backend": _new_backend,
 }
 
