@@ -29,6 +29,8 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench calibrate            the rates this device reaches: what utilisation is a share of
   bertbench score squad          EM and F1 of any predictions file, as the official script
   bertbench data VERB            prepare, pack or check training data
+  bertbench repeat N -- run ...  fresh processes, one seed after the other; --against takes turns
+  bertbench scale -- run ...     the same on 1, 2, 4, 8 devices: throughput, efficiency
   bertbench compare A B          two groups of runs: ratios, intervals, significance
   bertbench report RUN... --out DIR  one HTML file and its Markdown twin, readable offline
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
@@ -240,6 +242,18 @@ def _calibrate(args: list[str]) -> int:
     return calibrate_main(args)
 
 
+def _repeat(args: list[str]) -> int:
+    from common.repeat import main as repeat_main
+
+    return repeat_main(args)
+
+
+def _scale(args: list[str]) -> int:
+    from common.scale import main as scale_main
+
+    return scale_main(args)
+
+
 def _compare(args: list[str]) -> int:
     from common.results.compare import main as compare_main
 
@@ -303,6 +317,8 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "calibrate": _calibrate,
     "score": _score,
     "data": _data,
+    "repeat": _repeat,
+    "scale": _scale,
     "compare": _compare,
     "report": _report,
     "validate": _validate,

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Repeating a run: seeds, turns, going on after a stop, and what is made of failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.cli import main as cli
+from common.errors import BadInput
+from common.fresh import Starter
+from common.repeat import main, order
+
+ROOT = Path(__file__).parents[3]
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
+FAKES = Starter(program=FAKE, elastic=FAKE)
+RATE = "sequences_per_second"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "log"))
+    monkeypatch.delenv("FAKE_BEHAVIOUR", raising=False)
+    return tmp_path
+
+
+def behave(monkeypatch: pytest.MonkeyPatch, **what: str) -> None:
+    named = {key.removeprefix("seed"): value for key, value in what.items()}
+    monkeypatch.setenv("FAKE_BEHAVIOUR", json.dumps(named))
+
+
+def started(place: Path) -> list[dict[str, Any]]:
+    log = place / "log"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def repeat(place: Path, *own: str, flags: tuple[str, ...] = ()) -> int:
+    out = ["--output_dir", str(place / "out"), "--backend", "cpu_ref"]
+    return main([*own, "--", "run", "mini", *out, *flags], starter=FAKES)
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_seeds_are_consecutive_and_recorded(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert repeat(place, "6", "--json") == 0
+    found = told(capsys)
+    assert [run["seed"] for run in started(place)] == [42, 43, 44, 45, 46, 47] == found["seeds"]
+    ledger = json.loads(Path(found["ledger"]).read_text())
+    assert [run["seed"] for run in ledger["runs"]] == found["seeds"]
+    assert {run["status"] for run in ledger["runs"]} == {"ok"}
+    assert found["run"]["records"] == [run["record"] for run in ledger["runs"]]
+    (rate,) = found["run"]["metrics"]
+    assert (rate["median"], rate["n"], rate["min"], rate["max"]) == (144.5, 6, 142.0, 147.0)
+    assert rate["interval"] == {"low": 142.0, "high": 147.0, "confidence": 0.96875}
+    stability = found["run"]["stability"]
+    assert (stability["value"], stability["reached"], stability["n"]) == (1.0, 6, 6)
+    assert stability["definition"] == "runs that reached their target / runs made"
+
+
+def test_progress_and_summary_for_people(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert repeat(place, "2", flags=("--seed", "7")) == 0
+    text = capsys.readouterr().out
+    assert [run["seed"] for run in started(place)] == [7, 8]
+    assert "2 runs in fresh processes, seeds 7-8" in text
+    assert "[1/2] run, seed 7:" in text and "[2/2] run, seed 8:" in text
+    assert "about 0:00 left" in text and "stability 2/2 = 1, n = 2" in text
+    assert "indicative: no interval" in text and "an interval needs 6 runs" in text
+
+
+def test_what_is_complete_is_not_repeated(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert repeat(place, "2") == 0
+    assert repeat(place, "4", "--json") == 0
+    assert [run["seed"] for run in started(place)] == [42, 43, 44, 45]
+    captured = capsys.readouterr()
+    assert "2 are done" in captured.err
+    records = json.loads(captured.out[captured.out.index("{") :])["run"]["records"]
+    shutil.rmtree(records[1])  # a record that is gone is made again
+    assert repeat(place, "4") == 0
+    assert [run["seed"] for run in started(place)][4:] == [43]
+    assert repeat(place, "2", "--fresh") == 0
+    assert [run["seed"] for run in started(place)][5:] == [42, 43]
+    assert repeat(place, "2", flags=("--kernels", "plain")) == 0  # another command
+    assert len(started(place)) == 9
+
+
+def test_a_failure_is_a_result_and_a_killed_run_is_none(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    behave(monkeypatch, seed43="failed", seed44="kill", seed45="below_quality")
+    assert repeat(place, "4") == 1
+    text = capsys.readouterr().out
+    assert "killed after 0:00: exit code -9: about to die" in text
+    assert "stability 1/4 = 0.25, n = 4" in text
+    assert "1 runs left no result: the same command repeats them" in text
+    behave(monkeypatch)
+    assert repeat(place, "4", "--json") == 1
+    assert [run["seed"] for run in started(place)] == [42, 43, 44, 45, 44]
+    found = told(capsys)["run"]
+    assert found["statuses"] == {"ok": 2, "failed": 1, "below_quality": 1}
+    assert found["stability"]["value"] == 0.5 and found["metrics"][0]["n"] == 3
+
+
+def test_a_refusal_ends_it_at_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    behave(monkeypatch, seed42="refuse")
+    assert repeat(place, "3") == 2
+    assert len(started(place)) == 1 and "no such thing" in capsys.readouterr().out
+    assert repeat(place, "3", "--json") == 2
+    assert told(capsys) == {"error": "no such thing", "exit_code": 2}
+
+
+def test_two_runs_take_turns() -> None:
+    assert order(["a", "b"], [1, 2, 3]) == [
+        ("a", 1), ("b", 1), ("b", 2), ("a", 2), ("a", 3), ("b", 3),
+    ]  # fmt: skip
+
+
+def against(place: Path, *flags: str) -> str:
+    return f"run mini --output_dir '{place}/out' --backend cpu_ref {' '.join(flags)}"
+
+
+def test_against_compares_with_the_baseline(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--micro_batch", "2")
+    assert repeat(place, "6", "--json", "--against", against(place), flags=flags) == 0
+    taken = [(run["seed"], "--micro_batch" in run["words"]) for run in started(place)]
+    assert taken[:5] == [(42, False), (42, True), (43, True), (43, False), (44, False)]
+    rows = {row["name"]: row for row in told(capsys)["comparison"]["rows"]}
+    assert rows[RATE]["p"] == 2 / 924 and rows[RATE]["verdict"] == "better"
+    # The other way round it is a regression; each command has its own ledger.
+    assert repeat(place, "6", "--against", against(place, *flags)) == 1
+    assert len(started(place)) == 24
+    assert "worse (regression)" in capsys.readouterr().out
+
+
+def test_what_is_not_the_same_stops_after_one_pair(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--learning_rate", "0.5")
+    assert repeat(place, "3", "--against", against(place), flags=flags) == 2
+    assert len(started(place)) == 2
+    assert "recipe: 0123456789abcdef against eeeeeeeeeeeeeeee" in capsys.readouterr().out
+    assert repeat(place, "3", "--force", "--against", against(place), flags=flags) == 0
+    assert len(started(place)) == 6 and "NOT THE SAME BENCHMARK" in capsys.readouterr().out
+
+
+def test_several_devices_go_through_torchrun(place: Path) -> None:
+    assert repeat(place, "1", "--devices", "2") == 0
+    assert [run["world"] for run in started(place)] == [2]
+
+
+def test_ctrl_c_stops_the_run_in_order_and_the_command_goes_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    behave(monkeypatch, seed43="hang")
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 30
+        while not (place / "log.hanging").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    code = repeat(place, "3")
+    thread.join()
+    assert code == 130 and "stopped: the same command goes on" in capsys.readouterr().out
+    assert [run["seed"] for run in started(place)] == [42, 43]
+    behave(monkeypatch)
+    assert repeat(place, "3") == 0
+    assert [run["seed"] for run in started(place)] == [42, 43, 43, 44]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["2"], "say what to run behind --"),
+        (["2", "--", "train", "mini"], "say what to run behind --"),
+        (["0", "--", "run", "mini"], "whole numbers from 1"),
+        (["x", "--", "run", "mini"], "invalid int value"),
+        (["2", "--", "run", "nonsense"], "unknown recipe"),
+        (["2", "--", "run", "mini", "--resume", "last"], "--resume is no fresh run"),
+        (["2", "--", "run", "mini", "--dry_run"], "--dry_run is no fresh run"),
+        (["2", "--against", "run 'mini", "--", "run", "mini"], "No closing quotation"),
+        (["2", "--against", "mini", "--", "run", "mini"], "say what to run"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused(args: list[str], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        main(args, starter=FAKES)
+
+
+def test_a_broken_ledger_is_refused_with_the_fix(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert repeat(place, "1", "--json") == 0
+    ledger = Path(told(capsys)["ledger"])
+    for content in ("{", "[]", '{"runs": [{}]}', '{"runs": [{"side": [], "seed": 1}]}'):
+        ledger.write_text(content)
+        with pytest.raises(BadInput, match="--fresh starts anew"):
+            repeat(place, "1")
+    assert repeat(place, "1", "--fresh") == 0
+
+
+def test_help_and_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli(["repeat", "--help"])
+    assert "consecutive seeds" in capsys.readouterr().out
+    assert cli(["repeat", "3"]) == 2
+
+
+def test_the_real_command_refuses_through_a_real_process(tmp_path: Path) -> None:
+    """What the fake stands in for: the program is started, and its reason is told."""
+    done = subprocess.run(
+        [sys.executable, "-m", "common.cli", "repeat", "2", "--", "run", "mini",
+         "--backend", "cpu_ref", "--global_batch", "5", "--micro_batch", "3",
+         "--synthetic", "--output_dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "--micro_batch 3 does not divide" in done.stdout
