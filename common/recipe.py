@@ -104,6 +104,8 @@ class RunOptions:
     """Print the result as JSON."""
     peaks: Path | None = None
     """Peak rates of devices for MFU, besides the built-in backends/peaks.toml."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard events, one folder a run; needs the package tensorboard."""
 
 
 @dataclass(frozen=True, kw_only=True)

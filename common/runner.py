@@ -35,6 +35,7 @@ from common.progress import Progress
 from common.recipe import Settings, plain, recipe_hash
 from common.results.record import RunRecord
 from common.resume import find_checkpoint
+from common.tensorboard import TensorBoard, writer_class
 from common.training import Outcome, Plan, train
 
 EXIT_CODES = {"ok": 0, "interrupted": 130}
@@ -52,6 +53,8 @@ def run(settings: Settings) -> int:
         fit.check_auto(backend)
     if settings.run.peaks is not None:
         load_peaks(settings.run.peaks)
+    if settings.run.tensorboard is not None:
+        writer_class()
     if settings.run.dry_run:
         _dry_run(settings, backend, world, benchmark)
         return 0
@@ -198,6 +201,8 @@ class Run:
         own = self.benchmark.observers(
             task, settings, record.path, system=system, began=self.began, resumed=resumed
         )
+        if run.tensorboard is not None:
+            own = [*own, TensorBoard(run.tensorboard / record.run_id)]
         self.observers = [console, *own, record]
         for o in self.observers:
             o.init_start()
