@@ -23,7 +23,8 @@ DESCRIPTION = "One HTML file, readable offline, and its Markdown twin, from reco
 def main(argv: Sequence[str]) -> int:
     """Write DIR/report.html and DIR/report.md; 0 also when some records were damaged."""
     from common.cli import Parser
-    from common.results.report.page import Report, html, text
+    from common.results.report.page import Report, html
+    from common.results.report.twin import text
 
     parser = Parser(prog="bertbench report", description=DESCRIPTION)
     parser.add_argument(

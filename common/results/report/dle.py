@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.results.report.groups import Entry, Value
-from common.results.report.tables import RATE, Cell, Column, Row, Table, number_cell
+from common.results.report.tables import RATE, Cell, Column, Table, count, number_cell, row, what
 from common.results.report.words import duration, number
 
 
@@ -124,21 +124,6 @@ def inference(entries: Sequence[Entry]) -> Table:
         ),
         rows=rows,
     )  # fmt: skip
-
-
-def row(e: Entry, *cells: Cell) -> Row:
-    """A row that the filters know."""
-    return Row(cells, e.tags, "measured" if e.measured else "published")
-
-
-def what(e: Entry) -> str:
-    """Small print: what was computed."""
-    return f"{e.workload}, {e.precision}"
-
-
-def count(n: int | None) -> Cell:
-    """A number that need not be known."""
-    return Cell("" if n is None else str(n), n)
 
 
 def _units(e: Entry) -> int | None:

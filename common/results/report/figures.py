@@ -130,7 +130,7 @@ def sensors(run: Result, anchor: str, telemetry: Iterable[Mapping[str, Any]]) ->
                     x="seconds since the first reading",
                     y=f"{name}, {unit}",
                     windows=windows[:200],
-                    height=190,
+                    height=200,
                     from_zero=key in ("power_w", "memory_used_bytes"),
                 )
             )
@@ -159,7 +159,7 @@ def own_speed(run: Result, anchor: str, style: int | str, events: Events) -> lis
                     x="step",
                     y=name,
                     marks=marks[:60],
-                    height=190,
+                    height=200,
                     from_zero=key != "loss",
                 )
             )

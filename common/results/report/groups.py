@@ -133,7 +133,7 @@ class Entry:
     @cached_property
     def reached(self) -> tuple[Result, ...]:
         """Runs that ended well: at their target, or at their end where none was set."""
-        return tuple(r for r in self.results if r.status in ("ok", "success", "published"))
+        return tuple(r for r in self.results if ended_well(r))
 
     def value(self, *names: str) -> Value | None:
         """The first of ``names`` that is there, or None."""
@@ -178,15 +178,23 @@ class Entry:
         return self.anchors.get(self.first.run_id, self.anchor) if self.made == 1 else self.anchor
 
 
+def ended_well(r: Result) -> bool:
+    """At the target, or at the end where none was set; so does what others publish."""
+    return r.status in ("ok", "success", "published")
+
+
 def entries(results: Iterable[Result]) -> list[Entry]:
     """Measured configurations first (simulated ones last of these), then published rows."""
     ids = _Anchors()
     runs: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     published = []
+    told: dict[str, Mapping[str, Any]] = {}
     for result in results:
         if result.kind == "run":
             runs[_visible(result)].append(result)
-        else:
+        elif told.setdefault(result.run_id, result.manifest) is result.manifest:
+            published.append(result)
+        elif told[result.run_id] != result.manifest:  # else the same file, in a copied folder
             published.append(result)
     _completed(runs)
     found: list[Entry] = []

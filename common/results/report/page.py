@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the report together, as HTML and as Markdown."""
+"""Puts the report together, and writes it as HTML; twin.py writes it as Markdown."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from common.results.report.groups import Entry, Value, entries
 from common.results.report.plot import Plot
 from common.results.report.shapes import shapes
 from common.results.report.tables import MISSED, Table
-from common.results.report.words import markdown, number, quantity
+from common.results.report.words import number, quantity
 from common.results.store import Damaged, Result
 
 HERE = Path(__file__).parent
 MOST_DETAILED = 40
 """Runs, the newest, that have plots of their own."""
+MOST_READ = 200
+"""Runs whose steps are read for the common plots."""
 DERIVED = {
     "scalability": "rate(N) / (N x rate(1)): same recipe, precision and implementation; computed "
     "by the report from medians",
@@ -81,8 +83,12 @@ class Report:
         self.damaged = damaged
         self.results = results
         runs = [r for r in results if r.kind == "run"]
-        self._events = {r.run_id: list(r.steps()) for r in runs}
+        self._total = len(runs)
         self._detailed = {r.run_id for r in runs[-MOST_DETAILED:]}
+        read = _newest([*self.real, *self.simulated])
+        self._events = {
+            r.run_id: list(r.steps()) for r in runs if r.run_id in self._detailed | read
+        }
         self._anchors = {name: f"def-{i}" for i, name in enumerate(self._names())}
         self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
 
@@ -95,6 +101,7 @@ class Report:
         yield Section(
             id="measured", title="Measured", tables=[tables.configurations(real)] if real else (),
             plots=figures.learning(real, self._events) + figures.speed(real, self._events),
+            text=self._sampled(),
         )  # fmt: skip
         split = figures.time_split(real)
         scaled = tables.scaling([f for f in families if f[0][1].measured])
@@ -184,8 +191,14 @@ class Report:
         for name, anchor in self._anchors.items():
             m = how.get(name) or (SHARED[name]._asdict() if name in SHARED else {})
             texts = sorted(stated[name], key=lambda t, n=name: -stated[n][t])  # type: ignore[misc]
-            if not texts:
-                texts = [DERIVED.get(name) or SHARED[name].definition]
+            common = DERIVED.get(name) or (SHARED[name].definition if name in SHARED else "")
+            notes = [t[len(common) + 2 :] for t in texts if common and t.startswith(f"{common}; ")]
+            texts = [t for t in texts if not common or not t.startswith(f"{common}; ")]
+            if common and common not in texts:
+                texts.insert(0, common)
+            if notes:
+                shown = " | ".join(notes[:6]) + (" | ..." if len(notes) > 6 else "")
+                texts.append(f"Noted in records: {shown}")
             parts = [f"{k}: {m[k]}" for k in ("clock", "scope") if m.get(k)]
             if m.get("direction") in ("higher", "lower"):
                 parts.insert(0, f"{m['direction']} is better")
@@ -199,13 +212,21 @@ class Report:
         used = {n for r in self.results if r.kind == "run" for n in r.metrics}
         return [*(n for n in SHARED if n in used), *sorted(used - set(SHARED)), *DERIVED]
 
-    def _left_out(self) -> str:
-        total = len(self._events)
-        if total <= MOST_DETAILED:
+    def _sampled(self) -> str:
+        """What the plots leave out of so many runs."""
+        if self._total <= MOST_READ:
             return ""
         return (
-            f"The newest {MOST_DETAILED} of {total} have plots of their own; for those of others, "
-            f"report on their folders alone."
+            f"The plots over samples, time and steps are of {len(self._events):,} of "
+            f"{self._total:,} runs, the newest of each configuration; the tables are of all."
+        )
+
+    def _left_out(self) -> str:
+        if self._total <= MOST_DETAILED:
+            return ""
+        return (
+            f"The newest {MOST_DETAILED} of {self._total:,} have plots of their own; for those of "
+            f"others, report on their folders alone."
         )
 
     def _groups(self, some: Sequence[Entry]) -> list[Group]:
@@ -235,6 +256,17 @@ class Report:
         )
 
 
+def _newest(some: Sequence[Entry]) -> set[str]:
+    """Ids of the runs whose steps are read: as many of each configuration, the newest."""
+    if not some:
+        return set()
+    each = max(1, MOST_READ // len(some))
+    if sum(e.made for e in some) <= MOST_READ:
+        each = MOST_READ
+    kept = sorted((r.run_id for e in some for r in e.results[-each:]), reverse=True)
+    return set(kept[:MOST_READ])
+
+
 def _facts(r: Result) -> list[tuple[str, str]]:
     """What to know of a run besides its metrics."""
     m, extras = r.manifest, r.manifest.get("extras")
@@ -244,7 +276,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
     given = [
         f"{k} {settings.get(k)}"
         for k, origin in (origins.items() if isinstance(origins, Mapping) else ())
-        if origin in ("flag", "environment")
+        if origin in ("flag", "environment") and k != "output_dir"
     ]
     software = r.system.get("software")
     packages = software.get("packages") if isinstance(software, Mapping) else None
@@ -323,50 +355,3 @@ def html(report: Report) -> str:
 
 def _hash(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def text(report: Report) -> str:
-    """The Markdown twin: the same tables, the plots' values, the same definitions."""
-    out = [f"# bertbench report: {markdown(report.systems) or 'published figures'}", ""]
-    out += [f"- {markdown(k)}: {markdown(v)}" for k, v in report.facts]
-    out += ["", f"{MISSED}: of runs that missed their target. Plots are in report.html."]
-    for s in report.sections:
-        out += ["", f'<a id="{s.id}"></a>', "", f"## {s.title}"]
-        out += ["", markdown(s.text)] if s.text else []
-        for t in s.tables:
-            out += ["", f"### {markdown(t.title)}", "", markdown(t.intro), "", *_rows(t)]
-        for p in s.plots:
-            out += ["", f"### {markdown(p.title)}", "", markdown(p.desc)]
-        for g in s.groups:
-            out += ["", f'<a id="{g.entry.anchor}"></a>', "", f"### {markdown(g.entry.label)}", ""]
-            for r in g.runs:
-                status = r.run.status.replace("_", " ")
-                out.append(
-                    f'- <a id="{r.anchor}"></a>{markdown(r.run.run_id)}: {status}'
-                    + (f", {markdown(r.headline)}" if r.headline else "")
-                    + (f" ({markdown(r.run.reason)})" if r.run.reason else "")
-                )
-    out += ["", "## Definitions", ""]
-    for d in report.definitions:
-        unit = f" ({markdown(d.unit)})" if d.unit else ""
-        out.append(f"- **{markdown(d.name)}**{unit}: " + " / ".join(map(markdown, d.texts)))
-    return "\n".join(out) + "\n"
-
-
-def _rows(table: Table) -> list[str]:
-    picture = [i for i, c in enumerate(table.columns) if c.name == "Logarithmic scale"]
-    kept = [i for i in range(len(table.columns)) if i not in picture]
-    out = ["| " + " | ".join(markdown(table.columns[i].name) for i in kept) + " |"]
-    out.append("|" + "|".join("--:" if table.columns[i].numeric else "---" for i in kept) + "|")
-    for row in table.rows:
-        cells = []
-        for i in kept:
-            cell = row.cells[i]
-            shown = markdown(cell.text)
-            if cell.href and shown and "://" not in cell.href:
-                shown = f"[{shown}](#{cell.href})"
-            anchor = row.tags.get("anchor") if i == 0 else None
-            shown = f'<a id="{anchor}"></a>{shown}' if anchor else shown
-            cells.append(f"{shown} ({markdown(cell.note)})" if cell.note else shown)
-        out.append("| " + " | ".join(cells) + " |")
-    return out

@@ -9,6 +9,7 @@ description and its values as a table. All text is escaped.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ REFERENCE = "ref"
 """Style of what others have published: a colour and marker that no measured series has."""
 MAX_POINTS = 120
 MAX_MARKERS = 32
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 58, 14, 12, 40
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 58, 14, 26, 40
 _MARKERS = ("circle", "square", "triangle", "down", "plus", "cross")
 
 
@@ -37,7 +38,6 @@ class Series:
     """0 to STYLES - 1, REFERENCE or "ideal"."""
     band: Sequence[tuple[float, float, float]] = ()
     """(x, low, high)"""
-    line: bool = True
     href: str = ""
     """Anchor of the record's section."""
     tag: str = ""
@@ -77,7 +77,7 @@ def lines(
     log: bool = False,
     from_zero: bool = False,
     note: str = "",
-    height: int = 270,
+    height: int = 280,
 ) -> Plot:
     """Series over a common x.
 
@@ -103,10 +103,12 @@ def lines(
         at = v(float(value))
         out.append(
             f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text '
-            f'x="{_LEFT + 6}" y="{at - 5:.1f}">{escape(label)}</text></g>'
+            f'x="{_LEFT + 6}" y="{at + (15 if at < _TOP + 14 else -5):.1f}">{escape(label)}'
+            f"</text></g>"
         )
+    ends = [end for _, end in windows]
     for one, points in thin:
-        out.append(_series(one, points, h, v))
+        out.append(_series(one, points, h, v, ends))
     kept = sum(len(points) for _, points in thin)
     total = sum(len(s.points) for s in series)
     if kept < total:
@@ -218,21 +220,26 @@ def _frame(h: Axis, v: Axis, x: str, y: str, height: int) -> str:
         f'<text class="tick x" x="{h(t):.1f}" y="{base + 16}">{number(t)}</text>' for t in h.ticks
     ]
     out.append(f'<text class="name x" x="{_WIDTH - _RIGHT}" y="{height - 6}">{escape(x)}</text>')
-    out.append(f'<text class="name y" x="{_LEFT + 4}" y="{_TOP + 8}">{escape(y)}</text>')
+    out.append(f'<text class="name y" x="0" y="12">{escape(y)}</text>')
     return "".join(out)
 
 
-def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis) -> str:
+def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequence[float]) -> str:
+    """A line, broken behind each of ``ends``, its band and its markers."""
     out = [f'<g class="series s{one.style}" data-points="{len(points)}">']
     if one.band:
         there = [f"{h(x):.1f} {v(high):.1f}" for x, _, high in one.band]
         back = [f"{h(x):.1f} {v(low):.1f}" for x, low, _ in reversed(one.band)]
         out.append(f'<path class="band" d="M{"L".join(there + back)}Z"/>')
-    if one.line and len(points) > 1:
-        path = "L".join(f"{h(x):.1f} {v(y):.1f}" for x, y in points)
-        out.append(f'<path class="line" d="M{path}"/>')
+    if len(points) > 1:
+        path, before = [], -1
+        for x, y in points:
+            stretch = bisect_left(ends, x)
+            path.append(f"{'L' if stretch == before else 'M'}{h(x):.1f} {v(y):.1f}")
+            before = stretch
+        out.append(f'<path class="line" d="{"".join(path)}"/>')
     if one.style != "ideal":
-        every = max(1, math.ceil(len(points) / MAX_MARKERS)) if one.line else 1
+        every = 1 if len(points) <= MAX_MARKERS else math.ceil(len(points) / 10)
         for x, y in points[::every]:
             told = f"{one.label}: {number(x)}, {number(y)}"
             out.append(_marker(one.style, h(x), v(y), title=told))

@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.results.report import dle
-from common.results.report.dle import count, row, what
 from common.results.report.groups import Entry, Value
-from common.results.report.tables import RATE, Cell, Column, Table, number_cell
+from common.results.report.tables import RATE, Cell, Column, Table, count, number_cell, row, what
 from common.results.report.words import number
 
 F1, EM, MLM = "f1", "exact_match", "mlm_accuracy"

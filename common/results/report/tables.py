@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from common.results.report.groups import Entry, Value
+from common.results.report.groups import Entry, Value, ended_well
 from common.results.report.plot import strip
 from common.results.report.words import duration, number, quantity
 from common.results.store import Damaged, Result
@@ -248,7 +248,7 @@ def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table | No
     made = []
     for e in results:
         for r in e.results:
-            if r not in e.reached:
+            if not ended_well(r):
                 text = r.reason or "no reason was recorded"
                 link = e.anchors.get(r.run_id, e.anchor)
                 made.append(
@@ -337,3 +337,18 @@ def _stability(e: Entry) -> Cell:
 def _named(cell: Cell, name: str) -> Cell:
     note = ", ".join(part for part in (name, cell.note) if part)
     return cell._replace(note=note) if cell.text else cell
+
+
+def row(e: Entry, *cells: Cell) -> Row:
+    """A row that the filters know."""
+    return Row(cells, e.tags, "measured" if e.measured else "published")
+
+
+def what(e: Entry) -> str:
+    """Small print: what was computed."""
+    return f"{e.workload}, {e.precision}"
+
+
+def count(n: int | None) -> Cell:
+    """A number that need not be known."""
+    return Cell("" if n is None else str(n), n)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]{}|~#+!-])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]{}|~#!]|^[-+=])")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})
 
 
