@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How throughput grows with devices: the arithmetic, its definitions, and the table of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from common.files import shown
+from common.measure.metric import SHARED
+from common.results.comparable import FINISHED
+from common.results.statistics import ENOUGH, median
+from common.results.store import Result
+
+RATE = "sequences_per_second"
+DEFINITIONS = {
+    "weak": "the same sequences per device: the global batch grows with the devices",
+    "strong": "the same global batch, shared by the devices",
+    RATE: SHARED[RATE].definition,
+    "efficiency": "rate(N) / (N x rate(1)); same recipe per device, precision and kernels",
+    "step_s": "global batch / sequences_per_second",
+    "beyond_s": {
+        "weak": "step_s(N) - step_s(1): what communication and imbalance add to each step",
+        "strong": "step_s(N) - step_s(1) / N: what communication, imbalance and the smaller share "
+        "of each device add to each step",
+    },
+}
+HOST_NOTE = "processes share the host's processors: no device was added, so this tests the path"
+
+
+@dataclass
+class Row:
+    """One number of devices."""
+
+    devices: int
+    global_batch: int
+    statuses: list[str] = field(default_factory=list)
+    reason: str | None = None
+    """Of the last run that gave no rate."""
+    records: list[str] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    rate: float | None = None
+    """sequences/s; the median where there are several runs."""
+    rate_per_device: float | None = None
+    efficiency: float | None = None
+    step_s: float | None = None
+    beyond_s: float | None = None
+    micro_batch: int | None = None
+    precision: str | None = None
+    kernels: Any = None
+    device: str | None = None
+    quality: dict[str, Any] | None = None
+    """Of the last run; None in a preflight."""
+    peak_memory_bytes: float | None = None
+    power_w: float | None = None
+    note: str | None = None
+
+
+def fill(row: Row, results: Sequence[Result], *, quality: bool = True) -> None:
+    """Take a row's figures from its records; ``quality`` where there was one to reach."""
+    finished = [r for r in results if r.status in FINISHED and (r.value(RATE) or 0) > 0]
+    row.rates = [value for r in finished if (value := r.value(RATE)) is not None]
+    if not finished:
+        return
+    last = finished[-1]
+    row.rate = median(row.rates)
+    row.rate_per_device = row.rate / row.devices
+    row.step_s = row.global_batch / row.rate
+    row.precision, row.device = last.precision, last.device_name
+    row.quality = last.quality if quality else None
+    extras = last.manifest.get("extras") or {}
+    row.micro_batch, row.kernels = extras.get("micro_batch"), extras.get("kernels")
+    for name in ("peak_memory_bytes", "power_w"):
+        values = [value for r in finished if (value := r.value(name)) is not None]
+        setattr(row, name, median(values) if values else None)
+
+
+def relate(rows: Sequence[Row], weak: bool, shares_host: bool) -> None:
+    """Efficiency and the seconds beyond one device's, where one device has a rate."""
+    one = next((row for row in rows if row.devices == 1), None)
+    for row in rows:
+        if shares_host and row.devices > 1:
+            row.note = HOST_NOTE
+        if one is None or one.rate is None or one.step_s is None:
+            row.note = "one device has no rate to compare with"
+            continue
+        if row.rate is None or row.step_s is None:
+            continue
+        unlike = [
+            f"{name} {shown(getattr(row, name), 80)}, not {shown(getattr(one, name), 80)}"
+            for name in ("precision", "kernels", "device")
+            if getattr(row, name) != getattr(one, name)
+        ]
+        if unlike:
+            row.note = f"not comparable with one device: {'; '.join(unlike)}"
+            continue
+        row.efficiency = row.rate / (row.devices * one.rate)
+        row.beyond_s = row.step_s - one.step_s / (1 if weak else row.devices)
+
+
+def as_dict(rows: Sequence[Row], *, weak: bool, **facts: Any) -> dict[str, Any]:
+    """What scale.json holds; ``facts`` are of the command."""
+    mode = "weak" if weak else "strong"
+    told = {**DEFINITIONS, "beyond_s": DEFINITIONS["beyond_s"][mode]}  # type: ignore[index]
+    told.pop("strong" if weak else "weak")
+    largest = rows[-1]
+    return {
+        "schema_version": 1,
+        "kind": "scale",
+        "created_utc": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "mode": mode,
+        **facts,
+        "rows": [asdict(row) for row in rows],
+        "scalability": {
+            "value": largest.efficiency,
+            "devices": largest.devices,
+            "definition": f"rate({largest.devices}) / ({largest.devices} x rate(1)), {mode}: "
+            f"{told[mode]}",
+            "note": largest.note,
+        },
+        "definitions": told,
+    }
+
+
+def render(found: dict[str, Any]) -> str:
+    """The table for people, and what its columns are."""
+    head = ("devices", "batch", "micro", "sequences/s", "per device", "efficiency", "s/step",
+            "beyond", "quality", "status")  # fmt: skip
+    table = [head, *map(_cells, found["rows"])]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in table]
+    value, scaled = found["scalability"]["value"], found["scalability"]
+    told = found["definitions"]
+    lines += [
+        "",
+        f"scalability  {_number(value, '.3f')} = {scaled['definition']}",
+        *([f"  {scaled['note']}"] if scaled["note"] else []),
+        f"sequences/s  {told[RATE]}" + ("; median of runs" if found["repeats"] > 1 else ""),
+        f"efficiency   {told['efficiency']}",
+        f"s/step       {told['step_s']}",
+        f"beyond       {told['beyond_s']}",
+    ]
+    lines += [
+        f"{row['devices']} devices: {shown(row['note'], 300)}"
+        for row in found["rows"]
+        if row["note"] and row["note"] != scaled["note"]
+    ]
+    lines += [
+        f"{row['devices']} devices: {shown(row['reason'], 400)}"
+        for row in found["rows"]
+        if row["reason"]
+    ]
+    runs = [len(row["rates"]) for row in found["rows"] if row["rates"]]
+    if runs and min(runs) < ENOUGH:
+        lines.append(f"indicative: {min(runs)} run(s) for each number of devices, no interval")
+    if found["synthetic"]:
+        lines.append("synthetic tokens, short runs: a preflight of the speed, without accuracy")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    quality = row["quality"] or {}
+    shared = "*" if row["note"] == HOST_NOTE else ""
+    return (
+        f"{row['devices']}{shared}",
+        str(row["global_batch"]),
+        "-" if row["micro_batch"] is None else shown(row["micro_batch"], 8),
+        _number(row["rate"], ".5g"),
+        _number(row["rate_per_device"], ".5g"),
+        _number(row["efficiency"], ".3f"),
+        _number(row["step_s"], ".4g"),
+        _number(row["beyond_s"], "+.3g"),
+        _number(quality.get("value"), ".4g"),
+        ", ".join(dict.fromkeys(row["statuses"])) or "not run",
+    )
+
+
+def _number(value: Any, form: str) -> str:
+    good = isinstance(value, (int, float)) and math.isfinite(value)
+    return format(value, form) if good else "-"
