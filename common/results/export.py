@@ -328,7 +328,7 @@ def _readme(runs: Sequence[Result], system: str, division: str, ruleset: str, ow
             "",
             "Each run was a process of its own with the seed below. Data and starting weights: "
             f"{shown(json.dumps(first.manifest['inputs']), 400)} (hashes); how to get them is in "
-            "benchmarks/bert_pretraining/README.md of the source.",
+            f"benchmarks/{first.benchmark}/README.md of the source.",
             "",
             "## Runs",
             "",
