@@ -100,8 +100,7 @@ class Ledger:
     def side(self, name: str, seeds: Sequence[int]) -> Side:
         """The complete runs of one side."""
         entries = [run for seed in seeds if (run := self.done(name, seed)) is not None]
-        label = shlex.join(self.sides[name])
-        return Side(label, *load_results([run["record"] for run in entries], references=False))
+        return Side(name, *load_results([run["record"] for run in entries], references=False))
 
 
 def order(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
@@ -147,14 +146,16 @@ def summary(side: Side, made: int) -> dict[str, Any]:
     }
 
 
-def tell(found: dict[str, Any]) -> str:
-    """The summary for people."""
+def tell(found: dict[str, Any], *, figures: bool = True) -> str:
+    """The summary for people; without ``figures`` where a comparison follows that has them."""
     stability = found["stability"]
     lines = [
         f"stability {stability['reached']}/{stability['n']} = {stability['value']:.3g}, "
         f"n = {stability['n']}: {stability['definition']}",
         f"ended as: {', '.join(f'{n} {status}' for status, n in found['statuses'].items())}",
     ]
+    if not figures:
+        return "\n".join(lines)
     for metric in found["metrics"]:
         interval = metric["interval"]
         spread = "indicative: no interval" if interval is None else (
@@ -307,7 +308,8 @@ def _report(work: Repeat, given: Any) -> int:
         print(json.dumps(found, indent=1))
     else:
         for name in sides:
-            print(f"\n{name}: {shown(shlex.join(ledger.sides[name]), 400)}\n{tell(found[name])}")
+            print(f"\n{name}: {shown(shlex.join(ledger.sides[name]), 400)}")
+            print(tell(found[name], figures=comparison is None))
         if comparison is not None:
             print(f"\n{render(comparison)}")
         print(f"ledger    {ledger.path}")
