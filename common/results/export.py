@@ -22,17 +22,16 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from common.compliance import RULESETS
 from common.errors import BadInput
 from common.files import file_sha256, shown
 from common.measure.code import FOLDERS, ROOT, code_hash
 from common.mlperf import LOG, TOKEN, read_log
+from common.results.export_checks import check_complete, check_sound, several
 from common.results.export_system import FIELDS, describe, read_info
 from common.results.result import Result
 from common.results.store import load_results
-from common.results.validate import validate
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _FIXED = ("submitter", "division")
@@ -60,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     told |= {name: value for name in FIELDS if (value := vars(given).get(name)) is not None}
     results, damaged = load_results(given.runs, references=False)
     if damaged:
-        raise BadInput(_several("damaged records", [f"{d.path}: {d.problem}" for d in damaged]))
+        raise BadInput(several("damaged records", [f"{d.path}: {d.problem}" for d in damaged]))
     tree, notes = export(results, given.out, given.org, told=told, ruleset=given.ruleset)
     if given.json:
         print(json.dumps({"tree": str(tree), "runs": len(results), "notes": notes}))
@@ -171,96 +170,6 @@ class Log:
         return "\n".join(lines) + "\n"
 
 
-def check_sound(runs: Sequence[Result], ruleset: str | None = None) -> None:
-    """Raises BadInput unless the runs are real, whole, unaltered and repeats of each other."""
-    if not runs:
-        raise BadInput("no runs there: name run folders (results/SYSTEM/BENCHMARK/RUN)")
-    if ruleset is not None and ruleset not in RULESETS:
-        raise BadInput(f"no BERT in MLPerf round {shown(ruleset)!r}: {', '.join(RULESETS)}")
-    simulated = [str(run.path) for run in runs if run.simulated]
-    if simulated:
-        raise BadInput(_several("simulated devices give no results; leave out", simulated))
-    bad = [
-        f"{run.path}: {run.status}" + ("" if run.manifest.get("files") else ", not finished")
-        for run in runs
-        if run.status not in ("ok", "below_quality") or not run.manifest.get("files")
-    ]
-    if bad:
-        raise BadInput(_several("not finished runs; leave them out, or run them again", bad))
-    without = [str(run.path) for run in runs if run.manifest.get("mlperf") is None]
-    if without:
-        raise BadInput(_several("runs without an MLPerf log: not an MLPerf benchmark", without))
-    blind = [str(run.path) for run in runs if run.quality is None]
-    if blind:
-        raise BadInput(_several("runs that evaluated nothing; run with real data", blind))
-    wrong = [
-        f"{run.path}: {p.file}: {p.text}"
-        for run in runs
-        for p in validate(run.path, [ruleset] if ruleset else [])
-        if p.severity == "error"
-    ]
-    if wrong:
-        raise BadInput(_several("not valid (bertbench validate); run them again", wrong))
-    _check_alike(runs)
-
-
-def check_complete(runs: Sequence[Result]) -> None:
-    """Raises BadInput unless there are as many runs as MLPerf wants, with seeds of their own."""
-    needed = runs_needed()
-    if len(runs) != needed:
-        fix = (
-            f"run {needed - len(runs)} more (bertbench repeat)"
-            if len(runs) < needed
-            else "name those that were made one after another; picking the best is forbidden"
-        )
-        raise BadInput(f"MLPerf takes exactly {needed} runs of BERT, here are {len(runs)}: {fix}")
-    if len({run.seed for run in runs}) < len(runs):
-        seeds = ", ".join(str(run.seed) for run in runs)
-        raise BadInput(f"the runs must have different seeds, here are {seeds}: --seed")
-    missed = [str(run.path) for run in runs if run.status == "below_quality"]
-    if len(missed) > 1:
-        raise BadInput(_several("one run may miss its target; these did", missed))
-
-
-def runs_needed() -> int:
-    """Of BERT, as the package checker counts."""
-    from mlperf_logging.benchmark_meta import get_result_file_counts
-
-    return int(get_result_file_counts("training")["bert"])
-
-
-def _check_alike(runs: Sequence[Result]) -> None:
-    """One system, one recipe, one code."""
-    tell: dict[str, Callable[[Result], Any]] = {
-        "system": lambda r: r.system_name,
-        "recipe (with its data)": lambda r: f"{r.preset} {r.recipe_hash}",
-        "code": lambda r: r.code_hash,
-        "precision": lambda r: r.precision,
-        "number of processes": lambda r: r.world_size,
-        "division": lambda r: r.manifest["mlperf"]["division"],
-        "MLPerf round": lambda r: r.manifest["mlperf"]["ruleset"],
-        "implementation options": lambda r: r.config["impl"],
-        "processor": lambda r: r.system["processor"].get("model"),
-        "software": lambda r: r.system["software"]["packages"],
-        "devices": lambda r: [
-            [d.get(key) for key in ("name", "memory_bytes", "driver", "runtime")] for d in r.devices
-        ],
-    }
-    mixed = []
-    for what, of in tell.items():
-        seen: dict[str, list[str]] = {}
-        for run in runs:
-            seen.setdefault(json.dumps(of(run), sort_keys=True), []).append(run.run_id)
-        if len(seen) > 1:
-            each = "; ".join(
-                f"{shown(value, 80)} in {len(ids)} ({ids[0]}{', ...' * (len(ids) > 1)})"
-                for value, ids in seen.items()
-            )
-            mixed.append(f"{what}: {each}")
-    if mixed:
-        raise BadInput(_several("not repeats of one run; name runs of one kind", mixed))
-
-
 def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) -> Path:
     """The tree in one rename, once the official checker has nothing against it."""
     try:
@@ -274,9 +183,7 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
         build(work / org)
         problems = check_package(work / org, ruleset)
         if problems:
-            raise BadInput(
-                _several("the package checker refuses it; nothing was written", problems)
-            )
+            raise BadInput(several("the package checker refuses it; nothing was written", problems))
         (work / org).rename(out / org)
     finally:
         shutil.rmtree(work)
@@ -357,10 +264,6 @@ def _copy_source(target: Path) -> None:
     for file in (*ROOT.glob("*.sh"), *ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "pyproject.toml"):
         if file.is_file():
             shutil.copy2(file, target)
-
-
-def _several(what: str, lines: Sequence[str]) -> str:
-    return f"{what}:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,7 +25,7 @@ from common.compliance import RULESETS
 from common.errors import BadInput, Unsupported
 from common.files import shown
 from common.mlperf import LOG, read_log
-from common.results.export import check_sound, runs_needed
+from common.results.export_checks import check_sound, runs_needed
 from common.results.store import load_results
 
 ROUNDS = RULESETS[1:]

@@ -14,6 +14,7 @@ from common.cli import main
 from common.errors import BadInput
 from common.mlperf import read_log
 from common.results import export as export_module
+from common.results import export_checks
 from common.results import record as record_module
 from common.results.export import check_package, export
 from common.results.export_system import FIELDS, describe, measured, read_info
@@ -48,7 +49,7 @@ def ten(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here comes before the slow official checkers, or after them."""
-    monkeypatch.setattr(export_module, "validate", lambda path, rulesets: [])
+    monkeypatch.setattr(export_checks, "validate", lambda path, rulesets: [])
     monkeypatch.setattr(export_module, "check_package", lambda tree, ruleset: [])
 
 
