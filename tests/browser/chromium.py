@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -44,12 +45,14 @@ class Browser:
         down_read, self._down = os.pipe()
         self._up, up_write = os.pipe()
         # The browser reads commands from descriptor 3 and answers on 4.
-        script = f'exec "$0" "$@" 3<&{down_read} 4>&{up_write}'
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (down_read, up_write)]
         command = [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"]
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", script, *command], pass_fds=(down_read, up_write),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            command, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: [os.dup2(end, i) for i, end in enumerate(ends, 3)] and None,
         )  # fmt: skip
+        for end in ends:
+            os.close(end)
         os.close(down_read)
         os.close(up_write)
         self._buffer = b""

@@ -29,8 +29,11 @@ PARTS = ("compute and all else", "data", "communication", "evaluation", "checkpo
 Events = list[dict[str, Any]]
 
 
-def learning(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plot]:
-    """Accuracy over samples and over time, for each recipe; the target is a line."""
+def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str = "") -> list[Plot]:
+    """Accuracy over samples and over time, for each recipe; the target is a line.
+
+    ``what`` goes before titles and into anchors: the word that keeps simulated runs apart.
+    """
     by_recipe: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for e in entries:
         if e.measured:
@@ -55,8 +58,8 @@ def learning(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plo
                 best = [f"{s.label} ends at {number(s.points[-1][1])}" for s in series if s.points]
                 plots.append(
                     lines(
-                        f"learning-{i}-{axis.replace('_', '-')}",
-                        f"{preset}: {name} over {over}",
+                        f"{what}learning-{i}-{axis.replace('_', '-')}",
+                        f"{what}{': ' if what else ''}{preset}: {name} over {over}",
                         f"{name} of {benchmark}, {preset}, at each evaluation. "
                         f"{_targets_told(goals)} {'; '.join(best[:MOST_LINES])}.",
                         series,

@@ -192,14 +192,20 @@ def entries(results: Iterable[Result]) -> list[Entry]:
     for result in results:
         if result.kind == "run":
             runs[_visible(result)].append(result)
-        elif told.setdefault(result.run_id, result.manifest) is result.manifest:
-            published.append(result)
-        elif told[result.run_id] != result.manifest:  # else the same file, in a copied folder
+            continue
+        first = told.setdefault(result.run_id, result.manifest)
+        if first is result.manifest or first != result.manifest:  # else a copied folder
             published.append(result)
     _completed(runs)
+    recipes: dict[tuple[Any, ...], dict[str, Any]] = defaultdict(dict)
+    for key, some in runs.items():
+        for r in some:
+            recipe = r.config.get("recipe")
+            recipes[key[:3]][json.dumps(recipe, sort_keys=True)] = recipe
+    changed = {key: _differing(some.values()) for key, some in recipes.items()}
     found: list[Entry] = []
     for key in sorted(runs, key=str):
-        parts = _apart(runs[key])
+        parts = _apart(runs[key], changed[key[:3]])
         for i, (variant, some) in enumerate(parts):
             name = f"group-{key[1]}-{key[2]}-{key[3]}-{key[5]}-{key[6]}-{key[4]}-{i}"
             anchors = {r.run_id: ids(f"run-{r.run_id}") for r in some}
@@ -240,8 +246,11 @@ def _completed(runs: dict[tuple[Any, ...], list[Result]]) -> None:
             runs[key] = left
 
 
-def _apart(some: Sequence[Result]) -> list[tuple[str, list[Result]]]:
-    """Runs that look the same, by recipe and implementation, with what tells them apart."""
+def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, list[Result]]]:
+    """Runs that look the same, by recipe and implementation, with what tells them apart.
+
+    ``changed`` are the values in which recipes of this name differ anywhere in the report.
+    """
     hashes: dict[str, set[str]] = defaultdict(set)
     for r in some:
         if r.recipe_hash:
@@ -252,22 +261,33 @@ def _apart(some: Sequence[Result]) -> list[tuple[str, list[Result]]]:
         known = hashes[_settings(r)]
         recipe = r.recipe_hash or (next(iter(known)) if len(known) == 1 else "")
         kinds[_settings(r), recipe].append(r)
-    if len(kinds) == 1:
-        return [("", list(some))]
-    parts = [(json.loads(settings), recipe, members) for (settings, recipe), members in
-             kinds.items()]  # fmt: skip
-    words: list[list[str]] = [[] for _ in parts]
-    for part in (0, 1):
-        values = [p[0][part] if isinstance(p[0][part], dict) else {} for p in parts]
-        for name in sorted({k for v in values for k in v}):
-            told = [json.dumps(v.get(name)) for v in values]
-            if len(set(told)) > 1:
-                for own, text in zip(words, told, strict=True):
-                    own.append(f"{name} {text}"[:60])
-    if len({recipe for _, recipe, _ in parts}) == len(parts) > len(set(map(tuple, words))):
-        words = [[*own, f"recipe {recipe[:8]}"] for own, (_, recipe, _) in
-                 zip(words, parts, strict=True)]  # fmt: skip
-    return [(", ".join(own[:4]), p[2]) for own, p in zip(words, parts, strict=True)]
+    impls = [_differing(members[0].config.get("impl") for members in kinds.values())] * len(kinds)
+    parts, names = [], []
+    for ((_, recipe), members), impl in zip(kinds.items(), impls, strict=True):
+        words = _words(members[0].config.get("recipe"), changed)
+        if len(words) > 3:
+            words = [f"recipe {recipe[:8] or 'unknown'}"]
+        names.append([*words, *_words(members[0].config.get("impl"), impl)[:3]])
+        parts.append(members)
+    if len(set(map(tuple, names))) < len(names):  # other data or weights
+        names = [[*own, f"recipe {recipe[:8] or 'unknown'}"] for own, (_, recipe) in
+                 zip(names, kinds, strict=True)]  # fmt: skip
+    return [(", ".join(own), members) for own, members in zip(names, parts, strict=True)]
+
+
+def _differing(some: Iterable[Any]) -> list[str]:
+    """Keys whose values are not the same in all mappings."""
+    every = [v if isinstance(v, Mapping) else {} for v in some]
+    return [
+        k
+        for k in sorted({k for v in every for k in v})
+        if len({json.dumps(v.get(k), sort_keys=True) for v in every}) > 1
+    ]
+
+
+def _words(values: Any, keys: Iterable[str]) -> list[str]:
+    known = values if isinstance(values, Mapping) else {}
+    return [f"{k} {json.dumps(known.get(k))}"[:60] for k in keys]
 
 
 def _division(row: Mapping[str, Any]) -> str | None:

@@ -134,9 +134,12 @@ class Report:
             id="simulated", title="Simulated runs", simulated=True,
             text="These devices do not exist: nothing in this section is a result, and nothing of "
             "it is in any table above.",
-            tables=[t and _renamed(t, "simulated-") for t in
-                    (tables.configurations(fake) if fake else None, failed) if t],
-            plots=[_renamed(p, "simulated-") for p in figures.learning(fake, self._events)],
+            tables=[
+                replace(t, id=f"simulated-{t.id}", title=f"Simulated: {t.title.lower()}")
+                for t in (tables.configurations(fake) if fake else None, failed)
+                if t
+            ],
+            plots=figures.learning(fake, self._events, "simulated"),
             groups=self._groups(fake),
         )  # fmt: skip
         yield Section(
@@ -310,15 +313,6 @@ def _scalability(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> dict
             if n0 == 1 and e.measured:
                 known[e.anchor] = Value(share, share, share, 1, "1", v.missed)
     return known
-
-
-def _renamed(thing: Any, prefix: str) -> Any:
-    """A table or plot under another anchor: those of simulated runs are there once more."""
-    if isinstance(thing, Plot):
-        svg = Markup(str(thing.svg).replace(f'{thing.id}-t', f"{prefix}{thing.id}-t").replace(
-            f"{thing.id}-d", f"{prefix}{thing.id}-d"))  # fmt: skip
-        return replace(thing, id=prefix + thing.id, svg=svg)
-    return replace(thing, id=prefix + thing.id)
 
 
 @cache

@@ -41,7 +41,7 @@ class Row(NamedTuple):
     cells: Sequence[Cell]
     tags: Mapping[str, str]
     kind: str = "measured"
-    """``measured``, ``published`` or ``failed``."""
+    """``measured``, ``simulated``, ``published`` or ``failed``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,7 @@ def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Tabl
                     number_cell(e.value("peak_memory_bytes"), link, scale=2**-30),
                 ),
                 e.tags,
+                "simulated" if e.first.simulated else "measured",
             )
         )
     return Table(
