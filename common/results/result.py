@@ -18,7 +18,7 @@ from common.results.record import MANIFEST
 
 HOST = "cpu_ref"
 """The backend whose processes share one device, the host's processors."""
-_ODD_NUMBER = re.compile(r"[eE]\+?\d{3}|\d{300}")
+_ODD_NUMBER = re.compile(r"(?:^|[:\[,\s])-?\d(?:[\d.]*[eE]\+?\d{3}|[\d.]{299})")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -239,18 +239,23 @@ def metrics_of(told: Any, where: str = MANIFEST) -> dict[str, dict[str, Any]]:
     for entry in told:
         good = isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
         demand(good, f"{where} has a metric without a name")
-        name, value = entry["name"], entry.get("value")
-        demand(_is_number(value), shown(f"{where}: the metric {name} has no value", 100))
-        demand(name not in found, shown(f"{where}: the metric {name} is there twice", 100))
+        name = entry["name"]
         known = SHARED.get(name)
         filled = {
             "unit": known.unit if known else "",
             "direction": known.direction if known else "none",
             "definition": "",
         } | entry
-        sound = all(isinstance(filled[key], str) for key in ("unit", "direction", "definition"))
-        demand(sound, shown(f"{where}: the metric {name} is described badly", 100))
-        found[name] = filled
+        if not _is_number(entry.get("value")):
+            problem = "has no value"
+        elif name in found:
+            problem = "is there twice"
+        elif not all(isinstance(filled[key], str) for key in ("unit", "direction", "definition")):
+            problem = "is described badly"
+        else:
+            found[name] = filled
+            continue
+        raise Damage(shown(f"{where}: the metric {name} {problem}", 100))
     return found
 
 
