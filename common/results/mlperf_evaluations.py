@@ -21,6 +21,8 @@ class Evaluation:
     value: float | None
     """None: ranks disagree."""
     samples: int | None
+    line: int
+    """The last line that has it."""
 
 
 @dataclass
@@ -79,7 +81,9 @@ def evaluations_of(
     for group, samples in zip(inside, counts, strict=True):
         time = group[0].time_ms
         value = group[0].value if len({event.value for event in group}) == 1 else None
-        found.evaluations.append(Evaluation(time, value, samples))
+        found.evaluations.append(
+            Evaluation(time, value, samples, max(event.line for event in group))
+        )
         if value is None:
             lines = shown_lines(group)
             found.doubt.append(f"ranks disagree about an evaluation (lines {lines}): left out")
@@ -87,6 +91,24 @@ def evaluations_of(
             seconds = None if start is None else round((time - start) / 1e3, 3)
             found.curve.append({"seconds": seconds, "samples": samples, "value": value})
     return found
+
+
+def hidden_after(log: Events, last: Evaluation, cut_off: bool) -> int | None:
+    """The line of damage that may be an evaluation later than ``last``; None: there is none.
+
+    In a log that was ``cut_off`` what follows is lost anyway: there only a damaged line that shows
+    itself to be an evaluation counts.
+    """
+    for damaged in log.damaged:
+        if damaged.key != "eval_accuracy" and (damaged.key is not None or cut_off):
+            continue
+        if damaged.time_ms is None:
+            later = damaged.line > last.line
+        else:
+            later = damaged.time_ms > last.time_ms + _SAME_EVALUATION_MS
+        if later:
+            return damaged.line
+    return None
 
 
 def count_of(event: Event) -> int | None:

@@ -23,6 +23,7 @@ from common.files import shown
 _TOKEN = re.compile(r":::MLL(?P<new>OG)?(?=[ \t{]|\s*$)[ \t]*")
 _OLD = re.compile(r"(?P<seconds>\d+(?:\.\d+)?)[ \t]+(?P<key>[A-Za-z0-9_]+)[ \t]*:[ \t]*")
 _KEY = re.compile(r'"key":\s*"([A-Za-z0-9_]+)"')
+_TIME = re.compile(r'"time_ms":\s*(\d{1,14})\b(?=\s*[,}])')
 _TARGET = re.compile(r"\btarget_mlm_accuracy[= ]+(0?\.\d+)")
 _DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 _PLACE = frozenset({"file", "lineno"})
@@ -53,6 +54,15 @@ class Event:
         return expected is not None and self.event_type != expected
 
 
+@dataclass(frozen=True)
+class Damaged:
+    """An event line that cannot be read, with what is legible of it."""
+
+    line: int
+    key: str | None
+    time_ms: float | None
+
+
 @dataclass
 class Events:
     """What was found in one file."""
@@ -60,8 +70,7 @@ class Events:
     events: list[Event] = field(default_factory=list)
     """In the order of their times; one that several ranks wrote alike is there once."""
     lines: int = 0
-    damaged: list[tuple[int, str | None]] = field(default_factory=list)
-    """Line numbers of event lines that cannot be read, and the key where it is legible."""
+    damaged: list[Damaged] = field(default_factory=list)
     targets: set[float] = field(default_factory=set)
     """What ``target_mlm_accuracy`` is in the commands and settings printed in the log."""
     ordered: bool = True
@@ -76,10 +85,10 @@ class Events:
 
     def damage(self, key: str) -> str:
         """Tells of damaged lines where ``key`` is missed: they may be why."""
-        cut = [line for line, legible in self.damaged if legible == key]
+        cut = [damaged.line for damaged in self.damaged if damaged.key == key]
         if cut:
             return f" (line {cut[0]} has one that is cut or damaged)"
-        unknown = sum(legible is None for _, legible in self.damaged)
+        unknown = sum(damaged.key is None for damaged in self.damaged)
         return f" ({unknown} damaged lines may hold it)" if unknown else ""
 
 
@@ -99,7 +108,7 @@ def read_file(path: Path) -> Events:
         if found.damaged:
             raise BadInput(
                 f"{path}: none of its {len(found.damaged)} MLPerf lines can be read (the first is "
-                f"line {found.damaged[0][0]})"
+                f"line {found.damaged[0].line})"
             )
         raise BadInput(
             f"{path} is no MLPerf log: no line of its {found.lines} has ':::MLLOG'"
@@ -125,8 +134,9 @@ def read_lines(lines: Iterable[str]) -> Events:
                 latest = event.time_ms
                 seen.setdefault(event.identity, event)
             elif event is not None:
-                legible = _KEY.search(text)
-                found.damaged.append((number, legible[1] if legible else None))
+                key, time = _KEY.search(text), _TIME.search(text)
+                at = float(time[1]) if time else None
+                found.damaged.append(Damaged(number, key[1] if key else None, at))
     found.events = sorted(seen.values(), key=lambda event: event.time_ms)
     return found
 

@@ -19,6 +19,7 @@ from common.results.mlperf_evaluations import (
     count_of,
     evaluations_of,
     groups_of,
+    hidden_after,
 )
 from common.results.mlperf_events import LARGEST, Events, shown_lines, shown_values, whole
 
@@ -65,11 +66,11 @@ def understand(log: Events, mlperf_round: str | None, name: str) -> Run:
     if found.uncounted:
         run.missing["evaluation_samples"] = found.uncounted
     run.status = _status(log, run)
-    run.samples = _samples(log, run, evaluations, start)
+    run.samples = _samples(log, run, evaluations)
     _quality(log, run, evaluations, mlperf_round)
     _metrics(log, run, start, stop)
     if log.damaged:
-        lines = ", ".join(str(number) for number, _ in log.damaged[:5])
+        lines = ", ".join(str(damaged.line) for damaged in log.damaged[:5])
         more = ", ..." if len(log.damaged) > 5 else ""
         run.doubt.append(f"{len(log.damaged)} MLPerf lines are cut or damaged (line {lines}{more})")
     run.facts["in_order_of_time"] = log.ordered
@@ -159,15 +160,12 @@ def _status(log: Events, run: Run) -> str:
     return "unknown"
 
 
-def _samples(
-    log: Events, run: Run, evaluations: list[Evaluation], start: float | None
-) -> int | None:
+def _samples(log: Events, run: Run, evaluations: list[Evaluation]) -> int | None:
     """Sequences trained until the end. ``train_samples`` counts only when it was logged after
     training: before, it is a plan."""
     events = log.of("train_samples")
     last = evaluations[-1] if evaluations else None
-    after = [e for e in events if last is not None and start is not None
-             and e.time_ms >= max(start, last.time_ms)]  # fmt: skip
+    after = [event for event in events if last is not None and event.time_ms >= last.time_ms]
     told = {whole(event.value) for event in after}
     ends = {count_of(stop) for stop in log.of("run_stop")}
     if len(told) == 1 and None not in told:
@@ -203,6 +201,12 @@ def _quality(
         run.missing["accuracy"] = log.absent("eval_accuracy", "no evaluation of the run")
     elif value is None:
         run.missing["accuracy"] = "ranks disagree about the last evaluation"
+    elif hidden := hidden_after(log, evaluations[-1], run.status == "no_run_stop"):
+        run.missing["accuracy"] = (
+            f"line {hidden} is cut or damaged, and may be a later evaluation than the last that "
+            f"can be read ({value})"
+        )
+        value = None
     target = _target(log, run, mlperf_round)
     reached = None if value is None or target is None else value >= target
     run.quality = {
