@@ -97,7 +97,7 @@ def _check_alike(runs: Sequence[Result]) -> None:
         if len(seen) > 1:
             each = "; ".join(
                 f"{shown(value, 80)} in {len(ids)} ({ids[0]}{', ...' * (len(ids) > 1)})"
-                for value, ids in seen.items()
+                for value, ids in sorted(seen.items(), key=lambda item: -len(item[1]))
             )
             mixed.append(f"{what}: {each}")
     if mixed:
