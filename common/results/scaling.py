@@ -68,7 +68,7 @@ def fill(row: Row, results: Sequence[Result], *, quality: bool = True) -> None:
     last = finished[-1]
     row.rate = median(row.rates)
     row.rate_per_device = row.rate / row.devices
-    row.step_s = row.global_batch / row.rate
+    row.step_s = _finite(row.global_batch / row.rate)
     row.precision, row.device = last.precision, last.device_name
     row.quality = last.quality if quality else None
     extras = last.manifest.get("extras") or {}
@@ -97,8 +97,12 @@ def relate(rows: Sequence[Row], weak: bool, shares_host: bool) -> None:
         if unlike:
             row.note = f"not comparable with one device: {'; '.join(unlike)}"
             continue
-        row.efficiency = row.rate / (row.devices * one.rate)
+        row.efficiency = _finite(row.rate / (row.devices * one.rate))
         row.beyond_s = row.step_s - one.step_s / (1 if weak else row.devices)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def as_dict(rows: Sequence[Row], *, weak: bool, **facts: Any) -> dict[str, Any]:

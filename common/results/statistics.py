@@ -39,7 +39,8 @@ def median(values: Sequence[float]) -> float:
     middle = len(ordered) // 2
     if len(ordered) % 2 or ordered[middle - 1] == ordered[middle]:
         return ordered[middle]
-    return ordered[middle - 1] + (ordered[middle] - ordered[middle - 1]) / 2
+    total = ordered[middle - 1] + ordered[middle]
+    return total / 2 if math.isfinite(total) else ordered[middle - 1] / 2 + ordered[middle] / 2
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:

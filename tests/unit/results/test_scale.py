@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from common.cli import main as cli
 from common.errors import BadInput, Unsupported
@@ -113,6 +115,33 @@ def test_what_is_not_the_same_has_no_efficiency(
     rows = [*rows_of(tmp_path, {1: 8}), *rows_of(tmp_path, {2: 16}, **changed)]
     relate(rows, weak=True, shares_host=False)
     assert rows[1].efficiency is None and said in str(rows[1].note)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.sampled_from(["ok", "oom", "below_quality"]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_random_records_give_a_table(
+    tmp_path_factory: Any, found: list[tuple[float, str]], weak: bool
+) -> None:
+    root, rows = tmp_path_factory.mktemp("random"), []
+    for place, (rate, status) in enumerate(found):
+        devices = 2**place
+        folder = make_run(root, {"sequences_per_second": rate}, status=status, sealed=False,
+                          extras={"micro_batch": "\x1b[31m", "kernels": [rate]})  # fmt: skip
+        rows.append(Row(devices=devices, global_batch=8))
+        fill(rows[-1], load_results([folder], references=False)[0])
+    relate(rows, weak=weak, shares_host=False)
+    told = as_dict(rows, weak=weak, synthetic=False, repeats=1)
+    assert render(json.loads(json.dumps(told, allow_nan=False))).replace("\n", "").isprintable()
 
 
 def test_weak_scaling_starts_the_same_batch_per_device(

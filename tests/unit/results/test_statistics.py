@@ -98,7 +98,14 @@ def test_many_values_take_no_time() -> None:
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([3.0], 3.0), ([4.0, 1.0], 2.5), ([3.0, 1.0, 2.0], 2.0), ([0.1, 0.1], 0.1)],
+    [
+        ([3.0], 3.0),
+        ([4.0, 1.0], 2.5),
+        ([3.0, 1.0, 2.0], 2.0),
+        ([0.1, 0.1], 0.1),
+        ([1.7e308, 1.5e308], 1.6e308),
+        ([-1.7e308, 1.7e308], 0.0),
+    ],
 )
 def test_median(values: list[float], expected: float) -> None:
     assert median(values) == expected
