@@ -16,11 +16,11 @@ from tests.browser.records import write_results
 pytestmark = pytest.mark.skipif(
     find() is None, reason="no Chromium: install Debian's package chromium, or set CHROMIUM"
 )
+ROOT = Path(__file__).parents[2]
 CELLS = (
     "((t, c) => [...document.querySelectorAll(`table[aria-labelledby=${t}] tbody tr`)]"
     ".filter((r) => !r.hidden).map((r) => r.cells[c].firstChild.textContent.trim()))"
 )
-BESIDE = "(() => document.querySelector('table[aria-labelledby^=beside-]'))()"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,14 @@ def test_nothing_is_fetched_and_nothing_complains(page: Page, report: Path) -> N
     page.evaluate("document.querySelectorAll('button.sort').forEach((b) => b.click())")
     assert page.requests() == [report.resolve().as_uri()]
     assert page.complaints() == []
+
+
+def test_the_records_of_this_repository(browser: Browser, tmp_path: Path) -> None:
+    assert main([str(ROOT / "results"), "--out", str(tmp_path)]) == 0
+    page = browser.open(tmp_path / "report.html")
+    assert page.complaints() == [] and len(page.requests()) == 1
+    assert page.evaluate("document.querySelectorAll('table.data tr.published').length") > 100
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_request_and_a_complaint_would_be_noticed(browser: Browser, tmp_path: Path) -> None:

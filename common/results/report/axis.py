@@ -7,13 +7,18 @@ import math
 from collections.abc import Iterable
 
 
+def drawable(value: float) -> bool:
+    """Whether an axis can reach it; what is beyond is no measurement."""
+    return math.isfinite(value) and (value == 0 or 1e-80 < abs(value) < 1e80)
+
+
 class Axis:
     """Maps values to pixels, with ticks at round values."""
 
     def __init__(
         self, values: Iterable[float], start: float, end: float, *, log: bool, tight: bool = False
     ) -> None:
-        values = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
+        values = [v for v in values if drawable(v) and (v > 0 or not log)] or [1.0]
         self.log, self.start, self.end = log, start, end
         low, high = min(values), max(values)
         if log:
@@ -25,7 +30,7 @@ class Axis:
             whole = range(math.ceil(low), math.floor(high) + 1)
             self.ticks = [2.0**k for k in whole if k % max(1, len(whole) // 6) == 0]
         else:
-            if high <= low:
+            if high - low <= 1e-9 * max(abs(low), abs(high), 1e-90):
                 pad = abs(high) * 0.1 or 0.5
                 low, high = low - pad, high + pad
             step = _step((high - low) / 5)

@@ -160,7 +160,8 @@ class Entry:
 
     @property
     def quality_name(self) -> str:
-        return next((str(r.quality["metric"]) for r in self.results if r.quality), "")
+        told = (r.quality.get("metric") for r in self.results if r.quality)
+        return next((t for t in told if isinstance(t, str)), "")
 
     @property
     def source(self) -> Mapping[str, Any]:

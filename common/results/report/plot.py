@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-from common.results.report.axis import Axis
+from common.results.report.axis import Axis, drawable
 from common.results.report.words import number
 
 Point = tuple[float, float]
@@ -84,7 +84,7 @@ def lines(
     ``targets`` are (value, label) of horizontal lines, ``marks`` x values of vertical ones,
     ``windows`` (from, to) of shaded stretches; ``log`` makes both axes logarithmic to base 2.
     """
-    thin = [(s, thinned(s.points)) for s in series if s.points]
+    thin = [(s, points) for s in series if (points := thinned(s.points))]
     xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
     ys = [p[1] for _, points in thin for p in points] + [float(t[0]) for t in targets]
     ys += [v for s, _ in thin for _, *both in s.band for v in both]
@@ -195,7 +195,7 @@ def swatch(style: int | str) -> Markup:
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     """At most ``limit`` points that keep both ends and the extremes of every stretch."""
-    whole = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
+    whole = [p for p in points if drawable(p[0]) and drawable(p[1])]
     if len(whole) <= limit:
         return whole
     inner, buckets = whole[1:-1], (limit - 2) // 2

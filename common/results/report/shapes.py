@@ -85,7 +85,7 @@ def _deepspark_all(entries: Sequence[Entry], scalability: Scalability) -> Table:
         if not e.value(*RATE) or not (any(told) or e.measured):
             continue
         count = e.devices or 1
-        target = next((r.quality["target"] for r in e.results if r.quality), None)
+        target = next((r.quality.get("target") for r in e.results if r.quality), None)
         power = number_cell(told[0], link, form=lambda w, n=count: f"{number(w / n, 3)} x {n}")
         memory = number_cell(
             told[2], link, scale=2**-30, form=lambda g, n=count: f"{number(g, 3)} x {n}"

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's figures to the digit, its links, and that text from records stays text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import string
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.cli import main as cli
+from common.errors import BadInput
+from common.results.report import main
+from common.results.report.figures import sensors, time_split
+from common.results.report.groups import entries
+from common.results.report.page import MOST_DETAILED, MOST_READ, Report, html
+from common.results.report.plot import MAX_POINTS, Series, lines, thinned
+from common.results.report.tables import Table, configurations, families, mode, scaling
+from common.results.report.twin import text
+from common.results.report.words import duration, markdown, number, quantity
+from common.results.store import Result, load_results
+from tests.browser.records import HOSTILE, TRICKY, figures, quality, steps, write_results
+from tests.unit.results.constructed import device, make_run
+
+
+def report_on(root: Path, references: bool = False) -> Report:
+    return Report(*load_results([root], references=references))
+
+
+def cells(table: Table | None) -> list[list[str]]:
+    assert table is not None
+    return [[cell.text for cell in row.cells] for row in table.rows]
+
+
+def column(table: Table | None, name: str) -> list[str]:
+    assert table is not None
+    at = [c.name for c in table.columns].index(name)
+    return [row[at] for row in cells(table)]
+
+
+# -- words -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(0, "0"), (0.72, "0.72"), (13568, "13,568"), (227.04, "227"), (1234.56, "1,235"),
+     (0.000123456, "0.0001235"), (1.5e-7, "1.500e-07"), (3.2e14, "3.200e+14"), (-2.5, "-2.5"),
+     (math.nan, "nan"), (9.9999, "10"), (100.0, "100")],
+)  # fmt: skip
+def test_numbers(value: float, wanted: str) -> None:
+    assert number(value) == wanted
+
+
+def test_units() -> None:
+    assert quantity(2.5 * 2**30, "bytes") == "2.5 GiB"
+    assert quantity(1.5e12, "FLOP/s") == "1.5 TFLOP/s"
+    assert quantity(0.5, "1") == "0.5"
+    assert [duration(s) for s in (9.25, 123, 13568)] == ["9.25 s", "2 min 03 s", "3 h 46 min"]
+
+
+def test_markdown_is_inert() -> None:
+    told = markdown("a|b\n<b> [x](javascript:y) `c` *d* _e_ https://h # & ~")
+    assert "\n" not in told and "<" not in told and "://" not in told
+    assert not re.search(r"(?<!\\)[|`*_\[\]~#]", told.replace("&#47;", ""))
+    assert markdown("- a") == r"\- a" and markdown("2026-01-02") == "2026-01-02"
+
+
+# -- plots -----------------------------------------------------------------------------------
+
+
+def test_thinning_keeps_ends_and_extremes() -> None:
+    points = [(float(i), math.sin(i)) for i in range(10_000)]
+    points[777] = (777.0, 50.0)
+    kept = thinned(points)
+    assert len(kept) <= MAX_POINTS and kept == sorted(kept)
+    assert kept[0] == points[0] and kept[-1] == points[-1] and points[777] in kept
+    assert thinned(points[:5] + [(6.0, math.nan)]) == points[:5]
+
+
+def test_a_plot_has_title_description_values_and_points() -> None:
+    made = lines(
+        "p", "T <t>", "D & d", [Series(label="<s>", points=[(1.0, 2.0), (2.0, 4.0)])],
+        x="steps", y="rate", targets=[(3.0, "target <3>")], marks=[1.5], windows=[(1.0, 1.5)],
+    )  # fmt: skip
+    svg = str(made.svg)
+    assert '<title id="p-t">T &lt;t&gt;</title>' in svg
+    assert '<desc id="p-d">D &amp; d</desc>' in svg and "target &lt;3&gt;" in svg
+    assert svg.count('class="m ') == 2 and svg.count('class="mark"') == 1
+    assert svg.count('class="window"') == 1 and 'data-points="2"' in svg
+    assert made.columns == ("steps", "<s>") and made.rows == [["1", "2"], ["2", "4"]]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@given(st.lists(st.tuples(st.floats(), st.floats()), max_size=300))
+def test_any_values_make_a_plot(log: bool, points: list[tuple[float, float]]) -> None:
+    made = lines("p", "t", "d", [Series(label="s", points=points)], x="x", y="y", log=log)
+    assert "nan" not in str(made.svg) and "inf" not in str(made.svg)
+
+
+# -- arithmetic ------------------------------------------------------------------------------
+
+
+def test_medians_stability_and_missed_targets(tmp_path: Path) -> None:
+    for rate in (10.0, 13.0, 11.0):
+        make_run(tmp_path, figures(rate), quality=quality(0.6))
+    make_run(tmp_path, figures(99.0), status="below_quality", quality=quality(0.4))
+    make_run(tmp_path, figures(7.0), status="below_quality", quality=quality(0.3), precision="x")
+    table = configurations(entries(load_results([tmp_path], references=False)[0]))
+    assert column(table, "Sequences/s") == ["11", "7 \u2020"]
+    assert column(table, "Stability") == ["0.75", "0"]
+    assert column(table, "Runs") == ["4", "1"]
+    assert [row.cells[4].note for row in table.rows] == ["10 to 13", ""]
+    assert [row.cells[3].note for row in table.rows] == ["indicative", "indicative"]
+    assert [row.cells[8].note for row in table.rows] == ["3 of 4", "0 of 1"]
+
+
+def test_scalability_to_the_digit(tmp_path: Path) -> None:
+    for n, rate in ((1, 10.0), (2, 18.0), (4, 30.0)):
+        config = {"recipe": {"global_batch": 8 * n, "max_steps": 3}}
+        make_run(tmp_path, figures(rate), world_size=n, global_batch=8 * n, config=config,
+                 recipe_hash=f"{n:016x}", system=f"{n}x-card")  # fmt: skip
+    make_run(tmp_path, figures(99.0), world_size=8, config={"recipe": {"max_steps": 4}})
+    (family,) = families(entries(load_results([tmp_path], references=False)[0]))
+    assert mode(family) == "weak"
+    table = scaling([family])
+    assert column(table, "N") == ["1", "2", "4"]
+    assert column(table, "Speed-up") == ["1", "1.8", "3"]
+    assert column(table, "Scalability") == ["1", "0.9", "0.75"]
+
+
+def test_processes_of_the_host_are_not_devices_but_scale(tmp_path: Path) -> None:
+    host = [device(0, backend="cpu_ref")] * 2
+    make_run(tmp_path, figures(10.0), devices=host[:1])
+    make_run(tmp_path, figures(15.0), devices=host, world_size=2)
+    found = entries(load_results([tmp_path], references=False)[0])
+    assert {e.device for e in found} == {"1 x Card 1", "1 x Card 1, 2 processes"}
+    (family,) = families(found)
+    assert mode(family) == "strong"
+    assert column(scaling([family]), "Scalability") == ["1", "0.75"]
+
+
+def test_a_run_without_hash_or_precision_counts_with_its_configuration(tmp_path: Path) -> None:
+    config = {"recipe": {"learning_rate": 1}, "impl": {"precision": "amp"}}
+    other = {"recipe": {"learning_rate": 2}, "impl": {"precision": "amp"}}
+    make_run(tmp_path, figures(1.0), config=config, quality=quality(0.6))
+    make_run(tmp_path, figures(2.0), config=other, recipe_hash="1" * 16, quality=quality(0.6))
+    make_run(tmp_path, status="interrupted", config=config, recipe_hash=None,
+             extras={"backend": "accel"})  # fmt: skip
+    found = entries(load_results([tmp_path], references=False)[0])
+    assert [(e.workload, e.made) for e in found] == [
+        ("toy (learning_rate 1)", 2), ("toy (learning_rate 2)", 1),
+    ]  # fmt: skip
+
+
+def test_where_the_time_went(tmp_path: Path) -> None:
+    make_run(tmp_path, figures(10.0) | {"communication_s": 15.0})
+    plot = time_split(entries(load_results([tmp_path], references=False)[0]))
+    assert plot is not None
+    assert list(plot.rows[0][1:]) == ["60", "5", "15", "20", "0"]
+
+
+def test_windows_are_shaded_and_the_line_is_broken(tmp_path: Path) -> None:
+    run = load_results([make_run(tmp_path)], references=False)[0][0]
+    readings = [{"t": t / 10, "power_w": 5.0} for t in (*range(10), *range(50, 60))]
+    (plot,) = sensors(run, "a", [*readings, {"t": "x"}, {"power_w": 1.0}])
+    assert str(plot.svg).count('class="window"') == 2
+    line = re.search(r'class="line" d="([^"]*)"', str(plot.svg))
+    assert line is not None and line[1].count("M") == 2
+    assert sensors(run, "a", []) == []
+
+
+def test_published_tables_say_what_their_sources_say(tmp_path: Path) -> None:
+    by_id = {t.id: t for s in report_on(tmp_path, references=True).sections for t in s.tables}
+    first, second = cells(by_id["deepsparkhub-1"]), cells(by_id["deepsparkhub-2"])
+    assert ["8 x Iluvatar BI-V100", "227", "13,568 s", "0.72"] in first
+    assert second[0][2:6] == ["214", "0.72", "152 x 8", "0.96"] and second[0][7] == "1"
+    assert column(by_id["enflame-performance"], "Throughput, sequences/s") == ["12.6", "78.1"]
+    assert column(by_id["enflame-accuracy"], "Accuracy, F1 %")[:2] == ["91.2", "91"]
+    strided = next(row for row in cells(by_id["sparsebert"]) if "Strided" in row[0])
+    assert strided[1:] == [
+        "70.4", "81.9/81.9", "87.1", "89", "91.7", "58.4", "86.6", "86.1", "52.7", "79.5",
+    ]  # fmt: skip
+    speed = {row[0]: row[1:] for row in cells(by_id["dle-squad"])}
+    assert speed["8 x NVIDIA A100 80GB"] == ["32", "469.8", "846.7", "1.8", "7.64", "7.66"]
+    assert "4,046" in column(by_id["inference"], "Samples/s")
+    assert "32,356" in column(by_id["inference"], "Samples/s")
+    assert all(row.kind == "published" for t in by_id.values() for row in t.rows)
+
+
+def test_a_measured_run_joins_the_known_tables(tmp_path: Path) -> None:
+    make_run(tmp_path, figures(10.0), quality=quality(0.6))
+    make_run(tmp_path, figures(15.0), quality=quality(0.6), precision="fp32")
+    by_id = {t.id: t for s in report_on(tmp_path).sections for t in s.tables}
+    assert cells(by_id["deepsparkhub-1"])[0] == ["1 x Card 1", "10", "120 s", "0.6"]
+    assert cells(by_id["deepsparkhub-2"])[0][1:] == [
+        "1 x Card 1, batch 8, bf16", "10", "0.6", "100 x 1", "", "1 x 1", "1",
+    ]  # fmt: skip
+    assert cells(by_id["dle-pretraining"])[0][2:5] == ["15", "10", "0.667"]
+    assert "enflame-accuracy" not in by_id  # nothing ran, and nobody was asked for
+
+
+# -- the page --------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """All elements, and the addresses and anchors in them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return report_on(write_results(tmp_path_factory.mktemp("all") / "results"), references=True)
+
+
+def test_text_from_records_is_only_text(everything: Report) -> None:
+    tags = Tags(html(everything))
+    names = [tag for tag, _ in tags.found]
+    assert names.count("script") == 1 and names.count("style") == 1
+    assert not {"img", "iframe", "object", "embed", "base"} & set(names)
+    assert not [a for _, attrs in tags.found for a in attrs if a.startswith("on")]
+    assert not [a for _, attrs in tags.found if "style" in attrs for a in attrs]
+    for _, attrs in tags.found:
+        for key in ("href", "src", "action"):
+            address = attrs.get(key)
+            assert address is None or address.startswith(("#", "https://", "http://", "data:,"))
+    told = "".join(tags.texts)
+    assert "window.hacked=1" in told and "{{ 7*7 }}" in told and "49" not in TRICKY
+
+
+def test_the_markdown_is_only_text(everything: Report) -> None:
+    made = text(everything)
+    bare = re.sub(r'<a id="[a-z0-9-]+"></a>', "", made)
+    assert "<" not in bare, bare[bare.index("<") - 50 :][:150]
+    assert not re.search(r"(?<!\\)\]\((?!#)", bare)
+    rows = [line for line in made.splitlines() if line.startswith("|")]
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in rows]
+    starts = [i for i, line in enumerate(rows) if set(line) <= set("|-:")]
+    assert len(starts) > 10
+    for i in starts:
+        j = i
+        while j < len(rows) and j + 1 not in starts:
+            assert widths[j] == widths[i], rows[j]
+            j += 1
+
+
+def test_every_link_inside_leads_somewhere(everything: Report) -> None:
+    tags = Tags(html(everything))
+    ids = [attrs["id"] for _, attrs in tags.found if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    wanted = {str(a["href"])[1:] for _, a in tags.found if str(a.get("href", "")).startswith("#")}
+    assert wanted - {""} <= set(ids)
+    made = text(everything)
+    there = set(re.findall(r'<a id="([a-z0-9-]+)">', made))
+    assert set(re.findall(r"\]\(#([^)]*)\)", made)) <= there
+
+
+def test_the_page_asks_for_nothing_and_its_policy_holds(everything: Report) -> None:
+    page = html(everything)
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None and policy[1].startswith("default-src 'none'")
+    for tag in ("style", "script"):
+        inside = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert inside is not None
+        hashed = base64.b64encode(hashlib.sha256(inside[1].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{hashed}'" in policy[1]
+    for css in re.findall(r"<style>(.*?)</style>", page, re.DOTALL):
+        assert "url(" not in css and "@import" not in css
+
+
+def test_simulated_runs_are_apart(everything: Report) -> None:
+    for section in everything.sections:
+        told = json.dumps([cells(t) for t in section.tables])
+        assert ("Played card" in told) == section.simulated
+    last = [s.id for s in everything.sections]
+    assert "simulated" in last and "99" not in dict(everything.facts)["runs"]
+    assert "simulated" in html(everything) and "no result" not in dict(everything.facts)
+
+
+def test_failures_refusals_and_damage_are_rows(everything: Report) -> None:
+    (section,) = (s for s in everything.sections if s.id == "failed")
+    (table,) = section.tables
+    status = column(table, "Status")
+    wanted = {"below quality", "oom", "unsupported", "interrupted", "failed", "damaged"}
+    assert set(status) == wanted and status.count("failed") == 2 and status.count("damaged") == 1
+    assert "out of device memory: lower --micro_batch" in column(table, "Reason")
+    assert dict(everything.facts)["damaged records"] == "1"
+
+
+def test_definitions_come_from_the_records(everything: Report) -> None:
+    told = {d.name: d for d in everything.definitions}
+    assert told["sequences_per_second"].texts == [
+        "sequences trained in the timed window: training only, evaluations and checkpoints "
+        "excluded / its seconds"
+    ]
+    assert {"scalability", "stability", HOSTILE, TRICKY} <= set(told)
+    assert "higher is better; clock: host-sync" in told["sequences_per_second"].how
+
+
+def test_many_runs_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = make_run(tmp_path / "one", figures(10.0), quality=quality(0.6), lines=steps(10.0))
+    (one,) = load_results([template], references=False)[0]
+    results = [
+        Result(one.path, "run", {**one.manifest, "run_id": f"r{i:04}", "seed": i}, one.config,
+               one.system)
+        for i in range(1000)
+    ]  # fmt: skip
+    read: list[str] = []
+    whole = Result.steps
+    monkeypatch.setattr(Result, "steps", lambda self: (read.append(self.run_id), whole(self))[1])
+    report = Report(results, [])
+    assert len(read) == MOST_READ and f"{MOST_READ} of 1,000 runs" in report.sections[0].text
+    page = html(report)
+    assert page.count('<details class="run"') == 1000
+    assert page.count('<svg class="plot"') < 3 * MOST_DETAILED
+    assert len(page) < 6_000_000
+    (accuracy, *_) = report.sections[0].plots
+    assert [label for _, label, _ in accuracy.legend] == ["1 x Card 1, bf16, median of 200"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner,
+                                                                max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+KEYS = ("notes", "extras", "quality", "mlperf", "samples", "global_batch", "reason", "dirty",
+        "created_utc", "commit", "inputs", "preset", "step")  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.dictionaries(st.sampled_from(KEYS), json_values),
+    st.lists(st.dictionaries(st.sampled_from(("kind", "step", "samples", "metrics", "loss",
+                                              "time_s", "target_metric")), json_values
+                             | st.sampled_from(("eval", "step", "mlm_accuracy"))), max_size=4),
+    st.dictionaries(st.text(string.printable, min_size=1, max_size=9),
+                    st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+)  # fmt: skip
+def test_no_record_breaks_the_report(
+    tmp_path_factory: pytest.TempPathFactory,
+    changed: dict[str, Any],
+    events: list[dict[str, Any]],
+    values: dict[str, float],
+) -> None:
+    root = tmp_path_factory.mktemp("any")
+    told = "".join(json.dumps(e) + "\n" for e in events)
+    make_run(root, values, lines=told, quality=changed.pop("quality", quality(0.5)), **changed)
+    make_run(root, figures(3.0), status="failed")
+    report = report_on(root)
+    assert "<h1>" in html(report) and text(report)
+
+
+# -- the verb --------------------------------------------------------------------------------
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "results", figures(10.0))
+    out = tmp_path / "a" / "b"
+    assert cli(["report", str(tmp_path / "results"), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["runs"] == 1 and told["published"] > 100 and told["damaged"] == 0
+    assert Path(told["html"]).read_text().startswith("<!DOCTYPE html>")
+    assert Path(told["markdown"]).read_text().startswith("# bertbench report")
+    assert main([str(tmp_path / "results"), "--out", str(out), "--no-references"]) == 0
+    assert "1 runs, 0 simulated, 0 published, 0 damaged" in capsys.readouterr().out
+    assert "Iluvatar" not in (out / "report.html").read_text()
+
+
+def test_the_verb_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert cli(["report", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == 2
+    assert cli(["report", str(tmp_path)]) == 2
+    assert "--out" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="no record in"):
+        main([str(tmp_path / "empty"), "--out", str(tmp_path / "o"), "--no-references"])
+    make_run(tmp_path / "results", figures(10.0))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"cannot write into.*--out"):
+        main([str(tmp_path / "results"), "--out", str(tmp_path / "file")])
+    assert not list(tmp_path.glob("o/*"))
