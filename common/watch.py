@@ -36,7 +36,7 @@ _QUIET_S = 120.0
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _RESTING_S = 2.0
 _INDENT = " " * 10
-_STYLES = {"ok": "green", "running": "cyan", "waiting": "dim"}
+_STYLES = {"ok": "green", "ended (success)": "green", "running": "cyan", "waiting": "dim"}
 
 
 class View:
