@@ -56,6 +56,7 @@ def load_results(
     for path in map(Path, paths):
         if not path.exists():
             raise BadInput(f"{path}: there is no such file or folder")
+        path = path.parent if path.name == MANIFEST else path
         if path.is_dir():
             _search(path, folders, files, damaged)
         else:

@@ -108,7 +108,8 @@ def test_folders_are_searched_in_the_order_of_time(tmp_path: Path) -> None:
     hidden = tmp_path / ".trash" / "run"
     hidden.mkdir(parents=True)
     (hidden / "manifest.json").write_text("{}")
-    results, damaged = load_results([tmp_path, made[1], str(tmp_path / "1x-card")])
+    named = [tmp_path, made[1], made[2] / "manifest.json", str(tmp_path / "1x-card")]
+    results, damaged = load_results(named)
     assert [r.seed for r in results] == [3, 1, 2] and not damaged
 
 
