@@ -323,8 +323,10 @@ def _windows(times: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _targets_told(goals: Iterable[float]) -> str:
-    told = " and ".join(number(g) for g in sorted(goals))
-    return f"The target is {told}." if told else "There is no target."
+    told = [number(g) for g in sorted(goals)]
+    if len(told) < 2:
+        return f"The target is {told[0]}." if told else "There is no target."
+    return f"The targets are {' and '.join(told)}."
 
 
 def _round(x: float) -> float:

@@ -288,7 +288,8 @@ def _differing(some: Iterable[Any]) -> list[str]:
 
 def _words(values: Any, keys: Iterable[str]) -> list[str]:
     known = values if isinstance(values, Mapping) else {}
-    return [f"{k} {json.dumps(known.get(k))}"[:60] for k in keys]
+    told = {k: known.get(k) for k in keys}
+    return [f"{k} {'unset' if v is None else json.dumps(v)}"[:60] for k, v in told.items()]
 
 
 def _division(row: Mapping[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ from common.results.store import Damaged, Result
 HERE = Path(__file__).parent
 MOST_DETAILED = 40
 """Runs, the newest, that have plots of their own."""
-MOST_READ = 200
+MOST_READ = 120
 """Runs whose steps are read for the common plots."""
 DERIVED = {
     "scalability": "rate(N) / (N x rate(1)): same recipe, precision and implementation; computed "

@@ -99,12 +99,12 @@ def lines(
         )
     for at in marks:
         out.append(f'<path class="mark" d="M{h(at):.1f} {_TOP}V{height - _BOTTOM}"/>')
-    for value, label in targets:
-        at = v(float(value))
+    for i, (value, label) in enumerate(targets):
+        at, odd = v(float(value)), i % 2  # two targets may lie close to each other
+        side = f'x="{_WIDTH - _RIGHT - 4 if odd else _LEFT + 6}"' + odd * ' class="end"'
         out.append(
-            f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text '
-            f'x="{_LEFT + 6}" y="{at + (15 if at < _TOP + 14 else -5):.1f}">{escape(label)}'
-            f"</text></g>"
+            f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text {side} '
+            f'y="{at + (15 if at < _TOP + 14 else -5):.1f}">{escape(label)}</text></g>'
         )
     ends = [end for _, end in windows]
     for one, points in thin:

@@ -136,8 +136,8 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
                     Cell(e.device, e.device, e.link()),
                     Cell(e.workload, e.workload),
                     Cell(e.precision, e.precision),
-                    number_cell(v, e.link()),
-                    Cell("", v.median, picture=strip(v.median, low, high, e.style)),
+                    _whole_or_window(e, v),
+                    Cell("", v.median, picture=strip(v.median, low, high, 0 if e.measured else e.style)),
                     Cell("", None) if each is None else Cell(number(each), each, e.link()),
                     quality,
                     Cell("measured here", "")
@@ -161,6 +161,14 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
         ),
         rows=made,
     )  # fmt: skip
+
+
+def _whole_or_window(e: Entry, v: Value) -> Cell:
+    """A rate; where only the one over the whole run is known, it says so."""
+    cell = number_cell(v, e.link())
+    if e.value(RATE[0]) is not None:
+        return cell
+    return cell._replace(note=", ".join(filter(None, (cell.note, "with evaluations"))))
 
 
 def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | None:

@@ -334,7 +334,9 @@ def test_many_runs_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert page.count('<svg class="plot"') < 3 * MOST_DETAILED
     assert len(page) < 6_000_000
     (accuracy, *_) = report.sections[0].plots
-    assert [label for _, label, _ in accuracy.legend] == ["1 x Card 1, bf16, median of 200"]
+    assert [label for _, label, _ in accuracy.legend] == [
+        f"1 x Card 1, bf16, median of {MOST_READ}"
+    ]
 
 
 json_values = st.recursive(
