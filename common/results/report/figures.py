@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from string import ascii_lowercase
 from typing import Any
 
 from common.results.report.groups import Entry, Value
@@ -39,7 +40,7 @@ def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str =
         if e.measured:
             by_recipe[e.benchmark, str(e.first.preset)].append(e)
         elif isinstance(e.first.manifest.get("evaluations"), list):
-            by_recipe[e.benchmark, "published logs"].append(e)
+            by_recipe[e.benchmark, "MLPerf logs"].append(e)
     plots = []
     for i, ((benchmark, preset), some) in enumerate(sorted(by_recipe.items())):
         name = next((e.quality_name for e in some if e.quality_name), "quality")
@@ -62,9 +63,10 @@ def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str =
                         f"{what}{': ' if what else ''}{preset}: {name} over {over}",
                         f"{name} of {benchmark}, {preset}, at each evaluation. "
                         f"{_targets_told(goals)} {'; '.join(best[:MOST_LINES])}.",
-                        series,
+                        series[:MOST_LINES],
                         x=name_x,
                         y=name,
+                        note=_told(series),
                         targets=[(g, f"target {number(g)}") for g in sorted(goals)],
                     )
                 )  # fmt: skip
@@ -93,12 +95,12 @@ def speed(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plot]:
                     f"Sequences per second of each reported stretch of {benchmark}, {preset}; "
                     f"evaluations, which are not in the rate, are marked by {len(marks)} vertical "
                     f"lines.",
-                    series,
+                    series[:MOST_LINES],
                     x="step",
                     y="sequences/s",
                     marks=marks[:60],
                     from_zero=True,
-                    note="Vertical lines: evaluations.",
+                    note=f"Vertical lines: evaluations. {_told(series)}".strip(),
                 )
             )
             plots[-1].tags.update({"benchmark": benchmark})
@@ -249,8 +251,9 @@ def _merged(entries: Sequence[Entry], points: Any) -> list[Series]:
                 style=e.style,
                 href=e.anchors.get(r.run_id, e.anchor),
                 group=(_short_label(e, entries), e.anchor) if e.made > 1 else None,
+                tag="" if e.measured else ascii_lowercase[i],
             )
-            for e, r, found in runs
+            for i, (e, r, found) in enumerate(runs)
         ]
     series = []
     for e in entries:
@@ -266,21 +269,26 @@ def _merged(entries: Sequence[Entry], points: Any) -> list[Series]:
         if kept:
             series.append(
                 Series(
-                    label=f"{_short_label(e, entries)}, median of {n}",
+                    label=_short_label(e, entries) + (f", median of {n}" if n > 1 else ""),
                     points=[(x, median(ys)) for x, ys in kept],
                     band=[(x, min(ys), max(ys)) for x, ys in kept],
                     style=e.style,
                     href=e.anchor,
                 )
             )
-    series.sort(key=lambda s: s.label)
-    return series[:MOST_LINES]
+    return series
 
 
 def _short_label(e: Entry, among: Sequence[Entry]) -> str:
     """What tells an entry from others of its plot, without what they share."""
     label = f"{e.device}, {e.precision}" + (f", {e.variant}" if e.variant else "")
     return f"{label}, {e.backend}" if len({x.backend for x in among}) > 1 else label
+
+
+def _told(series: Sequence[Series]) -> str:
+    """What a plot leaves out."""
+    left = len(series) - MOST_LINES
+    return f"{MOST_LINES} of {len(series)} configurations are drawn." if left > 0 else ""
 
 
 def _evaluations(r: Result, events: Mapping[str, Events], axis: str) -> list[Point]:

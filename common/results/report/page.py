@@ -115,6 +115,7 @@ class Report:
             text="Published figures are shown as their sources state them, most without a "
             "definition; each leads to its source and what is doubtful about it.",
             tables=[t for t in beside if t],
+            plots=figures.learning(self.published, {}, "published"),
         )  # fmt: skip
         yield Section(
             id="shapes", title="Tables in known shapes",

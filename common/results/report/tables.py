@@ -129,6 +129,7 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
     for e, v in rated:
         count = e.devices
         each = v.median / count if count else None
+        style = 0 if e.measured else e.style
         quality = _named(number_cell(e.quality(), e.link()), e.quality_name)
         made.append(
             Row(
@@ -137,7 +138,7 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
                     Cell(e.workload, e.workload),
                     Cell(e.precision, e.precision),
                     _whole_or_window(e, v),
-                    Cell("", v.median, picture=strip(v.median, low, high, 0 if e.measured else e.style)),
+                    Cell("", v.median, picture=strip(v.median, low, high, style)),
                     Cell("", None) if each is None else Cell(number(each), each, e.link()),
                     quality,
                     Cell("measured here", "")

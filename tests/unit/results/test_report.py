@@ -196,6 +196,28 @@ def test_published_tables_say_what_their_sources_say(tmp_path: Path) -> None:
     assert all(row.kind == "published" for t in by_id.values() for row in t.rows)
 
 
+def test_published_logs_are_drawn_as_others(tmp_path: Path) -> None:
+    row = {
+        "system": "s", "benchmark": "bert_pretraining", "metrics": {}, "doubt": [],
+        "quality": {"metric": "mlm_accuracy", "value": 0.72, "target": 0.72},
+        "evaluations": [{"seconds": 60.0 * i, "samples": 1000 * i, "value": 0.2 * i}
+                        for i in range(1, 5)] + [{"seconds": None, "samples": None, "value": 1.0}],
+    }  # fmt: skip
+    (tmp_path / "reference").mkdir()
+    content = {"kind": "mlperf", "source": {"title": "a log"}, "rows": [row]}
+    (tmp_path / "reference" / "log.json").write_text(json.dumps(content))
+    results, damaged = load_results([tmp_path / "reference" / "log.json"])
+    ours = [r for r in results if r.kind == "mlperf"]
+    plots = [p for s in Report(ours, damaged).sections for p in s.plots]
+    assert [p.title for p in plots] == [
+        "published: MLPerf logs: mlm_accuracy over samples",
+        "published: MLPerf logs: mlm_accuracy over time",
+    ]
+    for plot in plots:
+        assert str(plot.svg).count('class="m diamond"') == 4
+        assert "series sref" in str(plot.svg) and "target 0.72" in str(plot.svg)
+
+
 def test_a_measured_run_joins_the_known_tables(tmp_path: Path) -> None:
     make_run(tmp_path, figures(10.0), quality=quality(0.6))
     make_run(tmp_path, figures(15.0), quality=quality(0.6), precision="fp32")
