@@ -190,6 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--submitter", metavar="NAME", help="who published it")
     parser.add_argument("--system", metavar="NAME", help="instead of what the log calls it")
     parser.add_argument("--devices", type=int, metavar="N", help="accelerators of the system")
+    parser.add_argument("--device", metavar="NAME", help="what these accelerators are called")
     parser.add_argument("--json", action="store_true", help="print the records as JSON")
     options = parser.parse_args(argv)
     if options.round is not None and not re.fullmatch(r"\d+\.\d+", options.round):
@@ -198,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BadInput("--devices must be at least 1")
     given = {
         name: getattr(options, name)
-        for name in ("round", "submitter", "system", "devices")
+        for name in ("round", "submitter", "system", "devices", "device")
         if getattr(options, name) is not None
     }
     done: list[dict[str, Any]] = []

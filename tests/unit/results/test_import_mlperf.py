@@ -23,7 +23,7 @@ from common.events import EvalEvent, RunSummary
 from common.mlperf import MlperfLog
 from common.results.import_mlperf import Origin, import_log
 from common.results.published import load_published, problems
-from common.results.store import load_results
+from common.results.store import REFERENCE, load_results
 
 KNOWN = {
     # Round, submitter, file: seconds, samples, accuracy, status, batch; read with grep.
@@ -223,6 +223,26 @@ def test_all_of_a_folder_through_the_command(
     assert {result.status for result in ours} == {"success", "aborted", "no_run_stop"}
 
 
+def test_the_logs_in_the_reference_folder_are_what_import_makes(logs: dict[str, list[str]]) -> None:
+    files = sorted(REFERENCE.glob("mlperf_v*.json"))
+    assert len(files) == 2
+    by_sum = {
+        hashlib.sha256(Path(text[0]).read_bytes()).hexdigest(): Path(text[0])
+        for name, text in logs.items()
+        if name.startswith("path of")
+    }
+    if not by_sum:
+        pytest.skip("the published MLPerf logs are not here (../shared/data/mlperf_logs)")
+    for file in files:
+        stored = load_published(file)
+        row = stored["rows"][0]
+        path = by_sum[row["log"]["sha256"]]
+        known = {**vars(Origin.of(path)), "devices": row["devices"], "device": row["device"]}
+        fresh = import_log(path, Origin(**known))
+        fresh["rows"][0]["log"]["facts"]["given"] = row["log"]["facts"].get("given")
+        assert fresh == stored
+
+
 # -- hard cases made from them --------------------------------------------------------------------
 
 
@@ -274,6 +294,24 @@ def test_doubled_ranks(log: list[str], spot: Path) -> None:
         assert value(row, "run_time_s") == told(doubled)["seconds"]
         if (once := value(plain, "run_time_s")) is not None:
             assert once <= (value(row, "run_time_s") or 0) <= once + 0.0401
+
+
+def test_the_same_twice_is_once(log: list[str], spot: Path) -> None:
+    plain, double = take(spot, log), take(spot, log + log)
+    assert double["log"]["events"] == plain["log"]["events"]
+    assert double["doubt"] == plain["doubt"]
+    assert double["metrics"] == plain["metrics"]
+
+
+def test_a_cut_line_with_another_behind(spot: Path) -> None:
+    """The second is read, and lends nothing to the first."""
+    joined = ':::MLLOG {"namespace": "", "time_ms": 5' + line("submission_benchmark", 10, "bert")
+    lines = [text for text in made() if "submission_benchmark" not in text]
+    row = take(spot, [joined, *lines, ':::MLLOG {"namespace": ""'])
+    assert row["benchmark"] == "bert_pretraining"
+    assert row["log"]["damaged"] == 2
+    lines = [text for text in lines if "global_batch_size" not in text]
+    assert "2 damaged lines may hold it" in take(spot, [joined, *lines, joined])["missing"]["batch"]
 
 
 def test_lines_that_are_cut(log: list[str], spot: Path) -> None:
@@ -475,7 +513,9 @@ def test_two_runs_in_one_file(spot: Path) -> None:
     killed = [text for text in made() if '"run_stop"' not in text]
     with pytest.raises(BadInput, match="more than one run, or one that was started again"):
         take(spot, killed + later)
-    # Also when it was started again before its first evaluation.
+    # Also when it was started again soon, or before its first evaluation.
+    with pytest.raises(BadInput, match="more than one run"):
+        take(spot, [*killed, line("run_start", 1_700_000_045_000)])
     with pytest.raises(BadInput, match="more than one run"):
         take(spot, killed[:20] + later)
 
@@ -590,12 +630,14 @@ def test_good_files_beside_a_bad_one(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_what_is_given_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result_3.txt"
     path.write_text("\n".join(made()))
-    flags = ["--round", "4.1", "--submitter", "Me & Co", "--system", "../../x", "--devices", "8"]
+    flags = ["--round", "4.1", "--submitter", "Me & Co", "--system", "../../x", "--devices", "8",
+             "--device", "One"]  # fmt: skip
     out = tmp_path / "out"
     assert bertbench(["import-mlperf", str(path), *flags, "--output", str(out), "--json"]) == 0
     row = json.loads(capsys.readouterr().out)["imported"][0]["record"]["rows"][0]
-    assert (row["round"], row["submitter"], row["devices"]) == ("4.1", "Me & Co", 8)
-    assert row["log"]["facts"]["given"] == "devices, round, submitter, system"
+    assert (row["round"], row["submitter"]) == ("4.1", "Me & Co")
+    assert (row["devices"], row["device"]) == (8, "One")
+    assert row["log"]["facts"]["given"] == "device, devices, round, submitter, system"
     (file,) = out.iterdir()
     assert re.fullmatch(r"mlperf_v4\.1_me-co_x_result-3_[0-9a-f]{8}\.json", file.name)
 
