@@ -281,7 +281,7 @@ def _merged(entries: Sequence[Entry], points: Any) -> list[Series]:
 
 def _short_label(e: Entry, among: Sequence[Entry]) -> str:
     """What tells an entry from others of its plot, without what they share."""
-    label = f"{e.device}, {e.precision}" + (f", {e.variant}" if e.variant else "")
+    label = ", ".join(filter(None, (e.device, e.first.precision, e.variant)))
     return f"{label}, {e.backend}" if len({x.backend for x in among}) > 1 else label
 
 
