@@ -223,9 +223,15 @@ def _visible(r: Result) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _settings(r: Result) -> str:
-    """Recipe and implementation as they were asked for; known from a run's first moment on."""
-    return json.dumps([r.config.get("recipe"), r.config.get("impl")], sort_keys=True)
+def _settings(r: Result, *, asked: bool = True) -> str:
+    """Recipe and implementation, known from a run's first moment on.
+
+    ``asked`` includes the precision that was asked for; the one in effect is told elsewhere.
+    """
+    impl = r.config.get("impl")
+    if isinstance(impl, Mapping) and not asked:
+        impl = {k: v for k, v in impl.items() if k != "precision"}
+    return json.dumps([r.config.get("recipe"), impl], sort_keys=True)
 
 
 def _unprecise(key: tuple[Any, ...], r: Result) -> tuple[Any, ...]:
@@ -255,16 +261,17 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
     hashes: dict[str, set[str]] = defaultdict(set)
     for r in some:
         if r.recipe_hash:
-            hashes[_settings(r)].add(r.recipe_hash)
+            hashes[_settings(r, asked=False)].add(r.recipe_hash)
     kinds: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for r in some:
         # A run that ended before its inputs were hashed counts with those that it can be of.
-        known = hashes[_settings(r)]
+        known = hashes[_settings(r, asked=False)]
         recipe = r.recipe_hash or (next(iter(known)) if len(known) == 1 else "")
-        kinds[_settings(r), recipe].append(r)
-    impls = [_differing(members[0].config.get("impl") for members in kinds.values())] * len(kinds)
+        kinds[_settings(r, asked=False), recipe].append(r)
+    impl = _differing(members[0].config.get("impl") for members in kinds.values())
+    impl = [k for k in impl if k != "precision"]
     parts, names = [], []
-    for ((_, recipe), members), impl in zip(kinds.items(), impls, strict=True):
+    for (_, recipe), members in kinds.items():
         words = _words(members[0].config.get("recipe"), changed)
         if len(words) > 3:
             words = [f"recipe {recipe[:8] or 'unknown'}"]

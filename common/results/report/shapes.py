@@ -114,7 +114,7 @@ def _deepspark_all(entries: Sequence[Entry], scalability: Scalability) -> Table:
         intro="Power and memory: of each device x devices; scalability: rate(N) / (N x rate(1)); "
         "stability: runs that ended well / runs made. DeepSparkHub does not define its own.",
         columns=(
-            Column("Convergence criteria", True), Column("Configuration"),
+            Column("Convergence criteria"), Column("Configuration"),
             Column("Performance", True), Column("Accuracy", True), Column("Power, W", True),
             Column("Scalability", True), Column("Memory, GiB", True), Column("Stability", True),
         ),

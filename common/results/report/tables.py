@@ -130,7 +130,8 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
         count = e.devices
         each = v.median / count if count else None
         style = 0 if e.measured else e.style
-        quality = _named(number_cell(e.quality(), e.link()), e.quality_name)
+        quality = number_cell(e.quality(), e.link())
+        quality = quality._replace(note=e.quality_name if quality.text else "")
         made.append(
             Row(
                 (
