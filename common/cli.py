@@ -32,7 +32,7 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench repeat N -- run ...  fresh processes, one seed after the other; --against takes turns
   bertbench scale -- run ...     the same on 1, 2, 4, 8 devices: throughput, efficiency
   bertbench compare A B          two groups of runs: ratios, intervals, significance
-  bertbench report RUN... --out DIR  one HTML file and its Markdown twin, readable offline
+  bertbench report --out DIR     all results as one HTML file that opens offline, and Markdown
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
   bertbench watch RUN...         live view of runs that are under way, here or through a pipe
   bertbench rcp RUN...           MLPerf's convergence check: no faster than the reference
