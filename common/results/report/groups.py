@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import median
 from typing import Any, NamedTuple
 
 from common.results.report.plot import REFERENCE, STYLES
+from common.results.statistics import Interval, median, median_interval
 from common.results.store import Result
 
 PRECISIONS = {"tf32": "full", "fp32": "full", "fp64": "full"}
@@ -35,6 +35,14 @@ class Value(NamedTuple):
     unit: str
     missed: bool
     """Whether the runs that it is taken over missed their target."""
+    interval: Interval | None = None
+    """95 % interval of the median; None for fewer than six runs, where none exists."""
+
+
+def value_of(found: Sequence[float], unit: str = "", *, missed: bool = False) -> Value:
+    """Of at least one run."""
+    known = median_interval(found)
+    return Value(median(found), min(found), max(found), len(found), unit, missed, known)
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class Entry:
                 if found:
                     unit = next(r.metrics[name]["unit"] for r in some if name in r.metrics)
                     missed = self.measured and some is not self.reached
-                    return Value(median(found), min(found), max(found), len(found), unit, missed)
+                    return value_of(found, unit, missed=missed)
         return None
 
     def quality(self, *metrics: str) -> Value | None:
@@ -156,7 +164,7 @@ class Entry:
                 found.append(float(told["value"]))
         if not found:
             return self.value(*metrics) if metrics else None
-        return Value(median(found), min(found), max(found), len(found), "", False)
+        return value_of(found)
 
     @property
     def quality_name(self) -> str:

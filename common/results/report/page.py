@@ -289,8 +289,8 @@ def _facts(r: Result) -> list[tuple[str, str]]:
     told = (
         ("Ended", r.reason),
         ("Began", r.created),
-        ("Devices", f"{r.num_devices} x {r.device_name or r.system_name}"
-                    f" ({r.world_size} processes)"),
+        ("Devices", f"{r.num_devices} x {r.device_name or r.system_name}"),
+        ("Processes", None if r.world_size == r.num_devices else r.world_size),
         ("Precision", r.precision),
         ("Batch", r.global_batch and f"{r.global_batch} sequences a step"),
         ("Data", extras.get("data")),

@@ -67,6 +67,8 @@ def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any =
     if value.n > 1:
         ends = [form(v * scale) for v in (value.low, value.high)]
         note = f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else f"all {value.n}"
+        if value.interval is not None and ends[0] != ends[1]:
+            note = " to ".join(form(v * scale) for v in value.interval[:2]) + " (95 %)"
     text = form(value.median * scale) + (f" {MISSED}" if value.missed else "")
     return Cell(text, value.median * scale, href, note)
 
@@ -106,7 +108,8 @@ def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Tabl
         id=ident,
         title="Configurations",
         intro="Every measured configuration: medians over its runs, each a fresh process, with the "
-        "least and the largest. Fewer than six runs have no interval and are indicative only.",
+        "95 % interval of the median. Fewer than six runs have none and are indicative only; they "
+        "show the least and the largest.",
         columns=(
             Column("Recipe"), Column("Device"), Column("Precision"), Column("Runs", True),
             Column("Sequences/s", True), Column("Real tokens/s", True),

@@ -123,6 +123,15 @@ def test_medians_stability_and_missed_targets(tmp_path: Path) -> None:
     assert [row.cells[8].note for row in table.rows] == ["3 of 4", "0 of 1"]
 
 
+def test_an_interval_from_six_runs_on(tmp_path: Path) -> None:
+    for rate in range(1, 10):
+        make_run(tmp_path, figures(float(rate)), quality=quality(0.6), seed=rate)
+    table = configurations(entries(load_results([tmp_path], references=False)[0]))
+    rate = table.rows[0].cells[4]
+    assert (rate.text, rate.sort, rate.note) == ("5", 5.0, "2 to 8 (95 %)")
+    assert table.rows[0].cells[3].note == ""
+
+
 def test_scalability_to_the_digit(tmp_path: Path) -> None:
     for n, rate in ((1, 10.0), (2, 18.0), (4, 30.0)):
         config = {"recipe": {"global_batch": 8 * n, "max_steps": 3}}
