@@ -111,7 +111,7 @@ class Report:
             plots=figures.scaling(families) + ([split] if split else []), plots_first=True,
         )  # fmt: skip
         yield Section(
-            id="beside", title="Beside what others have published",
+            id="beside", title="Beside published figures",
             text="Published figures are shown as their sources state them, most without a "
             "definition; each leads to its source and what is doubtful about it.",
             tables=[t for t in beside if t],
@@ -144,8 +144,9 @@ class Report:
             groups=self._groups(fake),
         )  # fmt: skip
         yield Section(
-            id="sources", title="Published figures and their sources",
-            text="Everything that was compared with above. None of it was measured here.",
+            id="sources", title="Sources",
+            text="The published figures by source, with what they mean as far as that is stated, and "
+            "what is doubtful. None of it was measured here.",
             tables=tables.published(self.published),
         )  # fmt: skip
 
