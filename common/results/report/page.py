@@ -145,8 +145,8 @@ class Report:
         )  # fmt: skip
         yield Section(
             id="sources", title="Sources",
-            text="The published figures by source, with what they mean as far as that is stated and "
-            "with what is doubtful. None of it was measured here.",
+            text="The published figures by source: what they mean, as far as that is stated, and "
+            "what is doubtful. None of it was measured here.",
             tables=tables.published(self.published),
         )  # fmt: skip
 
