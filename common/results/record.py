@@ -41,7 +41,6 @@ from common.errors import BadInput
 from common.events import EvalEvent, Observer, RunSummary, StepEvent
 from common.files import file_sha256, sync, write_atomic
 from common.measure.code import code_hash
-from common.measure.system import describe_system
 from common.recipe import plain
 
 SCHEMA_VERSION = 1
@@ -98,6 +97,8 @@ class RunRecord(Observer):
                     f"digits, '.', '_' and '-' (--{what})"
                 )
         created = now or datetime.now(timezone.utc)
+        from common.measure.system import describe_system  # torch: readers of records need none
+
         described = describe_system() | {"devices": plain(list(devices))}
         code = described["code"]
         run_id = "_".join(
