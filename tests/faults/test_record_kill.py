@@ -25,7 +25,7 @@ from common.results.record import RunRecord
 where, count = sys.argv[2], int(sys.argv[3])
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-if where in ("_write_json", "file_sha256"):
+if where in ("_write_json", "file_sha256", "sealed"):
     real = getattr(module, where)
     def dies(*args):
         global count
@@ -54,7 +54,7 @@ record.close(RunSummary(status="failed", reason="x", step=0, samples=0))
         ("_write_json", 3, None),  # before the folder has its name: no record
         ("line", 0, "interrupted"),  # in the middle of a line
         ("file_sha256", 2, "interrupted"),  # while closing
-        ("_write_json", 4, "interrupted"),  # just before the final manifest
+        ("sealed", 1, "interrupted"),  # just before the final manifest
         ("never", 0, "failed"),
     ],
 )
