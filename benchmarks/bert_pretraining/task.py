@@ -70,7 +70,7 @@ class PretrainingTask:
         self.model: nn.Module = backend.compile(model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
         lamb_kernel = backend.lamb_kernel(impl.kernels)
-        self._optimizer_kernel = "torch-fused"
+        self._optimizer_kernel = "torch-fused" if backend.fused_adamw else "torch-unfused"
         if recipe.optimizer == "lamb":
             self._optimizer_kernel = "lamb-fused" if lamb_kernel else "lamb-foreach"
         self.optimizer = build_optimizer(
@@ -80,6 +80,7 @@ class PretrainingTask:
             betas=(recipe.opt_lamb_beta_1, recipe.opt_lamb_beta_2),
             eps=recipe.opt_epsilon,
             lamb_kernel=lamb_kernel,
+            fused=backend.fused_adamw,
         )
 
     def plan(self, settings: Settings) -> Plan:

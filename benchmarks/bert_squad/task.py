@@ -82,13 +82,16 @@ class SquadTask:
         model.to(backend.device)
         self.model: nn.Module = backend.compile(model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
-        self._optimizer_name = "adamw" if recipe.bias_correction else "bert_adam"
+        name = "adamw" if recipe.bias_correction else "bert_adam"
+        kernel = "torch-fused" if backend.fused_adamw else "torch-unfused"
+        self._optimizer_kernel = f"{kernel} {name}"
         self.optimizer = build_optimizer(
-            self._optimizer_name,
+            name,
             parameter_groups(self.model, recipe.weight_decay_rate),
             lr=recipe.learning_rate,
             betas=(recipe.adam_beta_1, recipe.adam_beta_2),
             eps=recipe.adam_epsilon,
+            fused=backend.fused_adamw,
         )
 
     # -- how long -----------------------------------------------------------------------------
@@ -158,8 +161,7 @@ class SquadTask:
         data = {"train": source.train, "predict": source.predict}
         return {
             "precision": self.precision,
-            "kernels": dict(self.ops.kernels)
-            | {"optimizer": f"torch-fused {self._optimizer_name}"},
+            "kernels": dict(self.ops.kernels) | {"optimizer": self._optimizer_kernel},
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "micro_batch": self.split.micro_batch,
             "gradient_accumulation_steps": self.split.accumulation,
