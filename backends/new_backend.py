@@ -32,7 +32,7 @@ def create(name: str, output: Path) -> Path:
     if name in TAKEN or name in backends.names():
         raise BadInput(f"there is a backend {name!r} already, or the word is taken: choose another")
     if not output.is_dir():
-        raise BadInput(f"--output {output} is not a folder")
+        raise BadInput(f"--output {output} is not a folder: make it first, or name another")
     package = output / f"bertbench-{name.replace('_', '-')}"
     if package.exists():
         raise BadInput(f"{package} exists already: remove it, or choose another --output")
