@@ -302,7 +302,7 @@ def _evaluations(r: Result, events: Mapping[str, Events], axis: str) -> list[Poi
         return found
     for e in events.get(r.run_id, ()):
         if e.get("kind") == "eval" and isinstance(e.get("metrics"), Mapping):
-            value = e["metrics"].get(e.get("target_metric"))
+            value = e["metrics"].get(str(e.get("target_metric")))
             if _number(value) and _number(e.get(axis)):
                 found.append((float(e[axis]), float(value)))
     return found
