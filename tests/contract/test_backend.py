@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -758,28 +759,28 @@ def test_two_ranks_reduce_and_average_gradients(backend: Backend) -> None:
         pytest.skip(f"{backend.name} has no collective: {why}")
     if backend.device_type != "cpu" and backend.device_count() < 2:
         pytest.skip(f"{backend.name} has {backend.device_count()} device here; this needs two")
-    # A free port may be taken by another program before the ranks have it: then they try anew.
-    if not (finish_two_ranks(backend.name) or finish_two_ranks(backend.name)):
-        pytest.fail("two ranks did not finish in 2 x 100 s: the collective hangs")
-
-
-def finish_two_ranks(name: str) -> bool:
-    """Run them on a port that is free now; False when they hang."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = torch.multiprocessing.spawn(two_ranks, args=(name, port), nprocs=2, join=False)
-    deadline = time.monotonic() + 100
+    processes = torch.multiprocessing.spawn(
+        two_ranks, args=(backend.name, free_port()), nprocs=2, join=False
+    )
+    deadline = time.monotonic() + 120
     try:
         while not processes.join(timeout=max(0.1, deadline - time.monotonic()), grace_period=5):
             if time.monotonic() > deadline:
-                return False
+                pytest.fail("two ranks did not finish in 120 s: the collective hangs")
     except torch.multiprocessing.ProcessRaisedException as error:
         pytest.fail(f"one of two processes failed:\n{error}", pytrace=False)
     finally:
         for process in processes.processes:
             process.kill()
-    return True
+
+
+def free_port() -> int:
+    """One below those that the system hands out, so that no other program is given it meanwhile."""
+    for port in random.sample(range(20000, 30000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("100 ports between 20000 and 30000 are taken")
 
 
 # -- observation ----------------------------------------------------------------------------------
