@@ -15,7 +15,8 @@ nothing but our own matrix products through torch: the limit of this machine.
 
 quality: per seed, our runner and then the peer train and answer the whole of --predict; EM and F1
 of both by our own scoring. It takes hours; DIR/quality.json is written after every run, and the
-same command goes on where it was stopped.
+same command goes on where it was stopped. Several may fill one DIR: with one thread each, give
+them other --seeds or --sides.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def parse() -> argparse.Namespace:
     quality.add_argument("--predict", type=Path, required=True, help="SQuAD file to answer")
     quality.add_argument("--output", type=Path, required=True, help="folder of all that is kept")
     quality.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    quality.add_argument("--sides", nargs="+", choices=squad_quality.SIDES, default=["own", "peer"])
     quality.add_argument("--limit", type=int, help="a trial: this many questions of each file")
     quality.add_argument("--attention", choices=("sdpa", "eager"), default="eager", help="peer's")
     quality.set_defaults(do=run_quality)
@@ -129,6 +131,7 @@ def run_quality(arguments: argparse.Namespace) -> int:
         threads=torch.get_num_threads(),
         limit=arguments.limit,
         seeds=arguments.seeds,
+        sides=arguments.sides,
     )
     content = quality.run(lambda text: print(text, file=sys.stderr, flush=True))
     print(f"{squad_quality.show(content)}\n\n{quality.file}")

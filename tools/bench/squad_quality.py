@@ -9,6 +9,7 @@ ours come from a hash). Its logits go through our answers and scores.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import statistics
 import subprocess
@@ -65,9 +66,11 @@ class Quality:
         threads: int,
         limit: int | None,
         seeds: Iterable[int],
+        sides: Iterable[str] = SIDES,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._attention, self._seeds = folder, attention, list(seeds)
+        self._folder, self._attention = folder, attention
+        self._seeds, self._sides = list(seeds), list(sides)
         self.file = folder / "quality.json"
         files = {"train": train, "predict": predict}
         for name, path in files.items():
@@ -100,20 +103,28 @@ class Quality:
     def run(self, say: Callable[[str], None]) -> dict[str, Any]:
         """Whatever is missing; returns everything."""
         for seed in self._seeds:
-            done = self.content["runs"].setdefault(str(seed), {})
-            for side in SIDES:
-                if side in done:
+            for side in self._sides:
+                if side in self.content["runs"].get(str(seed), {}):
                     say(f"seed {seed}, {side}: done before")
                     continue
                 say(f"seed {seed}, {side}: begins")
                 flags = [*self._flags, "--seed", str(seed)]
                 found = self._own(flags) if side == "own" else self._peer(flags, seed, say)
-                done[side] = found | {"code_hash": code_hash()}
-                self.content["summary"] = summary(self.content["runs"])
-                write_atomic(self.file, json.dumps(self.content, indent=1) + "\n")
+                self._keep(seed, side, found | {"code_hash": code_hash()})
                 say(f"seed {seed}, {side}: {told(found)}")
         self.content["summary"] = summary(self.content["runs"])
         return self.content
+
+    def _keep(self, seed: int, side: str, found: dict[str, Any]) -> None:
+        """Into the file, beside what other such commands have put there meanwhile."""
+        with (self._folder / "quality.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.file.is_file():
+                known = json.loads(self.file.read_text(encoding="utf-8"))
+                self.content = known | self.content | {"runs": known["runs"]}
+            self.content["runs"].setdefault(str(seed), {})[side] = found
+            self.content["summary"] = summary(self.content["runs"])
+            write_atomic(self.file, json.dumps(self.content, indent=1) + "\n")
 
     def _own(self, flags: list[str]) -> dict[str, Any]:
         """A run like any user's; its record stays in the folder."""
