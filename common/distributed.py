@@ -19,6 +19,10 @@ class _Joins(Protocol):
     def init_process_group(self, collective: str | None = None, **kwargs: Any) -> None: ...
 
 
+_LEFT: list[Any] = []
+"""Groups that this process was part of; they end with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     """This process's place among all."""
@@ -54,6 +58,10 @@ class World:
         try:
             yield
         finally:
+            # DDP's reducer must not drop the last reference to the group: it would hold the
+            # interpreter's lock while it joins gloo's threads, and one of these may be waiting for
+            # that lock, to free an all-reduce that just ended (torch 2.13). Both wait for ever.
+            _LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
     def sum_(self, tensor: Tensor) -> Tensor:
