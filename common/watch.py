@@ -27,7 +27,7 @@ from common.console import clock
 from common.errors import BadInput
 from common.files import shown
 from common.results.record import MANIFEST
-from common.results.validate import find_records
+from common.results.store import find_runs
 from common.watch_source import STEPS, File, Pipe, Source, json_object, number
 
 _HISTORY = 40
@@ -199,7 +199,7 @@ def sources(runs: Sequence[str], stream: IO[str]) -> list[Source]:
         elif path.is_file() or (path / MANIFEST).exists() or (path / STEPS).exists():
             found.append(File(path))
         else:
-            below = sorted(find_records(path), key=lambda p: p.name) if path.is_dir() else []
+            below = sorted(find_runs(path), key=lambda p: p.name) if path.is_dir() else []
             if not below:
                 raise BadInput(f"no run in {path}: name a run folder, its {STEPS}, or - for a pipe")
             going = [p for p in below if json_object(p / MANIFEST).get("files") is None]

@@ -120,7 +120,10 @@ class Outputs(Observer):
     def on_eval(self, event: EvalEvent) -> None:
         self._evaluation, answers = event, self._task.answers
         if answers is not None:
-            for name, content in ((PREDICTIONS, answers.predictions), (NBEST, answers.nbest)):
+            contents: dict[str, Any] = {PREDICTIONS: answers.predictions}
+            if self._run.write_nbest:
+                contents[NBEST] = answers.nbest
+            for name, content in contents.items():
                 text = json.dumps(content, indent=4) + "\n"
                 (self._folder / name).write_text(text, encoding="utf-8")
 

@@ -113,6 +113,8 @@ class SquadOptions(RunOptions):
     """Folder of the feature cache; default: in the user's cache."""
     skip_cache: bool = False
     """Make features anew and keep none."""
+    write_nbest: bool = True
+    """Write nbest_predictions.json, too: about 50 MB for the dev set of v1.1."""
     json_summary: Path | None = None
     """A second copy of the DLLogger lines, which the record always has."""
 

@@ -22,10 +22,10 @@ from typing import Any
 from common.errors import BadInput
 from common.files import shown
 from common.measure.code import ROOT
-from common.results.record import CHECKPOINTS, MANIFEST, SCHEMA_VERSION, STATUSES
+from common.results.record import CHECKPOINTS, MANIFEST, SCHEMA_VERSION, STATUSES, sealed
 from common.results.result import Damage, Result, check_quality, demand, metrics_of, parse
 
-__all__ = ["KINDS", "REFERENCE", "Damaged", "Result", "load_results", "parse"]
+__all__ = ["KINDS", "REFERENCE", "Damaged", "Result", "find_runs", "load_results", "parse"]
 
 REFERENCE = ROOT / "results" / "reference"
 """The published figures of this repository; a folder of this name may be anywhere."""
@@ -83,6 +83,13 @@ def load_results(
     return found, damaged
 
 
+def find_runs(path: Path) -> list[Path]:
+    """``path`` itself if it is a run's folder, else every one below it, in the order of names."""
+    folders: dict[Path, None] = {}
+    _search(path, folders, {}, [])
+    return list(folders)
+
+
 def _search(
     top: Path, folders: dict[Path, None], files: dict[Path, None], damaged: list[Damaged]
 ) -> None:
@@ -115,7 +122,7 @@ def _once(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _document(path: Path) -> tuple[dict[str, Any], str]:
-    """A JSON object, and its file's sha256."""
+    """A JSON object, and its file's sha256; a checksum of itself in it is verified."""
     try:
         if not path.is_file():
             wrong = "is not a plain file" if path.exists() else "is missing"
@@ -123,7 +130,10 @@ def _document(path: Path) -> tuple[dict[str, Any], str]:
         if path.stat().st_size > _LARGEST:
             raise Damage(f"{path.name} is larger than {_LARGEST >> 20} MiB")
         content = path.read_bytes()
-        value = parse(content.decode("utf-8"))
+        text = content.decode("utf-8")
+        value = parse(text)
+        if sealed(text) != text:
+            raise Damage(f"{path.name} differs from its checksum")
     except (OSError, ValueError) as error:
         if isinstance(error, Damage):
             raise

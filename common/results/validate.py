@@ -22,6 +22,7 @@ from common.errors import BadInput
 from common.files import file_sha256, shown
 from common.results import protocol
 from common.results.record import MANIFEST, record_files, sealed
+from common.results.store import find_runs
 
 SCHEMAS = Path(__file__).parent / "schema"
 ENOUGH = 6
@@ -155,18 +156,6 @@ def _lines(
     return values, problems
 
 
-def find_records(path: Path) -> list[Path]:
-    """``path`` itself if it is a record, else every record below it."""
-    if (path / MANIFEST).exists():
-        return [path]
-    found = sorted(file.parent for file in path.rglob(MANIFEST))
-    return [
-        run for run in found
-        if not any(part.startswith(".") or part == "checkpoints"
-                   for part in run.relative_to(path).parts)
-    ]  # fmt: skip
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """``bertbench validate``: 0 every record is a valid result, 1 at least one is not.
 
@@ -187,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     results: dict[str, list[Problem]] = {}
     for path in options.runs:
-        records = find_records(path)
+        records = find_runs(path)
         if not records:
             raise BadInput(f"no record in {path}: give a run folder (results/SYSTEM/BENCHMARK/RUN)")
         results.update({str(run): validate(run, options.ruleset) for run in records})

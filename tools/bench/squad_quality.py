@@ -33,7 +33,7 @@ from bench.squad import (
     undemanding,
     unpadded,
 )
-from benchmarks.bert_squad.outputs import NBEST, PREDICTIONS
+from benchmarks.bert_squad.outputs import PREDICTIONS
 from benchmarks.bert_squad.scoring import answer_and_score
 from common.errors import BadInput
 from common.files import file_sha256, write_atomic
@@ -130,6 +130,7 @@ class Quality:
         """A run like any user's; its record stays in the folder."""
         command = [
             *(sys.executable, "-m", "common.cli", "run", RECIPE, *flags, "--skip_checkpoint"),
+            "--no_write_nbest",
             *("--output_dir", str(self._folder.resolve() / "records"), "--json"),
         ]
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -175,8 +176,7 @@ class Quality:
             )
         kept = self._folder / f"peer-{seed}"
         kept.mkdir(exist_ok=True)
-        for name, content in ((PREDICTIONS, answers.predictions), (NBEST, answers.nbest)):
-            write_atomic(kept / name, json.dumps(content, indent=4) + "\n")
+        write_atomic(kept / PREDICTIONS, json.dumps(answers.predictions, indent=4) + "\n")
         found = {name: scores[name] for name in SCORES} | found
         return found | {"seconds": time.perf_counter() - begin, "record": self._relative(kept)}
 

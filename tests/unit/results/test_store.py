@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import BadInput
 from common.results import store
+from common.results.record import sealed
 from common.results.result import HOST
 from common.results.store import Damaged, Result, load_results, parse
 from common.results.validate import validate
@@ -193,6 +194,15 @@ def test_files_that_are_none_do_not_hold_up(tmp_path: Path) -> None:
     (tree / "manifest.json").mkdir()
     assert "not a plain file" in problem(pipe)
     assert "not a plain file" in problem(tree)
+
+
+def test_a_number_changed_in_a_sealed_manifest_is_found(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, {"sequences_per_second": 12.5}, checksum="0" * 64)
+    manifest = folder / "manifest.json"
+    manifest.write_text(sealed(manifest.read_text()))
+    assert only(folder).value("sequences_per_second") == 12.5
+    manifest.write_text(manifest.read_text().replace("12.5", "99.5"))
+    assert "manifest.json differs from its checksum" in problem(folder)
 
 
 def test_a_changed_or_cut_file_is_named(tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_what_was_not_measured_is_absent(tmp_path):
     assert not [key for key in report if key.startswith("train")] and "f1" not in report
 
 
+def test_the_n_best_answers_are_written_unless_unwanted(tmp_path):
+    for wanted in (True, False):
+        folder = tmp_path / str(wanted)
+        folder.mkdir()
+        made(folder, write_nbest=wanted).on_eval(evaluation())
+        assert (folder / "predictions.json").is_file()
+        assert (folder / "nbest_predictions.json").is_file() == wanted
+
+
 def test_a_run_that_failed_at_once_still_closes_its_files(tmp_path):
     outputs = made(tmp_path)
     finish(outputs)
