@@ -27,6 +27,7 @@ from common.distributed import World
 from common.errors import BertbenchError, Unsupported
 from common.evaluation import evaluate
 from common.events import Observer, RunSummary
+from common.measure.communication import gradient_all_reduce_s
 from common.measure.metric import Metric
 from common.measure.summary import reading, summarise
 from common.measure.system import system_name
@@ -285,13 +286,16 @@ class Run:
         metrics: list[Metric] = []
         if outcome.train_window is not None:  # every rank got this far, so every rank answers
             sensors = self.world.gather(reading(self.telemetry))
+            e2e_s = time.time() - psutil.Process().create_time()
+            memory = self.world.gather(self.backend.peak_memory())
             metrics = summarise(
                 outcome,
                 whole=self.resumed is None,
                 init_s=self.init_s,
-                e2e_s=time.time() - psutil.Process().create_time(),
-                memory=self.world.gather(self.backend.peak_memory()),
+                e2e_s=e2e_s,
+                memory=memory,
                 sensors=sensors,
+                all_reduce_s=self._all_reduce_s(outcome),
                 quality=[m for e in outcome.evals[-1:] for m in self.task.quality(e)],
             )
             metrics += self._utilisation(outcome.train_window.model_flops_per_second)
@@ -322,6 +326,17 @@ class Run:
             print("\n".join((f"record      {path}", *self.benchmark.closing(path))))
             if status == "interrupted" and not self.settings.run.skip_checkpoint:
                 print(f"to go on    the same command with --resume {path}")
+
+    def _all_reduce_s(self, outcome: Outcome) -> float | None:
+        """Of the gradients alone; None where nothing was trained, or somebody waits for the end."""
+        if not outcome.steps_done or outcome.status == "interrupted":
+            return None
+        return gradient_all_reduce_s(
+            self.task.model.parameters(),
+            world=self.world,
+            device=self.backend.device,
+            synchronize=self.backend.synchronize,
+        )
 
     def _utilisation(self, flops_per_second: float | None) -> list[Metric]:
         """Shares of the peaks known for this device; none for a simulated one."""

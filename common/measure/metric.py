@@ -67,6 +67,15 @@ SHARED: dict[str, _Shared] = {
     "eval_s": _time("sum over all evaluations, inside the timed run"),
     "checkpoint_s": _time("sum over all checkpoints that training waited for"),
     "data_wait_s": _time("seconds that training waited for data, slowest rank of each report"),
+    "gradient_all_reduce_s": _Shared(
+        "s",
+        "lower",
+        "host-sync",
+        "global",
+        "adding a step's gradients over all ranks, in float32 buckets of 25 MiB, with nothing "
+        "beside it: slowest rank, median of 5 behind one untimed, after the run. The most that "
+        "communication costs each step; the backward pass may hide a part of it",
+    ),
     "sequences_per_second": _rate("sequences/s", f"sequences trained in {_TIMED} / its seconds"),
     "sequences_per_second_e2e": _rate(
         "sequences/s", "sequences trained in this process / (run_start to run_stop)"

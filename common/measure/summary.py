@@ -49,11 +49,13 @@ def summarise(
     e2e_s: float,
     memory: Sequence[PeakMemory | None],
     sensors: Sequence[Reading | None],
+    all_reduce_s: float | None = None,
     quality: Sequence[Metric] = (),
 ) -> list[Metric]:
     """What was measured; what was not is left out.
 
-    ``quality`` is what the task makes of the last evaluation.
+    ``quality`` is what the task makes of the last evaluation; ``all_reduce_s`` is what
+    common/measure/communication.py measured.
 
     ``whole`` is false for a resumed run: its times are of this process only, so it has no time to
     target. ``memory`` and ``sensors`` hold one entry per rank; a rank without sensors of its own
@@ -72,6 +74,8 @@ def summarise(
     metrics.append(metric("eval_s", outcome.eval_s))
     metrics.append(metric("checkpoint_s", outcome.checkpoint_s))
     metrics.append(metric("data_wait_s", outcome.data_wait_s))
+    if all_reduce_s is not None:
+        metrics.append(metric("gradient_all_reduce_s", all_reduce_s))
     skipped = f"without the first {outcome.skipped} steps" if outcome.skipped else ""
     for name in (
         *("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"),

@@ -22,6 +22,7 @@ DEFINITIONS = {
     RATE: SHARED[RATE].definition,
     "efficiency": "rate(N) / (N x rate(1)); same recipe per device, precision and kernels",
     "step_s": "global batch / sequences_per_second",
+    "gradient_all_reduce_s": SHARED["gradient_all_reduce_s"].definition,
     "beyond_s": {
         "weak": "step_s(N) - step_s(1): what communication and imbalance add to each step",
         "strong": "step_s(N) - step_s(1) / N: what communication, imbalance and the smaller share "
@@ -48,6 +49,7 @@ class Row:
     efficiency: float | None = None
     step_s: float | None = None
     beyond_s: float | None = None
+    gradient_all_reduce_s: float | None = None
     micro_batch: int | None = None
     precision: str | None = None
     kernels: Any = None
@@ -73,7 +75,7 @@ def fill(row: Row, results: Sequence[Result], *, quality: bool = True) -> None:
     row.quality = last.quality if quality else None
     extras = last.manifest.get("extras") or {}
     row.micro_batch, row.kernels = extras.get("micro_batch"), extras.get("kernels")
-    for name in ("peak_memory_bytes", "power_w"):
+    for name in ("gradient_all_reduce_s", "peak_memory_bytes", "power_w"):
         values = [value for r in finished if (value := r.value(name)) is not None]
         setattr(row, name, median(values) if values else None)
 
@@ -132,7 +134,7 @@ def as_dict(rows: Sequence[Row], *, weak: bool, **facts: Any) -> dict[str, Any]:
 def render(found: dict[str, Any]) -> str:
     """The table for people, and what its columns are."""
     head = ("devices", "batch", "micro", "sequences/s", "per device", "efficiency", "s/step",
-            "beyond", "quality", "status")  # fmt: skip
+            "beyond", "all-reduce", "quality", "status")  # fmt: skip
     table = [head, *map(_cells, found["rows"])]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in table]
@@ -146,6 +148,7 @@ def render(found: dict[str, Any]) -> str:
         f"efficiency   {told['efficiency']}",
         f"s/step       {told['step_s']}",
         f"beyond       {told['beyond_s']}",
+        f"all-reduce   seconds, {told['gradient_all_reduce_s']}",
     ]
     lines += [
         f"{row['devices']} devices: {shown(row['note'], 300)}"
@@ -177,6 +180,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row["efficiency"], ".3f"),
         _number(row["step_s"], ".4g"),
         _number(row["beyond_s"], "+.3g"),
+        _number(row["gradient_all_reduce_s"], ".3g"),
         _number(quality.get("value"), ".4g"),
         ", ".join(dict.fromkeys(row["statuses"])) or "not run",
     )

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from common.measure.code import code_hash, git_state
+from common.measure.communication import BUCKET_BYTES, REPEATS, gradient_all_reduce_s
 from common.measure.metric import SHARED, metric
 from common.measure.summary import reading, summarise
 from common.measure.system import describe_system
@@ -458,3 +460,46 @@ def test_git_state(tmp_path: Path) -> None:
     assert clean["dirty"] is False
     (tmp_path / "f").write_text("2")
     assert git_state(tmp_path)["dirty"] is True
+
+
+class _Slow:
+    """Two ranks; the other one is ``later`` seconds slower; each element takes a microsecond."""
+
+    size = 2
+
+    def __init__(self, device: Async, later: Iterator[float]) -> None:
+        self.device, self.later = device, later
+        self.sizes: list[int] = []
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(tensor.numel())
+        self.device.queued += tensor.numel() * 1e-6
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, None if value is None else value + next(self.later)]
+
+
+def test_the_gradients_alone_take_the_slowest_rank_and_the_median() -> None:
+    device = Async(0.0)
+    device.queued = 7.0  # from before: none of this
+    world = _Slow(device, iter([100.0, 3.0, 1.0, 2.0, 5.0, 4.0]))
+    whole = BUCKET_BYTES // 4
+    frozen = torch.empty(999)
+    parameters = [torch.empty(whole, requires_grad=True), torch.empty(5, requires_grad=True)]
+    found = gradient_all_reduce_s(
+        [*parameters, frozen], world=world, device=torch.device("cpu"),
+        synchronize=device.synchronize, clock=lambda: device.now,
+    )  # fmt: skip
+    assert world.sizes == [whole, 5] * (1 + REPEATS)
+    assert found == pytest.approx(3.0 + (whole + 5) * 1e-6)
+
+
+def test_one_rank_sends_nothing() -> None:
+    world = _Slow(Async(0.0), iter(()))
+    world.size = 1
+    parameters = [torch.empty(3, requires_grad=True)]
+    device = torch.device("cpu")
+    assert gradient_all_reduce_s(
+        parameters, world=world, device=device, synchronize=lambda: None
+    ) is None  # fmt: skip

@@ -9,6 +9,7 @@ ours come from a hash). Its logits go through our answers and scores.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import statistics
@@ -81,8 +82,8 @@ class Quality:
             "limit": limit,
             "precision": precision,
             "attention": attention,
-            "threads": threads,
         }
+        self._threads = threads
         if limit is not None:
             files = {n: limited(p, limit, folder / f"limited-{n}.json") for n, p in files.items()}
         self._flags = [
@@ -110,7 +111,7 @@ class Quality:
                 say(f"seed {seed}, {side}: begins")
                 flags = [*self._flags, "--seed", str(seed)]
                 found = self._own(flags) if side == "own" else self._peer(flags, seed, say)
-                self._keep(seed, side, found | {"code_hash": code_hash()})
+                self._keep(seed, side, found | self._how())
                 say(f"seed {seed}, {side}: {told(found)}")
         self.content["summary"] = summary(self.content["runs"])
         return self.content
@@ -125,6 +126,10 @@ class Quality:
             self.content["runs"].setdefault(str(seed), {})[side] = found
             self.content["summary"] = summary(self.content["runs"])
             write_atomic(self.file, json.dumps(self.content, indent=1) + "\n")
+
+    def _how(self) -> dict[str, Any]:
+        """What may change the speed of a run, and should not change its scores."""
+        return {"code_hash": code_hash(), "threads": self._threads}
 
     def _own(self, flags: list[str]) -> dict[str, Any]:
         """A run like any user's; its record stays in the folder."""
@@ -197,7 +202,8 @@ def train_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, An
             seconds += now - begin
             sequences += step.num_samples
             if now - spoken > SAY_EVERY_S:
-                spoken = now
+                give_back_memory()
+                spoken = time.perf_counter()
                 left = seconds / (number + 1) * (total - number - 1) / 60
                 rate = sequences / seconds
                 say(
@@ -228,7 +234,8 @@ def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, A
             sequences += batch.num_samples
             found.append(unpadded(logits, batch))
             if now - spoken > SAY_EVERY_S:
-                spoken = now
+                give_back_memory()
+                spoken = time.perf_counter()
                 left = seconds / (number + 1) * (len(batches) - number - 1) / 60
                 say(f"batch {number + 1}/{len(batches)} answered, {left:.1f} min left")
     return {
@@ -236,6 +243,12 @@ def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, A
         "inference_real_share": real_share(batches),
         "logits": torch.cat(found).numpy(),
     }
+
+
+def give_back_memory() -> None:
+    """cpu_ref keeps freed memory, which padding to ever other lengths breaks into small pieces."""
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def limited(path: Path, number: int, target: Path) -> Path:

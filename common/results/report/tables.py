@@ -183,7 +183,7 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
         n0, _, base = family[0]
         for n, e, v in family:
             share = v.median / base.median / (n / n0)
-            busy = e.value("communication_s")
+            alone = e.value("gradient_all_reduce_s")
             made.append(
                 Row(
                     (
@@ -195,7 +195,7 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
                         Cell(number(v.median / base.median, 3), v.median / base.median, e.link()),
                         Cell(number(share, 3), share, e.link(),
                              "" if n0 == 1 else f"against {n0}"),
-                        number_cell(busy, e.link(), form=duration),
+                        number_cell(alone, e.link(), form=duration),
                         Cell(mode(family)),
                     ),
                     e.tags,
@@ -208,11 +208,12 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
         id="scaling-table",
         title="Scaling",
         intro="Scalability is rate(N) / (N x rate(1)), with the same recipe, precision and "
-        "implementation; of a family without one device, against its smallest.",
+        "implementation; of a family without one device, against its smallest. All-reduce: of a "
+        "step's gradients alone.",
         columns=(
             Column("Workload"), Column("Device"), Column("Precision"), Column("N", True),
             Column("Sequences/s", True), Column("Speed-up", True), Column("Scalability", True),
-            Column("Communication", True), Column("Batch"),
+            Column("All-reduce", True), Column("Batch"),
         ),
         rows=made,
     )  # fmt: skip

@@ -17,7 +17,7 @@ def text(report: Report) -> str:
         out += ["", f'<a id="{s.id}"></a>', "", f"## {s.title}"]
         out += ["", markdown(s.text)] if s.text else []
         for t in s.tables:
-            out += ["", f"### {markdown(t.title)}", "", markdown(t.intro), "", *_rows(t)]
+            out += ["", f"### {markdown(t.title)}", "", markdown(t.intro), "", *rows(t)]
         for p in s.plots:
             out += ["", f"### {markdown(p.title)}", "", markdown(p.desc)]
         for g in s.groups:
@@ -36,9 +36,11 @@ def text(report: Report) -> str:
     return "\n".join(out) + "\n"
 
 
-def _rows(table: Table) -> list[str]:
-    picture = [i for i, c in enumerate(table.columns) if c.name == "Logarithmic scale"]
-    kept = [i for i in range(len(table.columns)) if i not in picture]
+def rows(table: Table, *, links: bool = True) -> list[str]:
+    """A table's lines; without ``links`` for another page, and there without empty columns."""
+    kept = [i for i, c in enumerate(table.columns) if c.name != "Logarithmic scale"]
+    if not links:
+        kept = [i for i in kept if any(row.cells[i].text for row in table.rows)]
     out = ["| " + " | ".join(markdown(table.columns[i].name) for i in kept) + " |"]
     out.append("|" + "|".join("--:" if table.columns[i].numeric else "---" for i in kept) + "|")
     for row in table.rows:
@@ -46,9 +48,9 @@ def _rows(table: Table) -> list[str]:
         for i in kept:
             cell = row.cells[i]
             shown = markdown(cell.text)
-            if cell.href and shown and "://" not in cell.href:
+            if links and cell.href and shown and "://" not in cell.href:
                 shown = f"[{shown}](#{cell.href})"
-            anchor = row.tags.get("anchor") if i == 0 else None
+            anchor = row.tags.get("anchor") if links and i == 0 else None
             shown = f'<a id="{anchor}"></a>{shown}' if anchor else shown
             cells.append(f"{shown} ({markdown(cell.note)})" if cell.note else shown)
         out.append("| " + " | ".join(cells) + " |")

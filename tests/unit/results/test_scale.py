@@ -84,6 +84,7 @@ def test_weak_scaling_to_the_digit(tmp_path: Path) -> None:
     text = render(json.loads(json.dumps(found)))
     assert "scalability  0.600 = rate(8) / (8 x rate(1)), weak" in text
     assert "beyond       step_s(N) - step_s(1): what communication and imbalance add" in text
+    assert "all-reduce   seconds, adding a step's gradients over all ranks" in text
     assert "indicative: 1 run(s)" in text
 
 

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the gradients' way between the ranks takes by itself.
+
+A step's own communication cannot be told from outside: the backward pass hides a part of it, and
+what it hides differs by vendor. What it costs with nothing to hide behind can, on any device.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from common.distributed import World
+
+BUCKET_BYTES = 25 << 20
+"""As DistributedDataParallel's default ``bucket_cap_mb``."""
+REPEATS = 5
+
+
+def gradient_all_reduce_s(
+    parameters: Iterable[Tensor],
+    *,
+    world: World,
+    device: torch.device,
+    synchronize: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> float | None:
+    """Seconds to add a gradient of each of ``parameters`` over all ranks, in float32 buckets.
+
+    Median of ``REPEATS`` behind one that is not counted; each begins together, is synchronised at
+    both ends, and lasts as long as the slowest rank. None for one rank. Every rank must call it.
+    """
+    if world.size == 1:
+        return None
+    total = sum(p.numel() for p in parameters if p.requires_grad)
+    full, rest = divmod(total, BUCKET_BYTES // 4)
+    bucket = torch.zeros(BUCKET_BYTES // 4 if full else rest, device=device)
+    buckets = [bucket] * full + ([bucket[:rest]] if rest else [])
+    seconds = []
+    for _ in range(1 + REPEATS):
+        synchronize()
+        world.gather(None)
+        begin = clock()
+        for each in buckets:
+            world.sum_(each)
+        synchronize()
+        seconds.append(max(world.gather(clock() - begin)))
+    return statistics.median(seconds[1:])
