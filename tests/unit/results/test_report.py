@@ -25,7 +25,7 @@ from common.results.report.groups import entries
 from common.results.report.page import MOST_DETAILED, MOST_READ, Report, html
 from common.results.report.plot import MAX_POINTS, Series, lines, thinned
 from common.results.report.tables import Table, configurations, families, mode, scaling
-from common.results.report.twin import text
+from common.results.report.twin import rows, text
 from common.results.report.words import duration, markdown, number, quantity
 from common.results.store import Result, load_results
 from tests.browser.records import HOSTILE, TRICKY, figures, quality, steps, write_results
@@ -432,3 +432,12 @@ def test_the_verb_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(BadInput, match=r"cannot write into.*--out"):
         main([str(tmp_path / "results"), "--out", str(tmp_path / "file")])
     assert not list(tmp_path.glob("o/*"))
+
+
+def test_rows_for_another_page_have_no_links_and_no_empty_columns(tmp_path: Path) -> None:
+    make_run(tmp_path, {"sequences_per_second": 12.5})
+    table = configurations(report_on(tmp_path).real)
+    linked, plain = rows(table), rows(table, links=False)
+    assert "](#" in linked[2] and "Power, W" in linked[0]
+    assert "](#" not in plain[2] and "<a" not in plain[2] and "12.5" in plain[2]
+    assert "Power, W" not in plain[0] and len({line.count(" | ") for line in plain[::2]}) == 1
