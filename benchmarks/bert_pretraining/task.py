@@ -31,7 +31,8 @@ from common.optim.factory import build_optimizer
 from common.optim.lamb import parameter_groups
 from common.optim.schedule import learning_rate
 from common.recipe import Settings
-from common.split import asked, split, told
+from common.split import asked, told
+from common.task import SharedTask
 from common.training import Plan
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ ACCURACY_TOLERANCE = 0.001
 """--verify_checkpoint: how far the starting checkpoint may be from its known accuracy."""
 
 
-class PretrainingTask:
+class PretrainingTask(SharedTask):
     """Model, optimizer, data and metrics of one recipe on one rank."""
 
+    recipe: PretrainingRecipe
     sum_names = ("mlm_loss", "mlm_correct", "masked", "nsp_loss", "nsp_correct", "sequences")
     target_metric = "mlm_accuracy"
     notes: tuple[str, ...] = ()
@@ -63,7 +65,6 @@ class PretrainingTask:
 
         backend.seed(seed)  # the same weights on every rank
         model = BertForPreTraining(recipe.model, self.ops)
-        self.weights_report = None
         if source.init_checkpoint is not None:
             self.weights_report = load_pretrained(model, source.init_checkpoint, require="all")
         model.to(backend.device)
@@ -103,15 +104,6 @@ class PretrainingTask:
             max_minutes=run.max_minutes,
         )
 
-    def use_micro_batch(self, size: int) -> None:
-        """Another division of the same global batch, before the first step."""
-        self.split = split(self.recipe.global_batch, size, size, self._world.size)
-
-    @property
-    def share(self) -> int:
-        """Sequences that this rank trains per step."""
-        return self.split.micro_batch * self.split.accumulation
-
     @property
     def eval_batch_size(self) -> int | None:
         """Most sequences of an evaluation batch; None where nothing is evaluated."""
@@ -121,25 +113,8 @@ class PretrainingTask:
 
     # -- what the record says ------------------------------------------------------------------
     def facts(self) -> dict[str, Any]:
-        """What was chosen for the user: all of it recorded, none of it silent."""
-        report = self.weights_report
-        return {
-            "precision": self.precision,
-            "kernels": dict(self.ops.kernels) | {"optimizer": self._optimizer_kernel},
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "micro_batch": self.split.micro_batch,
-            "gradient_accumulation_steps": self.split.accumulation,
-            "world_size": self.split.world_size,
-            "data": self._source.description,
-            "init_checkpoint": None
-            if report is None
-            else {
-                "matched": len(report.matched),
-                "missing": list(report.missing),
-                "unexpected": list(report.unexpected),
-                "notes": list(report.notes),
-            },
-        }
+        """Of any task, and the data."""
+        return super().facts() | {"data": self._source.description}
 
     def results(self) -> dict[str, Any]:
         """What is known only at the end: nothing besides the metrics."""

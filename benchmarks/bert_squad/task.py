@@ -36,16 +36,18 @@ from common.optim.factory import build_optimizer
 from common.optim.lamb import parameter_groups
 from common.optim.schedule import warmup_linear
 from common.recipe import Settings
-from common.split import asked, split, told
+from common.split import asked, told
+from common.task import SharedTask
 from common.training import Plan
 
 if TYPE_CHECKING:
     from backends.base import Backend
 
 
-class SquadTask:
+class SquadTask(SharedTask):
     """Model, optimizer, data and scores of one recipe on one rank."""
 
+    recipe: SquadRecipe
     sum_names = ("loss", "sequences")
 
     def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
@@ -71,7 +73,6 @@ class SquadTask:
 
         backend.seed(seed)  # the same weights on every rank
         model = BertForQuestionAnswering(recipe.model, self.ops)
-        self.weights_report = None
         if source.init_checkpoint is not None:
             # Weights that answer without training must have learnt to.
             require = "encoder" if self.run.do_train else "all"
@@ -145,27 +146,12 @@ class SquadTask:
             max_minutes=run.max_minutes,
         )
 
-    def use_micro_batch(self, size: int) -> None:
-        """Another division of the same global batch, before the first step."""
-        self.split = split(self.recipe.global_batch, size, size, self._world.size)
-
-    @property
-    def share(self) -> int:
-        """Sequences that this rank trains per step."""
-        return self.split.micro_batch * self.split.accumulation
-
     # -- what the record says ------------------------------------------------------------------
     def facts(self) -> dict[str, Any]:
-        """What was chosen for the user: all of it recorded, none of it silent."""
-        report, source = self.weights_report, self.source
+        """Of any task, and what is particular to this benchmark."""
+        source = self.source
         data = {"train": source.train, "predict": source.predict}
-        return {
-            "precision": self.precision,
-            "kernels": dict(self.ops.kernels) | {"optimizer": self._optimizer_kernel},
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "micro_batch": self.split.micro_batch,
-            "gradient_accumulation_steps": self.split.accumulation,
-            "world_size": self.split.world_size,
+        return super().facts() | {
             "data": source.description,
             "pooler": "none: the answer does not depend on it, nor is it trained in the references",
             "padding": "none: the references' softmax also runs over padded positions",
@@ -180,14 +166,6 @@ class SquadTask:
                 }
                 for name, stored in data.items()
                 if stored is not None
-            },
-            "init_checkpoint": None
-            if report is None
-            else {
-                "matched": len(report.matched),
-                "missing": list(report.missing),
-                "unexpected": list(report.unexpected),
-                "notes": list(report.notes),
             },
         }
 
