@@ -275,12 +275,12 @@ def train(
     if not out.reason:
         limit = "max_steps" if progress.step >= plan.max_steps else "max_samples_termination"
         out.reason = f"{limit} reached" if plan.max_steps else "evaluated"
-        if plan.target_value is None:
-            out.status = "ok"
-        else:
+        if plan.target_value is not None:
             best = max((e.metrics[task.target_metric] for e in out.evals), default=None)
             shown = "no evaluation was due" if best is None else f"best {best:.5f}"
             out.reason += f" before the target {plan.target_value} ({shown})"
+    if plan.target_value is None and out.status == "below_quality":
+        out.status = "ok"  # nothing was to be reached
     success = out.status == "ok"
     for o in observers:
         o.run_stop(
