@@ -20,7 +20,10 @@ except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib  # type: ignore[no-redef, import-not-found, unused-ignore]
 
 ROOT = Path(__file__).parents[2]
-READMES = ("README.md", "benchmarks/bert_pretraining/README.md", "results/README.md")
+READMES = (
+    "README.md", "benchmarks/bert_pretraining/README.md", "benchmarks/bert_squad/README.md",
+    "results/README.md",
+)  # fmt: skip
 ONE_DEVICE = {
     "cores": 2,
     "backends": [
@@ -117,3 +120,9 @@ def test_readme_links_lead_somewhere(files: list[Path]) -> None:
     for path in (p for p in files if p.suffix == ".md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / path).read_text()):
             assert (ROOT / path).parent.joinpath(target).exists(), f"{path}: {target}"
+
+
+def test_readme_shows_what_the_records_say() -> None:
+    tool = [sys.executable, "tools/readme_results.py", "--check"]
+    done = subprocess.run(tool, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

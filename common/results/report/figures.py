@@ -54,7 +54,11 @@ def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str =
             ("samples", "samples", "sequences trained"),
             ("time_s", "time", "seconds since run_start"),
         ):
-            series = _merged(some, lambda r, a=axis: _evaluations(r, events, a))
+            series = _merged(
+                some,
+                lambda r, a=axis: _evaluations(r, events, a),
+                lambda r: _evaluations(r, events, "samples"),
+            )
             if any(len(s.points) for s in series):
                 best = [f"{s.label} ends at {number(s.points[-1][1])}" for s in series if s.points]
                 plots.append(
@@ -249,8 +253,12 @@ def _communication(e: Entry, run_time_s: float) -> float:
     return alone.median * rate.median * run_time_s / e.first.global_batch
 
 
-def _merged(entries: Sequence[Entry], points: Any) -> list[Series]:
-    """A series for each run, or for each configuration where there are many runs."""
+def _merged(entries: Sequence[Entry], points: Any, places: Any = None) -> list[Series]:
+    """A series for each run, or for each configuration where there are many runs.
+
+    ``points`` gives a run's. Those of several runs belong together where ``places`` has the same x:
+    an evaluation after as many samples comes at another second in each run.
+    """
     runs = [(e, r, found) for e in entries for r in e.results if (found := points(r))]
     if len(runs) <= MOST_LINES:
         return [
@@ -266,21 +274,27 @@ def _merged(entries: Sequence[Entry], points: Any) -> list[Series]:
         ]
     series = []
     for e in entries:
-        columns: dict[float, list[float]] = defaultdict(list)
+        columns: dict[float, list[Point]] = defaultdict(list)
         n = 0
-        for other, _, found in runs:
+        for other, r, found in runs:
             if other is e:
                 n += 1
-                for x, y in found:
-                    columns[_round(x)].append(y)
+                where = (places or points)(r)
+                if len(where) == len(found):
+                    for (place, _), point in zip(where, found, strict=True):
+                        columns[place].append(point)
         # A median over fewer than half of the runs is of other runs than its neighbour.
-        kept = sorted((x, ys) for x, ys in columns.items() if 2 * len(ys) >= n)
+        kept = sorted(
+            (median([x for x, _ in some]), sorted(y for _, y in some))
+            for some in columns.values()
+            if 2 * len(some) >= n
+        )
         if kept:
             series.append(
                 Series(
                     label=_short_label(e, entries) + (f", median of {n}" if n > 1 else ""),
                     points=[(x, median(ys)) for x, ys in kept],
-                    band=[(x, min(ys), max(ys)) for x, ys in kept],
+                    band=[(x, ys[0], ys[-1]) for x, ys in kept],
                     style=e.style,
                     href=e.anchor,
                 )
@@ -344,14 +358,6 @@ def _targets_told(goals: Iterable[float]) -> str:
     if len(told) < 2:
         return f"The target is {told[0]}." if told else "There is no target."
     return f"The targets are {' and '.join(told)}."
-
-
-def _round(x: float) -> float:
-    """Three digits: evaluations of several runs never fall on the same second."""
-    if x == 0 or x == int(x):
-        return x
-    digits = 1 - math.floor(math.log10(abs(x)))
-    return round(x, digits)
 
 
 def _number(value: Any) -> bool:

@@ -280,7 +280,10 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
     impl = [k for k in impl if k != "precision"]
     parts, names = [], []
     for (_, recipe), members in kinds.items():
-        words = _words(members[0].config.get("recipe"), changed)
+        words = _words(members[0].config.get("recipe"), _given(members[0], changed))
+        if _run_option(members[0], "synthetic"):  # and so without an accuracy
+            words = [w for w in words if not w.startswith(("eval_", "target_"))]
+            words.insert(0, "synthetic data")
         if len(words) > 3:
             words = [f"recipe {recipe[:8] or 'unknown'}"]
         names.append([*words, *_words(members[0].config.get("impl"), impl)[:3]])
@@ -299,6 +302,18 @@ def _differing(some: Iterable[Any]) -> list[str]:
         for k in sorted({k for v in every for k in v})
         if len({json.dumps(v.get(k), sort_keys=True) for v in every}) > 1
     ]
+
+
+def _given(r: Result, keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` that this run's user gave; what came with the recipe needs no words."""
+    origins = r.config.get("origins")
+    known = origins if isinstance(origins, Mapping) else {}
+    return [k for k in keys if known.get(k) not in ("preset", "default")]
+
+
+def _run_option(r: Result, name: str) -> Any:
+    run = r.config.get("run")
+    return run.get(name) if isinstance(run, Mapping) else None
 
 
 def _words(values: Any, keys: Iterable[str]) -> list[str]:

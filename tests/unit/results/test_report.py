@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from common.cli import main as cli
 from common.errors import BadInput
 from common.results.report import main
-from common.results.report.figures import sensors, time_split
+from common.results.report.figures import MOST_LINES, learning, sensors, time_split
 from common.results.report.groups import entries
 from common.results.report.page import MOST_DETAILED, MOST_READ, Report, html
 from common.results.report.plot import MAX_POINTS, Series, lines, thinned
@@ -168,6 +168,18 @@ def test_a_run_without_hash_or_precision_counts_with_its_configuration(tmp_path:
     assert [(e.workload, e.made) for e in found] == [
         ("toy (learning_rate 1)", 2), ("toy (learning_rate 2)", 1),
     ]  # fmt: skip
+
+
+def test_what_tells_configurations_apart_is_what_their_users_gave(tmp_path: Path) -> None:
+    for i, (most, origin, synthetic) in enumerate(
+        [(1200, "preset", False), (450, "flag", False), (1200, "preset", True)]
+    ):
+        origins = {"max_steps": origin, "seed": "default"}
+        config = {"recipe": {"max_steps": most}, "origins": origins,
+                  "run": {"seed": 1, "synthetic": synthetic}}  # fmt: skip
+        make_run(tmp_path, figures(1.0), config=config, recipe_hash=str(i) * 16)
+    found = entries(load_results([tmp_path], references=False)[0])
+    assert [e.workload for e in found] == ["toy", "toy (max_steps 450)", "toy (synthetic data)"]
 
 
 def test_where_the_time_went(tmp_path: Path) -> None:
@@ -369,6 +381,17 @@ def test_many_runs_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [label for _, label, _ in accuracy.legend] == [
         f"1 x Card 1, bf16, median of {MOST_READ}"
     ]
+
+
+def test_many_runs_over_time_are_merged_by_their_evaluations(tmp_path: Path) -> None:
+    assert MOST_LINES == 12
+    for i in range(13):
+        make_run(tmp_path, figures(10.0), seed=i, quality=quality(0.6), lines=steps(10.0 / (i + 1)))
+    results, _ = load_results([tmp_path], references=False)
+    events = {r.run_id: list(r.steps()) for r in results}
+    over_samples, over_time = learning(entries(results), events)
+    assert over_samples.rows == [["16", "0.2"], ["32", "0.4"], ["48", "0.6"]]
+    assert over_time.rows == [["12.2", "0.2"], ["23.4", "0.4"], ["34.6", "0.6"]]  # of the 7th
 
 
 json_values = st.recursive(
