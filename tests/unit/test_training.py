@@ -192,6 +192,14 @@ def test_a_missed_target_is_below_quality():
     assert seen.stops[0][2] == "aborted"
 
 
+def test_the_end_of_its_time_is_ok_only_for_a_run_without_a_target():
+    for target, status in ((None, "ok"), (2.0, "below_quality")):
+        out, seen = run(ToyTask(), replace(PLAN, target_value=target, max_minutes=1e-9))
+        assert out.status == status and "max_minutes" in out.reason
+        assert out.steps_done < PLAN.max_steps
+        assert seen.stops[0][2] == ("success" if target is None else "aborted")
+
+
 def test_stops_at_the_sample_limit():
     out, _ = run(ToyTask(), replace(PLAN, max_samples=24))
     assert out.progress.step == 3 and "max_samples_termination" in out.reason
