@@ -73,8 +73,8 @@ SHARED: dict[str, _Shared] = {
         "host-sync",
         "global",
         "adding a step's gradients over all ranks, in float32 buckets of 25 MiB, with nothing "
-        "beside it: slowest rank, median of 5 behind one untimed, after the run. The most that "
-        "communication costs each step; the backward pass may hide a part of it",
+        "beside it: slowest rank, median of 5 behind one untimed, after the run. Within a step "
+        "it costs less where the backward pass hides it, and more where both compete",
     ),
     "sequences_per_second": _rate("sequences/s", f"sequences trained in {_TIMED} / its seconds"),
     "sequences_per_second_e2e": _rate(

@@ -26,7 +26,7 @@ SENSORS = (
     ("memory_used_bytes", "Memory in use", "GiB", 2.0**-30),
     ("utilization_percent", "Utilisation", "%", 1.0),
 )
-PARTS = ("compute and all else", "data", "communication (at most)", "evaluation", "checkpoints")
+PARTS = ("compute and all else", "data", "communication (by itself)", "evaluation", "checkpoints")
 Events = list[dict[str, Any]]
 
 
@@ -239,8 +239,8 @@ def time_split(entries: Sequence[Entry]) -> Plot | None:
         rows[:40],
         PARTS,
         unit="s",
-        note="Communication: steps x gradient_all_reduce_s, the most that it can be; the backward "
-        "pass may hide a part. Where that was not measured, it is part of the first."
+        note="Communication: steps x gradient_all_reduce_s, as if nothing hid it or competed with "
+        "it. Where that was not measured, it is part of the first."
         + (f" The first 40 of {len(rows)} configurations." if len(rows) > 40 else ""),
     )  # fmt: skip
 
