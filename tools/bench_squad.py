@@ -5,8 +5,9 @@
     python tools/bench_squad.py quality --train TRAIN.json --predict DEV.json --output DIR
 
 The recipe is squad_mini: MiniLM's real weights (6 x 384), 384/128/64. The peer is Hugging Face's
-BertForQuestionAnswering with the same weights and batches, padded to the longest of each batch,
-in bf16 autocast, with torch's fused AdamW and the same clipping.
+BertForQuestionAnswering with the same weights and batches, padded to the longest of each batch
+(in quality: of each part of like length), in bf16 autocast, with torch's fused AdamW and the same
+clipping.
 
 speed: sequences/s of training and of inference. All variants run in turns in one process, with
 the same threads and allocator; medians over the rounds (least-most); ratios are of pairs of the
@@ -15,8 +16,8 @@ nothing but our own matrix products through torch: the limit of this machine.
 
 quality: per seed, our runner and then the peer train and answer the whole of --predict; EM and F1
 of both by our own scoring. It takes hours; DIR/quality.json is written after every run, and the
-same command goes on where it was stopped. Several may fill one DIR with other --seeds or --sides,
-with one thread each; the peer takes about 10 GB.
+same command goes on where it was stopped: with the next run, the peer's within one, up to five
+minutes back. Several may fill one DIR with other --seeds or --sides, with one thread each.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> int:
         print(f"bench_squad: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, squad_quality.Interrupted):
-        hint = "; the same command goes on behind the last run that ended"
+        hint = "; the same command goes on from there"
         hint = hint if arguments.verb == "quality" else ""
         print(f"bench_squad: interrupted{hint}", file=sys.stderr)
         return 130

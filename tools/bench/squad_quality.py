@@ -3,7 +3,9 @@
 
 The peer starts from our very weights, the new layer's included, and sees our batches in our order.
 Its rates, clipping and optimizer are the recipe's, its dropout is seeded as ours is (masks differ:
-ours come from a hash). Its logits go through our answers and scores.
+ours come from a hash). Its logits go through our answers and scores. To spend the hours on less
+padding, each of its batches goes through in parts of like length (``PART``), whose gradients add
+up to the batch's: its rates here are not run_qa.py's; those are what squad_speed compares with.
 """
 
 from __future__ import annotations
@@ -12,16 +14,19 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.squad import (
     RECIPE,
@@ -30,12 +35,12 @@ from bench.squad import (
     environment,
     flag,
     padded,
-    real_share,
     undemanding,
     unpadded,
 )
 from benchmarks.bert_squad.outputs import PREDICTIONS
 from benchmarks.bert_squad.scoring import answer_and_score
+from common.checkpoint import Checkpoints, flatten_optimizer, rank_group, restore_optimizer
 from common.errors import BadInput
 from common.files import file_sha256, write_atomic
 from common.measure.code import code_hash
@@ -43,6 +48,9 @@ from common.recipe import plain
 
 ROOT = Path(__file__).resolve().parents[2]
 SAY_EVERY_S = 30.0
+SAVE_EVERY_S = 300.0
+PART = 4
+"""Sequences that go through the peer at once; of 2, 4, 8 and 16 the fastest on one core."""
 SIDES = ("own", "peer")
 SCORES = ("exact_match", "f1")
 WITHIN = 1.0
@@ -170,51 +178,98 @@ class Quality:
         peer = Peer(own, self._attention)
         self.content["environment"] = environment(own)
         self.content["recipe"] = plain(own.task.recipe)
+        kept = self._folder / f"peer-{seed}"
+        kept.mkdir(exist_ok=True)
+        saved = Checkpoints(kept / "checkpoints", keep=1)
+        same = self.content["same"] | {"seed": seed}
         with undemanding():
             torch.manual_seed(seed + 1)  # as SquadTask does before training
-            found = train_peer(own, peer, lambda text: say(f"seed {seed}, peer: {text}"))
-            found |= answer_peer(own, peer, lambda text: say(f"seed {seed}, peer: {text}"))
+            found = train_peer(own, peer, saved, same, lambda t: say(f"seed {seed}, peer: {t}"))
+            found |= answer_peer(own, peer, lambda t: say(f"seed {seed}, peer: {t}"))
         logits = found.pop("logits")
         with tempfile.TemporaryDirectory() as nowhere:
             answers, scores, _ = answer_and_score(
                 own.task.source, own.task.recipe, own.task.run, logits, Path(nowhere)
             )
-        kept = self._folder / f"peer-{seed}"
-        kept.mkdir(exist_ok=True)
         write_atomic(kept / PREDICTIONS, json.dumps(answers.predictions, indent=4) + "\n")
+        shutil.rmtree(saved.folder)
         found = {name: scores[name] for name in SCORES} | found
-        return found | {"seconds": time.perf_counter() - begin, "record": self._relative(kept)}
+        found |= {"sequences_at_once": PART, "seconds": time.perf_counter() - begin}
+        return found | {"record": self._relative(kept)}
 
 
-def train_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, Any]:
-    """The recipe's steps; the seconds are those of the steps, without making batches."""
+@dataclass
+class Trained:
+    """How far a peer's training is; the seconds are of the steps, without making batches."""
+
+    step: int = 0
+    position: dict[str, int] | None = None
+    training_s: float = 0.0
+    sequences: int = 0
+    loss: float | None = None
+
+
+def train_peer(
+    own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The recipe's steps, from where ``saved`` left off; BadInput where that was of others."""
+    at = restore(own, peer, saved, same)
+    if at.step:
+        say(f"goes on behind step {at.step}")
     total = own.task.total_steps
-    seconds, sequences, spoken = 0.0, 0, time.perf_counter()
-    loss = torch.zeros(())
+    spoken = kept = time.perf_counter()
     peer.model.train()
-    with contextlib.closing(own.task.train_batches(None)) as steps:
-        for number in range(total):
+    with contextlib.closing(own.task.train_batches(at.position)) as steps:
+        while at.step < total:
             step = next(steps)
-            inputs = [padded(batch) for batch in step.micro_batches]
+            inputs = [p for batch in step.micro_batches for _, p in parts(padded(batch))]
             begin = time.perf_counter()
-            loss = peer.train_step(inputs, number)
+            at.loss = peer.train_step(inputs, at.step).item()
             now = time.perf_counter()
-            seconds += now - begin
-            sequences += step.num_samples
+            at.step, at.position = at.step + 1, step.position
+            at.training_s += now - begin
+            at.sequences += step.num_samples
             if now - spoken > SAY_EVERY_S:
                 give_back_memory()
                 spoken = time.perf_counter()
-                left = seconds / (number + 1) * (total - number - 1) / 60
-                rate = sequences / seconds
+                left = at.training_s / at.step * (total - at.step) / 60
                 say(
-                    f"step {number + 1}/{total}, loss {loss.item():.3f}, {rate:.1f} sequences/s, "
-                    f"{left:.1f} min of training left"
+                    f"step {at.step}/{total}, loss {at.loss:.3f}, "
+                    f"{at.sequences / at.training_s:.1f} sequences/s, {left:.1f} min of training "
+                    f"left"
                 )
+            if now - kept > SAVE_EVERY_S or at.step == total:
+                kept = now
+                save(own, peer, saved, same, at)
     return {
-        "training_s": seconds,
-        "training_sequences_per_second": sequences / seconds,
-        "final_loss": loss.item(),
+        "training_s": at.training_s,
+        "training_sequences_per_second": at.sequences / at.training_s,
+        "final_loss": at.loss,
     }
+
+
+def save(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any], at: Trained) -> None:
+    """All that the steps behind ``at`` depend on."""
+    tensors, values = flatten_optimizer(peer.optimizer)
+    groups = {"model": peer.model.state_dict(), "optimizer": tensors}
+    groups[rank_group(0)] = own.backend.rng_state()
+    saved.save(at.step, groups, {"same": same, "optimizer": values, "at": asdict(at)})
+
+
+def restore(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any]) -> Trained:
+    """The newest state into ``peer`` and the random generators; the beginning if there is none."""
+    if saved.latest() is None:
+        return Trained()
+    groups, state = saved.load()
+    if state["same"] != same:
+        raise BadInput(
+            f"{saved.folder} is of a run with other files or options: delete it to begin anew, or "
+            f"give another --output"
+        )
+    peer.model.load_state_dict(groups["model"])
+    restore_optimizer(peer.optimizer, groups["optimizer"], state["optimizer"])
+    own.backend.set_rng_state(groups[rank_group(0)])
+    return Trained(**state["at"])
 
 
 @torch.inference_mode()
@@ -227,8 +282,10 @@ def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, A
     with peer.autocast():
         for number, batch in enumerate(batches):
             inputs = padded(batch)
+            logits = torch.zeros(*inputs["input_ids"].shape, 2)
             begin = time.perf_counter()
-            logits = peer.answer(inputs)
+            for rows, part in parts(inputs):
+                logits[rows, : part["input_ids"].shape[1]] = peer.answer(part)
             now = time.perf_counter()
             seconds += now - begin
             sequences += batch.num_samples
@@ -240,9 +297,16 @@ def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, A
                 say(f"batch {number + 1}/{len(batches)} answered, {left:.1f} min left")
     return {
         "inference_sequences_per_second": sequences / seconds,
-        "inference_real_share": real_share(batches),
         "logits": torch.cat(found).numpy(),
     }
+
+
+def parts(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Rows of ``inputs`` by length, PART at a time and as long as their longest; which they are."""
+    lengths = inputs["attention_mask"].sum(1)
+    for rows in lengths.argsort(stable=True).split(PART):
+        room = int(lengths[rows].max())
+        yield rows, {n: x[rows, :room] if x.dim() == 2 else x[rows] for n, x in inputs.items()}
 
 
 def give_back_memory() -> None:

@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 import bench_squad
 from bench import squad_quality
 from bench.squad import Own, Peer, padded, real_share, undemanding, unpadded
-from bench.squad_quality import Quality, limited, show, summary
+from bench.squad_quality import Quality, answer_peer, limited, parts, show, summary, train_peer
 from bench.squad_speed import compare, share_of_all, typical
 from bench.squad_speed import show as speed_table
 
 from benchmarks.bert_squad import data
 from benchmarks.bert_squad.data import made_up_features
 from benchmarks.bert_squad.stream import collate
+from common.checkpoint import Checkpoints
 from common.data.batch import Tokens
 from common.errors import BadInput
 from common.guards import Faults
@@ -89,6 +90,82 @@ def test_peer_learns_as_ours(own: Own) -> None:
     after = own.task.model.qa_outputs.weight.detach()
     assert not torch.equal(before, after)
     torch.testing.assert_close(peer.model.qa_outputs.weight.detach(), after, atol=1e-6, rtol=1e-4)
+
+
+def test_parts_are_the_batch_with_less_padding(own: Own) -> None:
+    """The same gradients' sum (but for the padding in the softmax: none here) and answers."""
+    batch = batch_of([5, 12, 12, 3, 9, 12, 5, 8, 11])
+    whole = padded(batch)
+    seen = list(parts(whole))
+    assert [part["input_ids"].shape for _, part in seen] == [(4, 8), (4, 12), (1, 12)]
+    assert torch.cat([rows for rows, _ in seen]).tolist() == [3, 0, 6, 7, 4, 8, 1, 2, 5]
+    for rows, part in seen:
+        for name, x in part.items():
+            expected = whole[name][rows]
+            assert torch.equal(x, expected if x.dim() == 1 else expected[:, : x.shape[1]]), name
+    peer = Peer(own, "eager")
+    peer.model.eval()
+    with torch.no_grad():
+        at_once = peer.answer(whole)
+        for rows, part in seen:
+            torch.testing.assert_close(
+                peer.answer(part), at_once[rows, : part["input_ids"].shape[1]], atol=1e-5, rtol=1e-4
+            )
+    even = padded(batch_of([12] * 8))
+    losses = [
+        Peer(own, "eager").train_step(inputs, 30)
+        for inputs in ([even], [part for _, part in parts(even)])
+    ]
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-6, rtol=1e-6)
+
+
+def test_peer_goes_on_within_a_run(own: Own, tmp_path, monkeypatch) -> None:
+    """Stopped and gone on, dropout and all, it ends as if it had not been stopped."""
+    monkeypatch.setattr(squad_quality, "SAVE_EVERY_S", 0.0)
+    same = {"seed": 1}
+
+    def begin() -> Peer:
+        torch.manual_seed(2)
+        peer = Peer(own, "eager")
+        for module in peer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.5
+        return peer
+
+    def quiet(text: str) -> None: ...
+
+    straight = begin()
+    whole = Checkpoints(tmp_path / "whole", keep=1)
+    expected = train_peer(own, straight, whole, same, quiet)
+    assert whole.latest().name == f"step_{own.task.total_steps:08d}"
+
+    broken, saved = begin(), Checkpoints(tmp_path / "broken", keep=1)
+    step, number = broken.train_step, own.task.total_steps // 2
+
+    def stop(inputs, at: int):
+        if at == number:
+            raise KeyboardInterrupt
+        return step(inputs, at)
+
+    broken.train_step = stop
+    with pytest.raises(KeyboardInterrupt):
+        train_peer(own, broken, saved, same, quiet)
+    with pytest.raises(BadInput, match="other files or options"):
+        train_peer(own, begin(), saved, {"seed": 2}, quiet)
+    said: list[str] = []
+    again = begin()
+    found = train_peer(own, again, saved, same, said.append)
+    assert said[0] == f"goes on behind step {number}"
+    assert found["final_loss"] == expected["final_loss"]
+    for (name, value), other in zip(
+        straight.model.state_dict().items(), again.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), name
+    assert train_peer(own, again, saved, same, quiet)["final_loss"] == expected["final_loss"]
+    own.task.eval_batches = lambda: [batch_of([5, 12, 3, 9, 8, 7]), batch_of([4])]
+    logits = [answer_peer(own, peer, quiet)["logits"] for peer in (straight, again)]
+    assert logits[0].shape == (48, 2)
+    assert np.array_equal(*logits)
 
 
 def test_peer_is_free_of_our_determinism(own: Own) -> None:
