@@ -219,11 +219,11 @@ def time_split(entries: Sequence[Entry]) -> Plot | None:
         if not e.measured or whole is None:
             continue
         told = [
-            (v.median if (v := e.value(name)) else 0.0)
+            v.median if (v := e.value(name)) else None
             for name in ("data_wait_s", "eval_s", "checkpoint_s")
         ]
         told.insert(1, _communication(e, whole.median))
-        rest = max(0.0, whole.median - sum(told))
+        rest = max(0.0, whole.median - sum(v for v in told if v is not None))
         rows.append((f"{e.label} ({number(whole.median, 3)} s)", [rest, *told]))
     if not rows:
         return None
@@ -233,23 +233,24 @@ def time_split(entries: Sequence[Entry]) -> Plot | None:
         "Shares of the time from run_start to run_stop, medians over the runs of each "
         "configuration. " + "; ".join(
             f"{label}: " + ", ".join(f"{p} {number(v, 3)} s" for p, v in zip(PARTS, values,
-                                                                            strict=True))
+                                                                            strict=True)
+                                     if v is not None)
             for label, values in rows[:20]
         ),
         rows[:40],
         PARTS,
         unit="s",
         note="Communication: steps x gradient_all_reduce_s, as if nothing hid it or competed with "
-        "it. Where that was not measured, it is part of the first."
+        "it. What was not measured is part of the first."
         + (f" The first 40 of {len(rows)} configurations." if len(rows) > 40 else ""),
     )  # fmt: skip
 
 
-def _communication(e: Entry, run_time_s: float) -> float:
-    """Seconds of a run's all-reduces, were each done alone; 0 where that is not known."""
+def _communication(e: Entry, run_time_s: float) -> float | None:
+    """Seconds of a run's all-reduces, were each done alone; None where that is not known."""
     alone, rate = e.value("gradient_all_reduce_s"), e.value("sequences_per_second_e2e")
     if alone is None or rate is None or not e.first.global_batch:
-        return 0.0
+        return None
     return alone.median * rate.median * run_time_s / e.first.global_batch
 
 

@@ -129,21 +129,21 @@ def bars(
     ident: str,
     title: str,
     desc: str,
-    rows: Sequence[tuple[str, Sequence[float]]],
+    rows: Sequence[tuple[str, Sequence[float | None]]],
     parts: Sequence[str],
     *,
     unit: str,
     note: str = "",
 ) -> Plot:
-    """One bar for each row, divided into its ``parts`` as shares of its sum."""
+    """One bar for each row, divided into its ``parts`` as shares of its sum; None: not known."""
     out, pitch = [], 44
     for i, (label, values) in enumerate(rows):
-        y, at, total = 6 + i * pitch, 0.0, sum(values)
+        y, at, total = 6 + i * pitch, 0.0, sum(v for v in values if v is not None)
         out.append(f'<text class="label" x="0" y="{y + 11}">{escape(_short(label, 66))}</text>')
         for j, value in enumerate(values):
-            width = value / total * _WIDTH if total > 0 else 0.0
-            if width <= 0:
+            if not value or value < 0:
                 continue
+            width = value / total * _WIDTH
             share = f"{100 * value / total:.0f} %" if width > 44 else ""
             told = f"{label}: {parts[j]} {number(value)} {unit}"
             out.append(
@@ -164,7 +164,10 @@ def bars(
             for j, part in enumerate(parts)
         ],
         columns=("", *(f"{part}, {unit}" for part in parts)),
-        rows=[(label, *(number(value) for value in values)) for label, values in rows],
+        rows=[
+            (label, *("" if value is None else number(value) for value in values))
+            for label, values in rows
+        ],
         note=note,
     )
 

@@ -184,10 +184,14 @@ def test_what_tells_configurations_apart_is_what_their_users_gave(tmp_path: Path
 
 def test_where_the_time_went(tmp_path: Path) -> None:
     alone = {"gradient_all_reduce_s": 0.15, "sequences_per_second_e2e": 8.0}  # a step a second
-    make_run(tmp_path, figures(10.0) | alone)
-    plot = time_split(entries(load_results([tmp_path], references=False)[0]))
+    make_run(tmp_path / "a", figures(10.0) | alone)
+    plot = time_split(entries(load_results([tmp_path / "a"], references=False)[0]))
     assert plot is not None
     assert list(plot.rows[0][1:]) == ["60", "5", "15", "20", "0"]
+    make_run(tmp_path / "b", figures(10.0))
+    plot = time_split(entries(load_results([tmp_path / "b"], references=False)[0]))
+    assert plot is not None
+    assert list(plot.rows[0][1:]) == ["75", "5", "", "20", "0"], "what is not known is not 0"
 
 
 def test_windows_are_shaded_and_the_line_is_broken(tmp_path: Path) -> None:
