@@ -61,6 +61,7 @@ class SquadTask(SharedTask):
         self.split = asked(recipe.global_batch, impl, world)
         self.eval_batch_size = impl.eval_batch_size if source.has_eval else None
         self.target_metric = "f1" if self.run.do_eval else "questions"
+        self.target_f1 = recipe.target_f1 if source.has_eval and self.run.do_eval else None
         self.answers: Answers | None = None
         """Of the last evaluation; on rank 0 only."""
         self.scores: dict[str, Any] = {}
@@ -80,6 +81,9 @@ class SquadTask(SharedTask):
                 model, source.init_checkpoint, require=cast("Any", require)
             )
         self.notes += (_weights_note(source, self.weights_report),)
+        if recipe.v2 and self.target_f1 is not None and settings.origins.get("target_f1") != "flag":
+            self.target_f1 = None
+            self.notes += (f"no target: the recipe's F1 of {recipe.target_f1:g} is of SQuAD v1.1",)
         model.to(backend.device)
         self.model: nn.Module = backend.compile(model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
@@ -131,7 +135,7 @@ class SquadTask(SharedTask):
             precision=self.precision,
             max_steps=steps,
             max_samples=max(1, samples),
-            target_value=r.target_f1 if self.run.do_eval else None,
+            target_value=self.target_f1,
             eval_start_samples=0,
             eval_every_samples=0,
             eval_at_end=self.source.has_eval,

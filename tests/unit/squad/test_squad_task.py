@@ -108,7 +108,8 @@ def test_ranks_answer_all_features_between_them():
     assert sorted(answered) == list(range(NUMBER))
 
 
-def task(name="squad_large_enflame_1", stored=(88_641, 87_599), **changes):
+def task(name="squad_large_enflame_1", stored=(88_641, 87_599), answers=0, origins=None,
+         run=None, **changes):  # fmt: skip
     """The preset's task on a model of nothing and data that only has a length."""
     preset = PRESETS[name]
     recipe = replace(preset.recipe, model=MODEL, starts_from="random", **changes)
@@ -119,8 +120,18 @@ def task(name="squad_large_enflame_1", stored=(88_641, 87_599), **changes):
             features=made, num_examples=stored[1], dropped=[], ingredients={}, path=None,
             reused=False,
         )  # fmt: skip
-    settings = Settings(preset=preset, recipe=recipe, impl=preset.impl, run=SquadOptions())
-    source = Source(recipe=recipe, description="made up", train=train)
+    predict = None
+    if answers:
+        made = made_up_features([4] * answers, 512)
+        predict = StoredFeatures(
+            features=made, num_examples=answers, dropped=[], ingredients={}, path=None,
+            reused=False,
+        )  # fmt: skip
+    settings = Settings(
+        preset=preset, recipe=recipe, impl=preset.impl, run=run or SquadOptions(),
+        origins=origins or {},
+    )  # fmt: skip
+    source = Source(recipe=recipe, description="made up", train=train, predict=predict)
     return SquadTask(settings, CpuRef(), World(), source), settings
 
 
@@ -148,6 +159,22 @@ def test_max_steps_ends_training_but_not_the_schedule():
     made, settings = task(max_steps=50)
     assert made.total_steps == 50 and made.schedule_steps == 21_898
     assert made.plan(settings).checkpoint_every_samples == 400
+
+
+def test_the_target_is_of_scored_answers_to_v1():
+    def target(**how):
+        made, settings = task(stored=(16, 16), **how)
+        return made.plan(settings).target_value, [n for n in made.notes if "target" in n]
+
+    assert target(answers=4) == (90.7, [])
+    assert target() == (None, [])  # nothing is answered
+    assert target(answers=4, run=SquadOptions(do_eval=False)) == (None, [])
+    assert target(answers=4, v2=True) == (
+        None, ["no target: the recipe's F1 of 90.7 is of SQuAD v1.1"]
+    )  # fmt: skip
+    given = {"target_f1": "flag"}
+    assert target(answers=4, v2=True, target_f1=80.0, origins=given) == (80.0, [])
+    assert target(name="squad_mini", answers=4) == (None, [])
 
 
 def test_without_training_there_is_no_step():
