@@ -116,7 +116,9 @@ def run_speed(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         fixed=arguments.fixed,
     )
-    print(f"{result['environment']}\n{result['data']}\n\n{squad_speed.show(result)}")
+    data = result["data"]
+    shown = data if isinstance(data, str) else " and ".join(data)
+    print(f"{result['environment']}\n{shown}\n\n{squad_speed.show(result)}")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

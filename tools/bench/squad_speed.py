@@ -28,6 +28,7 @@ from bench.squad import (
 from bench.timing import interleave
 from benchmarks.bert_squad.model import SpanBatch
 from benchmarks.bert_squad.stream import answer_batches
+from common.files import file_sha256
 from common.guards import Faults
 from common.training import train_step
 
@@ -81,7 +82,8 @@ def speed(
 
     result: dict[str, Any] = {
         "environment": environment(own),
-        "data": own.task.source.description,
+        "data": {p.name: file_sha256(p) for p in (train, predict) if p is not None}
+        or own.task.source.description,
         "rounds": rounds,
         "load_before": load(),
     }
