@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SQuAD on cpu_ref, side by side with Hugging Face Transformers: how fast, and how good.
 
+    python tools/bench_squad.py features --predict DEV.json
     python tools/bench_squad.py speed [--train TRAIN.json --predict DEV.json] [--json FILE]
     python tools/bench_squad.py quality --train TRAIN.json --predict DEV.json --output DIR
 
@@ -8,6 +9,9 @@ The recipe is squad_mini: MiniLM's real weights (6 x 384), 384/128/64. The peer 
 BertForQuestionAnswering with the same weights and batches, padded to the longest of each batch
 (in quality: of each part of like length), in bf16 autocast, with torch's fused AdamW and the same
 clipping.
+
+features: from the file to what the model is fed, against the reference's procedure in plain Python;
+per second of CPU time, in one process.
 
 speed: sequences/s of training and of inference. All variants run in turns in one process, with
 the same threads and allocator; medians over the rounds (least-most); ratios are of pairs of the
@@ -27,11 +31,12 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from bench import squad_quality, squad_speed
+from bench import squad_features, squad_quality, squad_speed
 from bench.steps import PEER_MISSING, peer_available
 
 from common.errors import BertbenchError
@@ -39,10 +44,10 @@ from common.errors import BertbenchError
 
 def main() -> int:
     arguments = parse()
-    if not peer_available():
+    if arguments.verb != "features" and not peer_available():
         print(PEER_MISSING, file=sys.stderr)
         return 2
-    if arguments.threads is not None:
+    if getattr(arguments, "threads", None) is not None:
         torch.set_num_threads(arguments.threads)
     # A stop is a stop, whoever asks for it: a run of ours in another process ends first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -64,6 +69,12 @@ def parse() -> argparse.Namespace:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
 
+    features = verbs.add_parser("features", help="features/s")
+    features.add_argument("--predict", type=Path, required=True, help="SQuAD file")
+    features.add_argument("--articles", type=int, default=5, help="of it, from all over it (5)")
+    features.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
+    features.set_defaults(do=run_features)
+
     speed = verbs.add_parser("speed", help="sequences/s")
     speed.add_argument("--train", type=Path, help="SQuAD file; default: tokens of real lengths")
     speed.add_argument("--predict", type=Path, help="SQuAD file; goes with --train")
@@ -76,7 +87,6 @@ def parse() -> argparse.Namespace:
     speed.add_argument(
         "--fixed", action="store_true", help="also the peer padded to 384, run_qa.py's default"
     )
-    speed.add_argument("--json", type=Path, help="write all figures here")
     speed.set_defaults(do=run_speed)
 
     quality = verbs.add_parser("quality", help="EM and F1")
@@ -89,18 +99,36 @@ def parse() -> argparse.Namespace:
     quality.add_argument("--attention", choices=("sdpa", "eager"), default="eager", help="peer's")
     quality.set_defaults(do=run_quality)
 
+    for each in (features, speed):
+        each.add_argument("--json", type=Path, help="write all figures here")
     for each in (speed, quality):
         each.add_argument("--threads", type=int, help="default: torch's own choice")
         each.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     arguments = parser.parse_args()
     if arguments.verb == "speed" and (arguments.train is None) != (arguments.predict is None):
         parser.error("--train and --predict go together; without both: tokens of real lengths")
-    positive = ("batch", "eval_batch", "batches", "eval_batches", "rounds", "limit", "threads")
+    positive = (
+        "articles",
+        "batch",
+        "eval_batch",
+        "batches",
+        "eval_batches",
+        "rounds",
+        "limit",
+        "threads",
+    )
     for name in positive:
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
             parser.error(f"--{name} {value}: it must be at least 1")
     return arguments
+
+
+def run_features(arguments: argparse.Namespace) -> int:
+    result = squad_features.rates(arguments.predict, arguments.articles, arguments.rounds)
+    print(f"{result['features']} features\n\n{squad_features.show(result)}")
+    keep(result, arguments.json)
+    return 0
 
 
 def run_speed(arguments: argparse.Namespace) -> int:
@@ -119,9 +147,13 @@ def run_speed(arguments: argparse.Namespace) -> int:
     data = result["data"]
     shown = data if isinstance(data, str) else " and ".join(data)
     print(f"{result['environment']}\n{shown}\n\n{squad_speed.show(result)}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    keep(result, arguments.json)
     return 0
+
+
+def keep(result: dict[str, Any], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def run_quality(arguments: argparse.Namespace) -> int:

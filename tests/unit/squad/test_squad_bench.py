@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import squad_files
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 import bench_squad
-from bench import squad_quality
+from bench import squad_features, squad_quality
 from bench.squad import Own, Peer, padded, real_share, undemanding, unpadded
 from bench.squad_quality import Quality, answer_peer, limited, parts, show, summary, train_peer
 from bench.squad_speed import compare, share_of_all, typical
@@ -23,6 +26,7 @@ from bench.squad_speed import show as speed_table
 
 from benchmarks.bert_squad import data
 from benchmarks.bert_squad.data import made_up_features
+from benchmarks.bert_squad.recipes import PRESETS
 from benchmarks.bert_squad.stream import collate
 from common.checkpoint import Checkpoints
 from common.data.batch import Tokens
@@ -260,6 +264,27 @@ def test_stopped_runs_go_on(tmp_path, monkeypatch) -> None:
     assert content["summary"]["f1"]["by_seed"] == [1.0, 1.0]
     assert json.loads((tmp_path / "out" / "quality.json").read_text()) == content
     assert "| mean | 41.25 | 40.75 | 82.50 | 81.50 | +1.00 |" in show(content)
+
+
+def test_features_of_both_sides_are_the_same_and_counted_once(tmp_path, monkeypatch) -> None:
+    made = [("ten one ten one the", [{"question": "one ten"}, {"question": "the"}])]
+    path = tmp_path / "made.json"
+    path.write_text(json.dumps(squad_files.content(made)))
+    source = SimpleNamespace(vocab=squad_files.VOCAB, recipe=PRESETS["squad_mini"].recipe)
+    monkeypatch.setattr(squad_features, "find_source", lambda settings: source)
+    clock = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, 8.0, 0.0, 2.0]))
+    monkeypatch.setattr(squad_features.time, "process_time", lambda: next(clock))
+    found = squad_features.rates(path, 5, 2)
+    assert found["features"] == 2
+    assert found["features_per_cpu_second"] == {
+        "own": 2.0, "plain Python": 0.25, "plain Python that remembers words": 1.0
+    }  # fmt: skip
+    assert found["over"] == {"plain Python": 8.0, "plain Python that remembers words": 2.0}
+    assert found["ok"]
+    assert "| plain Python | 0 | 8.0, goal 5: reached |" in squad_features.show(found)
+    monkeypatch.setattr(squad_features.squad_reference, "wordpieces", lambda *_: ["one"])
+    with pytest.raises(AssertionError, match="features differ"):
+        squad_features.rates(path, 5, 1)
 
 
 def test_only_whole_pairs_are_compared() -> None:
