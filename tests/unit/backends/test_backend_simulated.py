@@ -309,6 +309,39 @@ def test_a_device_that_lacks_a_precision() -> None:
     assert not got["bf16"]
 
 
+HALVES = """
+torch.manual_seed(1)
+a, b, c = torch.randn(7, 3000), torch.randn(3000, 5), torch.randn(5)
+halves = [x.half() for x in (a, b, c)]
+there = [x.to("demo") for x in halves]
+a, b, c = (x.float() for x in halves)
+bias = nn.Linear(3000, 5, dtype=torch.half, device="demo")
+with torch.no_grad():
+    bias.weight.copy_(there[1].t()), bias.bias.copy_(there[2])
+out = torch.empty(7, 5, dtype=torch.half, device="demo")
+torch.mm(there[0], there[1], out=out)
+pairs = {
+    "mm": (there[0] @ there[1], a @ b),
+    "transposed": (there[1].t() @ there[0].t(), b.t() @ a.t()),
+    "bmm": (there[0][None] @ there[1][None], (a @ b)[None]),
+    "linear": (bias(there[0]).detach(), torch.addmm(c, a, b.t().contiguous().t())),
+}
+answer(
+    same={k: bool(torch.equal(x.cpu(), y.half())) for k, (x, y) in pairs.items()},
+    out=bool(torch.allclose(out.cpu().float(), a @ b, atol=0.5)),
+    types=sorted({str(x.dtype) + str(x.device) for x, _ in pairs.values()}),
+)
+"""
+
+
+@needs_compiler
+def test_half_products_add_up_in_float32() -> None:
+    got = run(HALVES)
+    assert got["same"] == dict.fromkeys(got["same"], True)
+    assert got["out"]
+    assert got["types"] == ["torch.float16demo:0"]
+
+
 RANK = (
     TRAIN
     + """
