@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's tables of results, from the records in results/: nobody types them.
+"""The READMEs' tables of results, from what is in results/: nobody types them.
 
 python tools/readme_results.py           # writes them
 python tools/readme_results.py --check   # 1 if they are not what the records say
@@ -8,6 +8,7 @@ python tools/readme_results.py --check   # 1 if they are not what the records sa
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -18,16 +19,40 @@ from common.results.report.page import Report
 from common.results.store import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PEERS = "peers"
+"""Folder of what tools/bench_* have measured beside other software; each in its own folder."""
 BEGIN, END = "<!-- results: written by tools/readme_results.py -->", "<!-- end of results -->"
 TABLES = ("configurations", "scaling-table")
 
 
-def made(results: Path) -> str:
+def of_records(results: Path) -> str:
     """The tables of what was measured, as the report's Markdown has them, without its links."""
     report = Report(*load_results([results], references=False))
     found = [t for s in report.sections for t in s.tables if t.id in TABLES and not s.simulated]
     return "\n\n".join("\n".join((t.intro, "", *twin.rows(t, links=False))) for t in found)
+
+
+def of_squad(results: Path) -> str:
+    """What tools/bench_squad.py --json and --output have kept."""
+    from bench import squad_features, squad_quality, squad_speed
+
+    parts = {
+        "Sequences per second": ("speed.json", squad_speed.show),
+        "EM and F1": ("quality.json", squad_quality.show),
+        "Features": ("features.json", squad_features.show),
+    }
+    shown = []
+    for title, (name, show) in parts.items():
+        file = results / PEERS / "squad" / name
+        if file.is_file():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            about = content.get("environment", {})
+            where = ", ".join(f"{k} {v}" for k, v in about.items() if isinstance(v, str))
+            shown += [f"### {title}", *([f"{where}."] if where else []), show(content).strip()]
+    return "\n\n".join(shown)
+
+
+PAGES = {"README.md": of_records, "benchmarks/bert_squad/README.md": of_squad}
 
 
 def written(readme: str, tables: str) -> str:
@@ -42,14 +67,19 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = written(old, made(ROOT / "results"))
-    if given.check:
-        if old != new:
-            print("README.md: its results are not those of results/: run tools/readme_results.py")
-        return int(old != new)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    wrong = 0
+    for name, made in PAGES.items():
+        page = ROOT / name
+        old = page.read_text(encoding="utf-8")
+        new = written(old, made(ROOT / "results"))
+        if old == new:
+            continue
+        wrong = 1
+        if given.check:
+            print(f"{name}: its results are not those of results/: run tools/readme_results.py")
+        else:
+            page.write_text(new, encoding="utf-8")
+    return wrong if given.check else 0
 
 
 if __name__ == "__main__":

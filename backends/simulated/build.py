@@ -18,7 +18,7 @@ from common.errors import Unsupported
 from common.native import cache_dir
 
 HERE = Path(__file__).parent
-SOURCES = ("device.cpp", "kernels.cpp", "autocast.cpp", "library.cpp")
+SOURCES = ("device.cpp", "kernels.cpp", "precision.cpp", "library.cpp")
 FLAGS = ("-std=c++20", "-O1", "-g0", "-w", "-fPIC")
 LIBRARIES = ("torch_cpu", "c10")
 

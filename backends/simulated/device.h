@@ -57,6 +57,9 @@ void resize(c10::StorageImpl& storage, size_t bytes);
 
 // A CPU tensor over the same memory, sizes and strides.
 at::Tensor host_view(const at::Tensor& t);
+// A CPU tensor, rounded if it is float32 to nearest even at 10 explicit mantissa bits, which
+// is TF32.
+at::Tensor rounded(const at::Tensor& host);
 
 // The queue of a device: work is done when the clock has passed `busy_until`.
 int64_t now_ns();

@@ -51,17 +51,6 @@ void narrow(const Tensor& host) {
     host.copy_(host.to(at::kInt).to(at::kLong));
 }
 
-// Round to nearest even at 10 explicit mantissa bits, which is TF32.
-Tensor rounded(const Tensor& host) {
-  if (host.scalar_type() != at::kFloat) return host;
-  Tensor out = host.clone(at::MemoryFormat::Contiguous);
-  auto* bits = static_cast<uint32_t*>(out.data_ptr());
-  for (int64_t i = 0; i < out.numel(); ++i)
-    if ((bits[i] & 0x7f800000u) != 0x7f800000u)
-      bits[i] = (bits[i] + 0xfffu + ((bits[i] >> 13) & 1u)) & ~0x1fffu;
-  return out;
-}
-
 // What the boxed kernel must know of an operator; found once per thread.
 struct Traits {
   bool launches = false, random = false, reads_back = false, mixes_devices = false;

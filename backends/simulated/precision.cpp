@@ -1,11 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// Autocast on the simulated accelerator: torch's own lists of operators, by the boxed convention.
+// Precision on the simulated accelerator: TF32 by rounding; autocast by torch's own lists of
+// operators, by the boxed convention.
 #include "device.h"
 
+#include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 namespace simulated {
+
+at::Tensor rounded(const at::Tensor& host) {
+  if (host.scalar_type() != at::kFloat) return host;
+  at::Tensor out = host.clone(at::MemoryFormat::Contiguous);
+  auto* bits = static_cast<uint32_t*>(out.data_ptr());
+  for (int64_t i = 0; i < out.numel(); ++i)
+    if ((bits[i] & 0x7f800000u) != 0x7f800000u)
+      bits[i] = (bits[i] + 0xfffu + ((bits[i] >> 13) & 1u)) & ~0x1fffu;
+  return out;
+}
+
 namespace {
 
 using c10::IValue;
