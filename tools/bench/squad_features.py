@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def rates(predict: Path, articles: int, rounds: int) -> dict[str, Any]:
                 begin = time.process_time()
                 turn()
                 found[name].append(len(ours) / (time.process_time() - begin))
-    over = {n: statistics.median(map(_ratio, found[OWN], found[n])) for n in turns if n != OWN}
+    over = {n: statistics.median(map(truediv, found[OWN], found[n])) for n in turns if n != OWN}
     return {
         "data": {predict.name: file_sha256(predict)},
         "features": len(ours),
@@ -90,10 +91,6 @@ def rates(predict: Path, articles: int, rounds: int) -> dict[str, Any]:
         "over": over,
         "ok": over[PLAIN] >= GOAL,
     }
-
-
-def _ratio(fast: float, slow: float) -> float:
-    return fast / slow
 
 
 def show(result: dict[str, Any]) -> str:
