@@ -194,8 +194,9 @@ class Quality:
         write_atomic(kept / PREDICTIONS, json.dumps(answers.predictions, indent=4) + "\n")
         shutil.rmtree(saved.folder)
         found = {name: scores[name] for name in SCORES} | found
-        found |= {"sequences_at_once": PART, "seconds": time.perf_counter() - begin}
-        return found | {"record": self._relative(kept)}
+        if not found["resumed"]:  # what the processes before this one took is not known
+            found["seconds"] = time.perf_counter() - begin
+        return found | {"sequences_at_once": PART, "record": self._relative(kept)}
 
 
 @dataclass
@@ -214,7 +215,8 @@ def train_peer(
 ) -> dict[str, Any]:
     """The recipe's steps, from where ``saved`` left off; BadInput where that was of others."""
     at = restore(own, peer, saved, same)
-    if at.step:
+    resumed = at.step > 0
+    if resumed:
         say(f"goes on behind step {at.step}")
     total = own.task.total_steps
     spoken = kept = time.perf_counter()
@@ -245,6 +247,7 @@ def train_peer(
         "training_s": at.training_s,
         "training_sequences_per_second": at.sequences / at.training_s,
         "final_loss": at.loss,
+        "resumed": resumed,
     }
 
 
@@ -357,8 +360,9 @@ def told(found: dict[str, Any]) -> str:
         for what in ("training", "inference")
         if (name := f"{what}_sequences_per_second") in found
     ]
-    head = f"EM {found['exact_match']:.2f}, F1 {found['f1']:.2f}, {found['seconds']:.0f} s"
-    return ", ".join((head, *rates))
+    head = f"EM {found['exact_match']:.2f}, F1 {found['f1']:.2f}"
+    took = [f"{found['seconds']:.0f} s"] if "seconds" in found else []
+    return ", ".join((head, *took, *rates))
 
 
 def show(content: dict[str, Any]) -> str:
