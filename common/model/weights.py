@@ -105,20 +105,31 @@ def load_pretrained(
 def export_state_dict(
     model: nn.Module, naming: Naming = "huggingface", *, vocab_size: int | None = None
 ) -> dict[str, Tensor]:
-    """The weights under other names, as views of the model's own memory.
+    """``other_names`` of a model's own weights."""
+    named = {name: p.detach() for name, p in model.named_parameters()}
+    return other_names(named, _config(model).norm_position, naming, vocab_size=vocab_size)
+
+
+def other_names(
+    named: Mapping[str, Tensor],
+    norm_position: str,
+    naming: Naming = "huggingface",
+    *,
+    vocab_size: int | None = None,
+) -> dict[str, Tensor]:
+    """The weights of a model of ours, ``named`` our way, under other names; views, no copies.
 
     q, k and v are apart. The decoder's weight, tied to the word embedding, is listed twice as the
     other side expects it. ``vocab_size`` cuts a padded vocabulary back to the true one. NVIDIA's
     scripts read the file that ``torch.save({"model": state}, path)`` writes. Raises Unsupported
     for a pre-LN model in NVIDIA's naming, which has no names for it.
     """
-    config = _config(model)
-    if naming == "nvidia" and config.norm_position == "pre":
+    if naming == "nvidia" and norm_position == "pre":
         raise Unsupported("a pre-LN model has no NVIDIA names; export with naming 'huggingface'")
     state: dict[str, Tensor] = {}
-    for own, parameter in model.named_parameters():
-        names = huggingface_names(own, config.norm_position)
-        state.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
+    for own, tensor in named.items():
+        names = huggingface_names(own, norm_position)
+        state.update(zip(names, tensor.chunk(len(names)), strict=True))
     for name in (WORD_EMBEDDING, DECODER_BIAS):
         if vocab_size is not None and name in state:
             state[name] = state[name][:vocab_size]

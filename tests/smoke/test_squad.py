@@ -198,7 +198,10 @@ def test_the_weights_of_a_run_answer_again_without_training(runs):
         "import json, sys\nn = len(json.load(open(sys.argv[2])))\n"
         "print('article=0')\nprint(json.dumps({'exact_match': 1.5, 'f1': n}))\n"
     )
-    weights = first / "checkpoints" / "step_00000008" / "model.safetensors"
+    folder = runs.out.parent / "weights"
+    export = ("export-weights", str(first), "--output", str(folder), "--naming", "nvidia")
+    assert main([*export, "--vocab_file", str(runs.data / "vocab.txt")]) == 0
+    weights = folder / "pytorch_model.bin"
     given = ("--starts_from", "checkpoint", "--init_checkpoint", str(weights), "--no_do_train")
     again = runs.run(*EXACT, *given, "--eval_script", str(script))
     assert main(["validate", str(again)]) == 0

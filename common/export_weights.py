@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench export-weights``: a run's weights as other software reads them.
+
+Hugging Face: a folder for ``from_pretrained``. NVIDIA's scripts and their forks: the
+``pytorch_model.bin`` and ``bert_config.json`` that ``run_squad.py`` writes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from common.checkpoint import load, resolve
+from common.cli import Parser
+from common.data.tokenization import read_vocab
+from common.errors import BadInput
+from common.files import sync
+from common.model.config import BertConfig
+from common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
+from common.model.weights import VOCAB_MULTIPLE, other_names
+
+HEADS = {"qa_outputs.weight": "BertForQuestionAnswering", DECODER_BIAS: "BertForPreTraining"}
+"""A name among the weights -> the class of Hugging Face's that has such a head."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of the verb; raises BadInput or Unsupported."""
+    parser = Parser(prog="bertbench export-weights", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--naming",
+        choices=("huggingface", "nvidia"),
+        default="huggingface",
+        help="for whom (%(default)s)",
+    )
+    parser.add_argument(
+        "--vocab_file",
+        type=Path,
+        metavar="FILE",
+        help="goes along as vocab.txt; the model's padding rows beyond its tokens are cut",
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    given = parser.parse_args(argv)
+    made = export(given.run, given.output, naming=given.naming, vocab_file=given.vocab_file)
+    if given.json:
+        print(json.dumps(made))
+        return 0
+    print(f"wrote {made['folder']}: {made['parameters']:,} parameters of step {made['step']}")
+    if given.naming == "huggingface":
+        print(f"  transformers.{made['architecture']}.from_pretrained({made['folder']!r})")
+    else:
+        print(f"  --init_checkpoint {Path(made['folder']) / 'pytorch_model.bin'}")
+    if given.vocab_file is None:
+        print("  without a vocabulary: --vocab_file FILE takes one along")
+    return 0
+
+
+def export(
+    run: Path, output: Path, *, naming: Naming = "huggingface", vocab_file: Path | None = None
+) -> dict[str, Any]:
+    """Write the newest checkpoint of ``run`` to the new folder ``output``; says what was written.
+
+    The checkpoint is verified first, and ``output`` appears only when it is complete. Raises
+    BadInput for a damaged checkpoint, one without its run's ``config.json``, or another model's
+    vocabulary; Unsupported for a model that has no names in this naming.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(f"{output} is there already: name a new folder with --output")
+    checkpoint = resolve(run)
+    recipe, config = _recipe(checkpoint.parent.parent / "config.json")
+    groups, _ = load(checkpoint)
+    tokens = None if vocab_file is None else read_vocab(vocab_file)
+    rows = config.vocab_size if tokens is None else len(tokens)
+    if not rows <= config.vocab_size < rows + VOCAB_MULTIPLE:
+        raise BadInput(
+            f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: it is "
+            f"the vocabulary of another model; give the one that the run was made with"
+        )
+    state = other_names(groups["model"], config.norm_position, naming, vocab_size=rows)
+    architecture = next((a for name, a in HEADS.items() if name in state), None)
+    if architecture is None:
+        raise BadInput(f"{checkpoint}: its model has neither of the heads {', '.join(HEADS)}")
+
+    described = config.as_huggingface() | {
+        "vocab_size": rows,
+        "bertbench": {"run": checkpoint.parent.parent.name, "step": int(checkpoint.name[5:])},
+    }
+    if config.norm_position == "pre":
+        architecture = f"Megatron{architecture}"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial", dir=output.parent))
+    try:
+        if naming == "nvidia":
+            torch.save({"model": _copied(state)}, work / "pytorch_model.bin")
+            _write_json(work / "bert_config.json", described | {"hidden_act": "gelu"})
+        else:
+            # Hugging Face ties the decoder again by itself, and safetensors keeps no aliases.
+            once = {name: t for name, t in _copied(state).items() if name != DECODER_WEIGHT}
+            save_file(once, work / "model.safetensors", metadata={"format": "pt"})
+            _write_json(work / "config.json", described | {"architectures": [architecture]})
+        if tokens is not None:
+            (work / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+            if naming == "huggingface":
+                lowercase = recipe.get("lowercase", all(t == t.lower() for t in _words(tokens)))
+                told = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+                _write_json(work / "tokenizer_config.json", told)
+        for file in work.iterdir():
+            file.chmod(0o644)
+            sync(file)
+        work.chmod(0o755)
+        work.replace(output)
+        sync(output.parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return {
+        "folder": str(output),
+        "naming": naming,
+        "architecture": architecture,
+        "step": described["bertbench"]["step"],
+        "parameters": sum(t.numel() for name, t in state.items() if name != DECODER_WEIGHT),
+        "vocab_size": rows,
+    }
+
+
+def _recipe(path: Path) -> tuple[dict[str, Any], BertConfig]:
+    """The recipe in a run's ``config.json``, and the model in it."""
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        return recipe, BertConfig(**recipe["model"])
+    except OSError as error:
+        raise BadInput(
+            f"{path}: {error.strerror}: it tells the model's shape. Name a run's folder, or a "
+            f"checkpoint where the run left it"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: is no run's configuration: {error}") from error
+
+
+def _words(tokens: Sequence[str]) -> list[str]:
+    """Without [CLS] and its like, which have capitals in any vocabulary."""
+    return [token for token in tokens if not token.startswith("[")]
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Memory of their own, so that a part of a tensor does not take the whole into the file."""
+    copies = {name: t.clone() for name, t in state.items() if name != DECODER_WEIGHT}
+    if DECODER_WEIGHT in state:
+        copies[DECODER_WEIGHT] = copies[WORD_EMBEDDING]
+    return copies
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
