@@ -92,7 +92,7 @@ def export(
 
     described = config.as_huggingface() | {
         "vocab_size": rows,
-        "bertbench": {"run": checkpoint.parent.parent.name, "step": int(checkpoint.name[5:])},
+        "bertbench": {"run": checkpoint.parent.parent.name, "step": int(checkpoint.stem[5:])},
     }
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
