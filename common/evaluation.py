@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 PERCENTILES = (50, 90, 99)
 
 
+class Stopped(Exception):
+    """An evaluation was ended early, on every rank."""
+
+
 @torch.no_grad()
 def evaluate(
     task: Task,
@@ -34,8 +38,12 @@ def evaluate(
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.perf_counter,
     started: float = 0.0,
+    stop: Callable[[], bool] | None = None,
 ) -> EvalEvent:
     """Evaluate on every rank, add the sums, tell the observers.
+
+    ``stop`` is asked before each batch. Where it is true on one rank, that one leaves its batches
+    out, and behind theirs all ranks raise Stopped: nothing is known and no observer is told.
 
     The first ``plan.skip_steps`` batches count neither in the rate nor in the latencies.
     ``telemetry`` samples during the seconds of the rate.
@@ -50,7 +58,11 @@ def evaluate(
     timer = backend.timer()
     meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
     meter.start(warming=plan.skip_steps > 0)
+    stopped = False
     for number, batch in enumerate(batches):
+        stopped = stop is not None and stop()
+        if stopped:
+            break
         if number == plan.skip_steps > 0:
             meter.warmed()
         timer.start()
@@ -58,6 +70,9 @@ def evaluate(
             sums += task.eval_sums(task.model, batch.to(backend.device))
         timer.stop()
         meter.add(samples=batch.num_samples)
+    if stop is not None and max(world.gather(stopped)):
+        task.model.train()
+        raise Stopped
     window = merge_ranks(world.gather(meter.stop()))
     largest = max(world.gather(max((b.num_samples for b in batches), default=0)))
     own = list(zip(batches, timer.seconds(), strict=True))[plan.skip_steps :]

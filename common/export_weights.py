@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -75,7 +76,7 @@ def export(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{output} is there already: name a new folder with --output")
-    checkpoint = resolve(run)
+    checkpoint = resolve(run).resolve()
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
     tokens = None if vocab_file is None else read_vocab(vocab_file)
@@ -96,8 +97,11 @@ def export(
     }
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial", dir=output.parent))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial", dir=output.parent))
+    except OSError as error:
+        raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from error
     try:
         if naming == "nvidia":
             torch.save({"model": _copied(state)}, work / "pytorch_model.bin")
@@ -119,9 +123,13 @@ def export(
         work.chmod(0o755)
         work.replace(output)
         sync(output.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
-        raise
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
+        raise BadInput(
+            f"--output {output}: could not be written, nothing is left: {error}"
+        ) from error
     return {
         "folder": str(output),
         "naming": naming,

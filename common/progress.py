@@ -77,7 +77,9 @@ def restore(
     backend: Backend,
     world: World,
     saved: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]],
-) -> Progress:
+    progress: Progress,
+) -> None:
+    """Put everything back that ``save_checkpoint`` wrote, where it stood into ``progress``."""
     tensors, state = saved
     task.model.load_state_dict(tensors["model"])
     restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
@@ -85,7 +87,8 @@ def restore(
         scaler.load_state_dict(state["scaler"])
     if state["world_size"] == world.size:
         backend.set_rng_state(tensors[rank_group(world.rank)])
-    return Progress(**state["progress"])
+    for name in Progress.__slots__:
+        setattr(progress, name, state["progress"][name])
 
 
 def step_event(

@@ -47,6 +47,12 @@ class Impl:
     init_loss_scale: float = 2.0**16
     """fp16 only: the first loss scale."""
 
+    def __post_init__(self) -> None:
+        if self.eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size is {self.eval_batch_size}: it must be at least 1")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise ValueError(f"num_threads is {self.num_threads}: it must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:

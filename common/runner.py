@@ -165,6 +165,7 @@ class Run:
             plan=plan,
             observers=self.observers,
             checkpoints=checkpoints,
+            progress=self.progress,
             resume=saved,
             telemetry=self.telemetry,
         )
@@ -199,6 +200,7 @@ class Run:
             log=record.console,
             console=Console(stderr=run.json, highlight=False, soft_wrap=True),
         )
+        self.observers = [console, record]  # so that a failure from here on is told and kept
         own = self.benchmark.observers(
             task, settings, record.path, system=system, began=self.began, resumed=resumed
         )
@@ -324,7 +326,7 @@ class Run:
                               "metrics": {m.name: m.value for m in metrics}}))  # fmt: skip
         else:
             print("\n".join((f"record      {path}", *self.benchmark.closing(path))))
-            if status == "interrupted" and not self.settings.run.skip_checkpoint:
+            if status == "interrupted" and (path / "checkpoints").is_dir():
                 print(f"to go on    the same command with --resume {path}")
 
     def _all_reduce_s(self, outcome: Outcome) -> float | None:

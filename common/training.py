@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from common.checkpoint import Checkpoints
 from common.distributed import World
-from common.evaluation import evaluate
+from common.evaluation import Stopped, evaluate
 from common.events import EvalEvent, Observer
 from common.guards import Faults, Interruption
 from common.measure.throughput import RateMeter, Window, merge_ranks
@@ -149,24 +149,27 @@ def train(
     plan: Plan,
     observers: Sequence[Observer],
     checkpoints: Checkpoints | None = None,
+    progress: Progress | None = None,
     resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None = None,
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
     """Train until the target, a limit, a signal or divergence.
 
-    ``observers`` is empty on all ranks but rank 0. ``resume`` is what ``Checkpoints.load`` gave.
+    ``observers`` is empty on all ranks but rank 0. ``progress`` is kept up to date, for whoever
+    has to know how far it came when it raises. ``resume`` is what ``Checkpoints.load`` gave.
     ``telemetry`` samples during exactly the seconds that the rates are taken over.
 
     Raises DivergedError with the step and the cause when a loss or gradient is not finite.
     """
     scaler = backend.grad_scaler(plan.precision, plan.init_loss_scale)
-    progress = Progress(
-        next_eval_samples=plan.eval_start_samples,
-        next_checkpoint_samples=max(plan.checkpoint_start_samples, plan.checkpoint_every_samples),
+    progress = progress or Progress()
+    progress.next_eval_samples = plan.eval_start_samples
+    progress.next_checkpoint_samples = max(
+        plan.checkpoint_start_samples, plan.checkpoint_every_samples
     )
     if resume is not None:
-        progress = restore(task, scaler, backend, world, resume)
+        restore(task, scaler, backend, world, resume, progress)
     model = backend.wrap_ddp(task.model) if world.size > 1 else task.model
     out = Outcome(status="below_quality", reason="", progress=progress)
     meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
@@ -175,15 +178,19 @@ def train(
     wait_s = 0.0
     out.skipped = plan.skip_steps
 
-    def look() -> None:
+    def look(stop: Callable[[], bool] | None = None) -> None:
         evaluation = evaluate(
             task, backend=backend, world=world, plan=plan, progress=progress, observers=observers,
             telemetry=None if plan.max_steps else telemetry, clock=clock, started=started,
+            stop=stop,
         )  # fmt: skip
         out.evals.append(evaluation)
         out.eval_s += evaluation.eval_s
         if evaluation.reached:
             out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
+
+    def signalled() -> str:
+        return interrupted.name or "a signal to another process"
 
     for o in observers:
         o.run_start(step=progress.step, samples=progress.samples)
@@ -262,15 +269,21 @@ def train(
                 meter.resume()
             if code == INTERRUPTED:
                 out.status = "interrupted"
-                who = interrupted.name or "a signal to another process"
-                out.reason = f"stopped by {who} after step {progress.step}"
+                out.reason = f"stopped by {signalled()} after step {progress.step}"
                 break
             if code == TIME_IS_UP:
                 out.reason = f"--max_minutes {plan.max_minutes:g} is over"
                 break
         out.train_window = merge_ranks(world.gather(meter.stop()))
         if plan.eval_at_end and out.status == "below_quality":
-            look()
+            # The last thing there is: a signal has no step to be noticed at behind it.
+            try:
+                look(stop=lambda: interrupted.asked)
+            except Stopped:
+                out.status, out.reason = (
+                    "interrupted",
+                    f"stopped by {signalled()} in the evaluation",
+                )
     out.run_s = clock() - started
     if not out.reason:
         limit = "max_steps" if progress.step >= plan.max_steps else "max_samples_termination"

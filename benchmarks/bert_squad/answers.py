@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from benchmarks.bert_squad.examples import Squad
 from benchmarks.bert_squad.features import NO_TOKEN, Features
+from benchmarks.bert_squad.recipes import SquadRecipe
 from benchmarks.bert_squad.wordpieces import basic_tokens
 from common.errors import BadInput
 
@@ -51,6 +52,16 @@ class AnswerOptions:
                 raise BadInput(f"--{name} {getattr(self, name)}: it must be at least 1")
         if math.isnan(self.null_score_diff_threshold):
             raise BadInput("--null_score_diff_threshold nan: it must be a number")
+
+    @classmethod
+    def of(cls, recipe: SquadRecipe) -> AnswerOptions:
+        """A recipe's; BadInput for values that no answer can come of."""
+        return cls(
+            n_best_size=recipe.n_best_size,
+            max_answer_length=recipe.max_answer_length,
+            v2=recipe.v2,
+            null_score_diff_threshold=recipe.null_score_diff_threshold,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

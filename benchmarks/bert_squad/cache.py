@@ -29,7 +29,12 @@ from common.data.tokenization import read_vocab
 from common.errors import BadInput
 from common.files import file_sha256, shown, sync
 
-_CODE = ("examples.py", "wordpieces.py", "features.py")
+_CODE = (
+    *("benchmarks/bert_squad/examples.py", "benchmarks/bert_squad/wordpieces.py"),
+    *("benchmarks/bert_squad/features.py", "common/data/samples.py"),
+    "common/data/tokenization.py",
+)
+"""What makes features, from the root of the sources."""
 _META = "bertbench"
 
 
@@ -62,7 +67,7 @@ def ingredients(
             raise BadInput(f"{what} {path}: no such file: name an existing one")
     code = hashlib.sha256()
     for name in _CODE:
-        code.update(Path(__file__).with_name(name).read_bytes())
+        code.update((Path(__file__).parents[2] / name).read_bytes())
     return {
         "dataset_sha256": file_sha256(dataset),
         "vocab_sha256": file_sha256(vocab),

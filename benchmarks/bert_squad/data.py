@@ -15,10 +15,12 @@ from typing import cast
 
 import numpy as np
 
+from benchmarks.bert_squad.answers import AnswerOptions
 from benchmarks.bert_squad.cache import StoredFeatures, stored_features
 from benchmarks.bert_squad.features import NO_TOKEN, FeatureOptions, Features
 from benchmarks.bert_squad.layout import Files, locate, missing, sources
 from benchmarks.bert_squad.minilm import minilm_file
+from benchmarks.bert_squad.outputs import opened
 from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from benchmarks.bert_squad.score import score
 from common.data.samples import from_lengths
@@ -85,6 +87,9 @@ def find_source(settings: Settings) -> Source:
     recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
     if not run.do_train and not run.do_predict:
         raise BadInput("neither --do_train nor --do_predict: there is nothing to do")
+    AnswerOptions.of(recipe)  # refused before anything is trained
+    if run.json_summary is not None:
+        opened(run.json_summary, "a").close()
     if run.synthetic:
         return _synthetic(settings)
     files = _files(settings)
@@ -100,10 +105,8 @@ def find_source(settings: Settings) -> Source:
     checkpoint = files.checkpoint
     if recipe.starts_from == "minilm" and run.init_checkpoint is None:
         checkpoint = minilm_file("model.safetensors")
-    elif recipe.starts_from == "random":
-        if run.init_checkpoint is not None:
-            raise BadInput("--init_checkpoint beside --starts_from random: leave one of them out")
-        checkpoint = None
+    elif recipe.starts_from == "random" and run.init_checkpoint is not None:
+        raise BadInput("--init_checkpoint beside --starts_from random: leave one of them out")
     if files.config is not None:
         recipe.model.check_agrees(files.config)
     vocab = files.vocab or minilm_file("vocab.txt")
@@ -134,16 +137,17 @@ def find_source(settings: Settings) -> Source:
 def _files(settings: Settings) -> Files:
     """Given files and those under --data; BadInput lists what lacks and where to get it."""
     recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+    needed = recipe.starts_from == "checkpoint" or run.init_checkpoint is not None
     files = locate(
         run.data,
         v2=recipe.v2,
+        weights=needed,
         train=run.train_file,
         predict=run.predict_file,
         checkpoint=run.init_checkpoint,
         vocab=run.vocab_file,
         config=run.bert_config_path,
     )
-    needed = recipe.starts_from == "checkpoint" or run.init_checkpoint is not None
     lacking = missing(
         files, train=run.do_train, predict=run.do_predict, checkpoint=needed, v2=recipe.v2
     )
@@ -183,23 +187,26 @@ def _check_vocabulary(recipe: SquadRecipe, path: Path) -> None:
 
 def _features(settings: Settings, file: Path, vocab: Path, *, training: bool) -> StoredFeatures:
     recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
-    options = FeatureOptions(
-        max_seq_length=recipe.max_seq_length,
-        doc_stride=recipe.doc_stride,
-        max_query_length=recipe.max_query_length,
-        lowercase=recipe.lowercase,
-    )
     with tempfile.TemporaryDirectory() as nowhere:
         return stored_features(
             file,
             vocab,
-            options,
+            _feature_options(recipe),
             training=training,
             v2=training and recipe.v2,
             folder=Path(nowhere) if run.skip_cache else run.cache_dir or cache_dir() / "squad",
             processes=min(8, _cores()),
             say=_say,
         )
+
+
+def _feature_options(recipe: SquadRecipe) -> FeatureOptions:
+    return FeatureOptions(
+        max_seq_length=recipe.max_seq_length,
+        doc_stride=recipe.doc_stride,
+        max_query_length=recipe.max_query_length,
+        lowercase=recipe.lowercase,
+    )
 
 
 def _say(text: str) -> None:
@@ -227,6 +234,12 @@ def _check_scorable(file: Path, v2: bool) -> None:
 def _synthetic(settings: Settings) -> Source:
     """Random tokens of real lengths and random answers: for speed only; nothing is answered."""
     recipe = cast("SquadRecipe", settings.recipe)
+    if not cast("SquadOptions", settings.run).do_train:
+        raise BadInput(
+            "--synthetic only trains: there is no question to answer. For the speed of answering: "
+            "--predict_file and --starts_from random instead"
+        )
+    _feature_options(recipe)
     number, questions = SYNTHETIC
     rng = np.random.default_rng(0)
     quantiles = np.linspace(0, 1, len(LENGTHS))

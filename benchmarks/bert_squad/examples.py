@@ -96,7 +96,7 @@ class Question:
 def read_json(path: Path, what: str) -> Any:
     """The content of a JSON file; BadInput, naming ``what`` it is, when it cannot be had."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise BadInput(f"{what} {path}: {error.strerror}: name an existing file") from error
     except UnicodeDecodeError as error:

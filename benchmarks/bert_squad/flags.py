@@ -46,6 +46,7 @@ def translate(
         _model(values, notes, recipe)
         if recipe.starts_from != "checkpoint" and "init_checkpoint" in values:
             values.setdefault("starts_from", "checkpoint")
+        _clipping(values, notes, recipe)
     derive_batches(
         values,
         notes,
@@ -69,6 +70,16 @@ def derive_parts(values: Values, notes: Remarks) -> None:
             notes["there must be answers to score: --do_predict is on, too"] = ["--do_eval"]
         else:
             values["do_eval"] = "False"
+
+
+def _clipping(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:
+    """Enflame's run_squad.py, whose recipes are those without clipping, clips in its AMP path."""
+    mixed = values.get("precision", "fp32") not in ("fp32", "tf32")
+    if recipe.gradient_clipping == "none" and mixed and "gradient_clipping" not in values:
+        values["gradient_clipping"] = "global"
+        notes["gradients are clipped, which Enflame's script does in mixed precision only"] = [
+            "--precision"
+        ]
 
 
 def _model(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:

@@ -17,7 +17,7 @@ from typing import cast
 from benchmarks.bert_squad import positional
 from benchmarks.bert_squad.flags import FLAGS, derive_parts
 from benchmarks.bert_squad.layout import Files, locate, missing, names, sources
-from benchmarks.bert_squad.recipes import PRESETS, SquadRecipe, enflame
+from benchmarks.bert_squad.recipes import PRESETS, SquadRecipe
 from common.errors import BadInput
 from common.launch import (
     Launch,
@@ -32,7 +32,6 @@ from common.launch import (
 )
 
 DEFAULT, SMALL = "squad_large", "squad_mini"
-ENFLAMES = ("squad_large_enflame", "squad_large_enflame_1")
 DATA_PATH = "dataset/pytorch_bert_large"
 """Where Enflame's scripts look for data when DATA_PATH is not set."""
 TF32_SWITCH = "ENFLAME_ENABLE_TF32"
@@ -81,8 +80,10 @@ def wish(argv: Sequence[str], environment: Mapping[str, str]) -> Wish:
         cards, device = int(found[1]), found[2]
     if rest[:1] == ["--positional"]:
         end = next((i for i, w in enumerate(rest) if i and w.startswith("--")), len(rest))
-        parameters = positional.read(rest[1:end], environment)
-        cards, rest = parameters.cards, rest[end:]
+        words, rest = rest[1:end], rest[end:]
+        v2 = FLAGS.read(rest)[0].get("v2") == "True"
+        parameters = positional.read(words, environment, v2=v2)
+        cards = parameters.cards
         own, says = parameters.flags, parameters.says
     recipe_name = named or DEFAULT
     if recipe_name not in PRESETS:
@@ -95,10 +96,6 @@ def wish(argv: Sequence[str], environment: Mapping[str, str]) -> Wish:
         own += _data(recipe_name, recipe, given, environment)
     except BadInput as error:  # what was taken for what is part of the reason
         raise BadInput("\n".join((*says, str(error)))) from None
-    mixed = given.get("precision", "fp32") not in ("fp32", "tf32")
-    if mixed and recipe_name in ENFLAMES and "gradient_clipping" not in given:
-        own += ["--gradient_clipping", enflame(global_batch=8, mixed=True).gradient_clipping]
-        says.append("gradients are clipped, which Enflame's script does in mixed precision only")
     return Wish(
         recipe=recipe_name,
         given=given,
@@ -162,17 +159,20 @@ def _data(
         "vocab": "vocab_file",
         "config": "bert_config_path",
     }
+    weights = (
+        "init_checkpoint" in given or given.get("starts_from", recipe.starts_from) == "checkpoint"
+    )
     files = locate(
         Path(root) if there else None,
         v2=v2,
+        weights=weights,
         **{part: Path(given[flag]) for part, flag in paths.items() if flag in given},
     )
     lacking = missing(
         files,
         train=parts.get("do_train") != "False",
         predict=parts.get("do_predict") != "False",
-        checkpoint="init_checkpoint" in given
-        or given.get("starts_from", recipe.starts_from) == "checkpoint",
+        checkpoint=weights,
         v2=v2,
     )
     if lacking:

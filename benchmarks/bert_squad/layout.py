@@ -29,6 +29,7 @@ PUBLISHED_WEIGHTS = {
 
 _FOLDERS = ("squad", "squad/v1.1", "squad/v2.0", "download/squad/v1.1", "download/squad/v2.0", ".")
 _WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
+CONFIGS = ("bert_config.json", "config.json")
 _ENFLAMES = "DLE_BERT_FP16_PyT_LAMB_92_hard_scaling_node.pt"
 
 
@@ -53,6 +54,7 @@ def locate(
     root: Path | None,
     *,
     v2: bool = False,
+    weights: bool = True,
     train: Path | None = None,
     predict: Path | None = None,
     checkpoint: Path | None = None,
@@ -61,6 +63,7 @@ def locate(
 ) -> Files:
     """The files that are given, completed from ``root``; the given ones need not exist.
 
+    Without ``weights`` none are looked for in ``root``, nor what describes them.
     Raises BadInput where ``root`` is no folder, or holds several checkpoints and none is given.
     """
     near: list[Path] = []
@@ -69,8 +72,10 @@ def locate(
             raise BadInput(f"{root} is not a folder; it must hold {names(v2)[0]} and the weights")
         train = train or _first(root / f / names(v2)[0] for f in _FOLDERS)
         predict = predict or _first(root / f / names(v2)[1] for f in _FOLDERS)
-        checkpoint = checkpoint or _checkpoint(root / "checkpoint") or _checkpoint(root)
-        near = [root, root / "vocab", root / "checkpoint"]
+        near = [root, root / "vocab"]
+        if weights:
+            checkpoint = checkpoint or _checkpoint(root / "checkpoint") or _checkpoint(root)
+            near.append(root / "checkpoint")
     if checkpoint is not None:
         near.append(checkpoint.parent)
     return Files(
@@ -78,7 +83,7 @@ def locate(
         predict=predict,
         checkpoint=checkpoint,
         vocab=vocab or _first(f / name for f in near for name in ("vocab.txt", "vocab")),
-        config=config or _first(f / n for f in near for n in ("bert_config.json", "config.json")),
+        config=config or _first(f / n for f in near for n in CONFIGS if weights),
     )
 
 

@@ -26,7 +26,7 @@ from benchmarks.bert_squad.recipes import SquadOptions
 from common.errors import BadInput
 from common.events import EvalEvent, Observer, RunSummary, StepEvent
 from common.recipe import Settings
-from common.results.record import hide_home
+from common.results.record import MANIFEST, hide_home
 
 if TYPE_CHECKING:
     from benchmarks.bert_squad.task import SquadTask
@@ -60,13 +60,16 @@ DEFINITIONS = {
 class Outputs(Observer):
     """Writes the files above into ``folder``, and DLLogger's lines to --json_summary as well."""
 
-    def __init__(self, task: SquadTask, settings: Settings, folder: Path) -> None:
+    def __init__(
+        self, task: SquadTask, settings: Settings, folder: Path, *, resumed: bool = False
+    ) -> None:
         self._task, self._settings, self._folder = task, settings, folder
         self._run = cast("SquadOptions", settings.run)
         self._began = time.time()
         self._files: list[IO[str]] = [(folder / DLLOGGER).open("w", encoding="utf-8")]
         if self._run.json_summary is not None:
-            self._files.append(_opened(self._run.json_summary))
+            # Of a run that goes on, the first part's lines stay.
+            self._files.append(opened(self._run.json_summary, "a" if resumed else "w"))
         self._loss: float | None = None
         self._first = 0
         self._rates: list[float] = []
@@ -209,15 +212,25 @@ def closing(folder: Path) -> list[str]:
     lines = []
     if (folder / PREDICTIONS).is_file():
         lines.append(f"predictions {folder / PREDICTIONS}")
+    script = _scoring(folder).get("eval_script", {}) if (folder / MANIFEST).is_file() else {}
+    if "error" in script:
+        lines.append(f"--eval_script told no scores: {script['error']}")
     if (folder / REPORT).is_file():
         lines.append(f"Final report:\n{(folder / REPORT).read_text(encoding='utf-8').rstrip()}")
     return lines
 
 
-def _opened(path: Path) -> IO[str]:
+def _scoring(folder: Path) -> dict[str, Any]:
+    """What scoring counted, from the closed record; none where nothing was scored."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return dict(manifest["extras"].get("scoring", {}))
+
+
+def opened(path: Path, mode: str) -> IO[str]:
+    """The file of --json_summary, in ``mode``; BadInput where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w", encoding="utf-8")
+        return path.open(mode, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"--json_summary {path}: cannot be written: {error.strerror}") from error
 

@@ -52,17 +52,19 @@ class Positional:
     says: list[str] = field(default_factory=list)
 
 
-def read(words: Sequence[str], environment: Mapping[str, str]) -> Positional:
+def read(words: Sequence[str], environment: Mapping[str, str], *, v2: bool = False) -> Positional:
     """Parameters in either order -> flags of this benchmark; empty ones have their default.
 
+    ``v2`` says which of SQuAD's files squad_dir holds.
     Raises BadInput for too many, or where the order cannot be told.
     """
     order = _order(words)
     if len(words) > len(order):
         raise BadInput(f"run_squad.sh takes {len(order)} parameters ({', '.join(order)}), not more")
     given = {name: word for name, word in zip(order, words, strict=False) if word}
+    version = "v2.0" if v2 else "v1.1"
     if "squad_dir" not in given and environment.get("BERT_PREP_WORKING_DIR"):
-        given["squad_dir"] = f"{environment['BERT_PREP_WORKING_DIR']}/download/squad/v1.1"
+        given["squad_dir"] = f"{environment['BERT_PREP_WORKING_DIR']}/download/squad/{version}"
     values = DEFAULTS | given
     if values["precision"] not in PRECISIONS:
         raise BadInput(
@@ -91,7 +93,7 @@ def read(words: Sequence[str], environment: Mapping[str, str]) -> Positional:
         if values[name]:
             flags += [flag, values[name]]
     if values["squad_dir"]:
-        for flag, file in zip(("--train_file", "--predict_file"), names(v2=False), strict=True):
+        for flag, file in zip(("--train_file", "--predict_file"), names(v2), strict=True):
             flags += [flag, str(Path(values["squad_dir"]) / file)]
     says = [f"run_squad.sh with {_kind(order)}:"]
     says += [

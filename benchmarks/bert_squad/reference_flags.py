@@ -64,7 +64,7 @@ REFERENCE: dict[str, Meaning] = {
         "a fixed loss scale is not offered: fp16 scales dynamically from --init_loss_scale, other "
         "precisions need none",
         takes_value=True,
-        off=("0", "0.0"),
+        off=("0", "0.", "0.0"),
     ),
 }
 """What the references' flags mean here; those not listed are fields of ours under their name."""

@@ -102,7 +102,9 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
 
 def _is_v2(content: Any, asked: Iterable[dict[str, Any]]) -> bool:
     version = str(content.get("version", "")).lower().removeprefix("v")
-    return version.startswith("2") or any(fields.get("is_impossible") for fields in asked)
+    return re.fullmatch(r"2(\.\d+)*", version) is not None or any(
+        fields.get("is_impossible") for fields in asked
+    )
 
 
 def _truths(fields: dict[str, Any], where: str, v2: bool) -> list[str]:

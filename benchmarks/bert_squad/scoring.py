@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +57,7 @@ def quality(metrics: Mapping[str, float]) -> list[Metric]:
 
 def assemble(features: Features, parts: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
     """float32 [T, 2], the logits of all features' tokens from each rank's share of them."""
-    logits = np.empty((len(features.input_ids), 2), np.float32)
+    logits = np.full((len(features.input_ids), 2), np.nan, np.float32)
     for rank, part in enumerate(parts):
         if part is not None:
             rows = share(len(features), len(parts), rank)
@@ -71,18 +73,12 @@ def answer_and_score(
     Args:
         source: its ``predict`` features and file.
         recipe: how many answers, and how long.
-        run: whether to score, and with which script besides.
+        run: whether to score.
         logits: float [T, 2], start and end, of all features' tokens.
         folder: for files that live no longer than the call.
     """
     assert source.predict is not None and source.predict_file is not None
     begin = time.perf_counter()
-    options = AnswerOptions(
-        n_best_size=recipe.n_best_size,
-        max_answer_length=recipe.max_answer_length,
-        v2=recipe.v2,
-        null_score_diff_threshold=recipe.null_score_diff_threshold,
-    )
     answers = find_answers(
         read_squad(source.predict_file, training=False),
         source.predict.features,
@@ -90,44 +86,63 @@ def answer_and_score(
         logits[:, 1],
         vocab=source.vocab,
         lowercase=recipe.lowercase,
-        options=options,
+        options=AnswerOptions.of(recipe),
     )
     metrics: dict[str, float] = {
         "questions": len(answers.predictions),
         "answering_s": time.perf_counter() - begin,
     }
     details: dict[str, Any] = {}
-    file = folder / "predictions.json"
-    file.write_text(json.dumps(answers.predictions), encoding="utf-8")
     if run.do_eval:
+        file = folder / "predictions.json"
+        file.write_text(json.dumps(answers.predictions), encoding="utf-8")
         details = score(source.predict_file, file, v2=recipe.v2 or None)
         metrics |= {name: details[name] for name in ("exact_match", "f1")}
-    if run.eval_script is not None:
-        details["eval_script"] = told = run_script(run.eval_script, source.predict_file, file)
-        for name in ("exact_match", "f1"):
-            if isinstance(told.get(name), float | int):
-                metrics[f"eval_script_{name}"] = float(told[name])
     return answers, metrics, details
 
 
-def run_script(script: Path, dataset: Path, predictions: Path) -> dict[str, Any]:
-    """Run ``script dataset predictions`` and read the JSON object of its last line of output.
+def script_scores(
+    script: Path, dataset: Path, predictions: Mapping[str, str]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The metrics that a user's script tells of the answers, and all that it told.
 
-    A script that fails is no reason to lose a run: then the answer is ``{"error": why}``.
+    v2.0's official script calls the first of the two ``exact``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "predictions.json"
+        file.write_text(json.dumps(predictions), encoding="utf-8")
+        told = run_script(script, dataset, file)
+    metrics = {}
+    for name, theirs in (("exact_match", "exact"), ("f1", "f1")):
+        value = told.get(name, told.get(theirs))
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            metrics[f"eval_script_{name}"] = float(value)
+    if not metrics and "error" not in told:
+        told["error"] = "told neither exact_match nor f1 as a number"
+    return metrics, told
+
+
+def run_script(script: Path, dataset: Path, predictions: Path) -> dict[str, Any]:
+    """Run ``script dataset predictions`` and read the JSON object that ends its output.
+
+    It may take several lines, as v2.0's official script prints it. A script that fails is no
+    reason to lose a run: then the answer is ``{"error": why}``.
     """
     command = [sys.executable, str(script), str(dataset), str(predictions)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SCRIPT_TIMEOUT_S)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace",
+            timeout=SCRIPT_TIMEOUT_S,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": shown(error)}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [""])[-1]
         return {"error": f"exit code {done.returncode}: {shown(last)}"}
-    lines = done.stdout.strip().splitlines()
+    text = "\n" + done.stdout.strip()
     try:
-        told = json.loads(lines[-1])
-        if not isinstance(told, dict):
-            raise ValueError("no JSON object")
-    except (IndexError, ValueError) as error:
-        return {"error": f"its last line is not what was expected: {shown(error)}"}
+        told = json.loads(text[text.rindex("\n{") :], parse_constant=shown)
+    except ValueError:
+        last = text.splitlines()[-1]
+        return {"error": f"its output does not end with a JSON object but with: {shown(last)}"}
     return dict(told)

@@ -9,6 +9,7 @@ division by itself (common.data.collate.deal).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class FeatureStream:
         self._seed, self._global_batch = seed, global_batch
         self._world, self._rank, self._pin = world, rank, pin
         self._accumulation = accumulation_of(global_batch, micro_batch, world)
-        self._identity = {"seed": seed, "features": len(features)}
+        self._identity = {"seed": seed, "data": _fingerprint(features)}
         self._start = {"epoch": 0, "index": 0, **self._identity} if position is None else position
         self._check_start()
 
@@ -114,10 +115,20 @@ class FeatureStream:
             if value != self._identity.get(name, value):
                 raise BadInput(
                     f"the checkpoint's data position was made with {name} {value}, this run has "
-                    f"{self._identity[name]}: resume with the same seed and data, or start anew"
+                    f"{self._identity[name]}: resume with the same --seed, --train_file and "
+                    f"vocabulary, or start anew"
                 )
         if self._start["index"] > len(self._features):
             raise BadInput(f"data position {self._start} is beyond the {len(self._features)} there")
+
+
+def _fingerprint(features: Features) -> int:
+    """48 bits that tell features to train on from others."""
+    digest = hashlib.sha256()
+    for array in (features.offsets, features.input_ids, features.start, features.end):
+        if array is not None:
+            digest.update(array.tobytes())
+    return int.from_bytes(digest.digest()[:6], "big")
 
 
 def collate(features: Features, rows: IntArray) -> SpanBatch:

@@ -18,7 +18,7 @@ from benchmarks.bert_squad.data import Source, find_source, made_up_features
 from benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch, span_loss
 from benchmarks.bert_squad.outputs import Outputs, closing
 from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from benchmarks.bert_squad.scoring import answer_and_score, assemble, quality
+from benchmarks.bert_squad.scoring import answer_and_score, assemble, quality, script_scores
 from benchmarks.bert_squad.stream import (
     FeatureStream,
     StepBatch,
@@ -31,6 +31,7 @@ from common.errors import BadInput, Unsupported
 from common.events import EvalEvent, Observer
 from common.measure.flops import span_flops
 from common.measure.metric import Metric
+from common.model.config import SIZES
 from common.model.weights import WeightsReport, load_pretrained
 from common.optim.factory import build_optimizer
 from common.optim.lamb import parameter_groups
@@ -81,9 +82,8 @@ class SquadTask(SharedTask):
                 model, source.init_checkpoint, require=cast("Any", require)
             )
         self.notes += (_weights_note(source, self.weights_report),)
-        if recipe.v2 and self.target_f1 is not None and settings.origins.get("target_f1") != "flag":
-            self.target_f1 = None
-            self.notes += (f"no target: the recipe's F1 of {recipe.target_f1:g} is of SQuAD v1.1",)
+        self._check_target(settings)
+        self.notes += self._uncounted(world)
         model.to(backend.device)
         self.model: nn.Module = backend.compile(model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
@@ -98,6 +98,35 @@ class SquadTask(SharedTask):
             eps=recipe.adam_epsilon,
             fused=backend.fused_adamw,
         )
+
+    def _check_target(self, settings: Settings) -> None:
+        """The preset's F1 is of its model and of v1.1; one that was asked for holds regardless."""
+        recipe, published = self.recipe, cast("SquadRecipe", settings.preset.recipe)
+        asked_for = settings.origins.get("target_f1") == "flag"
+        if recipe.target_f1 is not None and self.target_f1 is None:
+            if asked_for:
+                self.notes += ("no target: without scores there is no F1 to compare it with",)
+            return
+        other = None
+        if recipe.v2:
+            other = "of SQuAD v1.1"
+        elif any(getattr(recipe.model, n) != getattr(published.model, n) for n in SIZES):
+            other = "of another model"
+        if self.target_f1 is not None and other is not None and not asked_for:
+            self.notes += (f"no target: the recipe's F1 of {self.target_f1:g} is {other}",)
+            self.target_f1 = None
+
+    def _uncounted(self, world: World) -> tuple[str, ...]:
+        """Which rates there will not be, because all that they are of is skipped."""
+        skip, predict = self.run.skip_steps, self.source.predict
+        found = []
+        if 0 < self.total_steps <= skip:
+            found.append(f"no training rate: all {self.total_steps} steps are skipped")
+        if predict is not None and self.eval_batch_size is not None:
+            batches = math.ceil(len(predict.features) / world.size / self.eval_batch_size)
+            if batches <= skip:
+                found.append(f"no inference rate or latency: all {batches} batches are skipped")
+        return tuple(f"{text} (--skip_steps {skip})" for text in found)
 
     # -- how long -----------------------------------------------------------------------------
     @property
@@ -241,8 +270,18 @@ class SquadTask(SharedTask):
         return told_
 
     def quality(self, event: EvalEvent) -> list[Metric]:
-        """What the record calls the result of the last evaluation."""
-        return quality(event.metrics)
+        """What the record calls the result of the last evaluation, and what --eval_script does.
+
+        The script runs here, behind every clock: its seconds are none of this system's.
+        """
+        found = dict(event.metrics)
+        if self.run.eval_script is not None and self.run.do_eval and self.answers is not None:
+            assert self.source.predict_file is not None
+            told, self.scores["eval_script"] = script_scores(
+                self.run.eval_script, self.source.predict_file, self.answers.predictions
+            )
+            found |= told
+        return quality(found)
 
     def model_flops(self, batch: SpanBatch) -> int:
         return span_flops(self.recipe.model, batch.tokens.lengths)
@@ -308,7 +347,7 @@ def observers(
     resumed: Path | None,
 ) -> list[Observer]:
     """Predictions, DLLogger's lines and the final report, into the record ``folder``."""
-    return [Outputs(task, settings, folder)]
+    return [Outputs(task, settings, folder, resumed=resumed is not None)]
 
 
 __all__ = ["build", "closing", "division", "observers", "prepare", "split_of"]

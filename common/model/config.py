@@ -20,6 +20,8 @@ GELU_OF_HIDDEN_ACT: dict[str, Gelu] = {
     "gelu_pytorch_tanh": "tanh",
 }
 """``hidden_act`` of configuration files in the wild -> the formula it stands for."""
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+"""What tells one BERT from another; the vocabulary may be padded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +79,30 @@ class BertConfig:
         return "tanh" if self.gelu == "tanh" else "none"
 
     def check_agrees(self, path: Path) -> None:
-        """Refuse a ``bert_config.json`` that describes another model; padding rows may differ."""
+        """Refuse a ``bert_config.json`` that describes another model; padding rows may differ.
+
+        So may GELU where the file calls it "gelu", which NVIDIA's and MLPerf's code computes in
+        either form.
+        """
         found = BertConfig.from_json(path, gelu=self.gelu)
-        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        for name in sizes:
+        for name in SIZES:
             ours, theirs = getattr(self, name), getattr(found, name)
             if ours != theirs:
                 raise BadInput(
                     f"{path}: {name} is {theirs} but the recipe's model has {ours}; choose another "
                     f"recipe or pass --{name} {theirs}"
+                )
+        told = BertConfig.from_json(path)
+        for name, differs in (
+            ("gelu", told.gelu == "tanh" and self.gelu == "erf"),
+            ("layer_norm_eps", told.layer_norm_eps != self.layer_norm_eps),
+        ):
+            if differs:
+                ours, theirs = getattr(self, name), getattr(told, name)
+                raise BadInput(
+                    f"{path}: {name} is {theirs} but the recipe's model has {ours}: other numbers "
+                    f"from the same weights. Pass --{name} {theirs}, or {ours} in the file if it "
+                    f"is wrong"
                 )
         if not found.vocab_size <= self.vocab_size < found.vocab_size + 128:
             raise BadInput(

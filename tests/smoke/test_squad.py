@@ -213,6 +213,25 @@ def test_the_weights_of_a_run_answer_again_without_training(runs):
     assert "train_fps_mean" not in json.loads((again / "final_report.json").read_text())
 
 
+def test_training_goes_on_with_its_own_questions_only(runs, capsys, tmp_path):
+    first = runs.run(*EXACT, "--max_steps", "4")
+    other = tmp_path / "other.json"
+    text = (runs.data / "squad" / "train-v1.1.json").read_text()
+    other.write_text(text.replace("cat", "dog"))
+    flags = (*EXACT, "--max_steps", "4", "--resume", str(first), "--train_file", str(other))
+    record = runs.run(*flags, code=1)
+    assert "--train_file" in manifest(record)["reason"]
+    assert manifest(record)["status"] == "failed"
+
+
+def test_a_run_that_fails_says_how_far_it_came(runs):
+    record = runs.run("--max_steps", "6", "--learning_rate", "1e38", "--log_freq", "2", code=1)
+    told = manifest(record)
+    assert told["status"] == "failed" and "not finite" in told["reason"]
+    assert 0 < told["step"] <= 6 and told["samples"] == 8 * told["step"]
+    assert main(["validate", str(record)]) == 0
+
+
 def test_questions_without_true_answers_are_answered_and_not_scored(runs, files, tmp_path):
     content = squad(2, 2)
     for article in content["data"]:
@@ -304,6 +323,10 @@ def test_synthetic_features_for_speed(runs):
         (["--no_do_train", "--no_do_predict"], "nothing to do"),
         (["--division", "open"], "no SQuAD benchmark"),
         (["--eval_script", "none.py"], "no such file"),
+        (["--n_best_size", "0"], "at least 1"),
+        (["--synthetic", "--do_predict"], "only trains"),
+        (["--synthetic", "--max_seq_length", "2"], "at least 4"),
+        (["--json_summary", "/dev/null/below"], "--json_summary /dev/null/below"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_with_the_fix(runs, capsys, flags, message):

@@ -114,6 +114,15 @@ def test_an_older_checkpoint_by_its_name(tmp_path, capsys):
     assert made["step"] == 7 and (tmp_path / "a" / "new" / "out" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("name", [".", "checkpoints", "checkpoints/step_00000012"])
+def test_names_from_where_one_stands(tmp_path, capsys, monkeypatch, name):
+    trained("bert_squad", tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    export(capsys, Path(name), "--output", str(tmp_path / "out"))
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["bertbench"] == {"run": "run", "step": 12}
+
+
 def test_says_how_to_use_it(tmp_path, capsys):
     trained("bert_squad", tmp_path / "run")
     out = tmp_path / "out"
@@ -144,7 +153,14 @@ def _spoil_weights(run: Path) -> None:
         (lambda run: (run.parent / "out").write_text("mine"), "is there already"),
         (lambda run: (run.parent / "vocab.txt").write_text("\n".join(TOKENS[:40])), "40 tokens"),
     ],
-    ids=["no config", "other config", "damaged", "no checkpoint", "taken", "other vocabulary"],
+    ids=[
+        "no config",
+        "other config",
+        "damaged",
+        "no checkpoint",
+        "taken",
+        "other vocabulary",
+    ],
 )
 def test_refuses_and_leaves_nothing(tmp_path, capsys, vocab, spoil, message):
     run, out = tmp_path / "run", tmp_path / "out"
@@ -157,15 +173,21 @@ def test_refuses_and_leaves_nothing(tmp_path, capsys, vocab, spoil, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_a_place_where_nothing_can_be_is_refused(tmp_path, capsys):
+    trained("bert_squad", tmp_path / "run")
+    assert main(["export-weights", str(tmp_path / "run"), "--output", "/dev/null/x"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, capsys, monkeypatch):
     trained("bert_squad", tmp_path / "run")
 
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr("common.export_weights.save_file", full)
-    with pytest.raises(OSError, match="No space"):
-        main(["export-weights", str(tmp_path / "run"), "--output", str(tmp_path / "out")])
+    assert main(["export-weights", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 2
+    assert "No space" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

@@ -292,6 +292,32 @@ def test_wrong_config_names_file_and_field(tmp_path, change, says):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("told", "ours", "says"),
+    [
+        ({"hidden_act": "gelu"}, {"gelu": "erf"}, None),
+        ({"hidden_act": "gelu"}, {"gelu": "tanh"}, None),  # the references' name for either
+        ({"hidden_act": "gelu_new"}, {"gelu": "tanh"}, None),
+        ({"hidden_act": "gelu_new"}, {"gelu": "erf"}, "Pass --gelu tanh"),
+        ({"layer_norm_eps": 1e-5}, {}, "Pass --layer_norm_eps 1e-05"),
+        ({"layer_norm_eps": 1e-5}, {"layer_norm_eps": 1e-5}, None),
+        ({"num_hidden_layers": 23}, {}, "pass --num_hidden_layers 23"),
+        ({"vocab_size": 30528}, {}, None),
+        ({"vocab_size": 28996}, {}, "pass --vocab_size"),
+    ],
+)
+def test_a_config_that_stands_for_other_numbers_is_refused(tmp_path, told, ours, says):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(MLPERF_JSON | told))
+    model = replace(BertConfig.from_json(path), vocab_size=30528, num_hidden_layers=24)
+    model = replace(model, **{"gelu": "erf", "layer_norm_eps": 1e-12, **ours})
+    if says is None:
+        model.check_agrees(path)
+    else:
+        with pytest.raises(BadInput, match=says):
+            model.check_agrees(path)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_config_that_is_no_json_object(tmp_path, text):
     path = tmp_path / "bert_config.json"

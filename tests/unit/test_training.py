@@ -436,3 +436,35 @@ def test_an_overflow_on_one_rank_makes_every_rank_skip(tmp_path):
     mp.spawn(_overflowing_rank, (2, 40000 + os.getpid() % 20000, path), nprocs=2)
     for rank in range(2):
         assert torch.load(f"{path}.{rank}") == [1, True]
+
+
+@pytest.mark.parametrize("steps", [3, 0])
+def test_a_signal_ends_the_last_evaluation(tmp_path, steps):
+    """Behind it there is no step at which it would be noticed."""
+
+    class Slow(ToyTask):
+        asked = 0
+
+        def eval_batches(self):
+            return super().eval_batches() * 5
+
+        def eval_sums(self, model, batch):
+            self.asked += 1
+            if self.asked == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().eval_sums(model, batch)
+
+    task = Slow()
+    plan = replace(
+        PLAN, max_steps=steps, eval_every_samples=0, eval_at_end=True, target_value=None,
+        checkpoint_every_samples=8,
+    )  # fmt: skip
+    checkpoints = Checkpoints(tmp_path)
+    out, seen = run(task, plan, checkpoints=checkpoints)
+    assert task.asked in (2, 3)  # a handler runs between two instructions
+    assert (out.status, out.evals, seen.evals) == ("interrupted", [], [])
+    assert out.reason == "stopped by SIGTERM in the evaluation"
+    assert out.train_window is not None and task.model.training
+    if steps:  # what was trained is there to go on with
+        _, again = run(ToyTask(), plan, resume=checkpoints.load())
+        assert len(again.evals) == 1 and not again.steps

@@ -127,6 +127,20 @@ def test_a_configuration_of_another_model_is_refused(root):
         find_source(settings(root))
 
 
+@pytest.mark.parametrize("starts_from", ["random", "checkpoint"])
+def test_a_folders_weights_stop_only_who_wants_them(root, starts_from):
+    torch.save({"model": {}}, root / "checkpoint" / "more.pt")
+    other = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 2}
+    other |= {"num_attention_heads": 2, "intermediate_size": 8}
+    (root / "checkpoint" / "bert_config.json").write_text(json.dumps(other))
+    given = settings(root, {"starts_from": starts_from})
+    if starts_from == "random":
+        assert find_source(given).init_checkpoint is None
+    else:
+        with pytest.raises(BadInput, match="holds 2 checkpoints"):
+            find_source(given)
+
+
 def test_what_cannot_be_scored_is_refused_before_training(root):
     (root / "squad" / "dev-v1.1.json").write_text(json.dumps(content(answers=0)))
     with pytest.raises(BadInput, match="no_do_eval"):

@@ -266,6 +266,12 @@ def test_damaged_file(tmp_path, content, message):
         read_squad(path, training=False)
 
 
+def test_a_byte_order_mark_is_no_damage(make_squad):
+    file = make_squad([("one two", [GOOD])])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert [e.id for e in read_squad(file, training=True).examples] == ["x"]
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(BadInput, match="No such file"):
         read_squad(tmp_path / "none.json", training=False)

@@ -228,3 +228,39 @@ def test_a_fixed_loss_scale_is_refused(argv: str) -> None:
 def test_bad_input_names_the_fix(argv: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         translate(argv.split(), PRESETS["squad_large"].recipe, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "clipping"),
+    [
+        ("squad_large_enflame", "", "none"),
+        ("squad_large_enflame", "--amp", "global"),
+        ("squad_large_enflame_1", "--fp16", "global"),
+        ("squad_large_enflame", "--precision tf32", "none"),
+        ("squad_large_enflame", "--amp --gradient_clipping none", "none"),
+        ("squad_base", "", "none"),
+        ("squad_base", "--amp", "global"),
+        ("squad_large", "--amp", "global"),
+    ],
+)
+def test_enflames_script_clips_in_mixed_precision_only(name: str, argv: str, clipping: str) -> None:
+    found = resolve(name, argv.split())
+    assert found.recipe.gradient_clipping == clipping  # type: ignore[attr-defined]
+    assert any("gradients are clipped" in note for note in found.notes) == (
+        clipping == "global" and name != "squad_large"
+    )
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "--predict_batch_size 0", "--predict_batch_size -8", "--skip_steps -1",
+        "--learning_rate -1", "--learning_rate nan", "--max_grad_norm 0", "--num_threads 0",
+    ],
+)  # fmt: skip
+def test_values_that_nothing_can_come_of_are_refused_at_once(
+    argv: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        resolve("squad_mini", argv.split())
+    assert refused.value.code == 2 and "must be" in capsys.readouterr().err

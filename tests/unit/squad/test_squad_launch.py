@@ -186,20 +186,6 @@ def test_precision_follows_enflames_variable(
     assert ("no TF32" in " ".join(launch.says)) == (variable is None and "tf32" not in device_has)
 
 
-def test_enflames_script_clips_in_mixed_precision_only(data: Path) -> None:
-    found = [device("gcu", 8), device("cuda", 8)]
-    env = {"DATA_PATH": str(data)}
-    for script, argv, clipping in (
-        ("run_squad_8gcu.sh", "", None),
-        ("run_squad_8gcu.sh", "--amp", "global"),
-        ("run_squad_1gcu.sh", "--fp16", "global"),
-        ("run_squad_8gcu.sh", "--amp --gradient_clipping none", "none"),
-        ("run_squad_8gpu.sh", "--amp", None),
-    ):
-        flags = given(go(script, argv, [*found], **env))[1]
-        assert flags.get("gradient_clipping") == clipping
-
-
 def test_without_data_it_says_where_to_get_it_and_what_runs_without(data: Path) -> None:
     (data / "squad" / "train-v1.1.json").unlink()
     (data / "checkpoint" / "w.pt").unlink()
@@ -294,6 +280,18 @@ def test_both_orders_come_to_the_same() -> None:
             words, strict=True,
         ):  # fmt: skip
             assert f"  {name}={word}" in said, "echoed by name"
+
+
+def test_the_folder_holds_the_version_that_is_asked_for(tmp_path: Path) -> None:
+    for name in ("train-v2.0.json", "dev-v2.0.json", "c.pt"):
+        (tmp_path / name).touch()
+    words = ["c.pt", *[""] * 7, str(tmp_path), *[""] * 5]
+    words[0] = str(tmp_path / "c.pt")
+    launch = go("run_squad.sh", [*words, "--version_2_with_negative"], [device("cuda", 8)])
+    flags = given(launch)[1]
+    assert flags["train_file"] == str(tmp_path / "train-v2.0.json")
+    with pytest.raises(BadInput, match=r"train-v1\.1\.json does not exist"):
+        go("run_squad.sh", words, [device("cuda", 8)])
 
 
 @pytest.mark.parametrize("number", range(15))

@@ -12,14 +12,14 @@ import pytest
 from benchmarks.bert_squad.answers import Answers
 from benchmarks.bert_squad.outputs import Outputs, closing
 from benchmarks.bert_squad.recipes import PRESETS
-from benchmarks.bert_squad.scoring import run_script
+from benchmarks.bert_squad.scoring import run_script, script_scores
 from common.errors import BadInput
 from common.events import EvalEvent, RunSummary, StepEvent
 from common.measure.metric import metric
 from common.recipe import Settings
 
 
-def made(folder, *, trains=True, **run):
+def made(folder, *, trains=True, resumed=False, **run):
     preset = PRESETS["squad_large_enflame"]
     settings = Settings(
         preset=preset, recipe=preset.recipe, impl=preset.impl, run=replace(preset.run, **run)
@@ -35,7 +35,7 @@ def made(folder, *, trains=True, **run):
         backend_name="gcu",
         answers=Answers(predictions={"q": 'the "end"'}, nbest={"q": [{"text": 'the "end"'}]}),
     )
-    return Outputs(task, settings, folder)
+    return Outputs(task, settings, folder, resumed=resumed)
 
 
 def step(number, rate, window_steps=1):
@@ -153,16 +153,20 @@ def test_the_second_copy_is_refused_early(tmp_path):
     [
         ("print('article=3')\nprint('{\"f1\": 2, \"HasAns_f1\": 1}')", {"f1": 2, "HasAns_f1": 1}),
         ("import sys; sys.exit('no such key')", {"error": "exit code 1: no such key"}),
-        ("print('done')", {"error": "its last line is not what was expected"}),
-        ("print('[1, 2]')", {"error": "its last line is not what was expected: no JSON object"}),
-        ("pass", {"error": "its last line is not what was expected"}),
+        ("print('done')", {"error": "its output does not end with a JSON object but with: done"}),
+        ("print('[1, 2]')", {"error": "its output does not end with a JSON object"}),
+        ("print('{}')\nprint('and more')", {"error": "its output does not end with a JSON object"}),
+        ("pass", {"error": "its output does not end with a JSON object"}),
+        # as the official script of v2.0 does
+        ("import json; print(json.dumps({'exact': 1, 'f1': 2}, indent=2))", {"exact": 1, "f1": 2}),
+        ("import sys; sys.stdout.buffer.write(b'\\xc4\\xe3\\n{\"f1\": 2}')", {"f1": 2}),
         (
             "import json, sys; print(json.dumps({'f1': [open(f).read() for f in sys.argv[1:]]}))",
             {"f1": ["D", "P"]},
         ),
     ],
 )  # fmt: skip
-def test_a_users_script_is_run_and_its_last_line_read(tmp_path, code, told):
+def test_a_users_script_is_run_and_the_end_of_its_output_read(tmp_path, code, told):
     for name, content in (("dataset", "D"), ("predictions", "P"), ("script.py", code)):
         (tmp_path / name).write_text(content)
     found = run_script(tmp_path / "script.py", tmp_path / "dataset", tmp_path / "predictions")
@@ -170,3 +174,40 @@ def test_a_users_script_is_run_and_its_last_line_read(tmp_path, code, told):
         assert found["error"].startswith(told["error"])
     else:
         assert found == told
+
+
+@pytest.mark.parametrize(
+    ("told", "metrics"),
+    [
+        ('{"exact_match": 1.5, "f1": 2}', {"eval_script_exact_match": 1.5, "eval_script_f1": 2.0}),
+        ('{"exact": 1.5, "f1": true}', {"eval_script_exact_match": 1.5}),
+        ('{"exact_match": NaN, "f1": Infinity}', {}),
+        ('{"accuracy": 3}', {}),
+    ],
+)
+def test_only_numbers_of_a_users_script_are_metrics(tmp_path, told, metrics):
+    script = tmp_path / "script.py"
+    script.write_text(f"print({told!r})")
+    found, everything = script_scores(script, tmp_path / "dataset", {"q": "a"})
+    assert found == metrics
+    assert ("error" in everything) == (not metrics)
+    json.dumps(everything, allow_nan=False)
+
+
+def test_a_script_that_fails_is_told_at_the_end(tmp_path):
+    manifest = {"extras": {"scoring": {"eval_script": {"error": "exit code 1: no such key"}}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert closing(tmp_path) == ["--eval_script told no scores: exit code 1: no such key"]
+
+
+def test_a_run_that_goes_on_keeps_the_first_parts_lines_in_the_second_copy(tmp_path):
+    copy = tmp_path / "copy.json"
+    for resumed, kept in ((False, 0), (True, 1), (False, 0)):
+        folder = tmp_path / "record"
+        folder.mkdir(exist_ok=True)
+        before = copy.read_text().count("\n") if copy.exists() else 0
+        outputs = made(folder, resumed=resumed, json_summary=copy)
+        outputs.init_stop()
+        finish(outputs)
+        own = (folder / "dllogger.json").read_text().count("\n")
+        assert copy.read_text().count("\n") == own + kept * before

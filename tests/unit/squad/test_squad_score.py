@@ -108,6 +108,8 @@ def test_which_script(tmp_path):
     assert scored(tmp_path, asked)[0]["version"] == "1.1"
     assert scored(tmp_path, asked, version="v2.0")[0]["version"] == "2.0"
     assert scored(tmp_path, asked, version="v2.0", v2=False)[0]["version"] == "1.1"
+    assert scored(tmp_path, asked, version="2")[0]["version"] == "2.0"
+    assert scored(tmp_path, asked, version="2021-03")[0]["version"] == "1.1"  # a date
     path = tmp_path / "marked.json"
     marked = [{"question": "q", "answers": [], "is_impossible": True}]
     path.write_text(json.dumps(content([("c", marked)])))

@@ -89,7 +89,7 @@ def test_continues_where_a_checkpoint_was(done):
     assert [s.position for s in rest] == [s.position for s in whole[done:]]
 
 
-@pytest.mark.parametrize("change", [{"seed": 8}, {"features": 28}, {"index": 99}, {"epoch": -1}])
+@pytest.mark.parametrize("change", [{"seed": 8}, {"data": 28}, {"index": 99}, {"epoch": -1}])
 def test_a_position_of_another_run_is_refused(change):
     (step,) = take(stream(), 1)
     with pytest.raises(BadInput, match="position"):
@@ -109,9 +109,11 @@ def test_ranks_answer_all_features_between_them():
 
 
 def task(name="squad_large_enflame_1", stored=(88_641, 87_599), answers=0, origins=None,
-         run=None, **changes):  # fmt: skip
+         run=None, same_model=True, **changes):  # fmt: skip
     """The preset's task on a model of nothing and data that only has a length."""
     preset = PRESETS[name]
+    if same_model:
+        preset = replace(preset, recipe=replace(preset.recipe, model=MODEL))
     recipe = replace(preset.recipe, model=MODEL, starts_from="random", **changes)
     train = None
     if stored is not None:
@@ -168,13 +170,27 @@ def test_the_target_is_of_scored_answers_to_v1():
 
     assert target(answers=4) == (90.7, [])
     assert target() == (None, [])  # nothing is answered
-    assert target(answers=4, run=SquadOptions(do_eval=False)) == (None, [])
+    unscored = SquadOptions(do_eval=False)
+    assert target(answers=4, run=unscored) == (None, [])
+    asked = target(answers=4, run=unscored, target_f1=80.0, origins={"target_f1": "flag"})
+    assert asked[0] is None and "without scores" in asked[1][0]
+    assert target(answers=4, same_model=False) == (
+        None, ["no target: the recipe's F1 of 90.7 is of another model"]
+    )  # fmt: skip
     assert target(answers=4, v2=True) == (
         None, ["no target: the recipe's F1 of 90.7 is of SQuAD v1.1"]
     )  # fmt: skip
     given = {"target_f1": "flag"}
     assert target(answers=4, v2=True, target_f1=80.0, origins=given) == (80.0, [])
     assert target(name="squad_mini", answers=4) == (None, [])
+
+
+@pytest.mark.parametrize("skip", [1, 2, 3])
+def test_says_which_rates_there_will_not_be(skip):
+    made, _ = task(stored=(16, 16), answers=24, run=SquadOptions(skip_steps=skip), max_steps=2)
+    told = " ".join(n for n in made.notes if "--skip_steps" in n)
+    assert ("all 2 steps are skipped" in told) == (skip >= 2)
+    assert ("all 3 batches are skipped" in told) == (skip >= 3)
 
 
 def test_without_training_there_is_no_step():
