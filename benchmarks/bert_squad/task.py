@@ -82,6 +82,7 @@ class SquadTask(SharedTask):
                 model, source.init_checkpoint, require=cast("Any", require)
             )
         self.notes += (_weights_note(source, self.weights_report),)
+        self._check_schedule()
         self._check_target(settings)
         self.notes += self._uncounted(world)
         model.to(backend.device)
@@ -98,6 +99,19 @@ class SquadTask(SharedTask):
             eps=recipe.adam_epsilon,
             fused=backend.fused_adamw,
         )
+
+    def _check_schedule(self) -> None:
+        """Refuse to train with a rate that is 0 from the first step to the last."""
+        r, train = self.recipe, self.source.train
+        if train is None or r.schedule_length != "examples":
+            return
+        if train.num_examples < r.global_batch:
+            raise BadInput(
+                f"{train.num_examples} questions do not fill one batch of {r.global_batch}, and "
+                f"the learning rate's schedule counts whole batches of questions: every rate would "
+                f"be 0. Pass --schedule_length features, or a --global_batch of at most "
+                f"{train.num_examples}"
+            )
 
     def _check_target(self, settings: Settings) -> None:
         """The preset's F1 is of its model and of v1.1; one that was asked for holds regardless."""
@@ -137,7 +151,8 @@ class SquadTask(SharedTask):
             return 1
         if r.schedule_length == "features":
             return self._epochs_steps
-        # run_squad.py: int(examples / batch) * epochs
+        # run_squad.py: int(examples / batch) * epochs. With several cards it takes a card's batch
+        # and divides by the cards behind it: 2,737 steps, not 2,736, for Enflame's 8 x 8.
         return max(1, int(train.num_examples // r.global_batch * r.num_train_epochs))
 
     @property

@@ -157,6 +157,13 @@ def test_eight_cards_have_the_schedule_of_the_reference():
     assert task("squad_large")[0].schedule_steps == 684
 
 
+def test_a_schedule_without_a_whole_batch_is_refused():
+    assert task(stored=(9, 8))[0].schedule_steps == 2
+    assert task(stored=(9, 7), schedule_length="features")[0].schedule_steps == 3
+    with pytest.raises(BadInput, match=r"7 questions do not fill .* --schedule_length features"):
+        task(stored=(9, 7))
+
+
 def test_max_steps_ends_training_but_not_the_schedule():
     made, settings = task(max_steps=50)
     assert made.total_steps == 50 and made.schedule_steps == 21_898
