@@ -277,9 +277,11 @@ def train(
         out.train_window = merge_ranks(world.gather(meter.stop()))
         if plan.eval_at_end and out.status == "below_quality":
             # The last thing there is: a signal has no step to be noticed at behind it.
+            begin = clock()
             try:
                 look(stop=lambda: interrupted.asked)
             except Stopped:
+                out.eval_s += clock() - begin
                 out.status, out.reason = (
                     "interrupted",
                     f"stopped by {signalled()} in the evaluation",

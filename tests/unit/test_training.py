@@ -465,6 +465,7 @@ def test_a_signal_ends_the_last_evaluation(tmp_path, steps):
     assert (out.status, out.evals, seen.evals) == ("interrupted", [], [])
     assert out.reason == "stopped by SIGTERM in the evaluation"
     assert out.train_window is not None and task.model.training
+    assert 0 < out.eval_s < out.run_s
     if steps:  # what was trained is there to go on with
         _, again = run(ToyTask(), plan, resume=checkpoints.load())
         assert len(again.evals) == 1 and not again.steps
