@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -56,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return VERBS[verb](rest)
+    except KeyboardInterrupt:
+        print(f"bertbench {verb}: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read this has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except BertbenchError as error:
         if "--json" in rest:
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))

@@ -113,6 +113,18 @@ class RunOptions:
     tensorboard: Path | None = None
     """Folder for TensorBoard events, one folder a run; needs the package tensorboard."""
 
+    def __post_init__(self) -> None:
+        for name, least in (
+            *(("log_freq", 1), ("keep_n_most_recent_checkpoints", 1)),
+            *(("num_samples_per_checkpoint", 0), ("min_samples_to_start_checkpoints", 0)),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed is {self.seed}: it must be within 0 and 2**64 - 1")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes is {self.max_minutes}: it must be above 0, or None")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:

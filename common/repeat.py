@@ -224,17 +224,25 @@ class Repeat:
         return 2 if self._unlike() else None
 
     def _unlike(self) -> bool:
-        """Whether the two sides turn out not to be the same, which is known after one run each."""
-        if self.force or len(self.ledger.sides) == 1:
+        """Whether runs turn out not to be the same: of two sides after one each, and of one where
+        the same words now mean another recipe, data or device than in runs that were done before.
+        """
+        if self.force:
             return False
         sides = [self.ledger.side(name, self.seeds) for name in self.ledger.sides]
-        found = differences(*sides) if all(side.runs for side in sides) else []
+        alone = len(sides) == 1
+        found = differences(sides[0], sides[-1]) if all(side.runs for side in sides) else []
+        found = list(dict.fromkeys(found))
         self.refusal = found
         if found:
             self._say("not comparable, so no more is run:")
             for text in found:
                 self._say(f"  {text}")
-            self._say("--force goes on nevertheless, and the comparison says so")
+            self._say(
+                "--fresh makes all of them anew; --force goes on nevertheless"
+                if alone
+                else "--force goes on nevertheless, and the comparison says so"
+            )
         return bool(found)
 
     def _say(self, text: str) -> None:

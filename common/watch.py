@@ -34,6 +34,8 @@ _HISTORY = 40
 _QUIET_S = 120.0
 """A run that reported nothing for so long is said to be quiet."""
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_DEAD_S = 24 * 3600.0
+"""A run without an end that wrote nothing for so long was killed: in a folder it is passed over."""
 _RESTING_S = 2.0
 _INDENT = " " * 10
 _STYLES = {"ok": "green", "ended (success)": "green", "running": "cyan", "waiting": "dim"}
@@ -98,19 +100,28 @@ class View:
         """The record's status when there is one; else what can be told."""
         if "status" in self.facts:
             return shown(self.facts["status"], 20)
-        if self.stopped is not None:
-            return f"{'ended' if self.over else 'closing'} ({self.stopped})"
+        if self.stopped is not None and self.over:
+            return f"ended ({self.stopped})"
         if self.source.ended():
             return "cut off"
         quiet = self.source.quiet_s()
         if quiet is not None and quiet > _QUIET_S:
             return f"quiet for {clock(quiet)}"
+        if self.stopped is not None:
+            return f"closing ({self.stopped})"
         return "running" if self.begun else "waiting"
 
     @property
     def over(self) -> bool:
         """Nothing more will come; where there is no record, its last line says so."""
         return self.source.ended() or (self.stopped is not None and "title" not in self.facts)
+
+    @property
+    def ended_badly(self) -> bool:
+        """It is over, and was not what it should have been."""
+        if "status" in self.facts:
+            return bool(self.facts["status"] != "ok")
+        return self.over and self.stopped != "success"
 
     @property
     def resting(self) -> bool:
@@ -151,18 +162,22 @@ def _lines(view: View) -> Iterator[Text]:
     style = _STYLES.get(state, "red" if view.over else "yellow")
     name = shown(f"{view.source.name}  {view.facts.get('title', '')}", 120)
     yield Text.assemble((f"{state:<9} ", style), (name.strip(), "bold"))
-    if now["step"] is None:
-        return
-    left = None if view.over or now["eta_s"] is None else clock(now["eta_s"])
-    parts = [
-        f"step {now['step']:.0f}" + (f" of {total:.0f}" if total else ""),
-        _told("loss {:.4f}", now["loss"]),
-        _told("{:,.1f} seq/s", now["sequences_per_second"]),
-        _told("{:,.0f} tok/s", now["real_tokens_per_second"]),
-        "" if now["time_s"] is None else f"time {clock(now['time_s'])}",
-        "" if left is None else f"at most {left} left",
-    ]
-    yield Text(_INDENT + "  ".join(part for part in parts if part))
+    quiet = view.over or state.startswith("quiet")
+    left = None if quiet or now["eta_s"] is None else clock(now["eta_s"])
+    parts = (
+        []
+        if now["step"] is None
+        else [
+            f"step {now['step']:.0f}" + (f" of {total:.0f}" if total else ""),
+            _told("loss {:.4f}", now["loss"]),
+            _told("{:,.1f} seq/s", now["sequences_per_second"]),
+            _told("{:,.0f} tok/s", now["real_tokens_per_second"]),
+            "" if now["time_s"] is None else f"time {clock(now['time_s'])}",
+            "" if left is None else f"at most {left} left",
+        ]
+    )
+    if parts:
+        yield Text(_INDENT + "  ".join(part for part in parts if part))
     if quality := now["quality"]:
         text = str(quality["metric"]) + _told(" {:.4f}", quality["value"])
         text += _told(" of {:g}", quality["target"])
@@ -199,14 +214,22 @@ def sources(runs: Sequence[str], stream: IO[str]) -> list[Source]:
         elif path.is_file() or (path / MANIFEST).exists() or (path / STEPS).exists():
             found.append(File(path))
         else:
-            below = sorted(find_runs(path), key=lambda p: p.name) if path.is_dir() else []
+            below = sorted(find_runs(path)[0], key=lambda p: p.name) if path.is_dir() else []
             if not below:
                 raise BadInput(f"no run in {path}: name a run folder, its {STEPS}, or - for a pipe")
-            going = [p for p in below if json_object(p / MANIFEST).get("files") is None]
+            going = [p for p in below if _goes_on(p)]
             found += map(File, going or below[-1:])
     if sum(isinstance(source, Pipe) for source in found) > 1:
         raise BadInput("standard input can be watched once")
     return found
+
+
+def _goes_on(run: Path) -> bool:
+    """Whether a run has not closed its record and may still do so: it wrote something lately."""
+    if json_object(run / MANIFEST).get("files") is not None:
+        return False
+    newest = max(file.stat().st_mtime for file in run.iterdir())
+    return time.time() - newest < _DEAD_S
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -240,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(render(views))
     else:
         _follow(views, console, given.interval)
-    return 1 if any(v.facts.get("status", "ok") != "ok" for v in views) else 0
+    return 1 if any(view.ended_badly for view in views) else 0
 
 
 def _follow(views: Sequence[View], console: Console, interval_s: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from benchmarks.bert_pretraining.recipes import PretrainingRecipe
 from common.data.batch import PretrainingBatch
+from common.data.hdf5 import count
 from common.data.quickstart import quickstart_data
 from common.data.shards import dataset_hash, find_shards, locate
 from common.data.stream import TrainStream, eval_batches
@@ -17,7 +18,7 @@ from common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from common.distributed import World
 from common.errors import BadInput
 from common.files import file_sha256
-from common.recipe import Settings
+from common.recipe import RunOptions, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,18 @@ class Source:
         position: dict[str, int] | None,
         pin: bool = False,
     ) -> Iterator[Any]:
-        """Endless optimizer steps for this rank, in page-locked memory where ``pin`` says so."""
+        """Endless optimizer steps for this rank, in page-locked memory where ``pin`` says so.
+
+        Raises BadInput where the first evaluation, hours later, would find too few samples.
+        """
+        wanted = self.recipe.num_eval_examples
+        if self.has_eval and self.recipe.eval_iter_samples:
+            there = sum(map(count, self.eval_files))
+            if there < wanted:
+                raise BadInput(
+                    f"{self.eval_files[0].parent}: evaluation needs {wanted} samples and there are "
+                    f"only {there}; pass --num_eval_examples {there}"
+                )
         shape: dict[str, Any] = {
             "seed": seed,
             "global_batch": self.recipe.global_batch,
@@ -93,8 +105,16 @@ class Source:
 def find_source(settings: Settings) -> Source:
     """Resolve the flags to files, or say which flag is missing. Reads no sample."""
     recipe, run = cast("PretrainingRecipe", settings.recipe), settings.run
+    ignored = _ignored(run)
+    if ignored:
+        given = "--synthetic" if run.synthetic else "--data or --input_dir"
+        raise BadInput(f"{', '.join(ignored)} would be ignored beside {given}: leave one out")
     if run.synthetic:
-        return Source(recipe=recipe, description="synthetic tokens, Wikipedia-like lengths")
+        return Source(
+            recipe=recipe,
+            description="synthetic tokens, Wikipedia-like lengths",
+            init_checkpoint=run.init_checkpoint,
+        )
     root = run.data
     described = f"files under {root}"
     if root is None and run.input_dir is None:
@@ -142,3 +162,12 @@ def find_source(settings: Settings) -> Source:
         eval_files=tuple(held_out),
         init_checkpoint=run.init_checkpoint or (checkpoint if wants_checkpoint else None),
     )
+
+
+def _ignored(run: RunOptions) -> list[str]:
+    """Flags for data that is not what is trained on; launchers add --data by themselves."""
+    if run.synthetic:
+        names = ["input_dir", "eval_dir", "text"]
+    else:
+        names = ["text"] if run.data is not None or run.input_dir is not None else []
+    return [f"--{name}" for name in names if getattr(run, name) is not None]

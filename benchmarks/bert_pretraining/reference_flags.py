@@ -61,6 +61,7 @@ REFERENCE: dict[str, Meaning] = {
     "warmup_steps": Sets("warmup_steps", as_whole),
     "start_warmup_step": Sets("start_warmup_step", as_whole),
     "eval_iter_samples": Sets("eval_iter_samples", _interval),
+    "num_samples_per_checkpoint": Sets("num_samples_per_checkpoint", _interval),
     "target_mlm_accuracy": Sets("target_mlm_accuracy", _target),
     "log_freq": Sets("log_freq", log_freq),
     "train_batch_size": Sets("train_batch_size", as_whole),

@@ -91,7 +91,7 @@ class PretrainingTask(SharedTask):
             precision=self.precision,
             max_steps=r.max_steps,
             max_samples=r.max_samples_termination,
-            target_value=r.target_mlm_accuracy,
+            target_value=None if self._source.synthetic else r.target_mlm_accuracy,
             eval_start_samples=r.eval_iter_start_samples,
             eval_every_samples=r.eval_iter_samples if self._source.has_eval else 0,
             padded_length=r.max_seq_length,

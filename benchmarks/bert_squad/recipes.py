@@ -126,6 +126,7 @@ class SquadOptions(RunOptions):
     """A second copy of the DLLogger lines, which the record always has."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.skip_steps < 0:
             raise ValueError(f"skip_steps is {self.skip_steps}: it must be 0 or above")
 

@@ -101,7 +101,7 @@ class StepStream:
         self.pin = pin
         self.accumulation = accumulation_of(global_batch, micro_batch, world)
         self.identity = {"seed": seed, **source.identity}
-        self.start = {"epoch": 0, "window": 0, "index": 0} if position is None else position
+        self.start = position or {"epoch": 0, "window": 0, "index": 0, **self.identity}
         self._check_start()
 
     def __iter__(self) -> Generator[StepBatch, None, None]:
@@ -191,10 +191,11 @@ class StepStream:
             if not isinstance(self.start.get(name), int) or self.start[name] < 0:
                 raise BadInput(f"data position {self.start}: {name} is missing or negative")
         for name, value in self.identity.items():
-            if self.start.get(name, value) != value:
+            if self.start.get(name) != value:
                 raise BadInput(
-                    f"the checkpoint's data position was made with {name} {self.start[name]}, "
-                    f"this run has {value}: resume with the same seed and data, or start anew"
+                    f"the checkpoint's data position was made with {name} "
+                    f"{self.start.get(name, '(none: other data)')}, this run has {value}: resume "
+                    f"with the same seed and data, or start anew"
                 )
 
 

@@ -101,7 +101,11 @@ class _Files:
 
     @property
     def identity(self) -> dict[str, int]:
-        return {"num_shards": len(self.files), "window_shards": self.window_shards}
+        return {
+            "num_shards": len(self.files),
+            "window_shards": self.window_shards,
+            "data": int(dataset_hash(self.files)[:12], 16),
+        }
 
     def windows(self, epoch: int) -> list[Window]:
         """All shards at once if they fit, else 1, 2, 4, ... up to ``window_shards`` of them.

@@ -80,7 +80,8 @@ class Comparison:
             return 2
         if any(row.regression and row.judged for row in self.rows):
             return 1
-        figures = (row for row in self.rows if row.name != STABILITY)
+        # How many ended well says nothing of figures, unless it is all that was asked for.
+        figures = [row for row in self.rows if row.name != STABILITY] or self.rows
         return 0 if any(row.judged and row.p is not None for row in figures) else 2
 
     def as_dict(self) -> dict[str, Any]:

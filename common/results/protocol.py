@@ -177,6 +177,7 @@ def _metrics(
     if e2e and run_s and not math.isclose(e2e * run_s, trained["samples"], rel_tol=_TOLERANCE):
         text = f"sequences_per_second_e2e x run_time_s is not the {trained['samples']} trained"
         yield "error", "manifest.json", text
+    yield from _times(manifest, lines, values)
     reports = [line for line in lines if line["kind"] == "step"]
     covered = sum(line["window_steps"] for line in reports)
     warm = lines[0]["step"] + skipped
@@ -192,6 +193,24 @@ def _metrics(
             text = f"{name} is {values[name]:.6g}, but the windows give {count / seconds:.6g}"
             yield "error", "manifest.json", text
     yield from _warm_up(windows)
+
+
+def _times(
+    manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], values: Mapping[str, float]
+) -> Iterator[Finding]:
+    """The whole times are those of the events; all count from the start of this process's run."""
+    run_s, target_s = values.get("run_time_s"), values.get("time_to_target_s")
+    if run_s is None:
+        return
+    last_s = max((line["time_s"] for line in lines if line["kind"] in ("step", "eval")), default=0)
+    if run_s < last_s * (1 - _TOLERANCE):
+        text = f"run_time_s is {run_s:.6g}, but steps.jsonl has an event at {last_s:.6g} s"
+        yield "error", "manifest.json", text
+    # MLPerf's clock is this run's, unless it began in another process.
+    whole = manifest["resumed_from"] is None
+    if whole and target_s is not None and not math.isclose(target_s, run_s, rel_tol=_TOLERANCE):
+        text = f"time_to_target_s is {target_s:.6g}, but the run took {run_s:.6g} s"
+        yield "error", "manifest.json", text
 
 
 def _warm_up(windows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

@@ -95,8 +95,13 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
                 f"{shown(division)}, benchmark {shown(benchmark)}): they are for the closed "
                 f"division's BERT-large. Nothing says how fast this recipe should converge"
             )
+    for log, told in zip(logs, values, strict=True):
+        if "run_stop" not in told:
+            raise BadInput(f"{log} is cut off: it has no run_stop; fetch it again, or leave it out")
+        if type(told.get("global_batch_size")) is not int:
+            raise BadInput(f"{log}: its global_batch_size is no whole number")
     batches = {told.get("global_batch_size") for told in values}
-    if len(batches) > 1 or None in batches:
+    if len(batches) > 1:
         raise BadInput(f"the logs must be of one batch size, here are {shown(batches)}")
     from mlperf_logging.rcp_checker import rcp_checker
 
@@ -177,7 +182,8 @@ def _find(paths: Sequence[Path], ruleset: str | None) -> tuple[list[Path], str]:
     if damaged:
         raise BadInput(f"{damaged[0].path}: {damaged[0].problem}; leave it out")
     for run in runs:
-        if (run.manifest.get("mlperf") or {}).get("division") != "closed":
+        told = run.manifest.get("mlperf")
+        if not isinstance(told, dict) or told.get("division") != "closed":
             raise Unsupported(
                 f"MLPerf has no reference convergence points for the recipe {shown(run.preset)} "
                 f"({run.path}): they are for the closed division's BERT-large. Nothing says how "

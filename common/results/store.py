@@ -83,11 +83,15 @@ def load_results(
     return found, damaged
 
 
-def find_runs(path: Path) -> list[Path]:
-    """``path`` itself if it is a run's folder, else every one below it, in the order of names."""
+def find_runs(path: Path) -> tuple[list[Path], list[Damaged]]:
+    """``path`` itself if it is a run's folder, else every one below it, in the order of names.
+
+    And what looks like one and cannot be read.
+    """
     folders: dict[Path, None] = {}
-    _search(path, folders, {}, [])
-    return list(folders)
+    damaged: list[Damaged] = []
+    _search(path, folders, {}, damaged)
+    return list(folders), damaged
 
 
 def _search(

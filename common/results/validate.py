@@ -176,10 +176,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     results: dict[str, list[Problem]] = {}
     for path in options.runs:
-        records = find_runs(path)
-        if not records:
+        records, damaged = find_runs(path)
+        if not path.exists() or not (records or damaged):
             raise BadInput(f"no record in {path}: give a run folder (results/SYSTEM/BENCHMARK/RUN)")
         results.update({str(run): validate(run, options.ruleset) for run in records})
+        results.update({str(d.path): [Problem("error", MANIFEST, d.problem)] for d in damaged})
     valid = {run: not any(p.severity == "error" for p in found) for run, found in results.items()}
     simulated = {run: valid[run] and _simulated(Path(run)) for run in results}
     groups = _groups([run for run in results if valid[run] and not simulated[run]])

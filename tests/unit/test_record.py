@@ -380,6 +380,35 @@ def test_an_impossible_mfu_and_an_unearned_time(tmp_path: Path) -> None:
     assert "is not the 80 trained" in "\n".join(errors(run(tmp_path / "c", metrics=e2e)))
 
 
+def test_the_whole_times_are_those_of_the_events(tmp_path: Path) -> None:
+    def told(name: str, **seconds: float) -> str:
+        metrics = tuple(metric(n, s) for n, s in seconds.items())
+        return "\n".join(errors(run(tmp_path / name, metrics=metrics)))
+
+    last_s = max(
+        json.loads(line).get("time_s") or 0.0
+        for line in (run(tmp_path / "a") / "steps.jsonl").read_text().splitlines()
+    )
+    assert last_s > 0 and told("b", run_time_s=last_s + 1) == ""
+    assert "but steps.jsonl has an event at" in told("c", run_time_s=last_s / 2)
+    both = told("d", run_time_s=last_s + 1, time_to_target_s=last_s / 2)
+    assert "but the run took" in both
+    assert told("e", run_time_s=last_s + 1, time_to_target_s=last_s + 1) == ""
+
+
+def test_a_record_without_its_manifest_is_no_valid_one(
+    good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, other = good.parents[2], good.with_name("20200101T000000Z_abcdef0_aaaaaa")
+    good.parent.chmod(0o755)
+    other.mkdir()
+    (other / "steps.jsonl").write_text("")
+    assert main([str(root)]) == 1
+    text = capsys.readouterr().out
+    assert f"{good}: valid" in text and f"{other}: NOT VALID" in text
+    assert main([str(other)]) == 1
+
+
 def test_a_renamed_folder_is_found(good: Path) -> None:
     moved = good.with_name("20200101T000000Z_abcdef0_aaaaaa")
     good.parent.chmod(0o755)

@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from common.results.report.groups import Entry, Value
-from common.results.report.tables import RATE, Cell, Column, Table, count, number_cell, row, what
+from common.results.report.tables import (
+    RATE,
+    Cell,
+    Column,
+    Table,
+    count,
+    number_cell,
+    row,
+    same_but_batch,
+    what,
+)
 from common.results.report.words import duration, number
 
 
@@ -132,5 +142,6 @@ def _units(e: Entry) -> int | None:
 
 def _family(e: Entry, mixed: bool) -> tuple[Any, ...]:
     r = e.first
-    path = "" if e.measured else str(r.path)
-    return (r.kind, e.workload, r.device_name or r.system_name, e.batch, mixed, path)
+    if e.measured:  # weak scaling changes the whole batch, strong scaling each device's
+        return (same_but_batch(e), r.device_name, e.backend, mixed)
+    return (r.kind, e.workload, r.device_name or r.system_name, e.batch, mixed, str(r.path))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from common.results.comparable import FINISHED
 from common.results.report.plot import REFERENCE, STYLES
 from common.results.statistics import Interval, median, median_interval
 from common.results.store import Result
@@ -155,9 +156,14 @@ class Entry:
         return None
 
     def quality(self, *metrics: str) -> Value | None:
-        """The last evaluation's value; ``metrics`` (if any) are the names that will do."""
+        """The last evaluation's value; ``metrics`` (if any) are the names that will do.
+
+        Of runs that were stopped or failed it is none: they were not over.
+        """
         found = []
         for r in self.results:
+            if self.measured and r.status not in FINISHED:
+                continue
             told = r.quality
             good = told and told.get("value") is not None
             if good and told and (not metrics or told.get("metric") in metrics):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from common.results.report.axis import drawable
 from common.results.report.groups import Entry, Value, ended_well
 from common.results.report.plot import strip
 from common.results.report.words import duration, number, quantity
@@ -127,7 +128,8 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
     if not rated:
         return None
     rated.sort(key=lambda pair: (not pair[0].measured, -pair[1].median))
-    low, high = min(v.median for _, v in rated), max(v.median for _, v in rated)
+    reachable = [v.median for _, v in rated if drawable(v.median)] or [1.0]
+    low, high = min(reachable), max(reachable)
     made = []
     for e, v in rated:
         count = e.devices
@@ -142,7 +144,9 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
                     Cell(e.workload, e.workload),
                     Cell(e.precision, e.precision),
                     _whole_or_window(e, v),
-                    Cell("", v.median, picture=strip(v.median, low, high, style)),
+                    Cell("", v.median, picture=strip(v.median, low, high, style))
+                    if drawable(v.median)
+                    else Cell("", v.median),
                     Cell("", None) if each is None else Cell(number(each), each, e.link()),
                     quality,
                     Cell("measured here", "")
@@ -229,7 +233,7 @@ def families(rows: Iterable[Entry]) -> list[list[tuple[int, Entry, Value]]]:
             continue
         r = e.first
         key: tuple[Any, ...] = (
-            e.measured, r.benchmark, _same_but_batch(e), e.precision, r.device_name,
+            e.measured, r.benchmark, same_but_batch(e), e.precision, r.device_name,
             e.backend if e.measured else (str(r.path), e.batch, r.system_name if
                                           r.device_name is None else ""),
         )  # fmt: skip
@@ -237,7 +241,7 @@ def families(rows: Iterable[Entry]) -> list[list[tuple[int, Entry, Value]]]:
     return [sorted(f.values(), key=lambda t: t[0]) for f in found.values() if len(f) > 1]
 
 
-def _same_but_batch(e: Entry) -> str:
+def same_but_batch(e: Entry) -> str:
     """Recipe and implementation without what weak scaling changes; a published row's words."""
     if not e.measured:
         return e.workload

@@ -134,6 +134,13 @@ def test_failed_runs_are_counted_and_have_no_rate(tmp_path: Path) -> None:
     assert "1 runs missed their target" in text
 
 
+def test_stability_alone_can_be_asked_for(tmp_path: Path) -> None:
+    a, b = group(tmp_path / "a", BASE), group(tmp_path / "b", BASE)
+    assert of(a, b, metrics=["stability"]).exit_code == 0
+    worse = group(tmp_path / "c", BASE, status="oom")
+    assert of(a, worse, metrics=["stability"]).exit_code == 1
+
+
 def test_runs_that_all_fail_are_a_regression(tmp_path: Path) -> None:
     a = group(tmp_path / "a", BASE)
     b = group(tmp_path / "b", BASE, status="oom")

@@ -121,6 +121,27 @@ def test_refusals(tmp_path: Path) -> None:
         check_convergence([cut] * 3, "5.0.0")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [("run_stop", None, "no run_stop"), ("global_batch_size", [448], "no whole number")],
+)
+def test_logs_that_nothing_can_be_said_of(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    (log,) = logs(tmp_path, 5600)
+    lines = []
+    for line in log.read_text().splitlines():
+        if f'"key": "{key}"' in line:
+            if value is None:
+                continue
+            head, _, event = line.partition("{")
+            line = head + json.dumps(json.loads("{" + event) | {"value": value})
+        lines.append(line)
+    log.write_text("\n".join(lines) + "\n")
+    with pytest.raises(BadInput, match=message):
+        check_convergence([log] * 3, "5.0.0")
+
+
 @pytest.mark.skipif(not ARCHIVE.exists(), reason="the real MLPerf logs are not here")
 def test_real_logs_of_an_early_round(tmp_path: Path) -> None:
     folder = "v1.0/NVIDIA/results/dgxa100_ngc21.05_pytorch/bert"

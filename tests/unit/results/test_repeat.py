@@ -97,6 +97,20 @@ def test_what_is_complete_is_not_repeated(place: Path, capsys: pytest.CaptureFix
     assert len(started(place)) == 9
 
 
+def test_runs_of_another_recipe_behind_the_same_words_are_no_repeats(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert repeat(place, "1", "--json") == 0
+    (record,) = told(capsys)["run"]["records"]
+    file = Path(record) / "manifest.json"
+    file.write_text(file.read_text().replace('"simulated": false', '"simulated": true'))
+    assert repeat(place, "2", "--json") == 2
+    captured = capsys.readouterr()
+    assert "mixes" in captured.err and "--fresh" in captured.err
+    assert repeat(place, "2", "--force") == 0
+    assert repeat(place, "2", "--fresh") == 0
+
+
 def test_a_failure_is_a_result_and_a_killed_run_is_none(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -256,6 +256,23 @@ def test_a_measured_run_joins_the_known_tables(tmp_path: Path) -> None:
     assert "enflame-accuracy" not in by_id  # nothing ran, and nobody was asked for
 
 
+def test_scaling_in_the_shape_of_nvidias_table(tmp_path: Path) -> None:
+    for n, rate in ((1, 10.0), (8, 70.0)):
+        for whole in (8, 8 * n) if n > 1 else (8,):
+            config = {"recipe": {"global_batch": whole}, "impl": {"micro_batch": whole // n}}
+            make_run(tmp_path, figures(rate), world_size=n, global_batch=whole, config=config)
+    by_id = {t.id: t for s in report_on(tmp_path).sections for t in s.tables}
+    assert sorted(row[-1] for row in cells(by_id["dle-pretraining"])) == ["1", "7", "7"]
+
+
+def test_the_quality_of_a_run_that_was_stopped_is_none(tmp_path: Path) -> None:
+    make_run(tmp_path, figures(10.0), quality=quality(0.6))
+    for status in ("interrupted", "failed"):
+        make_run(tmp_path, figures(10.0), quality=quality(0.001), status=status)
+    made = entries(load_results([tmp_path], references=False)[0])
+    assert [e.quality().median for e in made] == [0.6] and made[0].made == 3
+
+
 # -- the page --------------------------------------------------------------------------------
 
 

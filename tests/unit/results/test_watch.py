@@ -209,6 +209,45 @@ def test_what_is_watched(tmp_path: Path) -> None:
         names("-", "-")
 
 
+def test_a_run_that_was_killed_long_ago_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = create(tmp_path / "r").path
+    killed.rename(killed.with_name("20200101T000000Z_abcdef0_aaaaaa"))
+    done = make(tmp_path / "r", seed=1)
+    later = time.time() + 25 * 3600
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert [s.name for s in sources([str(tmp_path / "r")], io.StringIO())] == [done.name]
+
+
+def test_a_run_that_is_quiet_promises_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "steps.jsonl"
+    file.write_text(step(1))
+    assert "left" in text_of(seen(file))
+    later = time.time() + 3700
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert "left" not in text_of(seen(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "shows"),
+    [
+        ('{"kind": "run_stop", "status": "success"}\n', 0, "0.8000"),
+        ('{"kind": "run_stop", "status": "aborted"}\n', 1, "ended (aborted)"),
+        ("garbage\n", 1, "1 damaged line"),
+    ],
+)
+def test_what_a_pipe_told_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    text: str, code: int, shows: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("sys.stdin", io.StringIO(evaluation(0.8) + text))
+    assert main(["watch", "-", "--once"]) == code
+    assert shows in capsys.readouterr().out
+
+
 def test_exit_codes_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = make(tmp_path / "a", seed=1)
     missed = make(tmp_path / "b", seed=1, value=0.1)
