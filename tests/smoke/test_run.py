@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,20 @@ def test_killed_and_resumed_gives_the_losses_of_an_unbroken_run(runs):
     evals = [[e["metrics"]["mlm_accuracy"] for e in lines(r, "eval")] for r in (broken, resumed)]
     assert evals[0] + evals[1] == [e["metrics"]["mlm_accuracy"] for e in lines(whole, "eval")]
     assert check_log(resumed / "result_0.txt", "5.0.0", "open", converged=False) == []
+
+
+def test_training_goes_on_with_its_own_data_only(runs, tmp_path):
+    first = runs.run(*EXACT, "--num_samples_per_checkpoint", "48", "--max_steps", "8")
+    other = tmp_path / "other"
+    shutil.copytree(runs.data, other)
+    one, two = sorted(other.glob("*_shards_uncompressed/*"))
+    one.rename(other / "x")
+    two.rename(one)
+    (other / "x").rename(two)
+    resume = (*EXACT, "--max_steps", "8", "--resume", str(first))
+    for flags in (("--data", str(other)), ("--synthetic",)):
+        record = runs.run(*resume, *flags, code=1)
+        assert "resume with the same seed and data" in manifest(record)["reason"]
 
 
 def test_two_ranks_give_the_losses_of_one(runs):
@@ -112,6 +127,8 @@ def test_a_missed_target_is_recorded_and_is_no_success(runs):
         (["--resume", "nowhere"], "no checkpoint in nowhere"),
         (["--division", "closed"], "target is 0.72"),
         (["--max_stps", "3"], "max_steps"),
+        (["--text", "more.txt"], "--text would be ignored"),
+        (["--num_eval_examples", "5000"], "needs 5000 samples and there are only"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_with_the_fix(runs, capsys, flags, message):
@@ -119,6 +136,7 @@ def test_what_cannot_be_honoured_is_refused_with_the_fix(runs, capsys, flags, me
         ["run", "mini", *TINY, "--data", str(runs.data), "--output_dir", str(runs.out), *flags]
     )
     assert code == 2 or manifest(runs.records()[0])["status"] == "failed"
+    assert not any(lines(record, "step") for record in runs.records())
     assert message in capsys.readouterr().err + "".join(
         manifest(r)["reason"] for r in runs.records()
     )
@@ -138,12 +156,34 @@ def test_starting_weights_are_verified_before_training(runs):
 
 def test_synthetic_data_runs_any_shape(runs, capsys):
     code = main(
-        ["run", "mini", *TINY, "--output_dir", str(runs.out), "--synthetic", "--max_steps", "2"]
-    )
-    assert code == 0
+        ["run", "mini", *TINY, "--output_dir", str(runs.out), "--synthetic", "--max_steps", "2",
+         "--target_mlm_accuracy", "0.5"]
+    )  # fmt: skip
+    assert code == 0  # random tokens have no accuracy to reach
     (record,) = runs.records()
     assert lines(record, "eval") == [] and manifest(record)["inputs"]["data"] is None
     assert main(["validate", str(record)]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--num_eval_examples 0", "--target_mlm_accuracy 72", "--max_minutes 0", "--max_minutes nan",
+        "--target_mlm_accuracy 0.5 --eval_iter_samples -1", "--learning_rate -0.1", "--seed -1",
+        "--max_grad_norm -1", "--max_samples_termination 0", "--opt_lamb_beta_1 1.0",
+        "--keep_n_most_recent_checkpoints 0", "--eval_batch_size 0",
+    ],
+)  # fmt: skip
+def test_values_that_nothing_can_come_of_are_refused_at_once(runs, capsys, flags):
+    with pytest.raises(SystemExit) as refused:
+        main(["run", "mini", *TINY, "--output_dir", str(runs.out), *flags.split()])
+    assert refused.value.code == 2 and not runs.out.exists()
+    assert "must" in (said := capsys.readouterr().err) or "never looked at" in said
+
+
+def test_checkpoints_can_be_off_as_in_the_references(runs):
+    record = runs.run("--num_samples_per_checkpoint", "-1", "--max_steps", "2")
+    assert not (record / "checkpoints").exists()
 
 
 def test_dry_run_writes_nothing(runs, capsys):
