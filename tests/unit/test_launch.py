@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks.bert_pretraining.launch import Launch, main, plan
 from benchmarks.bert_pretraining.recipes import PRESETS
+from common import elastic
 from common.errors import BadInput, Unsupported
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +75,18 @@ def test_exit_code_of_the_processes_is_kept(ends: str, code: int) -> None:
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_processes_that_are_told_to_stop_have_time_to_save(
+    monkeypatch: pytest.MonkeyPatch, given: str | None
+) -> None:
+    name, seen = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", []
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(elastic.run, "main", lambda argv: seen.append(os.environ[name]))
+    assert elastic.main([]) == 0 and seen == [given or "600"]
 
 
 @pytest.mark.parametrize("count", range(1, 20))
