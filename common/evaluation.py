@@ -43,7 +43,7 @@ def evaluate(
     """Evaluate on every rank, add the sums, tell the observers.
 
     ``stop`` is asked before each batch. Where it is true on one rank, that one leaves its batches
-    out, and behind theirs all ranks raise Stopped: nothing is known and no observer is told.
+    out, and behind theirs all ranks raise Stopped: there is no result, and no observer is told one.
 
     The first ``plan.skip_steps`` batches count neither in the rate nor in the latencies.
     ``telemetry`` samples during the seconds of the rate.
@@ -70,10 +70,11 @@ def evaluate(
             sums += task.eval_sums(task.model, batch.to(backend.device))
         timer.stop()
         meter.add(samples=batch.num_samples)
+    counted = meter.stop()
     if stop is not None and max(world.gather(stopped)):
         task.model.train()
         raise Stopped
-    window = merge_ranks(world.gather(meter.stop()))
+    window = merge_ranks(world.gather(counted))
     largest = max(world.gather(max((b.num_samples for b in batches), default=0)))
     own = list(zip(batches, timer.seconds(), strict=True))[plan.skip_steps :]
     gathered = world.gather([s for b, s in own if b.num_samples == largest])

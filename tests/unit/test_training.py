@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -460,7 +461,11 @@ def test_a_signal_ends_the_last_evaluation(tmp_path, steps):
         checkpoint_every_samples=8,
     )  # fmt: skip
     checkpoints = Checkpoints(tmp_path)
-    out, seen = run(task, plan, checkpoints=checkpoints)
+    sampler = SimpleNamespace(sampling=False)
+    sampler.start = lambda: setattr(sampler, "sampling", True)
+    sampler.stop = lambda: setattr(sampler, "sampling", False)
+    out, seen = run(task, plan, checkpoints=checkpoints, telemetry=sampler)
+    assert not sampler.sampling  # energy ends with the seconds that it is of
     assert task.asked in (2, 3)  # a handler runs between two instructions
     assert (out.status, out.evals, seen.evals) == ("interrupted", [], [])
     assert out.reason == "stopped by SIGTERM in the evaluation"
