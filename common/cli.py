@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bertbench: unknown verb {verb!r}\n\n{USAGE}", file=sys.stderr)
         return 2
     try:
-        return VERBS[verb](rest)
+        code = VERBS[verb](rest)
+        sys.stdout.flush()  # here, so that a reader who has left is noticed here
+        return code
     except KeyboardInterrupt:
         print(f"bertbench {verb}: stopped", file=sys.stderr)
         return 130

@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from benchmarks.bert_pretraining import flags
 from benchmarks.bert_pretraining.flags import translate
 from benchmarks.bert_pretraining.recipes import PRESETS
 from benchmarks.bert_pretraining.reference_flags import REFERENCE
+from common import cli
 from common.cli import resolve
 from common.errors import BadInput, Unsupported
 
@@ -194,3 +200,26 @@ def test_accumulation_without_any_batch_is_refused() -> None:
 def test_world_size_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert translate(["--train_batch_size", "52"])[0] == ["--global_batch", "416"]
+
+
+# -- the command line as a whole
+def test_ctrl_c_is_one_line_and_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pressed(args: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.VERBS, "list", pressed)
+    assert cli.main(["list"]) == 130
+    assert capsys.readouterr().err == "bertbench list: stopped\n"
+
+
+def test_a_reader_who_has_left_gets_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "common.cli", "list"], stdout=write, stderr=subprocess.PIPE,
+        text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
