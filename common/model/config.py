@@ -84,7 +84,7 @@ class BertConfig:
         So may GELU where the file calls it "gelu", which NVIDIA's and MLPerf's code computes in
         either form.
         """
-        found = BertConfig.from_json(path, gelu=self.gelu)
+        found = BertConfig.from_json(path)
         for name in SIZES:
             ours, theirs = getattr(self, name), getattr(found, name)
             if ours != theirs:
@@ -92,13 +92,12 @@ class BertConfig:
                     f"{path}: {name} is {theirs} but the recipe's model has {ours}; choose another "
                     f"recipe or pass --{name} {theirs}"
                 )
-        told = BertConfig.from_json(path)
         for name, differs in (
-            ("gelu", told.gelu == "tanh" and self.gelu == "erf"),
-            ("layer_norm_eps", told.layer_norm_eps != self.layer_norm_eps),
+            ("gelu", found.gelu == "tanh" and self.gelu == "erf"),
+            ("layer_norm_eps", found.layer_norm_eps != self.layer_norm_eps),
         ):
             if differs:
-                ours, theirs = getattr(self, name), getattr(told, name)
+                ours, theirs = getattr(self, name), getattr(found, name)
                 raise BadInput(
                     f"{path}: {name} is {theirs} but the recipe's model has {ours}: other numbers "
                     f"from the same weights. Pass --{name} {theirs}, or {ours} in the file if it "
