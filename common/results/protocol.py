@@ -111,7 +111,10 @@ def _order(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> I
     elif lines:
         last, end = lines[-1], (manifest["step"], manifest["samples"])
         # A run that failed may have done steps that it had not reported yet.
-        unreported = kinds[-1] != "run_stop" and last["step"] < end[0]
+        batch = manifest["global_batch"]
+        unreported = (
+            kinds[-1] != "run_stop" and last["step"] < end[0] and batch in (None, end[1] / end[0])
+        )
         if (last["step"], last["samples"]) != end and not unreported:
             yield "error", "manifest.json", "ends at another step than steps.jsonl"
 
