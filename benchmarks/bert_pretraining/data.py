@@ -110,6 +110,8 @@ def find_source(settings: Settings) -> Source:
         given = "--synthetic" if run.synthetic else "--data or --input_dir"
         raise BadInput(f"{', '.join(ignored)} would be ignored beside {given}: leave one out")
     if run.synthetic:
+        if run.bert_config_path is not None:
+            _check_config(recipe, run.bert_config_path)
         return Source(
             recipe=recipe,
             description="synthetic tokens, Wikipedia-like lengths",
@@ -147,7 +149,7 @@ def find_source(settings: Settings) -> Source:
         )
     config = run.bert_config_path or config
     if config is not None:
-        recipe.model.check_agrees(config / "bert_config.json" if config.is_dir() else config)
+        _check_config(recipe, config)
     wants_checkpoint = recipe.initial_mlm_accuracy is not None
     if wants_checkpoint and run.init_checkpoint is None and checkpoint is None:
         raise BadInput(
@@ -162,6 +164,10 @@ def find_source(settings: Settings) -> Source:
         eval_files=tuple(held_out),
         init_checkpoint=run.init_checkpoint or (checkpoint if wants_checkpoint else None),
     )
+
+
+def _check_config(recipe: PretrainingRecipe, config: Path) -> None:
+    recipe.model.check_agrees(config / "bert_config.json" if config.is_dir() else config)
 
 
 def _ignored(run: RunOptions) -> list[str]:

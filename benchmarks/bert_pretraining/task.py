@@ -62,6 +62,8 @@ class PretrainingTask(SharedTask):
         self._eval: Sequence[PretrainingBatch] | None = None
         self._verify = settings.run.verify_checkpoint
         self._pin = backend.capabilities.pinned_memory
+        if source.synthetic:
+            self.notes += ("synthetic data: nothing is evaluated, and there is no target",)
 
         backend.seed(seed)  # the same weights on every rank
         model = BertForPreTraining(recipe.model, self.ops)
