@@ -15,11 +15,13 @@ from contextlib import AbstractContextManager
 import torch
 import torch.nn.functional as F
 
+from backends import selfcheck
 from backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
 from backends.fallbacks import watch
 from backends.sensors import Sensors
 from common.errors import Unsupported
 from common.measure.telemetry import Sampler
+from common.model.ops import ComputeTypeOps, Ops
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,6 +63,9 @@ class Accelerator(Backend):
     def capabilities(self) -> Capabilities:
         notes: dict[str, str] = {}
         precisions = [*self._amp_precisions(notes), *self._float_precisions(notes)]
+        whys = {p: self._norm_trials[p] for p in precisions if p in AMP_DTYPES}
+        if any(whys.values()):
+            notes["norm"] = "; ".join(f"in {p}: {why}" for p, why in whys.items() if why)
         module = self.module
         telemetry = self.telemetry()
         if telemetry is None:
@@ -72,6 +77,7 @@ class Accelerator(Backend):
             memory_stats=hasattr(module, "max_memory_allocated"),
             memory_limit=True,
             pinned_memory=False,
+            kernels=(ComputeTypeOps.name, "plain"),
             graphs=any(name.endswith("Graph") for name in dir(module)),
             compilers=self.compilers,
             telemetry=() if telemetry is None else (telemetry.source,),
@@ -105,6 +111,20 @@ class Accelerator(Backend):
     @functools.cached_property
     def _opened_sensors(self) -> Sensors:
         return self._sensors()
+
+    # -- kernels ------------------------------------------------------------------------------
+    def _ops(self, kernels: str, precision: str) -> Ops:
+        return Ops() if kernels == "plain" else ComputeTypeOps(self._stream_dtype(precision))
+
+    def _stream_dtype(self, precision: str) -> torch.dtype | None:
+        """Type of the residual stream, for ``ComputeTypeOps``; None where float32 is the way."""
+        works = precision in AMP_DTYPES and self._norm_trials[precision] is None
+        return AMP_DTYPES[precision] if works else None
+
+    @functools.cached_property
+    def _norm_trials(self) -> dict[str, str | None]:
+        """16-bit precision -> why LayerNorm does not work in its type (None: it does)."""
+        return {p: selfcheck.norm_why_not(self.device, d) for p, d in AMP_DTYPES.items()}
 
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
         """By the profile, for devices outside torch: for its own no host steps in."""

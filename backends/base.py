@@ -329,17 +329,23 @@ class Backend(ABC):
         scaler.step(optimizer)
         scaler.update()
 
-    def compile(self, module: nn.Module, compiler: str | None) -> nn.Module:
-        """``torch.compile`` with one of the device's compilers; None leaves the module as it is."""
+    def compile(self, model: nn.Module, compiler: str | None) -> None:
+        """``torch.compile`` with one of the device's compilers, in place; None: nothing is done.
+
+        Where the model has a list of layers, each is compiled by itself: the first one's code
+        serves them all. Names of parameters stay as they are, so checkpoints fit either way.
+        Shapes are symbols from the start, since every batch has another number of tokens.
+        """
         if compiler is None:
-            return module
+            return
         if compiler not in self.capabilities.compilers:
             raise Unsupported(
                 f"{self.name} has no compiler {compiler!r}; it has "
                 f"{', '.join(self.capabilities.compilers) or 'none'}"
             )
-        compiled: nn.Module = torch.compile(module, backend=compiler)  # type: ignore[assignment]
-        return compiled
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+        for part in [layer for layers in lists for layer in layers] or [model]:
+            part.compile(backend=compiler, dynamic=True)
 
     # -- the cluster --------------------------------------------------------------------------
     def resolve_collective(self, asked: str | None) -> str | None:

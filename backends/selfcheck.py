@@ -10,6 +10,9 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from common.model.ops import ComputeTypeOps, Ops
 
 KEPT_BITS = {"fp32": (20, 24), "tf32": (10, 12), "bf16": (7, 7), "fp16": (10, 10)}
 """Explicit mantissa bits of the inputs that a product keeps: float32 has 23, TF32 and float16
@@ -55,4 +58,41 @@ def why_not(precision: str, found: dict[str, str]) -> str | None:
     kept = int(found["product_mantissa_bits"])
     if not low <= kept <= high:
         return f"matrix products keep {kept} bits of their inputs' mantissas, not {low} to {high}"
+    return None
+
+
+NORM_TOLERANCE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}
+"""Largest difference from float32, as a share of the largest value: four units in the last place.
+A device that rounds its results only stays below one. Gradients of gain and bias that are added up
+in 16 bits, as torch's CPU kernel does, are off by about ten."""
+
+
+def norm_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Try LayerNorm in ``dtype``, forward and backward; why it cannot be used, or None: it can.
+
+    It is compared with float32 on the host, from the same rounded inputs. Their mean is far from
+    0 and they have many rows, so that statistics and gradients that are not summed in float32 show.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (2048, 256)
+    x, weights = (torch.randn(shape, generator=generator) for _ in range(2))
+    x, weights = (x + 8).to(dtype), weights.to(dtype)
+    gain, bias = (torch.randn(shape[1], generator=generator).to(dtype) for _ in range(2))
+
+    def run(ops: Ops, on: torch.device, kind: torch.dtype) -> list[Tensor]:
+        inputs = [t.to(on, kind, copy=True).requires_grad_() for t in (x, gain, bias)]
+        out = ops.norm(inputs[0], inputs[1], inputs[2], eps=1e-12)
+        out.backward(weights.to(on, out.dtype))
+        return [t.detach().float().cpu() for t in (out, *(i.grad for i in inputs)) if t is not None]
+
+    try:
+        got = run(ComputeTypeOps(dtype), device, torch.float32)
+    except Exception as error:  # whatever a device may raise, it is a reason
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    wanted = run(Ops(), torch.device("cpu"), torch.float32)
+    names = ("output", "gradient", "gradient of its gain", "gradient of its bias")
+    for what, mine, right in zip(names, got, wanted, strict=True):
+        off = float((mine - right).abs().max() / right.abs().max())
+        if not off <= NORM_TOLERANCE[dtype]:
+            return f"its {what} is off by {off:.1e} of the largest value"
     return None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,6 +11,9 @@ from common.distributed import World
 from common.model.ops import Ops
 from common.model.weights import WeightsReport
 from common.split import Split, split
+
+if TYPE_CHECKING:
+    from backends.base import Backend
 
 
 class SharedTask:
@@ -25,6 +28,12 @@ class SharedTask:
     """Of the starting checkpoint; None where there is none."""
     _world: World
     _optimizer_kernel: str
+
+    def _compile(self, backend: Backend, compiler: str | None) -> None:
+        """Compile the model's layers in place where ``--compile`` asks for it."""
+        if compiler is not None:
+            self.ops.keep_out_of_graphs()
+        backend.compile(self.model, compiler)
 
     def use_micro_batch(self, size: int) -> None:
         """Another division of the same global batch, before the first step."""

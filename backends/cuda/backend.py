@@ -27,7 +27,7 @@ from backends.cuda import identify, nvml, packages
 from backends.cuda.ops import KERNELS, CudaOps, why_not
 from backends.sensors import Sensors
 from common.errors import Unsupported
-from common.model.ops import Ops
+from common.model.ops import ComputeTypeOps, Ops
 
 Version = tuple[int, int]
 NO_DEVICE = "no device"
@@ -122,7 +122,7 @@ class Cuda(Accelerator):
                 kernels.append(name)
             if any(whys.values()):
                 notes[name] = "; ".join(f"in {p}: {why}" for p, why in whys.items() if why)
-        kernels.append("plain")
+        kernels += found.kernels
         # The rest is never chosen by ``auto``.
         for package in packages.HOW_TO_GET:
             why = packages.why_no_package(package)
@@ -157,6 +157,7 @@ class Cuda(Accelerator):
         return why_not(CudaOps(name), self.device, dtype)
 
     def _compilers(self, notes: dict[str, str]) -> tuple[str, ...]:
+        notes["cudagraphs"] = "each batch has another number of tokens, and would be recorded anew"
         if importlib.util.find_spec("triton") is None:
             notes["inductor"] = "package triton, which it generates code for, is not installed"
         elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
@@ -164,8 +165,8 @@ class Cuda(Accelerator):
         elif (why := self._too_old_for("inductor")) is not None:
             notes["inductor"] = why
         else:
-            return ("inductor", "cudagraphs")
-        return ("cudagraphs",)
+            return ("inductor",)
+        return ()
 
     @functools.cached_property
     def _capability(self) -> Version:
@@ -208,30 +209,32 @@ class Cuda(Accelerator):
 
     def _fastest(self, precision: str) -> Ops:
         passed_over: dict[str, str] = {}
+        dtype = self._stream_dtype(precision)
         for name, why in self._attention[_compute(precision)].items():
             if why is None:
-                return CudaOps(name, passed_over=passed_over)
+                return CudaOps(name, dtype, passed_over=passed_over)
             if why != WRONG_TYPE:
                 passed_over[name] = why
-        return CudaOps("plain", passed_over=passed_over)
+        return CudaOps(ComputeTypeOps.name, dtype, passed_over=passed_over)
 
     def _ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "transformer_engine":
-            ops: Ops = packages.TransformerEngineOps()
-            dtype = AMP_DTYPES.get(precision, torch.float32)
-            why = why_not(ops, self.device, dtype)
+            ops: Ops = packages.TransformerEngineOps(self._stream_dtype(precision))
+            why = why_not(ops, self.device, AMP_DTYPES.get(precision, torch.float32))
             if why is not None:
                 raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
             return ops
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
             return self._fastest(precision)
-        why = self._attention[_compute(precision)].get(kernels)  # plain is not in there
+        if kernels not in KERNELS:
+            return super()._ops(kernels, precision)
+        why = self._attention[_compute(precision)][kernels]
         if why is not None:
             raise Unsupported(
                 f"{self.name}: kernel {kernels!r} in {precision}: {why}. Choose --kernels auto, "
                 f"or another --precision."
             )
-        return CudaOps(kernels)
+        return CudaOps(kernels, self._stream_dtype(precision))
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         if kernels != "apex":

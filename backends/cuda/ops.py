@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.data.batch import Tokens
 from common.errors import Unsupported
-from common.model.ops import Ops
+from common.model.ops import ComputeTypeOps, Ops
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -47,17 +47,24 @@ TOLERANCES = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is not fp32."""
 
 
-class CudaOps(Ops):
-    """Plain PyTorch, but for attention: one call for the whole batch instead of one a sequence."""
+class CudaOps(ComputeTypeOps):
+    """``ComputeTypeOps`` with attention in one call for the whole batch, not one a sequence."""
 
     def __init__(
-        self, kernel: str, *, passed_over: Mapping[str, str] | None = None, aten: Any = None
+        self,
+        kernel: str,
+        dtype: torch.dtype | None = None,
+        *,
+        passed_over: Mapping[str, str] | None = None,
+        aten: Any = None,
     ) -> None:
-        """``kernel`` is a name in KERNELS, or ``plain``.
+        """``kernel`` is a name in KERNELS, or ``sdpa`` for the attention of ``Ops``.
 
-        ``passed_over`` says of faster kernels how they failed, for the record; ``aten``
-        replaces torch's operators in tests.
+        ``dtype`` is the residual stream's type (``ComputeTypeOps``); ``passed_over`` gives the
+        reasons why faster kernels failed, for the record; ``aten`` replaces torch's operators in
+        tests.
         """
+        super().__init__(dtype)
         self.name = kernel
         self._kernel, self._passed_over = kernel, dict(passed_over or {})
         self._aten = torch.ops.aten if aten is None else aten
@@ -66,12 +73,15 @@ class CudaOps(Ops):
     def kernels(self) -> Mapping[str, str]:
         failed = "; ".join(f"{k}: {why}" for k, why in self._passed_over.items())
         skipped = {"attention_passed_over": failed} if failed else {}
-        if self._kernel == "plain":
-            return {**super().kernels, **skipped}
-        return {"attention": KERNELS[self._kernel].label, "other": "torch", **skipped}
+        own = {"attention": KERNELS[self._kernel].label} if self._kernel in KERNELS else {}
+        return {**super().kernels, **own, **skipped}
+
+    def keep_out_of_graphs(self) -> None:
+        if self._kernel not in KERNELS:  # theirs is one call, whatever the lengths
+            super().keep_out_of_graphs()
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
-        if self._kernel == "plain":
+        if self._kernel not in KERNELS:
             return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
         hidden = qkv.shape[1] // 3
         check_inputs(self._kernel, KERNELS[self._kernel], qkv.dtype, hidden // num_heads)

@@ -19,7 +19,7 @@ from backends.base import LambKernel
 from backends.cuda.ops import Kernel, check_inputs
 from common.data.batch import Tokens
 from common.errors import Unsupported
-from common.model.ops import Ops
+from common.model.ops import ComputeTypeOps
 from common.optim.lamb import lamb_update
 
 HOW_TO_GET = {
@@ -121,7 +121,7 @@ def lamb_why_not(kernel: LambKernel, device: torch.device) -> str | None:
     return None if worst <= 1e-5 else f"its update differs from the plain one by {worst:.1e}"
 
 
-class TransformerEngineOps(Ops):
+class TransformerEngineOps(ComputeTypeOps):
     """Attention by TransformerEngine; it chooses between cuDNN's and flash-attn's kernels.
 
     Its LayerNorm is a module that holds its own parameters, so the model's stays torch's.
@@ -132,13 +132,14 @@ class TransformerEngineOps(Ops):
         label="transformer-engine-thd", dtypes=(torch.bfloat16, torch.float16), head_multiple=8
     )
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__(dtype)
         self._te = load("transformer_engine", "transformer_engine.pytorch")
         self._modules: dict[tuple[int, int, float], Any] = {}
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        return {"attention": self.KERNEL.label, "other": "torch"}
+        return {**super().kernels, "attention": self.KERNEL.label}
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
         hidden = qkv.shape[1] // 3

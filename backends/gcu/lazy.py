@@ -159,10 +159,10 @@ class LazyGcu(Backend):
         modes = self.api.JitRunMode
         return {"mode": modes.ASYNC if self._world_size > 1 else modes.SAFEASYNC}
 
-    def compile(self, module: nn.Module, compiler: str | None) -> nn.Module:
+    def compile(self, model: nn.Module, compiler: str | None) -> None:
         """The stack compiles by itself; the model is kept, since cutting a graph needs it."""
-        self._model = super().compile(module, compiler)
-        return self._model
+        super().compile(model, compiler)
+        self._model = model
 
     # -- numerics -----------------------------------------------------------------------------
     @contextmanager

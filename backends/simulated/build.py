@@ -41,7 +41,7 @@ def library() -> Path:
             "needs them: install torch from its wheel"
         )
     version = _version(compiler)
-    texts = [(HERE / name).read_text() for name in ("device.h", *SOURCES)]
+    texts = [(HERE / name).read_text() for name in ("device.h", "lend.h", *SOURCES)]
     what = (*texts, version, *FLAGS, torch.__version__, str(root), platform.machine())
     key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
     target = cache_dir() / "native" / f"simulated-{key}.so"

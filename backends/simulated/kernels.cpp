@@ -5,9 +5,9 @@
 // it: nothing is copied, views and in-place updates are real. Memory that a kernel allocates for
 // its results changes owner and counts as the device's from then on.
 #include "device.h"
+#include "lend.h"
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -58,6 +58,7 @@ struct Traits {
   int gelu_form = -1;
   std::vector<int> products;  // positions of a product's factors
   bool linear = false;        // a product with one result, of its factors' type
+  int norm = 0;               // LayerNorm: results of its input's type (its statistics are float32)
   std::vector<bool> written;
 };
 
@@ -92,42 +93,12 @@ const Traits& traits(const c10::OperatorHandle& op) {
   }
   t.linear = !t.products.empty() && schema.returns().size() == 1 &&
              !std::count(t.written.begin(), t.written.end(), true);
+  if (name == "aten::native_layer_norm") t.norm = 1;
+  if (name == "aten::native_layer_norm_backward") t.norm = 3;
   const std::lock_guard<std::mutex> lock(state().mutex);
   t.designated = state().designated.count(name) > 0;
   return t;
 }
-
-// Lends a device generator's state to the host's, which is what the CPU's kernels draw from.
-class Lend {
- public:
-  explicit Lend(const at::Generator& from)
-      : from_(static_cast<at::CPUGeneratorImpl*>(from.unsafeGetGeneratorImpl())),
-        host_(static_cast<at::CPUGeneratorImpl*>(
-            at::detail::getDefaultCPUGenerator().unsafeGetGeneratorImpl())),
-        lock_(one_at_a_time()) {
-    swap();
-  }
-  ~Lend() { swap(); }
-
- private:
-  void swap() {
-    const auto engine = host_->engine();
-    const auto single = host_->next_float_normal_sample();
-    const auto twice = host_->next_double_normal_sample();
-    host_->set_engine(from_->engine());
-    host_->set_next_float_normal_sample(from_->next_float_normal_sample());
-    host_->set_next_double_normal_sample(from_->next_double_normal_sample());
-    from_->set_engine(engine);
-    from_->set_next_float_normal_sample(single);
-    from_->set_next_double_normal_sample(twice);
-  }
-  static std::mutex& one_at_a_time() {  // a kernel takes the generator's own mutex
-    static auto* leaked = new std::mutex;
-    return *leaked;
-  }
-  at::CPUGeneratorImpl *from_, *host_;
-  std::unique_lock<std::mutex> lock_;
-};
 
 // One call: the device's tensors and the CPU tensors that stand for them.
 struct Call {
@@ -137,7 +108,7 @@ struct Call {
   };
   const Traits& about;
   c10::Device device{kType, -1};
-  bool widened = false;
+  std::optional<at::ScalarType> widened;  // this type goes in, and comes out, as float32
   c10::SmallVector<Pair, 8> pairs;
   c10::SmallVector<std::pair<c10::StorageImpl*, c10::Storage>, 2> adopted;
 
@@ -154,7 +125,7 @@ struct Call {
                 device, " and ", t.device());
     if (device.index() < 0) device = t.device();
     Tensor host = host_view(t);
-    if (widened && host.scalar_type() == at::kHalf) return host.to(at::kFloat);
+    if (widened == host.scalar_type()) return host.to(at::kFloat);
     if (factor && state().tf32) return rounded(host);
     pairs.push_back({t, host, written});
     return host;
@@ -215,13 +186,18 @@ void run(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   const int64_t begin = now_ns();
   const size_t inputs = op.schema().arguments().size(), first = stack->size() - inputs;
   Call call{about};
-  // Half products add up in float32, as an accelerator's do; where the CPU has no instructions for
-  // halves, that is also far quicker than its own.
-  call.widened = about.linear && std::all_of(about.products.begin(), about.products.end(),
-      [&](int i) {
-        const IValue& value = (*stack)[first + i];
-        return value.isTensor() && value.toTensor().scalar_type() == at::kHalf;
-      });
+  // Half products and LayerNorm in 16 bits add up in float32, as an accelerator's do. The CPU's own
+  // half products are far slower; its LayerNorm sums gradients of gains and biases in the 16 bits.
+  const auto type = [&](int i) {
+    const IValue& value = (*stack)[first + i];
+    return value.isTensor() && value.toTensor().defined() ? value.toTensor().scalar_type()
+                                                          : at::kFloat;
+  };
+  if (about.norm && at::isReducedFloatingType(type(0))) call.widened = type(0);
+  if (about.linear && std::all_of(about.products.begin(), about.products.end(),
+                                  [&](int i) { return type(i) == at::kHalf; }))
+    call.widened = at::kHalf;
+  const size_t narrowed = call.widened ? first + std::max(about.norm, 1) : first;
   at::Generator generator;
   for (size_t i = 0; i < inputs; ++i) {
     IValue& value = (*stack)[first + i];
@@ -259,7 +235,8 @@ void run(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
     IValue& value = (*stack)[i];
     if (value.isTensor()) {
       Tensor result = value.toTensor();
-      value = call.leave(call.widened ? result.to(at::kHalf) : result);
+      const bool again = i < narrowed && result.defined();
+      value = call.leave(again ? result.to(*call.widened) : result);
     } else if (value.isTensorList()) {
       c10::List<Tensor> list;
       for (const Tensor& t : value.toTensorVector()) list.push_back(call.leave(t));

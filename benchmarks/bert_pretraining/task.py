@@ -70,7 +70,8 @@ class PretrainingTask(SharedTask):
         if source.init_checkpoint is not None:
             self.weights_report = load_pretrained(model, source.init_checkpoint, require="all")
         model.to(backend.device)
-        self.model: nn.Module = backend.compile(model, impl.compile)
+        self.model = model
+        self._compile(backend, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
         lamb_kernel = backend.lamb_kernel(impl.kernels)
         self._optimizer_kernel = "torch-fused" if backend.fused_adamw else "torch-unfused"

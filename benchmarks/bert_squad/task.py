@@ -86,7 +86,8 @@ class SquadTask(SharedTask):
         self._check_target(settings)
         self.notes += self._uncounted(world)
         model.to(backend.device)
-        self.model: nn.Module = backend.compile(model, impl.compile)
+        self.model = model
+        self._compile(backend, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
         name = "adamw" if recipe.bias_correction else "bert_adam"
         kernel = "torch-fused" if backend.fused_adamw else "torch-unfused"

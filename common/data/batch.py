@@ -6,7 +6,7 @@ Shapes: T real tokens in the micro-batch, B sequences, M masked positions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,16 +26,17 @@ class Tokens:
     """int32 [B + 1], cumulative lengths: sequence b is tokens cu_seqlens[b]:cu_seqlens[b + 1]."""
     lengths: tuple[int, ...]
     """The B lengths on the host, so that no kernel choice needs a device read."""
+    max_length: int = field(init=False)
+    """The longest of the B lengths. A number of its own and not ``max(lengths)`` at each use:
+    torch.compile would guard on every single length and compile again for each batch."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_length", max(self.lengths))
 
     @property
     def num_tokens(self) -> int:
         """T, known on the host."""
         return self.input_ids.shape[0]
-
-    @property
-    def max_length(self) -> int:
-        """The longest of the B lengths."""
-        return max(self.lengths)
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Tokens:
         """The same tokens on ``device``."""

@@ -80,43 +80,40 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Post-LN: norm(x + sublayer(x)). Pre-LN: x + sublayer(norm(x))."""
-        if self.config.norm_position == "post":
-            x = self._add_norm(self._attention(x, tokens), x, self.attention_norm)
-            return self._add_norm(self._feed_forward(x), x, self.output_norm)
-        x = self._add(self._attention(self._norm(x, self.attention_norm), tokens), x)
-        return self._add(self._feed_forward(self._norm(x, self.output_norm)), x)
-
-    @property
-    def _dropout(self) -> float:
-        return self.config.hidden_dropout if self.training else 0.0
-
-    def _attention(self, x: Tensor, tokens: Tokens) -> Tensor:
-        context = self.ops.attention(
-            self.ops.linear(x, self.qkv.weight, self.qkv.bias),
+        ops = self.ops
+        qkv = ops.linear(self._before(x, self.attention_norm), self.qkv.weight, self.qkv.bias)
+        # Called here and not from a method: where a compiler leaves attention to Python, the layer
+        # is two graphs instead of three.
+        context = ops.attention(
+            qkv,
             tokens,
             num_heads=self.config.num_attention_heads,
             dropout=self.config.attention_dropout if self.training else 0.0,
         )
-        return self.ops.linear(context, self.attention_output.weight, self.attention_output.bias)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        inner = self.ops.linear_gelu(
-            x,
+        out = ops.linear(context, self.attention_output.weight, self.attention_output.bias)
+        x = self._after(out, x, self.attention_norm)
+        inner = ops.linear_gelu(
+            self._before(x, self.output_norm),
             self.intermediate.weight,
             self.intermediate.bias,
             approximate=self.config.approximate,
         )
-        return self.ops.linear(inner, self.output.weight, self.output.bias)
+        out = ops.linear(inner, self.output.weight, self.output.bias)
+        return self._after(out, x, self.output_norm)
 
-    def _norm(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def _before(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """A sublayer's input."""
+        if self.config.norm_position == "post":
+            return x
         return self.ops.norm(x, norm.weight, norm.bias, eps=norm.eps)
 
-    def _add(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.ops.dropout_add(x, residual, dropout=self._dropout)
-
-    def _add_norm(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def _after(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """A sublayer's output: dropout, residual and, in post-LN, LayerNorm."""
+        dropout = self.config.hidden_dropout if self.training else 0.0
+        if self.config.norm_position == "pre":
+            return self.ops.dropout_add(x, residual, dropout=dropout)
         return self.ops.dropout_add_norm(
-            x, residual, norm.weight, norm.bias, eps=norm.eps, dropout=self._dropout
+            x, residual, norm.weight, norm.bias, eps=norm.eps, dropout=dropout
         )
 
 

@@ -29,6 +29,13 @@ class Ops:
         """Which implementation each operation uses: goes into the record of the run."""
         return {"attention": "sdpa-per-sequence", "other": "torch"}
 
+    def keep_out_of_graphs(self) -> None:
+        """Leave to Python what a compiler must not trace; called once, before torch.compile.
+
+        Here that is attention: it loops over lengths that differ in each batch.
+        """
+        self.attention = torch.compiler.disable(self.attention)  # type: ignore[method-assign]
+
     def embed(
         self,
         tokens: Tokens,
@@ -69,9 +76,11 @@ class Ops:
         hidden = qkv.shape[1] // 3
         out = []
         for part in qkv.split(tokens.lengths):
-            q, k, v = part.view(len(part), 3, num_heads, hidden // num_heads).permute(1, 2, 0, 3)
+            # [3, 1, N, length, D]: torch takes a fused kernel for four dimensions only.
+            heads = part.view(1, len(part), 3, num_heads, hidden // num_heads)
+            q, k, v = heads.permute(2, 0, 3, 1, 4)
             context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            out.append(context.transpose(0, 1).reshape(len(part), hidden))
+            out.append(context[0].transpose(0, 1).reshape(len(part), hidden))
         return torch.cat(out)
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
@@ -111,3 +120,36 @@ class Ops:
         logits = self.linear(x, weight, bias)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         return loss, (logits.detach().argmax(-1) == labels).sum()
+
+
+class ComputeTypeOps(Ops):
+    """``Ops`` whose residual stream is in the compute type, as in NVIDIA's MLPerf submissions.
+
+    Under autocast LayerNorm takes and gives float32, so that each sublayer adds, normalises and
+    saves for its backward pass twice the bytes. Here the embeddings' sum and each LayerNorm come
+    out in ``dtype``; the statistics are still taken in float32, inside torch's kernel.
+    """
+
+    name = "sdpa"
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        """``dtype`` is bfloat16 or float16; None computes as ``Ops`` does."""
+        self._dtype = dtype
+
+    @property
+    def kernels(self) -> Mapping[str, str]:
+        norm = {} if self._dtype is None else {"norm": f"torch-{str(self._dtype)[6:]}"}
+        return {**super().kernels, **norm}
+
+    def embed_sum(
+        self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float
+    ) -> Tensor:
+        x = super().embed_sum(tokens, word, position, token_type, dropout=0.0)
+        return F.dropout(x if self._dtype is None else x.to(self._dtype), dropout)
+
+    def norm(self, x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+        if self._dtype is None:
+            return super().norm(x, weight, bias, eps=eps)
+        x, weight, bias = (t.to(self._dtype) for t in (x, weight, bias))
+        with torch.autocast(x.device.type, enabled=False):  # which would make it float32
+            return super().norm(x, weight, bias, eps=eps)

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 
+from backends import selfcheck
 from backends.cuda import backend as cuda_backend
 from backends.cuda import identify, nvml, packages
 from backends.cuda.backend import Cuda
 from backends.cuda.ops import CudaOps
 from backends.sensors import Sensors
 from common.errors import Unsupported
+from common.model.ops import Ops
 from common.optim.factory import build_optimizer
 
 
@@ -88,7 +90,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     def put(
         *, version: str = "2.13.0+cu130", cuda: str | None = "13.0", hip: str | None = None,
         traces: tuple[str, ...] = (), kernels: dict[tuple[str, torch.dtype], str] | None = None,
-        sensors: Any = None, **changes: Any,
+        norms: dict[torch.dtype, str] | None = None, sensors: Any = None, **changes: Any,
     ) -> Machine:  # fmt: skip
         made = Machine(**changes)
         monkeypatch.setattr(torch, "get_device_module", lambda device: made)
@@ -108,6 +110,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
             return failing.get((ops._kernel, dtype))
 
         monkeypatch.setattr(cuda_backend, "why_not", why_not)
+        monkeypatch.setattr(
+            selfcheck, "norm_why_not", lambda device, dtype: (norms or {}).get(dtype)
+        )
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
         monkeypatch.setattr(nvml, "driver_version", lambda: "580.65.06")
 
         def open_nvml(index: int, visible: str | None, uuid: str | None) -> Any:
@@ -317,18 +323,30 @@ def test_tf32_is_switched_and_read_back(machine: Any, monkeypatch: pytest.Monkey
 def test_auto_takes_the_fastest_kernel_that_works_in_this_precision(machine: Any) -> None:
     machine()
     cuda = Cuda(0)
-    assert cuda.capabilities.kernels == ("flash", "efficient", "plain")
+    assert cuda.capabilities.kernels == ("flash", "efficient", "sdpa", "plain")
     assert cuda.ops("auto", "bf16").kernels["attention"] == "flash-varlen"
     assert cuda.ops("auto", "fp16").kernels["attention"] == "flash-varlen"
     for precision in ("fp32", "tf32"):
         kernels = cuda.ops("auto", precision).kernels  # not for want of anything
         assert kernels == {"attention": "efficient-varlen", "other": "torch"}
     assert cuda.ops("efficient", "bf16").kernels["attention"] == "efficient-varlen"
-    assert cuda.ops("plain", "bf16").kernels["attention"] == "sdpa-per-sequence"
+    assert cuda.ops("sdpa", "bf16").kernels["attention"] == "sdpa-per-sequence"
+    assert cuda.ops("plain", "bf16").kernels == Ops().kernels
     with pytest.raises(Unsupported, match="'flash' in fp32: computes in 16-bit floats only"):
         cuda.ops("flash", "fp32")
     assert [cuda.ops(k, "bf16").name for k in ("auto", "plain")] == ["flash", "plain"]
     assert cuda.lamb_kernel("auto") is None
+
+
+def test_the_residual_stream_is_in_the_compute_type_where_norms_work_in_it(machine: Any) -> None:
+    machine(norms={torch.float16: "its output is off by 1.0e-02 of the largest value"})
+    cuda = Cuda(0)
+    for kernels in ("auto", "flash", "efficient", "sdpa"):
+        assert cuda.ops(kernels, "bf16").kernels["norm"] == "torch-bfloat16"
+        assert "norm" not in cuda.ops(kernels, "fp16").kernels
+    for precision in ("fp32", "tf32"):
+        assert "norm" not in cuda.ops("auto", precision).kernels
+    assert cuda.capabilities.notes["norm"].startswith("in fp16: its output is off by")
 
 
 def test_a_kernel_that_fails_is_passed_over_and_both_are_recorded(machine: Any) -> None:
@@ -340,12 +358,13 @@ def test_a_kernel_that_fails_is_passed_over_and_both_are_recorded(machine: Any) 
     machine(kernels=broken)
     cuda = Cuda(0)
     found = cuda.capabilities
-    assert found.kernels == ("efficient", "plain")
+    assert found.kernels == ("efficient", "sdpa", "plain")
     assert "in bf16: RuntimeError: FlashAttention only" in found.notes["flash"]
     assert found.notes["efficient"] == "in bf16: its gradient differs"
     kernels = cuda.ops("auto", "bf16").kernels
     assert kernels == {
         "attention": "sdpa-per-sequence",
+        "norm": "torch-bfloat16",
         "other": "torch",
         "attention_passed_over": "flash: RuntimeError: FlashAttention only supports Ampere GPUs; "
         "efficient: its gradient differs",
@@ -391,7 +410,7 @@ def test_packages_are_offered_when_installed_and_named_when_not(machine: Any) ->
     machine(traces=("apex", "amp_C", "transformer_engine"))
     cuda = Cuda(0)
     assert cuda.capabilities.kernels == (
-        "flash", "efficient", "plain", "apex", "transformer_engine",
+        "flash", "efficient", "sdpa", "plain", "apex", "transformer_engine",
     )  # fmt: skip
     assert cuda.ops("auto", "bf16").kernels["attention"] == "flash-varlen"
     assert cuda.ops("apex", "bf16").kernels["attention"] == "flash-varlen"
@@ -420,7 +439,8 @@ def test_capabilities_of_a_whole_machine(machine: Any) -> None:
     assert found.collective == "nccl"
     assert found.device_timer and found.memory_stats and found.memory_limit
     assert found.pinned_memory and found.graphs
-    assert found.compilers == ("inductor", "cudagraphs")
+    assert found.compilers == ("inductor",)
+    assert "each batch has another number of tokens" in found.notes["cudagraphs"]
     assert found.telemetry == ("nvml (energy)",)
     assert "power" not in found.notes
     assert Cuda(0).timer().clock == "device-event"
@@ -443,7 +463,7 @@ def test_inductor_needs_triton_a_compiler_and_a_device(
 ) -> None:
     machine(**facts)
     found = Cuda(0).capabilities
-    assert found.compilers == ("cudagraphs",)
+    assert found.compilers == ()
     assert reason in found.notes["inductor"]
 
 
@@ -474,6 +494,7 @@ def test_the_record_has_no_id_of_the_machine(machine: Any, monkeypatch: pytest.M
     assert dict(told.extras) == {
         "compute_capability": "9.0",
         "multiprocessors": "132",
+        "cudnn": "91900",
         "nccl": "2.27.5",
         "NVIDIA_TF32_OVERRIDE": "0",
         "CUDA_VISIBLE_DEVICES": "GPU-...,3",

@@ -65,8 +65,8 @@ class Computed:
 def each_sequence(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, dropout: float) -> Tensor:
     out = []
     for a, b in zip(starts.tolist()[:-1], starts.tolist()[1:], strict=True):
-        parts = (t[a:b].transpose(0, 1) for t in (q, k, v))
-        out.append(F.scaled_dot_product_attention(*parts, dropout_p=dropout).transpose(0, 1))
+        parts = (t[a:b].transpose(0, 1)[None] for t in (q, k, v))
+        out.append(F.scaled_dot_product_attention(*parts, dropout_p=dropout)[0].transpose(0, 1))
     return torch.cat(out)
 
 
@@ -141,13 +141,13 @@ def test_the_batch_goes_in_as_it_is_and_comes_out_as_plain_would(kernel: str) ->
         assert [c.compute_log_sumexp for c in table.calls] == [True, False]
 
 
-def test_plain_is_the_reference_itself() -> None:
+def test_sdpa_is_the_references_attention() -> None:
     table = Computed()
     qkv = torch.randn(11, 3 * 20)  # a head size that no kernel takes
-    got = CudaOps("plain", aten=table).attention(qkv, tokens(), num_heads=2, dropout=0.0)
+    got = CudaOps("sdpa", aten=table).attention(qkv, tokens(), num_heads=2, dropout=0.0)
     assert torch.equal(got, Ops().attention(qkv, tokens(), num_heads=2, dropout=0.0))
     assert not table.calls
-    assert CudaOps("plain").kernels == Ops().kernels
+    assert CudaOps("sdpa").kernels == Ops().kernels
 
 
 @pytest.mark.parametrize(

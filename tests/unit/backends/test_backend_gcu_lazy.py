@@ -248,7 +248,7 @@ def test_autocast_is_the_packages_own(gcu: Recorder) -> None:
 def test_fp32_step_goes_through_the_package_with_the_model(gcu: Recorder) -> None:
     backend = LazyGcu()
     model, optimizer = model_and_optimizer()
-    assert backend.compile(model, None) is model
+    backend.compile(model, None)
     before = [p.clone() for p in model.parameters()]
     backend.optimizer_step(optimizer, backend.grad_scaler("fp32"))
     name, args, kwargs = gcu.calls[-1]
