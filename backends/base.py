@@ -211,15 +211,20 @@ class Backend(ABC):
 
     # -- numerics -----------------------------------------------------------------------------
     def resolve_precision(self, asked: str) -> str:
-        """``amp`` becomes the device's best 16-bit mode; anything not offered is refused."""
+        """``amp`` becomes the device's best 16-bit mode, ``auto`` its first, 16 bits or not.
+
+        Raises Unsupported for anything that is not offered.
+        """
         have = self.capabilities.precisions
+        if asked == "auto":
+            return have[0]
         if asked == "amp":
             best = [p for p in have if p in ("bf16", "fp16")]
             if best:
                 return best[0]
         elif asked in have:
             return asked
-        known = ("amp", *PRECISIONS)
+        known = ("auto", "amp", *PRECISIONS)
         what = f"unknown precision {asked!r}" if asked not in known else f"no {asked!r} here"
         why = self.capabilities.notes.get(asked)
         raise Unsupported(

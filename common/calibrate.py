@@ -172,7 +172,7 @@ def _product(backend: Backend, precision: str, product: Product, spans: int) -> 
     # Only the TF32 switches are wanted of the context; 16-bit operands need no autocast.
     context = backend.precision(precision) if dtype == torch.float32 else nullcontext()
     with context, torch.no_grad():
-        measured = _rates(backend, lambda: torch.mm(a, b, out=out), 2 * m * n * k, spans)
+        measured = measure_rates(backend, lambda: torch.mm(a, b, out=out), 2 * m * n * k, spans)
     return {"flops_per_second": measured.pop("median"), **measured}
 
 
@@ -180,7 +180,7 @@ def _copy(backend: Backend, effort: Effort) -> dict[str, Any]:
     source = torch.ones(effort.copy_bytes // 4, device=backend.device)
     target = torch.empty_like(source)
     work = 2 * effort.copy_bytes
-    measured = _rates(backend, lambda: target.copy_(source), work, effort.spans)
+    measured = measure_rates(backend, lambda: target.copy_(source), work, effort.spans)
     return {
         "bytes_per_second": measured.pop("median"),
         **measured,
@@ -188,7 +188,7 @@ def _copy(backend: Backend, effort: Effort) -> dict[str, Any]:
     }
 
 
-def _rates(
+def measure_rates(
     backend: Backend, call: Callable[[], object], work: float, spans: int
 ) -> dict[str, float]:
     """``work`` of one call over its seconds: median and extremes over ``spans`` spans."""

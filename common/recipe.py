@@ -25,8 +25,9 @@ class Recipe:
 class Impl:
     """How it is computed: changes the speed, and the result only by rounding."""
 
-    precision: Literal["amp", "fp32", "tf32", "bf16", "fp16"] = "amp"
-    """amp is the device's best of bf16 and fp16; anything the device lacks is refused."""
+    precision: Literal["auto", "amp", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """amp is the device's best of bf16 and fp16; auto is amp where the device has one of them,
+    else its fastest float32 mode. Anything else that the device lacks is refused."""
     kernels: str = "auto"
     """auto takes the backend's fastest; plain is the reference; see `bertbench doctor`."""
     micro_batch: int | Literal["auto"] | None = None

@@ -64,9 +64,6 @@ def main() -> None:
         result["two_ranks"] = sections.two_ranks("4x256-512", 1 if arguments.quick else 3)
         print(f"\nTwo ranks x one thread, gloo: {readable(result['two_ranks'])}")
     if "loop" in arguments.sections:
-        result["loop"] = loop(2 if arguments.quick else 5)
-        print(f"\nThe loop over its bare step: {readable(result['loop'])}")
-    if "loop" in arguments.sections:
         result["loop"] = loop(1 if arguments.quick else 3)
         print(f"\nThe loop over the bare step (mini): {readable(result['loop'])}")
     if arguments.json:

@@ -235,8 +235,13 @@ def test_an_unclaimed_precision_is_refused(backend: Backend, precision: str) -> 
 
 
 def test_amp_is_the_best_claimed_half_precision(backend: Backend) -> None:
-    """``amp`` is the first of bf16 and fp16 that is claimed; with neither it is refused."""
+    """``amp`` is the first of bf16 and fp16 that is claimed; with neither it is refused.
+
+    ``auto``, what recipes ask for, is the same where there is one, and never refused.
+    """
     halves = [p for p in backend.capabilities.precisions if p in DTYPES]
+    automatic = backend.resolve_precision("auto")
+    assert automatic == (halves or list(backend.capabilities.precisions))[0]
     if halves:
         assert backend.resolve_precision("amp") == halves[0]
     else:

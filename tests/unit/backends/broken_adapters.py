@@ -93,7 +93,7 @@ class DowngradesSilently(Broken):
     fails = ("test_an_unclaimed_precision_is_refused[fp16]",)
 
     def resolve_precision(self, asked: str) -> str:
-        return super().resolve_precision("amp" if asked == "fp16" else asked)
+        return super().resolve_precision("auto" if asked == "fp16" else asked)
 
 
 class ZeroForUnknown(Broken):

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure the parts of a step: matrix products, attention, and memory-bound operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backends.base import Backend
+from check.device import Check, choose_precision, free_memory
+from check.figure import Report, one_line
+from check.timing import KERNEL_CLOCK, kernel_rate
+from common.data.batch import Tokens
+from common.data.synthetic import random_lengths
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+SPANS = 5
+HEAD = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure one call after the other; one that cannot run here gets a figure without value."""
+
+    report: Report
+    backend: Backend
+    precision: str
+    dtype: torch.dtype
+
+    def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Return normally distributed numbers on the device."""
+        return torch.randn(*shape, device=self.backend.device).to(dtype or self.dtype)
+
+    def rate(
+        self,
+        name: str,
+        work: float,
+        unit: str,
+        definition: str,
+        make: Callable[[], Callable[[], object]],
+    ) -> None:
+        """Report ``work`` of a call / its seconds. ``make`` prepares, and returns the call.
+
+        Unit TFLOP/s or GB/s, with ``work`` in FLOPs or bytes; or ms, the time of ``work`` calls.
+        """
+        scale = {"TFLOP/s": 1e-12, "GB/s": 1e-9, "ms": 1e-3}[unit]
+        definition = f"{definition}; {KERNEL_CLOCK}"
+        try:
+            with self._switches():
+                value, note = kernel_rate(self.backend, make(), work * scale, SPANS)
+        except Exception as error:  # an operator that this device or this torch lacks
+            print(f"{name}: {type(error).__name__}: {error}", flush=True)
+            value, note = None, one_line(error, 160).split(". ")[0]
+        if value is not None and unit == "ms":
+            value = 1 / value
+        self.report.figure(name, value, unit, definition, note)
+
+    def _switches(self) -> AbstractContextManager[None]:
+        """Set TF32's switches; without autocast, which would convert 16-bit operands."""
+        if self.dtype == torch.float32:
+            return self.backend.precision(self.precision)
+        return nullcontext()
+
+
+def parts(check: Check, report: Report) -> None:
+    """Report rates at BERT-large's shapes, for the tokens of a micro-batch of 96."""
+    backend = check.open()
+    precision = choose_precision(check, backend, "bf16")
+    bench = Bench(
+        report=report,
+        backend=backend,
+        precision=precision,
+        dtype=DTYPES.get(precision, torch.float32),
+    )
+    hidden, tokens = check.size(1024, 128), check.size(24576, 256)
+    with torch.no_grad():
+        products(bench, tokens, hidden)
+        memory_bound(bench, tokens, hidden)
+    free_memory(backend)
+    attention(bench, check.size(96, 6), check.size(512, 64), hidden)
+    free_memory(backend)
+
+
+# -- matrix products ------------------------------------------------------------------------------
+def products(bench: Bench, tokens: int, hidden: int) -> None:
+    """Measure the four linear layers: forward, both gradients, float32 accumulation, FP8."""
+    kind, inner = bench.precision, 4 * hidden
+    x = {k: bench.random(tokens, k) for k in (hidden, 3 * hidden, inner)}
+    for n, k in ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner)):
+        weight, bias = bench.random(n, k) * 0.02, bench.random(n) * 0
+        dy, flops, layer = x[n], 2.0 * tokens * n * k, f"{k} -> {n}"
+
+        def product(
+            name: str, what: str, make: Callable[[], Callable[[], object]], flops: float = flops,
+            layer: str = layer,
+        ) -> None:  # fmt: skip
+            definition = f"2 x {tokens} tokens x inputs x outputs FLOPs; {what}"
+            bench.rate(f"{name} {layer}", flops, "TFLOP/s", definition, make)
+
+        product(
+            f"{kind} linear",
+            "x @ weight.T + bias",
+            lambda a=x[k], w=weight, b=bias: lambda: F.linear(a, w, b),
+        )
+        product(
+            f"{kind} input gradient", "dy @ weight", lambda dy=dy, w=weight: lambda: torch.mm(dy, w)
+        )
+        product(
+            f"{kind} weight gradient",
+            "dy.T @ x",
+            lambda dy=dy, a=x[k]: lambda: torch.mm(dy.t(), a),
+        )
+        product(
+            f"{kind} weight gradient, added in float32",
+            "float32 sum + dy.T @ x in one product (addmm with out_dtype)",
+            lambda dy=dy, a=x[k], n=n, k=k: _added(bench, dy, a, n, k),
+        )
+        product(
+            "fp8 linear",
+            "x @ weight.T + bias, both e4m3, one scale each, fast accumulation",
+            lambda a=x[k], w=weight, b=bias: _fp8_linear(bench, a, w, b),
+        )
+        product(
+            "fp8 weight gradient",
+            "dy.T (e5m2) @ x (e4m3) in float32, operands already transposed",
+            lambda dy=dy, a=x[k]: _fp8_weight_gradient(bench, dy, a),
+        )
+
+
+def _added(bench: Bench, dy: Tensor, x: Tensor, n: int, k: int) -> Callable[[], object]:
+    if bench.dtype == torch.float32:
+        raise TypeError("float32 operands need no other type for their sum")
+    total = torch.zeros(n, k, device=bench.backend.device)
+    add: Any = torch.ops.aten.addmm.dtype_out
+    return lambda: add(total, dy.t(), x, torch.float32, out=total)
+
+
+def _fp8_linear(bench: Bench, x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], object]:
+    one = torch.ones((), device=bench.backend.device)
+    a, w = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn).t()
+    return lambda: torch._scaled_mm(
+        a, w, one, one, bias=bias, out_dtype=bench.dtype, use_fast_accum=True
+    )
+
+
+def _fp8_weight_gradient(bench: Bench, dy: Tensor, x: Tensor) -> Callable[[], object]:
+    one = torch.ones((), device=bench.backend.device)
+    a = dy.t().contiguous().to(torch.float8_e5m2)
+    b = x.t().contiguous().to(torch.float8_e4m3fn).t()
+    return lambda: torch._scaled_mm(a, b, one, one, out_dtype=torch.float32)
+
+
+# -- memory-bound operations ----------------------------------------------------------------------
+def memory_bound(bench: Bench, tokens: int, hidden: int) -> None:
+    """Measure operations that only move bytes; each byte counts once in and once out."""
+    kind, size = bench.precision, torch.empty(0, dtype=bench.dtype).element_size()
+    inner = 4 * hidden
+    x, wide = bench.random(tokens, hidden), bench.random(tokens, inner)
+    x32 = x.float()
+    gain, gain32 = bench.random(hidden), bench.random(hidden, dtype=torch.float32)
+
+    def norm16() -> Tensor:
+        return F.layer_norm(x, (hidden,), gain, gain)
+
+    narrow, broad = tokens * hidden, tokens * inner
+
+    def norm32() -> Tensor:
+        return F.layer_norm(x32, (hidden,), gain32, gain32)
+
+    both = bench.dtype != torch.float32
+    for name, each, what, call, of in (
+        (f"layer norm in {kind}", 2 * size, "in and out", norm16, narrow),
+        *([("layer norm in float32", 8, "in and out", norm32, narrow)] if both else ()),
+        (
+            f"dropout in {kind}",
+            2 * size + 1,
+            "in, out and a mask of one byte",
+            lambda: torch.ops.aten.native_dropout(x, 0.1, True),
+            narrow,
+        ),
+        (f"add of {kind} and float32", size + 8, "both in, float32 out", lambda: x + x32, narrow),
+        (
+            f"gelu (tanh) in {kind}",
+            2 * size,
+            "in and out, 4 x hidden wide",
+            lambda: F.gelu(wide, approximate="tanh"),
+            broad,
+        ),
+        (f"bias gradient in {kind}", size, "in, 4 x hidden wide", lambda: wide.sum(0), broad),
+    ):
+        definition = f"{each:g} bytes an element: {what}"
+        bench.rate(name, each * of, "GB/s", definition, lambda call=call: call)
+
+
+# -- attention ------------------------------------------------------------------------------------
+def attention(bench: Bench, sequences: int, longest: int, hidden: int) -> None:
+    """Measure every attention kernel of the backend on one micro-batch of real lengths."""
+    lengths = random_lengths(4 * sequences, longest, np.random.default_rng(3))[:sequences]
+    device, heads, total = bench.backend.device, hidden // HEAD, int(lengths.sum())
+    starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+    empty = torch.zeros(total, dtype=torch.int64, device=device)
+    tokens = Tokens(
+        input_ids=empty,
+        segment_ids=empty,
+        position_ids=empty,
+        cu_seqlens=starts,
+        lengths=tuple(map(int, lengths)),
+    )
+    forward_flops = 4.0 * hidden * float((lengths.astype(float) ** 2).sum())
+    qkv = bench.random(total, 3 * hidden)
+    out_gradient = bench.random(total, hidden)
+    what = f"{sequences} sequences of real lengths up to {longest}, {heads} heads of {HEAD}"
+    seen = set()
+    for name in bench.backend.capabilities.kernels:
+        try:
+            ops = bench.backend.ops(name, bench.precision)
+        except Exception as error:
+            bench.report.fact(f"attention {name} in {bench.precision}", f"not available: {error}")
+            continue
+        if ops.name in seen:
+            continue
+        seen.add(ops.name)
+        for dropout in (0.0, 0.1):
+
+            def forward(x: Tensor, ops: Any = ops, dropout: float = dropout) -> Tensor:
+                with bench.backend.precision(bench.precision):  # as the model calls it
+                    return ops.attention(x, tokens, num_heads=heads, dropout=dropout)
+
+            def make_forward(forward: Any = forward) -> Callable[[], object]:
+                def call() -> None:
+                    with torch.no_grad():
+                        forward(qkv)
+
+                return call
+
+            def make_backward(forward: Any = forward) -> Callable[[], object]:
+                leaf = qkv.detach().clone().requires_grad_()
+                out = forward(leaf)
+                return lambda: torch.autograd.grad(out, leaf, out_gradient, retain_graph=True)
+
+            label = f"{bench.precision} attention {ops.name}, dropout {dropout:g}"
+            for part, factor, make in (
+                ("forward", 1.0, make_forward),
+                ("backward", 2.5, make_backward),
+            ):
+                definition = f"{factor:g} x 4 x hidden x sum of squared lengths FLOPs; {what}"
+                bench.rate(f"{label}: {part}", factor * forward_flops, "TFLOP/s", definition, make)
+
+    def make_cudnn() -> Callable[[], object]:
+        q, k, v = (t.contiguous() for t in qkv.view(total, 3, heads, HEAD).unbind(1))
+        call: Any = torch.ops.aten._cudnn_attention_forward
+        return lambda: call(
+            q, k, v, None, starts, starts, longest, longest, True, 0.1, False, False
+        )
+
+    bench.rate(
+        f"{bench.precision} attention of cuDNN, dropout 0.1: a forward call",
+        1.0,
+        "ms",
+        f"one call, the host's time for it included; {what}",
+        make_cudnn,
+    )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare with Hugging Face's BertForPreTraining: same tokens, same optimizer, in turns."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable
+
+import torch
+from bench.steps import PEER_MISSING, padded, peer_available
+from bench.timing import interleave, ratio
+
+from backends.base import Backend
+from check.anatomy import Subject, set_rate, subject
+from check.device import Check, choose_precision, free_memory
+from check.figure import NotAvailable, Report
+from common.optim.clip import clip_, grad_norm
+from common.optim.factory import build_optimizer
+from common.optim.lamb import parameter_groups
+
+ROUNDS = 6
+
+
+def hugging_face(check: Check, report: Report) -> None:
+    """Train both on the same batches of real lengths; the peer's are padded to their longest."""
+    if not peer_available():
+        raise NotAvailable(PEER_MISSING)
+    backend = check.open()
+    precision = choose_precision(check, backend, "bf16")
+    micro = check.size(48, 4)
+    own = subject(check, backend, precision, micro, 4)
+    peer, peer_forward_backward = peer_calls(own, precision)
+    step = own.stepper()
+
+    def waited(call: Callable[[int], None]) -> Callable[[], None]:
+        counter = itertools.count()
+
+        def run() -> None:
+            call(next(counter) % len(own.batches))
+            backend.synchronize()
+
+        return run
+
+    def own_forward_backward(i: int) -> None:
+        own.loss(own.batches[i]).backward()
+        own.task.optimizer.zero_grad(set_to_none=True)
+
+    found = {}
+    for what, ours, theirs in (
+        ("step", lambda i: step(own.batches[i]), peer),
+        ("forward and backward", own_forward_backward, peer_forward_backward),
+    ):
+        turns = {"ours": waited(ours), "Hugging Face": waited(theirs)}
+        found[what] = interleave(turns, ROUNDS)
+        free_memory(backend)
+    clock = f"median of {ROUNDS} turns after 1 untimed, the device synchronised at both ends"
+    label = f"{precision} 1 x {micro}"
+    definitions = {
+        "ours": "our model on unpadded tokens",
+        "Hugging Face": "BertForPreTraining with SDPA, autocast and padding to each batch's "
+        "longest sequence; our LAMB and clipping",
+    }
+    for what, seconds in found.items():
+        for who, each in seconds.items():
+            report.figure(
+                f"{label}: {who}, {what}",
+                micro / statistics.median(each),
+                "sequences/s",
+                f"{definitions[who]}; sequences of a batch / seconds; {clock}",
+            )
+        report.figure(
+            f"{label}: ours over Hugging Face, {what}",
+            ratio(seconds["Hugging Face"], seconds["ours"]),
+            "1",
+            "median over the turns of the peer's seconds / ours",
+        )
+
+
+def peer_calls(own: Subject, precision: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
+    """Return the peer's whole step, and its forward and backward pass; both take an index."""
+    from transformers import BertConfig, BertForPreTraining
+
+    backend: Backend = own.backend
+    config = own.task.recipe.model
+    model = BertForPreTraining(
+        BertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position_embeddings,
+            hidden_dropout_prob=config.hidden_dropout,
+            attention_probs_dropout_prob=config.attention_dropout,
+            hidden_act="gelu_pytorch_tanh" if config.gelu == "tanh" else "gelu",
+            attn_implementation="sdpa",
+        )
+    )
+    model.to(backend.device).train()
+    optimizer = build_optimizer(
+        "lamb",
+        parameter_groups(model, own.task.recipe.weight_decay_rate),
+        lr=1.0,
+        lamb_kernel=backend.lamb_kernel("auto"),
+    )
+    set_rate(optimizer)
+    parameters = list(model.parameters())
+    inputs = [
+        {name: value.to(backend.device) for name, value in padded(step.micro_batches[0]).items()}
+        for step in own.batches
+    ]
+
+    def forward_backward(i: int) -> None:
+        with backend.precision(precision):
+            loss: torch.Tensor = model(**inputs[i]).loss
+        loss.backward()
+
+    def step(i: int) -> None:
+        forward_backward(i)
+        clip_(parameters, grad_norm(parameters), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def without_optimizer(i: int) -> None:
+        forward_backward(i)
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, without_optimizer

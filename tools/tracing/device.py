@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The product's CUDA backend on a device that is not there, and its step with marked phases."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from backends.base import Capabilities, Probe
+from backends.cuda.backend import WRONG_TYPE, Cuda
+from backends.cuda.ops import KERNELS
+from backends.sensors import Sensors
+from common.errors import Unsupported
+from common.guards import Faults
+from tracing.tally import Tally
+
+FORWARD, BACKWARD, CLIP, OPTIMIZER = "forward", "backward", "clip", "optimizer"
+NEXT = ", next"
+"""Behind ``forward`` and ``backward``: of the micro-batches after a step's first."""
+PHASES = (FORWARD, BACKWARD, FORWARD + NEXT, BACKWARD + NEXT, CLIP, OPTIMIZER)
+
+
+class Phases:
+    """Sets the tally's phase where the product's step enters another one."""
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally, self._micro, self._counted = tally, 0, False
+
+    def step(self, counted: bool) -> None:
+        """A step begins."""
+        self._counted, self._micro = counted, 0
+        self._tally.phase = None
+
+    def enter(self, name: str) -> None:
+        """``name`` is one of the four constants above."""
+        self._micro += name == FORWARD
+        later = NEXT if name in (FORWARD, BACKWARD) and self._micro > 1 else ""
+        self._tally.phase = name + later if self._counted else None
+
+
+class FakeCuda(Cuda):
+    """CUDA, compute capability 9.0, on which every kernel is taken to work.
+
+    What the product finds by trying (attention kernels, LayerNorm, AdamW) needs numbers, which fake
+    tensors do not have.
+    """
+
+    _capability = (9, 0)
+    _norm_trials = {"bf16": None, "fp16": None}  # noqa: RUF012
+    fused_adamw = True
+
+    def __init__(self, phases: Phases, tally: Tally) -> None:
+        self._phases, self._tally = phases, tally
+        super().__init__(0)
+
+    @classmethod
+    def probe(cls) -> Probe:
+        return Probe(True, "fake tensors")
+
+    @classmethod
+    def device_count(cls) -> int:
+        return 1
+
+    @property
+    def module(self) -> ModuleType:
+        return cast("ModuleType", SimpleNamespace())
+
+    @property
+    def simulated(self) -> bool:
+        return True
+
+    @functools.cached_property
+    def capabilities(self) -> Capabilities:
+        """Without pinned memory, which needs a driver: copies count as if they came from it."""
+        return dataclasses.replace(super().capabilities, pinned_memory=False, compilers=())
+
+    def _sensors(self) -> Sensors:
+        raise Unsupported("fake tensors take no power")
+
+    def _why_no_kernel(self, name: str, dtype: torch.dtype) -> str | None:
+        return None if dtype in KERNELS[name].dtypes else WRONG_TYPE
+
+    def rng_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def set_rng_state(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self._tally.wait("synchronize")
+
+    # -- the phases of train_step -------------------------------------------------------------
+    def precision(self, name: str) -> AbstractContextManager[None]:
+        self._phases.enter(FORWARD)
+        return super().precision(name)
+
+    def optimizer_step(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> None:
+        self._phases.enter(OPTIMIZER)
+        super().optimizer_step(optimizer, scaler)
+
+
+class MarkedFaults(Faults):
+    """The step looks at its losses first thing after the last backward pass."""
+
+    def __init__(self, phases: Phases, device: torch.device) -> None:
+        super().__init__(device)
+        self._phases = phases
+
+    def loss(self, sums: Tensor) -> None:
+        self._phases.enter(CLIP)
+        super().loss(sums)
+
+
+def marked_backward(phases: Phases) -> Any:
+    """Tensor.backward that enters its phase."""
+    original = torch.Tensor.backward
+
+    @functools.wraps(original)
+    def backward(self: Tensor, *args: Any, **kwargs: Any) -> None:
+        phases.enter(BACKWARD)
+        original(self, *args, **kwargs)
+
+    return backward

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the product's training step over fake tensors and collect what it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from common.cli import resolve
+from common.distributed import World
+from common.errors import BadInput, Unsupported
+from common.recipe import Settings
+from common.training import train_step
+from tracing.device import FakeCuda, MarkedFaults, Phases, marked_backward
+from tracing.launches import LIMITS
+from tracing.process import pretend
+from tracing.tally import Rates, Tally
+
+SAMPLES = 4096
+"""Synthetic samples among which the typical micro-batch is looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What one training step of two micro-batches did."""
+
+    name: str
+    precision: str
+    kernels: dict[str, str]
+    lengths: tuple[int, ...]
+    """Tokens of each sequence of the micro-batch."""
+    masked: int | None
+    """Masked positions of the micro-batch; None where there are none by nature."""
+    model_flops: int
+    """Of the micro-batch (common/measure/flops.py)."""
+    accumulation: int
+    """Micro-batches per step of the recipe on one device."""
+    tally: Tally
+
+
+def trace(name: str, flags: Sequence[str], root: Path, rates: Rates, argument_kb: int = 4) -> Trace:
+    """Trace recipe ``name`` with the flags of ``bertbench run``; ``tracing.process.start`` first.
+
+    Raises BadInput and Unsupported as the product does, and for what cannot be traced.
+    """
+    settings = resolve(name, [*flags, "--synthetic"])
+    _check(settings)
+    benchmark = importlib.import_module(f"benchmarks.{settings.preset.benchmark}.task")
+    source = benchmark.prepare(settings)
+    tally = Tally(root, rates, limits=LIMITS[argument_kb])
+    phases = Phases(tally)
+    with FakeTensorMode(allow_non_fake_inputs=True), pretend(marked_backward(phases)), tally:
+        backend = FakeCuda(phases, tally)
+        task = benchmark.build(settings, backend, World(), source)
+        plan = task.plan(settings)
+        size = task.split.micro_batch
+        make = BATCHES[settings.preset.benchmark](task, source, size)
+        scaler = backend.grad_scaler(plan.precision, plan.init_loss_scale)
+        faults = MarkedFaults(phases, backend.device)
+        for group in task.optimizer.param_groups:
+            group["lr"] = task.learning_rate(0)
+        micro = make(size)
+        lengths = micro.tokens.lengths
+        tally.squares = sum(n * n for n in lengths)
+        # The first step makes the optimizer's state, which is no part of a usual one.
+        for batch, passes, counted in ((make(1), 1, False), (micro, 2, True)):
+            step = _step(task, batch, passes)
+            phases.step(counted)
+            train_step(task, task.model, step, backend, World(), plan, scaler, faults)
+        phases.step(False)
+    labels = getattr(micro, "masked_labels", None)
+    return Trace(
+        name=name,
+        precision=task.precision,
+        kernels=task.facts()["kernels"],
+        lengths=lengths,
+        masked=None if labels is None else len(labels),
+        model_flops=task.model_flops(micro),
+        accumulation=task.split.accumulation,
+        tally=tally,
+    )
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what has no effect here or cannot be traced."""
+    if settings.origins.get("backend") == "flag":
+        raise BadInput("--backend: only the operations of backends/cuda are traced; leave it out")
+    if settings.impl.compile is not None:
+        raise Unsupported("--compile: a compiler's kernels are not traced; leave it out")
+    if settings.preset.benchmark not in BATCHES:
+        raise Unsupported(f"tracing knows no batches of benchmark {settings.preset.benchmark}")
+
+
+def _step(task: Any, batch: Any, passes: int) -> Any:
+    """A step of ``passes`` times ``batch``, of whatever class the task's steps are."""
+    step = task.made_up_step(batch.num_samples, passes)
+    counts = {"num_tokens": batch.num_tokens * passes}
+    if hasattr(step, "num_masked"):
+        counts["num_masked"] = len(batch.masked_labels) * passes
+    return dataclasses.replace(step, micro_batches=(batch,) * passes, **counts)
+
+
+def typical_rows(lengths: Any, size: int) -> Any:
+    """``size`` consecutive rows whose tokens are nearest to the mean; BadInput with too few."""
+    starts = range(0, len(lengths) - size, size)
+    if not starts:
+        raise BadInput(f"--micro_batch {size}: there are only {len(lengths)} samples to trace")
+    mean = lengths.mean() * size
+    first = min(starts, key=lambda i: abs(lengths[i : i + size].sum() - mean))
+    return np.arange(first, first + size)
+
+
+Maker = Callable[[int], Any]
+"""From a number of sequences, at most the micro-batch's, to a batch of them."""
+
+
+def _pretraining(task: Any, source: Any, size: int) -> Maker:
+    from common.data.collate import collate
+    from common.data.hdf5 import Limits
+    from common.data.synthetic import random_samples
+
+    recipe = task.recipe
+    limits = Limits(
+        max_seq_length=recipe.max_seq_length,
+        max_predictions=recipe.max_predictions_per_seq,
+        vocab_size=recipe.model.vocab_size,
+    )
+    samples = random_samples(max(SAMPLES, 2 * size), limits, 0)
+    rows = typical_rows(samples.lengths, size)
+    return lambda count: collate(samples, rows[:count])
+
+
+def _squad(task: Any, source: Any, size: int) -> Maker:
+    from benchmarks.bert_squad.stream import collate
+
+    features = source.train.features
+    rows = typical_rows(np.diff(features.offsets[: max(SAMPLES, 2 * size) + 1]), size)
+    return lambda count: collate(features, rows[:count])
+
+
+BATCHES: dict[str, Callable[[Any, Any, int], Maker]] = {
+    "bert_pretraining": _pretraining,
+    "bert_squad": _squad,
+}
+"""Benchmark -> the maker of its batches."""
