@@ -211,15 +211,15 @@ class Backend(ABC):
 
     # -- numerics -----------------------------------------------------------------------------
     def resolve_precision(self, asked: str) -> str:
-        """``amp`` becomes the device's best 16-bit mode, ``auto`` its first, 16 bits or not.
+        """``amp`` becomes the device's best 16-bit mode, ``auto`` that or, with none, float32's.
 
         Raises Unsupported for anything that is not offered.
         """
         have = self.capabilities.precisions
+        best = [p for p in have if p in ("bf16", "fp16")]
         if asked == "auto":
-            return have[0]
+            return (best or have)[0]
         if asked == "amp":
-            best = [p for p in have if p in ("bf16", "fp16")]
             if best:
                 return best[0]
         elif asked in have:

@@ -277,7 +277,7 @@ def _presets() -> list[Preset]:
             benchmark="bert_squad",
             summary="MiniLM (6 x 384, real weights) on any SQuAD file, on a laptop",
             recipe=mini(),
-            impl=Impl(precision="amp", max_micro_batch=16, eval_batch_size=32),
+            impl=Impl(max_micro_batch=16, eval_batch_size=32),
             run=SquadOptions(log_freq=20),
             data="a SQuAD file to train on and one to answer: --train_file, --predict_file",
             duration="minutes for some thousand questions on 2 CPU cores",

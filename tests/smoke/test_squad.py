@@ -290,7 +290,7 @@ def test_minilm_learns_from_a_few_hundred_questions_of_the_dev_file(tmp_path):
         file.write_text(json.dumps({"data": [{"title": "", "paragraphs": paragraphs}]}))
         given += [f"--{part}_file", str(file)]
     flags = [
-        *given, "--output_dir", str(runs.out), "--backend", "cpu_ref", "--precision", "amp",
+        *given, "--output_dir", str(runs.out), "--backend", "cpu_ref",
         "--num_threads", "1", "--global_batch", "8", "--num_train_epochs", "1", "--log_freq", "1",
         "--max_seq_length", "256",
     ]  # fmt: skip
