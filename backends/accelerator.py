@@ -10,7 +10,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,17 @@ from common.measure.telemetry import Sampler
 from common.model.ops import ComputeTypeOps, Ops
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WRONG_TYPE = "computes in 16-bit floats only"
+TF32_TOLERANCE = 5e-3
+"""Of attention whose products are TF32's, which have the mantissa of float16's."""
 
 
 class Accelerator(Backend):
     """A device with torch's usual module: ``device_count``, ``synchronize``, events, memory."""
 
     compilers: tuple[str, ...] = ()
+    attention_kernels: ClassVar[tuple[str, ...]] = (ComputeTypeOps.name,)
+    """Fastest first; each is tried before it is offered."""
     _no_power = "no reader of this device's power works here"
 
     def __init__(self, local_rank: int = 0) -> None:
@@ -63,9 +70,15 @@ class Accelerator(Backend):
     def capabilities(self) -> Capabilities:
         notes: dict[str, str] = {}
         precisions = [*self._amp_precisions(notes), *self._float_precisions(notes)]
-        whys = {p: self._norm_trials[p] for p in precisions if p in AMP_DTYPES}
-        if any(whys.values()):
-            notes["norm"] = "; ".join(f"in {p}: {why}" for p, why in whys.items() if why)
+        if any(self._norm_trials.values()):
+            notes["norm"] = _reasons(self._norm_trials)
+        kernels = []
+        for name in self.attention_kernels:
+            whys = {precision: works[name] for precision, works in self._attention.items()}
+            if None in whys.values():
+                kernels.append(name)
+            if any(whys.values()):
+                notes[name] = _reasons(whys)
         module = self.module
         telemetry = self.telemetry()
         if telemetry is None:
@@ -77,7 +90,7 @@ class Accelerator(Backend):
             memory_stats=hasattr(module, "max_memory_allocated"),
             memory_limit=True,
             pinned_memory=False,
-            kernels=(ComputeTypeOps.name, "plain"),
+            kernels=(*kernels, "plain"),
             graphs=any(name.endswith("Graph") for name in dir(module)),
             compilers=self.compilers,
             telemetry=() if telemetry is None else (telemetry.source,),
@@ -113,8 +126,64 @@ class Accelerator(Backend):
         return self._sensors()
 
     # -- kernels ------------------------------------------------------------------------------
+    def ops(self, kernels: str, precision: str) -> Ops:
+        """As in Backend; ``auto`` is the fastest attention that works in this precision."""
+        precision = self.resolve_precision(precision)
+        first = self.capabilities.kernels[0]
+        if kernels != "auto" or first not in (*self.attention_kernels, "plain"):
+            return super().ops(kernels, precision)
+        return self._fastest(precision)
+
+    def _fastest(self, precision: str) -> Ops:
+        passed_over: dict[str, str] = {}
+        for name, why in self._attention[self._compute(precision)].items():
+            if why is None:
+                return self._attention_ops(name, precision, passed_over)
+            if why != WRONG_TYPE:
+                passed_over[name] = why
+        dtype = self._stream_dtype(precision)
+        return ComputeTypeOps(dtype, fused=False, passed_over=passed_over)
+
     def _ops(self, kernels: str, precision: str) -> Ops:
-        return Ops() if kernels == "plain" else ComputeTypeOps(self._stream_dtype(precision))
+        if kernels == "plain":
+            return Ops()
+        why = self._attention[self._compute(precision)][kernels]
+        if why is not None:
+            raise Unsupported(
+                f"{self.name}: kernel {kernels!r} in {precision}: {why}. Choose --kernels auto, "
+                f"or another --precision."
+            )
+        return self._attention_ops(kernels, precision)
+
+    def _attention_ops(
+        self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
+    ) -> Ops:
+        """The operations with one of ``attention_kernels``; not whether it works."""
+        return ComputeTypeOps(self._stream_dtype(precision), passed_over=passed_over)
+
+    @functools.cached_property
+    def _attention(self) -> dict[str, dict[str, str | None]]:
+        """Precision -> attention kernel -> why not (None: it works), found by trying each."""
+        state = self.rng_state()
+        try:
+            return {
+                precision: {k: self._why_no_kernel(k, precision) for k in self.attention_kernels}
+                for precision in (*self._amp_precisions({}), self._compute("fp32"))
+            }
+        finally:
+            self.set_rng_state(state)
+
+    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+        dtype = AMP_DTYPES.get(precision, torch.float32)
+        # Where TF32 is decided before the process starts, there is no float32 product.
+        tolerance = TF32_TOLERANCE if precision == "tf32" else None
+        ops = self._attention_ops(kernel, "fp32")
+        return selfcheck.attention_why_not(ops, self.device, dtype, tolerance)
+
+    def _compute(self, precision: str) -> str:
+        """The precision in which attention is tried: with fp32, tf32's inputs are the same."""
+        floats = self._float_precisions({})
+        return precision if precision in AMP_DTYPES else "fp32" if "fp32" in floats else floats[0]
 
     def _stream_dtype(self, precision: str) -> torch.dtype | None:
         """Type of the residual stream, for ``ComputeTypeOps``; None where float32 is the way."""
@@ -124,7 +193,10 @@ class Accelerator(Backend):
     @functools.cached_property
     def _norm_trials(self) -> dict[str, str | None]:
         """16-bit precision -> why LayerNorm does not work in its type (None: it does)."""
-        return {p: selfcheck.norm_why_not(self.device, d) for p, d in AMP_DTYPES.items()}
+        return {
+            p: selfcheck.norm_why_not(self.device, AMP_DTYPES[p], self._autocast)
+            for p in self._amp_precisions({})
+        }
 
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
         """By the profile, for devices outside torch: for its own no host steps in."""
@@ -210,6 +282,11 @@ class Accelerator(Backend):
             total = getattr(module.get_device_properties(index), "total_memory", None)
             return None if total is None else int(total)
         return None
+
+
+def _reasons(whys: Mapping[str, str | None]) -> str:
+    """Precision -> why something does not work there, as one line."""
+    return "; ".join(f"in {precision}: {why}" for precision, why in whys.items() if why)
 
 
 def _exists(attribute: str) -> bool:

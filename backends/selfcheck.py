@@ -7,6 +7,10 @@ Switches can be accepted and ignored; the digits of a product cannot. One tiny p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,9 +71,14 @@ A device that rounds its results only stays below one. Gradients of gain and bia
 in 16 bits, as torch's CPU kernel does, are off by about ten."""
 
 
-def norm_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+def norm_why_not(
+    device: torch.device,
+    dtype: torch.dtype,
+    autocast: Callable[[torch.dtype], AbstractContextManager[None]],
+) -> str | None:
     """Try LayerNorm in ``dtype``, forward and backward; why it cannot be used, or None: it can.
 
+    It runs within ``autocast``, as in training, and must not come out as float32 there.
     It is compared with float32 on the host, from the same rounded inputs. Their mean is far from
     0 and they have many rows, so that statistics and gradients that are not summed in float32 show.
     """
@@ -79,20 +88,80 @@ def norm_why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     x, weights = (x + 8).to(dtype), weights.to(dtype)
     gain, bias = (torch.randn(shape[1], generator=generator).to(dtype) for _ in range(2))
 
-    def run(ops: Ops, on: torch.device, kind: torch.dtype) -> list[Tensor]:
-        inputs = [t.to(on, kind, copy=True).requires_grad_() for t in (x, gain, bias)]
-        out = ops.norm(inputs[0], inputs[1], inputs[2], eps=1e-12)
+    def run(ops: Ops, on: torch.device, context: AbstractContextManager[None]) -> list[Tensor]:
+        inputs = [t.to(on, torch.float32, copy=True).requires_grad_() for t in (x, gain, bias)]
+        with context:
+            out = ops.norm(inputs[0], inputs[1], inputs[2], eps=1e-12)
         out.backward(weights.to(on, out.dtype))
-        return [t.detach().float().cpu() for t in (out, *(i.grad for i in inputs)) if t is not None]
+        return [t.detach().cpu() for t in (out, *(i.grad for i in inputs)) if t is not None]
 
     try:
-        got = run(ComputeTypeOps(dtype), device, torch.float32)
+        got = run(ComputeTypeOps(dtype), device, autocast(dtype))
     except Exception as error:  # whatever a device may raise, it is a reason
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
-    wanted = run(Ops(), torch.device("cpu"), torch.float32)
+    if got[0].dtype != dtype:
+        return f"autocast makes it {str(got[0].dtype).removeprefix('torch.')}"
+    wanted = run(Ops(), torch.device("cpu"), nullcontext())
     names = ("output", "gradient", "gradient of its gain", "gradient of its bias")
     for what, mine, right in zip(names, got, wanted, strict=True):
-        off = float((mine - right).abs().max() / right.abs().max())
+        off = float((mine.float() - right).abs().max() / right.abs().max())
         if not off <= NORM_TOLERANCE[dtype]:
             return f"its {what} is off by {off:.1e} of the largest value"
+    return None
+
+
+CHECK_LENGTHS = (5, 33, 1, 17)
+"""Lengths of the batch on which a kernel is tried."""
+TOLERANCES = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+"""Largest difference from plain float32, as a share of the largest value. float32's is below what
+one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is not fp32."""
+
+
+def attention_why_not(
+    ops: Ops, device: torch.device, dtype: torch.dtype, tolerance: float | None = None
+) -> str | None:
+    """Try ``ops.attention`` on a tiny ragged batch; why it cannot be used, or None: it can.
+
+    Forward and backward are compared with plain PyTorch on the host in float32, from the same
+    rounded inputs. Then once more with dropout, whose backward pass must drop what the forward
+    pass dropped. ``tolerance`` replaces that of ``TOLERANCES``.
+    """
+    allowed = TOLERANCES[dtype] if tolerance is None else tolerance
+    num_heads, head, total = 2, 64, sum(CHECK_LENGTHS)
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(total, 3 * num_heads * head, generator=generator).to(dtype)
+    weights = torch.randn(total, num_heads * head, generator=generator).to(dtype)
+    starts = torch.tensor([0, *CHECK_LENGTHS]).cumsum(0).to(torch.int32)
+
+    def run(chosen: Ops, on: torch.device, kind: torch.dtype, dropout: float) -> list[Tensor]:
+        tokens: Any = SimpleNamespace(
+            lengths=CHECK_LENGTHS, max_length=max(CHECK_LENGTHS), cu_seqlens=starts.to(on)
+        )
+        qkv = values.to(on, kind, copy=True).requires_grad_()
+        out = chosen.attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
+        out.backward(weights.to(on, kind))
+        assert qkv.grad is not None
+        return [t.detach().float().cpu() for t in (out, qkv.grad)]
+
+    try:
+        got = run(ops, device, dtype, 0.0)
+        with_dropout = run(ops, device, dtype, 0.5)
+    except Exception as error:  # whatever a kernel may raise, it is a reason
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    wanted = run(Ops(), torch.device("cpu"), torch.float32, 0.0)
+    for what, mine, right in zip(("output", "gradient"), got, wanted, strict=True):
+        off = float((mine - right).abs().max() / right.abs().max())
+        if not off <= allowed:
+            return f"its {what} differs from plain PyTorch's by {off:.1e} of the largest value"
+    out, gradient = with_dropout
+    if not (bool(out.isfinite().all()) and bool(gradient.isfinite().all())):
+        return "with dropout its output or gradient is not finite"
+    if torch.equal(out, got[0]):
+        return "it ignores dropout"
+    # The output is linear in v, so sum(out * dL/dout) = sum(v * dL/dv) in every column, if and
+    # only if both passes drop the same.
+    v, dv = (t.float()[:, -out.shape[1] :] for t in (values, gradient))
+    forward, backward = (out * weights.float()).sum(0), (v * dv).sum(0)
+    if not (forward - backward).abs().max() <= allowed * forward.abs().max():
+        return "its backward pass does not drop what its forward pass dropped"
     return None

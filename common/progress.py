@@ -81,7 +81,9 @@ def restore(
 ) -> None:
     """Put everything back that ``save_checkpoint`` wrote, where it stood into ``progress``."""
     tensors, state = saved
-    task.model.load_state_dict(tensors["model"])
+    # A model that torch.compile had wrapped, as in older checkpoints, named its parameters so.
+    model = {name.removeprefix("_orig_mod."): value for name, value in tensors["model"].items()}
+    task.model.load_state_dict(model)
     restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
     if scaler.is_enabled():
         scaler.load_state_dict(state["scaler"])

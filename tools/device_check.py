@@ -76,10 +76,10 @@ def main(argv: Sequence[str] | None = None, begin: float | None = None) -> int:
     """Run the check; returns the exit code. The budget counts from ``begin`` (time.monotonic)."""
     try:
         options = parse(argv)
-        if options.list:
-            print(listing(SECTIONS))
-            return 0
         chosen = choose(SECTIONS, options.only)
+        if options.list:
+            print(listing(chosen))
+            return 0
         check = prepare(options)
     except (Refused, BertbenchError) as error:
         print(f"device_check: {' '.join(str(error).split())}", file=sys.stderr)
@@ -98,14 +98,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="device_check", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--backend", default="cuda", help="see `bertbench doctor` (cuda)")
+    parser.add_argument("--backend", default="cuda", help="see `bertbench doctor` (default: cuda)")
     parser.add_argument(
         "--output", type=Path, default=Path("device-check"), metavar="DIR",
-        help="a folder that does not exist or is empty (device-check)",
+        help="a folder that does not exist or is empty (default: device-check)",
     )  # fmt: skip
     parser.add_argument(
         "--budget", type=float, default=BUDGET_S, metavar="SECONDS",
-        help=f"skip a section that would exceed it ({BUDGET_S:g})",
+        help=f"skip a section that would exceed it (default: {BUDGET_S:g})",
     )  # fmt: skip
     parser.add_argument("--only", default="", metavar="A,B", help="these sections only")
     parser.add_argument("--tiny", action="store_true", help="small shapes, not measurements")
@@ -135,7 +135,9 @@ def choose(sections: Sequence[Section], only: str) -> list[Section]:
 def prepare(options: argparse.Namespace) -> Check:
     """Examine the backend and make the folder. Raises Refused or a BertbenchError."""
     folder: Path = options.output
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"{folder} is a file; choose a folder as --output")
+    if folder.exists() and any(folder.iterdir()):
         raise Refused(
             f"{folder} exists and is not empty; choose another --output: the tool never overwrites"
         )
@@ -231,7 +233,7 @@ def _version(package: str) -> str | None:
 def write(check: Check, heading: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
     """Rewrite result.json and table.md atomically."""
     facts = [f for o in outcomes for f in o.facts]
-    simulated = any((f.name, f.text) == ("simulated", "True") for f in facts)
+    simulated = any((f.name, f.text) == ("simulated", "yes") for f in facts)
     heading = {**heading, "simulated": simulated}
     result = {
         **heading,

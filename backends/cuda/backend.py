@@ -21,17 +21,17 @@ from typing import ClassVar
 
 import torch
 
-from backends.accelerator import AMP_DTYPES, Accelerator, one_line
+from backends import selfcheck
+from backends.accelerator import AMP_DTYPES, WRONG_TYPE, Accelerator, one_line
 from backends.base import Capabilities, LambKernel, Probe
 from backends.cuda import identify, nvml, packages
-from backends.cuda.ops import KERNELS, CudaOps, why_not
+from backends.cuda.ops import KERNELS, CudaOps
 from backends.sensors import Sensors
 from common.errors import Unsupported
 from common.model.ops import ComputeTypeOps, Ops
 
 Version = tuple[int, int]
 NO_DEVICE = "no device"
-WRONG_TYPE = "computes in 16-bit floats only"
 
 
 class Cuda(Accelerator):
@@ -63,7 +63,14 @@ class Cuda(Accelerator):
     )
     """Variables that change numbers, speed or memory: in the record when they are set."""
 
+    attention_kernels: ClassVar[tuple[str, ...]] = (*KERNELS, ComputeTypeOps.name)
     _power_missing: str | None = None
+
+    def __init__(self, local_rank: int = 0) -> None:
+        super().__init__(local_rank)
+        # From compute capability 9.0 on, SDPA prefers cuDNN's kernel, which makes a plan for each
+        # new length: several hundred milliseconds, and each batch brings new lengths.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     # -- whether it can run here --------------------------------------------------------------
     @classmethod
@@ -115,14 +122,7 @@ class Cuda(Accelerator):
         notes = dict(found.notes)
         if self._power_missing is not None:  # though other sensors may be there
             notes["power"] = self._power_missing
-        kernels = []
-        for name in KERNELS:
-            whys = {precision: works[name] for precision, works in self._attention.items()}
-            if None in whys.values():
-                kernels.append(name)
-            if any(whys.values()):
-                notes[name] = "; ".join(f"in {p}: {why}" for p, why in whys.items() if why)
-        kernels += found.kernels
+        kernels = list(found.kernels)
         # The rest is never chosen by ``auto``.
         for package in packages.HOW_TO_GET:
             why = packages.why_no_package(package)
@@ -138,23 +138,11 @@ class Cuda(Accelerator):
             notes=notes,
         )
 
-    @functools.cached_property
-    def _attention(self) -> dict[str, dict[str, str | None]]:
-        """Precision -> kernel -> why not (None: it works), found by trying each."""
-        state = self.rng_state()
-        try:
-            dtypes = {p: d for p, d in AMP_DTYPES.items() if self._too_old_for(p) is None}
-            return {
-                precision: {name: self._why_no_kernel(name, dtype) for name in KERNELS}
-                for precision, dtype in {**dtypes, "fp32": torch.float32}.items()
-            }
-        finally:
-            self.set_rng_state(state)
-
-    def _why_no_kernel(self, name: str, dtype: torch.dtype) -> str | None:
-        if dtype not in KERNELS[name].dtypes:
+    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+        own = KERNELS.get(kernel)
+        if own is not None and AMP_DTYPES.get(precision, torch.float32) not in own.dtypes:
             return WRONG_TYPE
-        return why_not(CudaOps(name), self.device, dtype)
+        return super()._why_no_kernel(kernel, precision)
 
     def _compilers(self, notes: dict[str, str]) -> tuple[str, ...]:
         notes["cudagraphs"] = "each batch has another number of tokens, and would be recorded anew"
@@ -202,39 +190,22 @@ class Cuda(Accelerator):
         return context
 
     # -- kernels ------------------------------------------------------------------------------
-    def ops(self, kernels: str, precision: str) -> Ops:
-        """As in Backend; ``auto`` is the fastest attention that works in this precision."""
-        precision = self.resolve_precision(precision)
-        return self._fastest(precision) if kernels == "auto" else super().ops(kernels, precision)
-
-    def _fastest(self, precision: str) -> Ops:
-        passed_over: dict[str, str] = {}
-        dtype = self._stream_dtype(precision)
-        for name, why in self._attention[_compute(precision)].items():
-            if why is None:
-                return CudaOps(name, dtype, passed_over=passed_over)
-            if why != WRONG_TYPE:
-                passed_over[name] = why
-        return CudaOps(ComputeTypeOps.name, dtype, passed_over=passed_over)
+    def _attention_ops(
+        self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
+    ) -> Ops:
+        return CudaOps(kernel, self._stream_dtype(precision), passed_over=passed_over)
 
     def _ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "transformer_engine":
             ops: Ops = packages.TransformerEngineOps(self._stream_dtype(precision))
-            why = why_not(ops, self.device, AMP_DTYPES.get(precision, torch.float32))
+            dtype = AMP_DTYPES.get(precision, torch.float32)
+            why = selfcheck.attention_why_not(ops, self.device, dtype)
             if why is not None:
                 raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
             return ops
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
             return self._fastest(precision)
-        if kernels not in KERNELS:
-            return super()._ops(kernels, precision)
-        why = self._attention[_compute(precision)][kernels]
-        if why is not None:
-            raise Unsupported(
-                f"{self.name}: kernel {kernels!r} in {precision}: {why}. Choose --kernels auto, "
-                f"or another --precision."
-            )
-        return CudaOps(kernels, self._stream_dtype(precision))
+        return super()._ops(kernels, precision)
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         if kernels != "apex":
@@ -275,11 +246,6 @@ class Cuda(Accelerator):
             facts[str(self.collective)] = collective
         facts |= {name: os.environ[name] for name in self.recorded_env if name in os.environ}
         return facts | {name: nvml.without_ids(v) for name, v in super()._extras().items()}
-
-
-def _compute(precision: str) -> str:
-    """The precision in which attention's inputs come: those of tf32 are float32."""
-    return precision if precision in AMP_DTYPES else "fp32"
 
 
 def _dotted(version: Version) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from common.data.batch import Tokens
 from common.errors import Unsupported
-from common.model.ops import ComputeTypeOps, Ops
+from common.model.ops import ComputeTypeOps
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -40,12 +39,6 @@ KERNELS = {
 }
 """Fastest first."""
 
-CHECK_LENGTHS = (5, 33, 1, 17)
-"""Lengths of the batch on which a kernel is tried."""
-TOLERANCES = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-"""Largest difference from plain float32, as a share of the largest value. float32's is below what
-one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is not fp32."""
-
 
 class CudaOps(ComputeTypeOps):
     """``ComputeTypeOps`` with attention in one call for the whole batch, not one a sequence."""
@@ -58,23 +51,19 @@ class CudaOps(ComputeTypeOps):
         passed_over: Mapping[str, str] | None = None,
         aten: Any = None,
     ) -> None:
-        """``kernel`` is a name in KERNELS, or ``sdpa`` for the attention of ``Ops``.
+        """``kernel`` is a name in KERNELS, or ``sdpa``.
 
-        ``dtype`` is the residual stream's type (``ComputeTypeOps``); ``passed_over`` gives the
-        reasons why faster kernels failed, for the record; ``aten`` replaces torch's operators in
-        tests.
+        ``dtype`` and ``passed_over`` are those of ``ComputeTypeOps``; ``aten`` replaces torch's
+        operators in tests.
         """
-        super().__init__(dtype)
-        self.name = kernel
-        self._kernel, self._passed_over = kernel, dict(passed_over or {})
+        super().__init__(dtype, passed_over=passed_over)
+        self.name = self._kernel = kernel
         self._aten = torch.ops.aten if aten is None else aten
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        failed = "; ".join(f"{k}: {why}" for k, why in self._passed_over.items())
-        skipped = {"attention_passed_over": failed} if failed else {}
         own = {"attention": KERNELS[self._kernel].label} if self._kernel in KERNELS else {}
-        return {**super().kernels, **own, **skipped}
+        return {**super().kernels, **own}
 
     def keep_out_of_graphs(self) -> None:
         if self._kernel not in KERNELS:  # theirs is one call, whatever the lengths
@@ -121,50 +110,3 @@ def check_inputs(name: str, kernel: Kernel, dtype: torch.dtype, head: int) -> No
             f"attention kernel {name!r} needs a head size{most} that is a multiple of "
             f"{kernel.head_multiple}, not {head}: choose --kernels plain"
         )
-
-
-def why_not(ops: Ops, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Try ``ops.attention`` on a tiny ragged batch; why it cannot be used, or None: it can.
-
-    Forward and backward are compared with plain PyTorch on the host in float32, from the same
-    rounded inputs. Then once more with dropout, whose backward pass must drop what the forward
-    pass dropped.
-    """
-    num_heads, head, total = 2, 64, sum(CHECK_LENGTHS)
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(total, 3 * num_heads * head, generator=generator).to(dtype)
-    weights = torch.randn(total, num_heads * head, generator=generator).to(dtype)
-    starts = torch.tensor([0, *CHECK_LENGTHS]).cumsum(0).to(torch.int32)
-
-    def run(chosen: Ops, on: torch.device, kind: torch.dtype, dropout: float) -> list[Tensor]:
-        tokens: Any = SimpleNamespace(
-            lengths=CHECK_LENGTHS, max_length=max(CHECK_LENGTHS), cu_seqlens=starts.to(on)
-        )
-        qkv = values.to(on, kind, copy=True).requires_grad_()
-        out = chosen.attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
-        out.backward(weights.to(on, kind))
-        assert qkv.grad is not None
-        return [t.detach().float().cpu() for t in (out, qkv.grad)]
-
-    try:
-        got = run(ops, device, dtype, 0.0)
-        with_dropout = run(ops, device, dtype, 0.5)
-    except Exception as error:  # whatever a kernel may raise, it is a reason
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
-    wanted = run(Ops(), torch.device("cpu"), torch.float32, 0.0)
-    for what, mine, right in zip(("output", "gradient"), got, wanted, strict=True):
-        off = float((mine - right).abs().max() / right.abs().max())
-        if not off <= TOLERANCES[dtype]:
-            return f"its {what} differs from plain PyTorch's by {off:.1e} of the largest value"
-    out, gradient = with_dropout
-    if not (bool(out.isfinite().all()) and bool(gradient.isfinite().all())):
-        return "with dropout its output or gradient is not finite"
-    if torch.equal(out, got[0]):
-        return "it ignores dropout"
-    # The output is linear in v, so sum(out * dL/dout) = sum(v * dL/dv) in every column, if and
-    # only if both passes drop the same.
-    v, dv = (t.float()[:, -out.shape[1] :] for t in (values, gradient))
-    forward, backward = (out * weights.float()).sum(0), (v * dv).sum(0)
-    if not (forward - backward).abs().max() <= TOLERANCES[dtype] * forward.abs().max():
-        return "its backward pass does not drop what its forward pass dropped"
-    return None

@@ -76,11 +76,11 @@ class Ops:
         hidden = qkv.shape[1] // 3
         out = []
         for part in qkv.split(tokens.lengths):
-            # [3, 1, N, length, D]: torch takes a fused kernel for four dimensions only.
-            heads = part.view(1, len(part), 3, num_heads, hidden // num_heads)
-            q, k, v = heads.permute(2, 0, 3, 1, 4)
+            # [3, N, length, D]: of three dimensions torch makes products and a softmax on every
+            # device, never a fused kernel.
+            q, k, v = part.view(len(part), 3, num_heads, hidden // num_heads).permute(1, 2, 0, 3)
             context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            out.append(context[0].transpose(0, 1).reshape(len(part), hidden))
+            out.append(context.transpose(0, 1).reshape(len(part), hidden))
         return torch.cat(out)
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
@@ -123,23 +123,54 @@ class Ops:
 
 
 class ComputeTypeOps(Ops):
-    """``Ops`` whose residual stream is in the compute type, as in NVIDIA's MLPerf submissions.
+    """``Ops`` with a residual stream in the compute type and the device's fused SDPA.
 
     Under autocast LayerNorm takes and gives float32, so that each sublayer adds, normalises and
     saves for its backward pass twice the bytes. Here the embeddings' sum and each LayerNorm come
-    out in ``dtype``; the statistics are still taken in float32, inside torch's kernel.
+    out in ``dtype``, as in NVIDIA's MLPerf submissions; the statistics are still taken in float32,
+    inside torch's kernel.
     """
 
     name = "sdpa"
 
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        """``dtype`` is bfloat16 or float16; None computes as ``Ops`` does."""
-        self._dtype = dtype
+    def __init__(
+        self,
+        dtype: torch.dtype | None,
+        *,
+        fused: bool = True,
+        passed_over: Mapping[str, str] | None = None,
+    ) -> None:
+        """``dtype`` is bfloat16 or float16; None leaves the stream as ``Ops`` has it.
+
+        Without ``fused``, attention is that of ``Ops``. ``passed_over`` gives the reasons why
+        faster kernels failed, for the record.
+        """
+        self.name = self.name if fused else "plain"
+        self._dtype, self._fused, self._passed_over = dtype, fused, dict(passed_over or {})
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        norm = {} if self._dtype is None else {"norm": f"torch-{str(self._dtype)[6:]}"}
-        return {**super().kernels, **norm}
+        found = dict(super().kernels)
+        if self._fused:
+            found["attention"] = "fused-sdpa-per-sequence"
+        if self._dtype is not None:
+            found["norm"] = f"torch-{str(self._dtype)[6:]}"
+        if self._passed_over:
+            reasons = (f"{kernel}: {why}" for kernel, why in self._passed_over.items())
+            found["attention_passed_over"] = "; ".join(reasons)
+        return found
+
+    def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        if not self._fused:
+            return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
+        hidden = qkv.shape[1] // 3
+        out = []
+        for part in qkv.split(tokens.lengths):
+            heads = part.view(1, len(part), 3, num_heads, hidden // num_heads)
+            q, k, v = heads.permute(2, 0, 3, 1, 4)  # [1, N, length, D]: what fused kernels take
+            context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            out.append(context[0].transpose(0, 1).reshape(len(part), hidden))
+        return torch.cat(out)
 
     def embed_sum(
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float

@@ -43,6 +43,7 @@ from common.model.heads import BertForPreTraining
 from common.model.ops import Ops
 from common.optim.factory import build_optimizer
 from common.optim.lamb import parameter_groups
+from common.optim.norms import tensor_norms
 from common.training import train
 from tests.contract.tiny_task import (
     TINY,
@@ -660,6 +661,31 @@ def test_kernels_equal_plain_forward_and_backward(backend: Backend, gelu: str, n
                 assert error <= GRADIENT_TOLERANCE[precision], (
                     f"{what}: the gradient of {name} is off by {error:.1e} of its norm"
                 )
+
+
+def test_the_recorded_type_of_norms_is_the_one_they_have(backend: Backend) -> None:
+    """Where ``kernels`` says that LayerNorm is in 16 bits, it is so under the device's autocast."""
+    for precision, dtype in DTYPES.items():
+        if precision not in backend.capabilities.precisions:
+            continue
+        for kernels in kernels_for(backend, precision):
+            ops = backend.ops(kernels, precision)
+            said = ops.kernels.get("norm")
+            x = torch.ones(4, 64, device=backend.device, dtype=dtype)
+            gain = torch.ones(64, device=backend.device)
+            with backend.precision(precision):
+                got = ops.norm(x, gain, gain, eps=1e-12).dtype
+            assert said is None or got == dtype, f"{kernels}: {said}, but LayerNorm gives {got}"
+
+
+def test_norms_of_large_tensors_are_exact(backend: Backend) -> None:
+    """Sums of millions of squares lose digits unless they are added up in parts (norms.py)."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (30522, 1024), (4096, 1024), (1024,)
+    tensors = [torch.randn(size, generator=generator) for size in sizes]
+    got = tensor_norms([t.to(backend.device) for t in tensors])
+    for tensor, norm in zip(tensors, got.tolist(), strict=True):
+        assert norm == pytest.approx(float(tensor.double().norm()), rel=2e-4)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

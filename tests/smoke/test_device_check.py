@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import os
@@ -14,15 +15,13 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch.autograd import DeviceType
 
 import backends
 from common.cli import main as command_line
-from common.cli import resolve
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "device_check.py"
@@ -69,6 +68,8 @@ def test_every_section_ran_or_says_what_is_missing(tiny: SimpleNamespace) -> Non
     assert {"pretrain_fp16", "pretrain_tf32"} <= missing, "no CPU has them"
     left = {path.name for path in tiny.folder.iterdir()}
     assert {"result.json", "table.md", "profile.txt", "contract.txt", "results"} <= left
+    trace = json.loads(gzip.decompress((tiny.folder / "trace.json.gz").read_bytes()))
+    assert any("Input Dims" in e.get("args", {}) for e in trace["traceEvents"])
     assert "tmp" not in left and not [name for name in left if name.startswith(".")]
 
 
@@ -89,6 +90,68 @@ def test_figures_are_complete_and_equal_in_table_and_json(tiny: SimpleNamespace)
             assert float(value.replace(",", "")) == pytest.approx(f["value"], rel=1e-3)
     assert tiny.table in tiny.done.stdout
     assert "NOT MEASUREMENTS" in tiny.table.splitlines()[0]
+
+
+def value(tiny: SimpleNamespace, section: str, end: str) -> dict[str, Any]:
+    """The only figure of a section with this end of its name."""
+    (found,) = (
+        f for f in tiny.result["figures"] if f["section"] == section and f["name"].endswith(end)
+    )
+    return found
+
+
+def test_phases_and_profile_are_of_one_batch(tiny: SimpleNamespace) -> None:
+    names = ("step, one batch", "forward", "forward and backward", "backward")
+    step, forward, both, backward = (value(tiny, "anatomy", f": {name}") for name in names)
+    assert len({f["note"] for f in (step, forward, both, backward)}) == 1
+    assert re.fullmatch(r"\d+ tokens, sum of squared lengths [\d,]+", step["note"])
+    assert backward["value"] == pytest.approx(both["value"] - forward["value"])
+    flops = [
+        value(tiny, "anatomy", f": {part}: model FLOP rate")["value"] * of["value"]
+        for part, of in (("forward", forward), ("backward", backward))
+    ]
+    assert flops[1] == pytest.approx(2 * flops[0])
+    assert "6 different batches" in value(tiny, "anatomy", "step, real lengths")["definition"]
+
+
+def test_comparison_separates_padding_from_kernels(tiny: SimpleNamespace) -> None:
+    pytest.importorskip("transformers")
+    assert 0 < value(tiny, "hugging_face", ": padded share of the peer's tokens")["value"] < 0.5
+    real, full = (
+        value(tiny, "hugging_face", f": ours over Hugging Face, step{length}")["value"]
+        for length in ("", ", full length")
+    )
+    assert f"ours over Hugging Face: {real:.4g}; at full length: {full:.4g}" in tiny.table
+    assert (
+        "head at every position"
+        in value(tiny, "hugging_face", ": Hugging Face, step")["definition"]
+    )
+
+
+def test_summary_repeats_figures(tiny: SimpleNamespace) -> None:
+    shown = rows(tiny.table, "Summary")
+    assert len(shown) >= 6
+    for name, run, rate, mfu, memory, power in shown:
+        for cell, end in (
+            (rate, "sequences per second"), (mfu, "mfu"), (memory, "peak memory"), (power, "power")
+        ):  # fmt: skip
+            found = value(tiny, name, f"{run}: {end}")["value"]
+            if found is None:
+                assert cell == "not measured"
+            else:
+                assert float(cell.replace(",", "")) == pytest.approx(found, rel=1e-3)
+    passed = value(tiny, "contract", "passed")["value"]
+    assert f"- contract: passed: {passed:g}; failed: 0; skipped: " in tiny.table
+    assert "- anatomy: kernels of a step: not measured; device busy share: not" in tiny.table
+
+
+def test_names_and_notes_are_in_words(tiny: SimpleNamespace) -> None:
+    names = {f["name"].rpartition(": ")[2] for f in tiny.result["figures"]}
+    assert {"model FLOP rate", "padded tokens per second"} <= names and "model FLOPs" not in names
+    notes = [f["note"] for f in tiny.result["figures"] if f["unit"] == "GB/s" and f["note"]]
+    spread = r"slowest and fastest of \d spans: \d+\.\d\d and \d+\.\d\d of the median"
+    assert len(notes) >= 9 and all(re.fullmatch(spread, note) for note in notes)
+    assert not {f["text"] for f in tiny.result["facts"]} & {"True", "False"}
 
 
 def test_no_figure_is_called_after_a_precision_that_did_not_run(tiny: SimpleNamespace) -> None:
@@ -224,6 +287,7 @@ def test_sections_beyond_the_budget_are_reported_as_skipped(
         "good": "skipped", "lacking": "not available", "bad": "skipped", "last": "passed"
     }  # fmt: skip
     assert "1000 s" in sections["good"]["reason"] and "500 s" in sections["good"]["reason"]
+    assert sections["good"]["reason"].endswith("run it with --only good --output OTHER")
     assert sections["good"]["seconds"] is None
     table = rows((tmp_path / "out" / "table.md").read_text(), "Sections")
     assert [row[1] for row in table] == list(status.values())
@@ -243,6 +307,7 @@ def test_only_chooses_sections(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (["--backend", "nothing"], "unknown backend 'nothing'"),
         (["--backend", "cpu_ref", "--budget", "0"], "--budget 0"),
         (["--backend", "cpu_ref", "--nothing"], "--nothing"),
+        (["--list", "--only", "nothing"], "unknown section nothing"),
     ],
 )
 def test_refusals_are_one_line(
@@ -276,122 +341,27 @@ def test_nothing_is_overwritten(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert (tmp_path / "result.json").read_text() == "{}"
 
 
+def test_output_that_is_a_file_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    refused(["--backend", "cpu_ref", "--output", str(tmp_path / "notes")], "notes is a file", capfd)
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_the_list_has_every_section_and_its_seconds(capfd: pytest.CaptureFixture[str]) -> None:
     assert tool.main(["--list"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [*(s.name for s in tool.SECTIONS), "sum"]
     assert sum(s.expected_s for s in tool.SECTIONS) <= tool.BUDGET_S, "all fit the usual budget"
+    assert tool.main(["--list", "--only", "squad,facts"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["facts", "squad", "sum"]
 
 
-# -- what needs a device that is not here ---------------------------------------------------------
-@pytest.fixture
-def report(tmp_path: Path) -> Any:
-    return figure.Report("test", tmp_path / "lines")
-
-
-def found(report: Any) -> dict[str, Any]:
-    report.end("passed")
-    figures, _, end = figure.read_report(Path(report._file.name))
-    assert end == ("passed", "")
-    return {f.name: f for f in figures}
-
-
-def test_full_size_arguments_are_flags_of_the_recipes() -> None:
-    runs = module("runs")
-    check = module("device").Check(backend="cpu_ref", tiny=False, folder=Path())
-    recipe, *flags = runs.pretraining_arguments(check, "bf16", 8, 96, 14)
-    settings = resolve(recipe, flags)
-    assert settings.recipe.global_batch == 768 and settings.impl.micro_batch == 96
-    assert settings.recipe.model.num_hidden_layers == 24 and settings.recipe.max_steps == 14
-
-
-def module(name: str) -> ModuleType:
-    return importlib.import_module(f"check.{name}")
-
-
-def test_bf16_is_not_replaced_by_another_precision_but_with_tiny() -> None:
-    can = SimpleNamespace(precisions=("fp16", "fp32"), notes={"bf16": "too old"})
-    backend = SimpleNamespace(name="old", capabilities=can)
-    device = module("device")
-    full = device.Check(backend="old", tiny=False, folder=Path())
-    with pytest.raises(figure.NotAvailable, match="old does not support bf16: too old"):
-        device.choose_precision(full, backend, "bf16")
-    assert device.choose_precision(full, backend, "fp16") == "fp16"
-    small = device.Check(backend="old", tiny=True, folder=Path())
-    assert device.choose_precision(small, backend, "bf16") == "fp32"
-    with pytest.raises(figure.NotAvailable, match="tf32"):
-        device.choose_precision(small, backend, "tf32")
-
-
-def event(name: str, us: float, kind: DeviceType = DeviceType.CUDA, **more: Any) -> Any:
-    span = SimpleNamespace(elapsed_us=lambda: us)
-    return SimpleNamespace(
-        name=name, device_type=kind, time_range=span, self_cpu_time_total=us, **more
-    )
-
-
-def test_kernels_are_counted_and_ranked(report: Any) -> None:
-    events = [
-        event("gemm", 300.0),
-        event("gemm", 500.0),
-        event("norm", 100.0),
-        event("Memcpy HtoD", 50.0),
-        event("aten::mm", 7.0, DeviceType.CPU),
-        event("a region", 950.0, is_user_annotation=True),
-    ]
-    module("profile").report_events(report, "step", events)
-    figures = found(report)
-    assert figures["step: kernels"].value == 3
-    assert figures["step: copies and fills"].value == 1
-    assert figures["step: kernel time"].value == pytest.approx(0.95)
-    first = figures["step: kernel 1, gemm"]
-    assert first.value == pytest.approx(0.8) and first.note.startswith("2 calls, 84.2%")
-    assert list(figures)[3:] == [
-        "step: kernel 1, gemm", "step: kernel 2, norm", "step: kernel 3, Memcpy HtoD"
-    ]  # fmt: skip
-
-
-def test_contract_counts_come_from_pytests_own_file(report: Any) -> None:
-    xml = """<testsuites><testsuite>
-      <testcase name="a"/><testcase name="b"/>
-      <testcase name="c"><failure message="wrong"/></testcase>
-      <testcase name="d"><error message="broken"/></testcase>
-      <testcase name="e"><skipped message="no tf32"/></testcase>
-    </testsuite></testsuites>"""
-    assert module("facts").report_contract(report, xml) == ["c", "d"]
-    counts = {name: f.value for name, f in found(report).items()}
-    assert counts == {"passed": 2, "failed": 2, "skipped": 1}
-
-
-def test_a_synchronize_that_does_not_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    timing, timers = module("timing"), importlib.import_module("backends.timers")
-    now, queued = [0.0], [0.0]
-    clock = SimpleNamespace(perf_counter=lambda: now[0])
-    monkeypatch.setattr(timing, "time", clock)
-    monkeypatch.setattr(
-        timing, "HostTimer", lambda sync: timers.HostTimer(sync, clock.perf_counter)
-    )
-
-    def wait(share: float) -> None:
-        now[0] += share * queued[0]
-        queued[0] *= 1 - share
-
-    def work() -> None:
-        queued[0] += 1.0
-
-    right = SimpleNamespace(synchronize=lambda: wait(1.0))
-    assert timing.step_seconds(right, work, 5) == pytest.approx(1.0)
-    half = SimpleNamespace(synchronize=lambda: wait(0.5))
-    with pytest.raises(timing.NotSynchronised):
-        timing.step_seconds(half, work, 5)
-
-
-def test_a_figure_needs_unit_definition_and_a_reason_for_having_no_value(report: Any) -> None:
-    for wrong in (("a", 1.0, "", "d"), ("a", 1.0, "s", ""), ("a", None, "s", "d")):
-        with pytest.raises(ValueError):
-            report.figure(*wrong)
-    report.figure("a", float("nan"), "s", "d")
-    with pytest.raises(ValueError, match="reported before"):
-        report.figure("a", 1.0, "s", "d")
-    value = found(report)["a"]
-    assert value.value is None and "nan" in value.note
+def test_help_names_the_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        tool.main(["--help"])
+    printed = capfd.readouterr().out
+    for default in ("cuda", "device-check", "480"):
+        assert f"(default: {default})" in printed

@@ -112,6 +112,12 @@ def test_readme_commands_exist(command: str) -> None:
             assert asked.returncode == 0
             for flag in (w for w in words if w.startswith("--")):
                 assert flag.partition("=")[0] in asked.stdout.replace("-", "_") + asked.stdout
+    elif words[0].endswith("python"):
+        assert (ROOT / words[1]).is_file()
+        asked = subprocess.run(
+            [sys.executable, words[1], "--help"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert asked.returncode == 0, asked.stderr
     else:
         pytest.fail(f"unknown command: {command}")
 

@@ -65,7 +65,7 @@ def traced(flags: tuple[str, ...]) -> dict[str, Any]:
     from tracing.run import trace
     from tracing.tally import Rates
 
-    rates = Rates(bandwidth=1, products=1, attention_forward=1, attention_backward=1)
+    rates = Rates(bandwidth=1, products=1, attention_forward=1, attention_backward=1, launch_s=1)
     return summary(trace(SMALL[0], [*SMALL[1:], *flags], ROOT, rates), rates, [1, 2, 5], 4)
 
 
@@ -75,7 +75,7 @@ def operations() -> dict[str, Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from tracing.tally import Rates, Tally
 
-    rates = Rates(bandwidth=1, products=1, attention_forward=1, attention_backward=1)
+    rates = Rates(bandwidth=1, products=1, attention_forward=1, attention_backward=1, launch_s=1)
     found = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for name, (given, run) in cases(torch).items():
@@ -340,7 +340,9 @@ def test_phases_and_steps_add_up(found: dict[str, Any]) -> None:
     assert five - two == 3 * (two - one)
     assert [step["sequences"] for step in trace["steps"]] == [4, 8, 20]
     for step in trace["steps"]:
-        assert step["sequences_per_second"] == step["sequences"] / step["seconds"]
+        assert step["host_seconds"] == step["launches"] * trace["rates"]["launch_s"]
+        slower = max(step["seconds"], step["host_seconds"])
+        assert step["sequences_per_second"] == step["sequences"] / slower
 
 
 @needs_tracing
@@ -372,6 +374,33 @@ def test_the_command_prints_numbers_and_their_definitions() -> None:
         "1 ",
         "3 ",
     ]
+
+
+@needs_tracing
+def test_bert_large_moves_what_a_16_bit_residual_stream_should() -> None:
+    """96 sequences of the real lengths: 95.9 GB a micro-batch; 142 with a float32 stream."""
+    flags = "--micro_batch 96 --precision bf16 --kernels flash --json".split()
+    done = run("mlperf_large_768", *flags)
+    assert done.returncode == 0, done.stderr
+    phases = json.loads(done.stdout)["phases"]
+    both = [phases[f"{direction}, next"]["memory-bound"] for direction in ("forward", "backward")]
+    assert 95.0e9 < sum(part["bytes"] for part in both) < 97.0e9
+    assert sum(phase["synchronisations"] for phase in phases.values()) == 0
+
+
+@needs_tracing
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--precision", "fp32"), "give --gemm_tflops, --attention_tflops, --attention_backward"),
+        (("--kernels", "efficient"), "efficient-varlen: give --attention_tflops, --attention_back"),
+    ],
+)
+def test_rates_are_not_assumed_for_other_kernels(flags: tuple[str, ...], says: str) -> None:
+    done = run("mini", *flags)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "or choose --precision bf16 --kernels flash" in done.stderr
 
 
 @needs_tracing

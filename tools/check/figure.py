@@ -95,7 +95,9 @@ class Report:
         self._write({"figure": asdict(figure)})
 
     def fact(self, name: str, text: object) -> None:
-        """Add a statement."""
+        """Add a statement; a boolean becomes yes or no."""
+        if isinstance(text, bool):
+            text = "yes" if text else "no"
         self._write({"fact": asdict(Fact(section=self.section, name=name, text=str(text)))})
 
     def end(self, status: str, reason: str = "") -> None:

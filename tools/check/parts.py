@@ -117,11 +117,12 @@ def products(bench: Bench, tokens: int, hidden: int) -> None:
             "dy.T @ x",
             lambda dy=dy, a=x[k]: lambda: torch.mm(dy.t(), a),
         )
-        product(
-            f"{kind} weight gradient, added in float32",
-            "float32 sum + dy.T @ x in one product (addmm with out_dtype)",
-            lambda dy=dy, a=x[k], n=n, k=k: _added(bench, dy, a, n, k),
-        )
+        if bench.dtype != torch.float32:
+            product(
+                f"{kind} weight gradient, added in float32",
+                "float32 sum + dy.T @ x in one product (addmm with out_dtype)",
+                lambda dy=dy, a=x[k], n=n, k=k: _added(bench, dy, a, n, k),
+            )
         product(
             "fp8 linear",
             "x @ weight.T + bias, both e4m3, one scale each, fast accumulation",
@@ -135,8 +136,6 @@ def products(bench: Bench, tokens: int, hidden: int) -> None:
 
 
 def _added(bench: Bench, dy: Tensor, x: Tensor, n: int, k: int) -> Callable[[], object]:
-    if bench.dtype == torch.float32:
-        raise TypeError("float32 operands need no other type for their sum")
     total = torch.zeros(n, k, device=bench.backend.device)
     add: Any = torch.ops.aten.addmm.dtype_out
     return lambda: add(total, dy.t(), x, torch.float32, out=total)
@@ -159,44 +158,90 @@ def _fp8_weight_gradient(bench: Bench, dy: Tensor, x: Tensor) -> Callable[[], ob
 
 # -- memory-bound operations ----------------------------------------------------------------------
 def memory_bound(bench: Bench, tokens: int, hidden: int) -> None:
-    """Measure operations that only move bytes; each byte counts once in and once out."""
+    """Measure operations that only move bytes; each byte counts once in and once out.
+
+    The types are those of a step: the residual stream is in the compute type.
+    """
     kind, size = bench.precision, torch.empty(0, dtype=bench.dtype).element_size()
-    inner = 4 * hidden
-    x, wide = bench.random(tokens, hidden), bench.random(tokens, inner)
-    x32 = x.float()
-    gain, gain32 = bench.random(hidden), bench.random(hidden, dtype=torch.float32)
+    aten, narrow, broad = torch.ops.aten, tokens * hidden, 4 * tokens * hidden
+    x, wide = bench.random(tokens, hidden), bench.random(tokens, 4 * hidden)
+    y, gain, shape = bench.random(tokens, hidden), bench.random(hidden), (hidden,)
+    gradient = "output gradient and input in, input gradient out"
 
-    def norm16() -> Tensor:
-        return F.layer_norm(x, (hidden,), gain, gain)
+    def norm_backward() -> Callable[[], object]:
+        _, mean, rstd = torch.native_layer_norm(x, shape, gain, gain, 1e-12)
+        wanted = [True] * 3
+        return lambda: aten.native_layer_norm_backward(y, x, shape, mean, rstd, gain, gain, wanted)
 
-    narrow, broad = tokens * hidden, tokens * inner
+    def dropout_backward() -> Callable[[], object]:
+        mask = aten.native_dropout(x, 0.1, True)[1]
+        return lambda: aten.native_dropout_backward(y, mask, 1 / 0.9)
 
-    def norm32() -> Tensor:
-        return F.layer_norm(x32, (hidden,), gain32, gain32)
+    def gelu_backward() -> Callable[[], object]:
+        dy = bench.random(*wide.shape)
+        return lambda: aten.gelu_backward(dy, wide, approximate="tanh")
 
-    both = bench.dtype != torch.float32
-    for name, each, what, call, of in (
-        (f"layer norm in {kind}", 2 * size, "in and out", norm16, narrow),
-        *([("layer norm in float32", 8, "in and out", norm32, narrow)] if both else ()),
+    def stack() -> Callable[[], object]:
+        each = [bench.random(tokens, hidden) for _ in range(3)]
+        return lambda: torch.stack(each, 1)
+
+    def cast() -> Callable[[], object]:
+        x32 = x.float()
+        return lambda: x32.to(bench.dtype)
+
+    for name, each, what, make, of in (
         (
-            f"dropout in {kind}",
-            2 * size + 1,
-            "in, out and a mask of one byte",
-            lambda: torch.ops.aten.native_dropout(x, 0.1, True),
+            "layer norm",
+            2 * size,
+            "in and out",
+            lambda: lambda: F.layer_norm(x, shape, gain, gain),
             narrow,
         ),
-        (f"add of {kind} and float32", size + 8, "both in, float32 out", lambda: x + x32, narrow),
         (
-            f"gelu (tanh) in {kind}",
+            "layer norm backward",
+            3 * size,
+            f"{gradient}; statistics and the gradients of gain and bias not counted",
+            norm_backward,
+            narrow,
+        ),
+        (
+            "dropout",
+            2 * size + 1,
+            "in, out and a mask of one byte",
+            lambda: lambda: aten.native_dropout(x, 0.1, True),
+            narrow,
+        ),
+        (
+            "dropout backward",
+            2 * size + 1,
+            "output gradient and a mask of one byte in, input gradient out",
+            dropout_backward,
+            narrow,
+        ),
+        ("add", 3 * size, "both in, sum out", lambda: lambda: x + y, narrow),
+        (
+            "gelu (tanh)",
             2 * size,
             "in and out, 4 x hidden wide",
-            lambda: F.gelu(wide, approximate="tanh"),
+            lambda: lambda: F.gelu(wide, approximate="tanh"),
             broad,
         ),
-        (f"bias gradient in {kind}", size, "in, 4 x hidden wide", lambda: wide.sum(0), broad),
+        ("gelu (tanh) backward", 3 * size, f"{gradient}, 4 x hidden wide", gelu_backward, broad),
+        ("bias gradient", size, "in, 4 x hidden wide", lambda: lambda: wide.sum(0), broad),
+        (
+            "stack of q, k and v gradients",
+            2 * size,
+            "in and out, 3 x hidden wide",
+            stack,
+            3 * narrow,
+        ),
     ):
-        definition = f"{each:g} bytes an element: {what}"
-        bench.rate(name, each * of, "GB/s", definition, lambda call=call: call)
+        bench.rate(
+            f"{name} in {kind}", each * of, "GB/s", f"{each:g} bytes an element: {what}", make
+        )
+    if bench.dtype != torch.float32:
+        definition = f"{4 + size:g} bytes an element: float32 in, {kind} out, as of the weights"
+        bench.rate(f"cast from float32 to {kind}", (4 + size) * narrow, "GB/s", definition, cast)
 
 
 # -- attention ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from bench.steps import PEER_MISSING, padded, peer_available
@@ -23,21 +23,26 @@ ROUNDS = 6
 
 
 def hugging_face(check: Check, report: Report) -> None:
-    """Train both on the same batches of real lengths; the peer's are padded to their longest."""
+    """Train both on the same batches; the peer's are padded to their longest sequence.
+
+    A batch of full length has no padding: it separates padding from kernels.
+    """
     if not peer_available():
         raise NotAvailable(PEER_MISSING)
     backend = check.open()
     precision = choose_precision(check, backend, "bf16")
     micro = check.size(48, 4)
     own = subject(check, backend, precision, micro, 4)
+    real = range(len(own.batches))
+    own.batches.append(own.task.made_up_step(micro, 1))
     peer, peer_forward_backward = peer_calls(own, precision)
     step = own.stepper()
 
-    def waited(call: Callable[[int], None]) -> Callable[[], None]:
-        counter = itertools.count()
+    def waited(call: Callable[[int], None], of: Sequence[int]) -> Callable[[], None]:
+        turns = itertools.cycle(of)
 
         def run() -> None:
-            call(next(counter) % len(own.batches))
+            call(next(turns))
             backend.synchronize()
 
         return run
@@ -47,20 +52,32 @@ def hugging_face(check: Check, report: Report) -> None:
         own.task.optimizer.zero_grad(set_to_none=True)
 
     found = {}
-    for what, ours, theirs in (
-        ("step", lambda i: step(own.batches[i]), peer),
-        ("forward and backward", own_forward_backward, peer_forward_backward),
+
+    def own_step(i: int) -> None:
+        step(own.batches[i])
+
+    for what, ours, theirs, of in (
+        ("step", own_step, peer, real),
+        ("forward and backward", own_forward_backward, peer_forward_backward, real),
+        ("step, full length", own_step, peer, range(len(real), len(own.batches))),
     ):
-        turns = {"ours": waited(ours), "Hugging Face": waited(theirs)}
+        turns = {"ours": waited(ours, of), "Hugging Face": waited(theirs, of)}
         found[what] = interleave(turns, ROUNDS)
         free_memory(backend)
     clock = f"median of {ROUNDS} turns after 1 untimed, the device synchronised at both ends"
     label = f"{precision} 1 x {micro}"
     definitions = {
-        "ours": "our model on unpadded tokens",
-        "Hugging Face": "BertForPreTraining with SDPA, autocast and padding to each batch's "
-        "longest sequence; our LAMB and clipping",
+        "ours": "our model on unpadded tokens, vocabulary head at masked positions only",
+        "Hugging Face": "BertForPreTraining with SDPA, autocast, padding to each batch's longest "
+        "sequence and vocabulary head at every position, padding included; our LAMB and clipping",
     }
+    tokens = [own.batches[i].micro_batches[0].tokens for i in real]
+    report.figure(
+        f"{label}: padded share of the peer's tokens",
+        1 - sum(t.num_tokens for t in tokens) / sum(len(t.lengths) * t.max_length for t in tokens),
+        "1",
+        "1 - real tokens / (sequences x longest sequence), over the batches of real lengths",
+    )
     for what, seconds in found.items():
         for who, each in seconds.items():
             report.figure(

@@ -17,7 +17,7 @@ from typing import Any
 import backends
 from check.device import TINY_PRETRAINING, Check, choose_precision
 from check.figure import NotAvailable, Report
-from check.section import Failed, apart
+from check.section import Failed, alone, apart
 from common.cli import main as command_line
 from common.measure.metric import SHARED
 from common.results.record import MANIFEST
@@ -28,6 +28,7 @@ for _module in ("common.runner", "benchmarks.bert_pretraining.task", "benchmarks
 SHOWN = {
     "sequences_per_second": ("", 1.0),
     "real_tokens_per_second": ("", 1.0),
+    "padded_tokens_per_second": ("", 1.0),
     "model_flops_per_second": ("TFLOP/s", 1e-12),
     "mfu": ("", 1.0),
     "mfu_calibrated": ("", 1.0),
@@ -136,7 +137,7 @@ def report_run(
             )
         elif name in EXPECTED:
             unit, definition = unit or SHARED[name].unit, SHARED[name].definition
-            report.figure(shown, None, unit, definition, _why_missing(name, done))
+            report.figure(shown, None, unit, definition, _why_missing(name, done, report))
     rates = [s["sequences_per_second"] for s in done.steps if s.get("sequences_per_second")]
     later = statistics.median(rates[len(rates) // 2 :]) if rates else None
     name = f"{label}: sequences per second, later half"
@@ -160,15 +161,16 @@ def _words(name: str) -> str:
     """Return a metric's name in words, without its unit."""
     for unit in ("_bytes", "_s", "_w", "_c"):
         name = name.removesuffix(unit)
-    return name.replace("_flops_per_second", "_FLOPs").replace("_", " ")
+    return name.replace("_flops_per_second", "_FLOP_rate").replace("_", " ")
 
 
-def _why_missing(name: str, done: Run) -> str:
+def _why_missing(name: str, done: Run, report: Report) -> str:
     if done.manifest["simulated"]:
         return "the device is simulated"
     return {
         "mfu": "no published peak of this device is known (backends/peaks.toml)",
-        "mfu_calibrated": "no calibration of this precision in these results",
+        "mfu_calibrated": "no calibration of this precision in these results: "
+        f"run it with {alone(report.section, True)}",
         "power_w": "the device reports no power: see the run's notes",
         "peak_memory_bytes": "the device reports no peak memory",
     }.get(name, "not in the record")
@@ -237,7 +239,7 @@ def fp32(check: Check, report: Report) -> None:
 def other_kernels(check: Check, report: Report) -> None:
     """Train with each attention kernel that ``auto`` does not choose, in fresh processes."""
     failed = []
-    for name in apart(lambda: _passed_over(check, report)):
+    for name in apart(lambda: _alternatives(check, report)):
         flags = ("--kernels", name)
         try:
             apart(lambda flags=flags: pretrain(check, report, "bf16", 1, 96, 8, *flags))
@@ -247,7 +249,7 @@ def other_kernels(check: Check, report: Report) -> None:
         raise RunFailed("; ".join(failed))
 
 
-def _passed_over(check: Check, report: Report) -> list[str]:
+def _alternatives(check: Check, report: Report) -> list[str]:
     """Return the attention kernels that ``auto`` does not choose; raises NotAvailable."""
     backend = check.open()
     precision = choose_precision(check, backend, "bf16")

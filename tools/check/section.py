@@ -69,6 +69,8 @@ class Section:
     run: Callable[[Check, Report], None]
     closing: bool = False
     """The budget never skips it: its expected time is reserved."""
+    calibrated: bool = False
+    """Some of its figures need the calibration of this call."""
 
     def expected(self, check: Check) -> float:
         """Return the expected seconds with the sizes of ``check``."""
@@ -82,6 +84,11 @@ class Section:
         return max(check.size(60, 400), 3 * expected)  # a busy host is no failure
 
 
+def alone(name: str, calibrated: bool) -> str:
+    """Return the options that run a section by itself."""
+    return f"--only {'calibrate,' if calibrated else ''}{name} --output OTHER"
+
+
 def skip(section: Section, check: Check, left_s: float, budget_s: float) -> Outcome | None:
     """Return the outcome of a section that does not fit the time left, or None if it fits."""
     expected = section.expected(check)
@@ -90,7 +97,7 @@ def skip(section: Section, check: Check, left_s: float, budget_s: float) -> Outc
     left = max(0.0, left_s)
     reason = (
         f"its expected {expected:.0f} s exceed the {left:.0f} s left of the budget of "
-        f"{budget_s:g} s; run it with --only {section.name}"
+        f"{budget_s:g} s; run it with {alone(section.name, section.calibrated)}"
     )
     return Outcome(
         name=section.name, status=SKIPPED, reason=reason, seconds=None, expected_s=expected

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from check.figure import Outcome
+from check.figure import Figure, Outcome
 
 NO_MEASUREMENTS = (
     "THE FIGURES BELOW ARE NOT MEASUREMENTS: --tiny runs small shapes to test the tool itself."
 )
 SIMULATED = "THE FIGURES BELOW ARE NOT MEASUREMENTS: the device is simulated."
 NOT_MEASURED = "not measured"
+RATE = ": sequences per second"
+OVER_PEER = (": ours over Hugging Face, step", ": ours over Hugging Face, step, full length")
 
 
 def render(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
@@ -43,11 +45,12 @@ def render(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         ],
         right=(2, 3),
     )
+    lines += summary(outcomes)
     definitions: dict[str, int] = {}
     rows = []
     for figure in (f for o in outcomes for f in o.figures):
         number = definitions.setdefault(figure.definition, len(definitions) + 1)
-        shown = NOT_MEASURED if figure.value is None else number_text(figure.value)
+        shown = value_text(figure)
         rows.append((figure.section, figure.name, shown, figure.unit, str(number), figure.note))
     if rows:
         lines += [
@@ -65,6 +68,42 @@ def render(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         lines += ["", "## Facts", ""]
         lines += _aligned(("section", "fact", "text"), facts)
     return "\n".join(lines) + "\n"
+
+
+def summary(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the most important of the figures, without a new one; empty if there are none."""
+    found = [f for o in outcomes for f in o.figures]
+
+    def value(section: str, start: str, end: str = "") -> str:
+        """Return the values of the figures whose names begin and end so."""
+        same = [f for f in found if f.section == section and f.name.startswith(start)]
+        return " / ".join(value_text(f) for f in same if f.name.endswith(end)) or NOT_MEASURED
+
+    runs = []
+    for section, name in ((f.section, f.name) for f in found if f.name.endswith(RATE)):
+        label = name.removesuffix(RATE)
+        peaks = [f for f in found if f.section == section and f.name.startswith(f"{label}: mfu")]
+        mfu = " / ".join(value_text(f) for f in peaks if not f.name.endswith(" calibrated"))
+        memory, power = (value(section, f"{label}: {what}") for what in ("peak memory", "power"))
+        rate = value(section, name, RATE)
+        runs.append((section, label, rate, mfu or NOT_MEASURED, memory, power))
+    heading = ("section", "run", "sequences/s", "MFU", "peak memory GiB", "power W")
+    table = _aligned(heading, runs, right=(2, 3, 4)) if runs else []
+    words = []
+    for section, text, parts in (
+        ("anatomy", "kernels of a step: {}; device busy share: {}", (": kernels", " busy share")),
+        ("contract", "passed: {}; failed: {}; skipped: {}", ("passed", "failed", "skipped")),
+        ("hugging_face", "ours over Hugging Face: {}; at full length: {}", OVER_PEER),
+    ):
+        if any(f.section == section for f in found):
+            words.append(f"- {section}: {text.format(*(value(section, '', p) for p in parts))}")
+    lines = [*table, *([""] if table and words else ()), *words]
+    return ["", "## Summary", "", *lines] if lines else []
+
+
+def value_text(figure: Figure) -> str:
+    """Format a figure's value."""
+    return NOT_MEASURED if figure.value is None else number_text(figure.value)
 
 
 def number_text(value: float) -> str:

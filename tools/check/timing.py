@@ -29,18 +29,20 @@ class NotSynchronised(Exception):
     """The device was still working when a clock was read."""
 
 
-def step_clock(repeats: int) -> str:
+def step_clock(repeats: int, warm_up: int = WARM_UP) -> str:
     """Return the description of ``step_seconds``' clock, for a definition."""
-    return STEP_CLOCK.format(n=repeats, warm_up=WARM_UP)
+    return STEP_CLOCK.format(n=repeats, warm_up=warm_up)
 
 
-def step_seconds(backend: Backend, call: Callable[[], object], repeats: int) -> float:
+def step_seconds(
+    backend: Backend, call: Callable[[], object], repeats: int, warm_up: int = WARM_UP
+) -> float:
     """Return the median seconds of a call, with the device idle at both ends.
 
     The idle device is verified: a second synchronisation must return at once. Raises
     NotSynchronised if it does so in none of the repeats; one slow repeat may be the host's fault.
     """
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         call()
     timer = HostTimer(backend.synchronize)
     residuals = []
@@ -68,6 +70,8 @@ def _second_synchronisation(backend: Backend) -> float:
 
 def issue_seconds(backend: Backend, call: Callable[[], object], repeats: int) -> float:
     """Return the median seconds until the host has issued a call; the device is not awaited."""
+    for _ in range(WARM_UP):
+        call()
     seconds = []
     for _ in range(repeats):
         backend.synchronize()
@@ -84,4 +88,5 @@ def kernel_rate(
     """Return ``work`` of one call / its seconds, and a note on the slowest and fastest span."""
     found = measure_rates(backend, call, work, spans)
     low, high = (found[key] / found["median"] for key in ("lowest", "highest"))
-    return found["median"], f"spans from {low:.2f} x to {high:.2f} x"
+    spread = f"{low:.2f} and {high:.2f} of the median"
+    return found["median"], f"slowest and fastest of {found['spans']} spans: {spread}"

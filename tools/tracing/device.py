@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from backends.accelerator import AMP_DTYPES, WRONG_TYPE
 from backends.base import Capabilities, Probe
-from backends.cuda.backend import WRONG_TYPE, Cuda
+from backends.cuda.backend import Cuda
 from backends.cuda.ops import KERNELS
 from backends.sensors import Sensors
 from common.errors import Unsupported
@@ -84,8 +85,9 @@ class FakeCuda(Cuda):
     def _sensors(self) -> Sensors:
         raise Unsupported("fake tensors take no power")
 
-    def _why_no_kernel(self, name: str, dtype: torch.dtype) -> str | None:
-        return None if dtype in KERNELS[name].dtypes else WRONG_TYPE
+    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+        own, dtype = KERNELS.get(kernel), AMP_DTYPES.get(precision, torch.float32)
+        return None if own is None or dtype in own.dtypes else WRONG_TYPE
 
     def rng_state(self) -> dict[str, Tensor]:
         return {}

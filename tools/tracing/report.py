@@ -42,9 +42,9 @@ copy             between host and device; takes no ms here and is in the table o
 ms               estimate: each operation takes the larger of its bytes / {bandwidth:g} TB/s and
                  its FLOPs / rate, one after the other. Rates: {products:g} TFLOP/s for matrix
                  products, for attention {attention_forward:g} forward, {attention_backward:g}
-                 backward. Time between launches, the host, data, all-reduce and evaluation are
-                 not included
-sequences/s      sequences of a step on one device / its ms
+                 backward. Gaps between kernels, data, all-reduce and evaluation are not included
+host ms          estimate: launches x {launch:g} us, the host's time to issue them in eager mode
+sequences/s      sequences of a step on one device / the larger of its ms and its host ms
 synchronisation  the host waits for the device: it reads a number, needs a size that depends on
                  data, or copies without non_blocking. A number that is read is taken to be 0
 not run          what the product finds out by trying on the device: kernels, LayerNorm in 16 bits
@@ -71,6 +71,7 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
     for passes in accumulations:
         cost = total(PHASES)
         cost.add(total(PER_MICRO_BATCH), passes - 2)
+        host_s = cost.launches * rates.launch_s
         steps.append(
             {
                 "accumulation": passes,
@@ -79,7 +80,8 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
                 "memory_bound_bytes": total(PHASES, [MEMORY]).bytes
                 + (passes - 2) * total(PER_MICRO_BATCH, [MEMORY]).bytes,
                 "synchronisations": waiting(PHASES) + (passes - 2) * waiting(PER_MICRO_BATCH),
-                "sequences_per_second": passes * size / cost.seconds,
+                "host_seconds": host_s,
+                "sequences_per_second": passes * size / max(cost.seconds, host_s),
             }
         )
     return {
@@ -123,7 +125,8 @@ def render(found: dict[str, Any], top: int) -> str:
         f"measured (torch {found['torch']})",
         f"kernels: {kernels}",
         f"micro-batch: {batch['sequences']} sequences, {batch['tokens']:,} tokens{masked}, model "
-        f"FLOPs {batch['model_flops'] / 1e12:.3f} T: of the synthetic lengths, near their mean",
+        f"FLOPs {batch['model_flops'] / 1e12:.3f} T; the synthetic micro-batch whose tokens are "
+        "nearest the mean",
         "",
         *_phases(found),
         "",
@@ -137,7 +140,8 @@ def render(found: dict[str, Any], top: int) -> str:
         DEFINITIONS.format(
             kb=found["launch_argument_kb"],
             bandwidth=rates["bandwidth"] / 1e12,
-            **{name: rates[name] / 1e12 for name in rates if name != "bandwidth"},
+            launch=1e6 * rates["launch_s"],
+            **{n: rates[n] / 1e12 for n in rates if n not in ("bandwidth", "launch_s")},
         ),
     ]
     return "\n".join(lines)
@@ -172,21 +176,22 @@ def _operations(found: dict[str, Any], top: int) -> list[str]:
     ordered = sorted(
         rows.items(), key=lambda row: (row[0][0] == COPY, -sum(c["bytes"] for c in row[1].values()))
     )
+    width = 1 + max(30, *(len(name) for (_, name), _ in ordered[:top]))
     lines = [
-        f"{'operation':<31}{'kind':<16}" + "".join(f"|{phase:^17} " for phase in SHOWN),
-        f"{'':<47}" + f"|{'launches':>9}{'GB':>8} " * len(SHOWN),
+        f"{'operation':<{width}}{'kind':<16}" + "".join(f"|{phase:^17} " for phase in SHOWN),
+        " " * (width + 16) + f"|{'launches':>9}{'GB':>8} " * len(SHOWN),
     ]
     rest: dict[str, Cost] = {phase: Cost() for phase in SHOWN}
     for number, ((kind, name), cells) in enumerate(ordered):
         if number < top:
-            lines.append(f"{name:<31}{kind:<16}" + "".join(_cell(cells.get(p)) for p in SHOWN))
+            lines.append(f"{name:<{width}}{kind:<16}" + "".join(_cell(cells.get(p)) for p in SHOWN))
             continue
         for phase, cell in cells.items():
             rest[phase].launches += cell["launches"]
             rest[phase].bytes += cell["bytes"]
     if len(ordered) > top:
         label = f"{len(ordered) - top} others"
-        lines.append(f"{label:<47}" + "".join(_cell(asdict(rest[p])) for p in SHOWN))
+        lines.append(f"{label:<{width + 16}}" + "".join(_cell(asdict(rest[p])) for p in SHOWN))
     return lines
 
 
@@ -199,12 +204,13 @@ def _cell(cost: dict[str, Any] | None) -> str:
 def _steps(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{'micro-batches a step':<21}{'sequences':>10}{'launches':>10}{'memory-bound GB':>17}"
-        f"{'ms':>10}{'sequences/s':>13}{'synchronisations':>18}"
+        f"{'ms':>10}{'host ms':>10}{'sequences/s':>13}{'synchronisations':>18}"
     ]
     for step in found["steps"]:
         lines.append(
             f"{step['accumulation']:<21}{step['sequences']:>10,}{step['launches']:>10,}"
             f"{step['memory_bound_bytes'] / 1e9:>17.1f}{1e3 * step['seconds']:>10.1f}"
+            f"{1e3 * step['host_seconds']:>10.1f}"
             f"{step['sequences_per_second']:>13.0f}{step['synchronisations']:>18}"
         )
     return lines

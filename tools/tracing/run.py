@@ -45,10 +45,18 @@ class Trace:
     tally: Tally
 
 
-def trace(name: str, flags: Sequence[str], root: Path, rates: Rates, argument_kb: int = 4) -> Trace:
+def trace(
+    name: str,
+    flags: Sequence[str],
+    root: Path,
+    rates: Rates,
+    argument_kb: int = 4,
+    accept: Callable[[str, str], None] = lambda precision, attention: None,
+) -> Trace:
     """Trace recipe ``name`` with the flags of ``bertbench run``; ``tracing.process.start`` first.
 
-    Raises BadInput and Unsupported as the product does, and for what cannot be traced.
+    ``accept`` is given precision and attention before the step, and may refuse them. Raises
+    BadInput and Unsupported as the product does, and for what cannot be traced.
     """
     settings = resolve(name, [*flags, "--synthetic"])
     _check(settings)
@@ -59,6 +67,7 @@ def trace(name: str, flags: Sequence[str], root: Path, rates: Rates, argument_kb
     with FakeTensorMode(allow_non_fake_inputs=True), pretend(marked_backward(phases)), tally:
         backend = FakeCuda(phases, tally)
         task = benchmark.build(settings, backend, World(), source)
+        accept(task.precision, task.ops.kernels["attention"])
         plan = task.plan(settings)
         size = task.split.micro_batch
         make = BATCHES[settings.preset.benchmark](task, source, size)

@@ -28,12 +28,13 @@ WAITS = {"nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a device is assumed to sustain: bytes/s, and FLOP/s by kind and direction."""
+    """Assumed rates: bytes/s, FLOP/s by kind and direction, and the host's seconds per launch."""
 
     bandwidth: float
     products: float
     attention_forward: float
     attention_backward: float
+    launch_s: float
 
 
 @dataclass(slots=True)

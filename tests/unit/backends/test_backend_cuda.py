@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from backends import selfcheck
-from backends.cuda import backend as cuda_backend
 from backends.cuda import identify, nvml, packages
 from backends.cuda.backend import Cuda
 from backends.cuda.ops import CudaOps
@@ -105,13 +104,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
         monkeypatch.setattr(Cuda, "_why_no_autocast", lambda self, dtype: None)
         failing = kernels or {}
 
-        def why_not(ops: CudaOps, device: torch.device, dtype: torch.dtype) -> str | None:
-            assert device == torch.device("cuda", 0)
-            return failing.get((ops._kernel, dtype))
+        def why_not(
+            ops: CudaOps, device: torch.device, dtype: torch.dtype, tolerance: float | None = None
+        ) -> str | None:
+            assert (device, tolerance) == (torch.device("cuda", 0), None)
+            return failing.get((ops.name, dtype))
 
-        monkeypatch.setattr(cuda_backend, "why_not", why_not)
+        monkeypatch.setattr(selfcheck, "attention_why_not", why_not)
         monkeypatch.setattr(
-            selfcheck, "norm_why_not", lambda device, dtype: (norms or {}).get(dtype)
+            selfcheck, "norm_why_not", lambda device, dtype, _: (norms or {}).get(dtype)
         )
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
         monkeypatch.setattr(nvml, "driver_version", lambda: "580.65.06")
@@ -330,7 +331,7 @@ def test_auto_takes_the_fastest_kernel_that_works_in_this_precision(machine: Any
         kernels = cuda.ops("auto", precision).kernels  # not for want of anything
         assert kernels == {"attention": "efficient-varlen", "other": "torch"}
     assert cuda.ops("efficient", "bf16").kernels["attention"] == "efficient-varlen"
-    assert cuda.ops("sdpa", "bf16").kernels["attention"] == "sdpa-per-sequence"
+    assert cuda.ops("sdpa", "bf16").kernels["attention"] == "fused-sdpa-per-sequence"
     assert cuda.ops("plain", "bf16").kernels == Ops().kernels
     with pytest.raises(Unsupported, match="'flash' in fp32: computes in 16-bit floats only"):
         cuda.ops("flash", "fp32")
@@ -363,7 +364,7 @@ def test_a_kernel_that_fails_is_passed_over_and_both_are_recorded(machine: Any) 
     assert found.notes["efficient"] == "in bf16: its gradient differs"
     kernels = cuda.ops("auto", "bf16").kernels
     assert kernels == {
-        "attention": "sdpa-per-sequence",
+        "attention": "fused-sdpa-per-sequence",
         "norm": "torch-bfloat16",
         "other": "torch",
         "attention_passed_over": "flash: RuntimeError: FlashAttention only supports Ampere GPUs; "
@@ -374,6 +375,29 @@ def test_a_kernel_that_fails_is_passed_over_and_both_are_recorded(machine: Any) 
         cuda.ops("flash", "bf16")
     with pytest.raises(Unsupported, match="'efficient' in bf16: its gradient differs"):
         cuda.ops("efficient", "bf16")
+
+
+def test_without_any_fused_attention_the_references_is_left(machine: Any) -> None:
+    """torch's SDPA may take the very kernel that failed its trial: it is tried as well."""
+    failing = {(k, torch.bfloat16): "its output differs" for k in ("flash", "efficient", "sdpa")}
+    machine(kernels=failing)
+    ops = Cuda(0).ops("auto", "bf16")
+    assert (ops.name, ops.kernels["attention"]) == ("plain", "sdpa-per-sequence")
+    assert ops.kernels["norm"] == "torch-bfloat16"
+    assert "sdpa: its output differs" in ops.kernels["attention_passed_over"]
+    with pytest.raises(Unsupported, match="'sdpa' in bf16: its output differs"):
+        Cuda(0).ops("sdpa", "bf16")
+
+
+def test_sdpa_does_not_take_the_kernel_that_plans_each_length(machine: Any) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    machine()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        Cuda(0)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_kernels_are_tried_only_in_types_that_the_device_has(machine: Any) -> None:
@@ -390,7 +414,7 @@ def test_trying_kernels_leaves_the_random_state_alone(
     made = machine()
     restored = []
     made.set_rng_state = restored.append
-    monkeypatch.setattr(cuda_backend, "why_not", lambda *_: (torch.rand(3), None)[1])
+    monkeypatch.setattr(selfcheck, "attention_why_not", lambda *_: (torch.rand(3), None)[1])
     before = torch.get_rng_state()
     assert Cuda(0)._attention
     assert torch.equal(torch.get_rng_state(), before)

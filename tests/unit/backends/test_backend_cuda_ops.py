@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.cuda import ops as cuda_ops
+from backends import selfcheck
 from backends.cuda import packages
-from backends.cuda.ops import CudaOps, why_not
+from backends.cuda.ops import CudaOps
+from backends.selfcheck import attention_why_not
 from common.data.batch import Tokens
 from common.errors import Unsupported
-from common.model.ops import Ops
+from common.model.ops import ComputeTypeOps, Ops
 from common.optim.lamb import lamb_update
 
 LENGTHS = (3, 7, 1)
@@ -65,8 +66,8 @@ class Computed:
 def each_sequence(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, dropout: float) -> Tensor:
     out = []
     for a, b in zip(starts.tolist()[:-1], starts.tolist()[1:], strict=True):
-        parts = (t[a:b].transpose(0, 1)[None] for t in (q, k, v))
-        out.append(F.scaled_dot_product_attention(*parts, dropout_p=dropout)[0].transpose(0, 1))
+        parts = (t[a:b].transpose(0, 1) for t in (q, k, v))
+        out.append(F.scaled_dot_product_attention(*parts, dropout_p=dropout).transpose(0, 1))
     return torch.cat(out)
 
 
@@ -141,13 +142,13 @@ def test_the_batch_goes_in_as_it_is_and_comes_out_as_plain_would(kernel: str) ->
         assert [c.compute_log_sumexp for c in table.calls] == [True, False]
 
 
-def test_sdpa_is_the_references_attention() -> None:
+def test_sdpa_takes_any_head_size_and_no_kernel_of_the_whole_batch() -> None:
     table = Computed()
     qkv = torch.randn(11, 3 * 20)  # a head size that no kernel takes
     got = CudaOps("sdpa", aten=table).attention(qkv, tokens(), num_heads=2, dropout=0.0)
-    assert torch.equal(got, Ops().attention(qkv, tokens(), num_heads=2, dropout=0.0))
+    torch.testing.assert_close(got, Ops().attention(qkv, tokens(), num_heads=2, dropout=0.0))
     assert not table.calls
-    assert CudaOps("sdpa").kernels == Ops().kernels
+    assert CudaOps("sdpa").kernels == ComputeTypeOps(None).kernels
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_what_a_kernel_does_not_take_is_refused_before_it_is_called(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_right_kernel_passes(dtype: torch.dtype) -> None:
     table = Computed()
-    assert why_not(CudaOps("efficient", aten=table), HOST, dtype) is None
+    assert attention_why_not(CudaOps("efficient", aten=table), HOST, dtype) is None
     assert [c.dropout for c in table.calls] == [0.0, 0.5]
-    assert table.calls[0].max_q == max(cuda_ops.CHECK_LENGTHS)
+    assert table.calls[0].max_q == max(selfcheck.CHECK_LENGTHS)
 
 
 def as_tf32(x: Tensor) -> Tensor:
@@ -234,7 +235,7 @@ class OtherDropsBehind(Computed):
     ],
 )
 def test_a_wrong_kernel_is_found_out(table: Computed, says: str) -> None:
-    why = why_not(CudaOps("efficient", aten=table), HOST, torch.float32)
+    why = attention_why_not(CudaOps("efficient", aten=table), HOST, torch.float32)
     assert why is not None
     assert why.startswith(says)
     assert "\n" not in why
@@ -384,9 +385,9 @@ def test_transformer_engine_gets_the_ragged_batch(installed: Any) -> None:
     )
     ops = packages.TransformerEngineOps()
     assert ops.kernels == {"attention": "transformer-engine-thd", "other": "torch"}
-    assert why_not(ops, HOST, torch.bfloat16) is None
-    assert why_not(ops, HOST, torch.bfloat16) is None
+    assert attention_why_not(ops, HOST, torch.bfloat16) is None
+    assert attention_why_not(ops, HOST, torch.bfloat16) is None
     assert Recording.made == [(2, 64, 0.0), (2, 64, 0.5)]  # one module for each rate, kept
-    why = why_not(ops, HOST, torch.float32)
+    why = attention_why_not(ops, HOST, torch.float32)
     assert why is not None
     assert "computes in bfloat16, float16, not in float32" in why
