@@ -344,8 +344,10 @@ class Backend(ABC):
         if compiler is None:
             return
         if compiler not in self.capabilities.compilers:
+            notes = self.capabilities.notes
+            why = notes.get(compiler) or notes.get("compile")
             raise Unsupported(
-                f"{self.name} has no compiler {compiler!r}; it has "
+                f"{self.name} has no compiler {compiler!r}{f' ({why})' if why else ''}; it has "
                 f"{', '.join(self.capabilities.compilers) or 'none'}"
             )
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]

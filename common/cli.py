@@ -142,9 +142,10 @@ def _list(args: list[str]) -> int:
         ]
         print(json.dumps(rows, indent=1))
         return 0
+    width = 2 + max(map(len, known))
     for preset in known.values():
-        print(f"{preset.name:<18}{preset.summary}")
-        print(f"{'':<18}  data: {preset.data}\n{'':<18}  time: {preset.duration}")
+        print(f"{preset.name:<{width}}{preset.summary}")
+        print(f"{'':<{width}}  data: {preset.data}\n{'':<{width}}  time: {preset.duration}")
     return 0
 
 

@@ -67,7 +67,7 @@ def _block(b: dict[str, Any]) -> list[str]:
     each = " each" if b["device_count"] > 1 else ""
     rows = {
         "devices": devices + (f", {memory / 2**30:.1f} GiB{each}" if memory else ""),
-        "driver": f"{b['driver'] or 'not told'}; {b['runtime'] or 'runtime not told'}",
+        "driver": f"{b['driver'] or 'unknown'}; {b['runtime'] or 'runtime unknown'}",
         "verified": VERIFIED[b["verified"]] + (" (this device is simulated)" * b["simulated"]),
         "precisions": ", ".join(b["precisions"]),
         "kernels": ", ".join(b["kernels"]),

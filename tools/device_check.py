@@ -111,7 +111,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="small shapes, not measurements")
     parser.add_argument("--list", action="store_true", help="list the sections and end")
     options = parser.parse_args(argv)
-    if not options.budget > 0:
+    if not 0 < options.budget < float("inf"):
         raise Refused(f"--budget {options.budget:g}: give a number of seconds above 0")
     return options
 
@@ -199,7 +199,7 @@ def say(text: str) -> None:
     """Print a line; go on without a reader, too."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:  # a closed pipe, a full disk: the files below DIR are what counts
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -267,16 +267,17 @@ def private_environment(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Handle SIGTERM, as of `timeout`, like Ctrl-C: the table is still written."""
+    """Handle SIGTERM, as of `timeout`, and a hang-up like Ctrl-C: the table is still written."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

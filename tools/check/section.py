@@ -187,7 +187,7 @@ def _answer(call: Callable[[], object], to: Connection) -> None:
 
 def _child(section: Section, check: Check, output: Path, lines: Path) -> None:
     os.setsid()  # whatever it starts can be ended with it
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     file = output.open("a", encoding="utf-8", buffering=1)
     os.dup2(file.fileno(), 1)
