@@ -137,7 +137,7 @@ def report(given: argparse.Namespace, flags: Sequence[str]) -> int:
     def accept(precision: str, attention: str) -> None:
         """Refuse, before anything is traced, what the default rates are not of."""
         unknown = list(missing) if precision not in ("bf16", "fp16") else []
-        if not attention.startswith(("flash", "fused-sdpa", "sdpa")):
+        if not attention.startswith(("flash", "fused-sdpa", "unfused", "sdpa")):
             unknown = [name for name in missing if name in unknown or "attention" in name]
         if unknown:
             raise BadInput(

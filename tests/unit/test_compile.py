@@ -31,6 +31,7 @@ from common.distributed import World
 from common.model.config import BertConfig
 from common.model.heads import BertForPreTraining
 from common.model.ops import ComputeTypeOps, Ops
+from common.progress import Progress, restore
 from common.training import train
 from tests.contract.tiny_task import Curve, tiny_task
 
@@ -227,3 +228,20 @@ def test_a_checkpoint_resumes_compiled_or_not(
     whole = losses("uncompiled", 10)
     assert compiled(graphs) > 0, "nothing was compiled"
     assert begun + resumed == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_checkpoint_of_a_wrapped_model_resumes(tmp_path: Path) -> None:
+    """Until layers were compiled in place, parameters were saved with torch.compile's prefix."""
+    task, plan = tiny_task(Compiling(0), "--precision", "fp32")
+    plan = dataclasses.replace(plan, max_steps=2, checkpoint_every_samples=16)
+    where = Checkpoints(tmp_path)
+    train(task, backend=Compiling(0), world=World(), plan=plan, observers=[], checkpoints=where)
+    groups, state = where.load()
+    groups["model"] = {f"_orig_mod.{name}": value for name, value in groups["model"].items()}
+    again, _ = tiny_task(Compiling(0), "--precision", "fp32", "--seed", "7")
+    restore(
+        again, torch.amp.GradScaler("cpu", enabled=False), Compiling(0), World(), (groups, state),
+        Progress(),
+    )  # fmt: skip
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, groups["model"][f"_orig_mod.{name}"])

@@ -6,6 +6,7 @@ Nothing here ran on a GPU; the contract tests do where there is one.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -382,7 +383,7 @@ def test_without_any_fused_attention_the_references_is_left(machine: Any) -> Non
     failing = {(k, torch.bfloat16): "its output differs" for k in ("flash", "efficient", "sdpa")}
     machine(kernels=failing)
     ops = Cuda(0).ops("auto", "bf16")
-    assert (ops.name, ops.kernels["attention"]) == ("plain", "sdpa-per-sequence")
+    assert (ops.name, ops.kernels["attention"]) == ("plain", "unfused-per-sequence")
     assert ops.kernels["norm"] == "torch-bfloat16"
     assert "sdpa: its output differs" in ops.kernels["attention_passed_over"]
     with pytest.raises(Unsupported, match="'sdpa' in bf16: its output differs"):
@@ -398,6 +399,26 @@ def test_sdpa_does_not_take_the_kernel_that_plans_each_length(machine: Any) -> N
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_transformer_engine_has_the_stream_too(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(traces=("transformer_engine",))
+    monkeypatch.setattr(packages, "load", lambda *_: None)
+    assert Cuda(0).ops("transformer_engine", "bf16").kernels["norm"] == "torch-bfloat16"
+
+
+def test_auto_is_the_16_bit_mode_whatever_the_order(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    cuda = Cuda(0)
+    assert cuda.resolve_precision("auto") == "bf16"
+    for order, best in ((("fp32", "fp16"), "fp16"), (("fp32",), "fp32")):
+        have = dataclasses.replace(cuda.capabilities, precisions=order)
+        monkeypatch.setitem(cuda.__dict__, "capabilities", have)
+        assert cuda.resolve_precision("auto") == best
 
 
 def test_kernels_are_tried_only_in_types_that_the_device_has(machine: Any) -> None:
