@@ -225,8 +225,9 @@ class Run:
             found = ", ".join(f"{size} {'fits' if why == 'fits' else 'not'}" for size, why in tried)
             console.say(f"  tried       micro-batches of full length: {found}")
         kernels = ", ".join(sorted(set(facts["kernels"].values())))
-        chosen = automatic(self.backend, settings.impl.precision, facts["precision"])
-        console.say(f"  compute     {facts['precision']}{chosen}, kernels {kernels}")
+        console.say(f"  compute     {facts['precision']}, kernels {kernels}")
+        if why := automatic(self.backend, settings.impl.precision, facts["precision"]):
+            console.say(f"              {why}")
         console.say(f"  threads     {torch.get_num_threads()} in each process")
         notes = [
             *settings.notes,
@@ -366,7 +367,8 @@ def _dry_run(settings: Settings, backend: Backend, world: World, benchmark: Any)
         "division": benchmark.division(settings),
         "backend": backend.name,
         "device": backend.describe().name,
-        "precision": precision + automatic(backend, settings.impl.precision, precision),
+        "precision": precision,
+        "why": automatic(backend, settings.impl.precision, precision),
         "kernels": backend.ops(settings.impl.kernels, precision).name,
         "threads": torch.get_num_threads(),
         **benchmark.split_of(settings, world),
@@ -385,12 +387,11 @@ def _dry_run(settings: Settings, backend: Backend, world: World, benchmark: Any)
         print(f"note: {text}")
 
 
-def automatic(backend: Backend, asked: str, chosen: str) -> str:
-    """Why ``auto`` is no 16-bit mode here, in parentheses; empty where it is one."""
-    if asked != "auto" or chosen in ("bf16", "fp16"):
-        return ""
+def automatic(backend: Backend, asked: str, chosen: str) -> str | None:
+    """Return the reason why ``auto`` chose no 16-bit mode, or None."""
     why = backend.capabilities.notes.get("bf16", "the device has no 16-bit mode")
-    return f" (--precision auto: no bf16, {why})"
+    lacking = asked == "auto" and chosen not in ("bf16", "fp16")
+    return f"--precision auto: no bf16, {why}" if lacking else None
 
 
 def _cores() -> int:
