@@ -58,6 +58,7 @@ json.dump({
     "memory": have.memory_stats, "compilers": have.compilers, "notes": dict(have.notes),
     "refused": {p: refusal(p) for p in ("fp32", "tf32", "bf16", "fp16")},
     "checks": {p: backend.verify_precision(p) for p in have.precisions},
+    "kernels": {p: dict(backend.ops("auto", p).kernels) for p in have.precisions},
     "unused": unused, "used": used, "counted": torch.gcu.counters()["fallbacks"],
     "name": info.name, "runtime": info.runtime, "simulated": info.simulated,
     "index": info.index, "extras": dict(info.extras),
@@ -192,6 +193,14 @@ def test_power_is_read_from_the_stand_ins_library(plain: dict[str, Any]) -> None
 def test_without_sensors_the_reason_is_noted(switched: dict[str, Any]) -> None:
     assert switched["sensors"] is None
     assert "pyefml" in switched["notes"]["power"]
+
+
+def test_auto_takes_fused_attention_and_a_16_bit_residual_stream(plain: dict[str, Any]) -> None:
+    assert not {"norm", "sdpa"} & plain["notes"].keys()
+    for precision, kernels in plain["kernels"].items():
+        assert kernels["attention"] == "fused-sdpa-per-sequence"
+        norm = {"bf16": "torch-bfloat16", "fp16": "torch-float16"}.get(precision)
+        assert kernels.get("norm") == norm
 
 
 def test_no_compiler_is_claimed_that_is_not_registered(plain: dict[str, Any]) -> None:
