@@ -1,78 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of backends: names to classes, imported only when asked for.
+"""The backends: which there are (registry.py), and which one to run on.
 
 Importing this module imports neither torch nor any vendor's package.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
-import sys
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import Unsupported
+from bertbench.backends import probing
+from bertbench.backends.registry import BUILT_IN, ENTRY_POINTS, FAMILIES, load, names, refused
+from bertbench.common.errors import Unsupported
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from bertbench.backends.base import Backend
 
-BUILT_IN = {
-    "cuda": "backends.cuda.backend:Cuda",
-    "rocm": "backends.rocm.backend:Rocm",
-    "corex": "backends.corex.backend:Corex",
-    "gcu": "backends.gcu:select",
-    "npu": "backends.npu.backend:Npu",
-    "musa": "backends.musa.backend:Musa",
-    "mlu": "backends.mlu.backend:Mlu",
-    "hpu": "backends.hpu.backend:Hpu",
-    "xpu": "backends.xpu.backend:Xpu",
-    "mps": "backends.mps.backend:Mps",
-    "cpu_ref": "backends.cpu_ref.backend:CpuRef",
-}
-"""Name -> module:attribute, in the order in which ``auto`` tries them (never cpu_ref).
-
-The attribute is a Backend class, or a function without parameters that returns one.
-"""
-
-FAMILIES = {"gpu": ("cuda", "rocm", "corex")}
-"""Names that may stand for several backends, tried in this order. gpu is what the references'
-scripts call any device that PyTorch addresses as cuda."""
-
-ENTRY_POINTS = "bertbench.backends"
-"""The group in which other packages offer their own backends."""
-
-SIMULATED = {"gcu": "torch_gcu"}
-"""Values of BERTBENCH_SIMULATE, and the vendor's package whose place a stand-in takes."""
-
-
-def names() -> list[str]:
-    """Every known backend: those built in, then those of installed packages."""
-    return [*BUILT_IN, *_third_parties()[0]]
-
-
-def refused() -> list[str]:
-    """One line for each installed backend that cannot be had, because its name is taken."""
-    return _third_parties()[1]
-
-
-def load(name: str) -> type[Backend]:
-    """The class for ``name``; Unsupported lists what exists. Imports the backend's module."""
-    others = _third_parties()[0]
-    targets = BUILT_IN | {n: entry.value for n, entry in others.items()}
-    if name not in targets:
-        raise Unsupported(f"unknown backend {name!r}; known: {', '.join(targets)}")
-    module, _, attribute = targets[name].partition(":")
-    found = getattr(importlib.import_module(module), attribute)
-    backend: type[Backend] = found if isinstance(found, type) else found()
-    if name in others and backend.name != name:
-        raise Unsupported(
-            f"the entry point {name!r} of {_package(others[name])} leads to a backend that calls "
-            f"itself {backend.name!r}: both must be the same"
-        )
-    return backend
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "FAMILIES", "load", "names", "refused", "resolve"]
 
 
 def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
@@ -82,8 +26,6 @@ def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
     What may involve a vendor's package is first examined in a process of its own (probing.py):
     one that hangs or crashes is Unsupported, with the reason.
     """
-    from backends import probing
-
     if name != "auto" and name not in FAMILIES:
         # The other processes of a machine would only ask the same question again.
         if name in names() and name != "cpu_ref" and os.environ.get("LOCAL_RANK", "0") == "0":
@@ -99,45 +41,3 @@ def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
     detail = "; ".join(f"{n}: {answer['reason']}" for n, answer in answers.items())
     what = "accelerator" if name == "auto" else name
     raise Unsupported(f"no {what} found ({detail}). To run on the CPU: --backend cpu_ref")
-
-
-def _third_parties() -> tuple[dict[str, EntryPoint], list[str]]:
-    """Usable entry points by name, and what is wrong with the others."""
-    found: dict[str, EntryPoint] = {}
-    problems: list[str] = []
-    # By name, so that ``auto`` does not depend on the order of a folder.
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        if entry.name in BUILT_IN or entry.name in FAMILIES or entry.name == "auto":
-            why = "that name is built in"
-        elif entry.name in found:
-            why = f"{_package(found[entry.name])} has one of that name"
-        else:
-            found[entry.name] = entry
-            continue
-        problems.append(f"backend {entry.name!r} of {_package(entry)} is refused: {why}")
-    return found, problems
-
-
-def _package(entry: EntryPoint) -> str:
-    return f"package {entry.dist.name}" if entry.dist else entry.value
-
-
-def _simulate(asked: str) -> None:
-    """Let the stand-in of a vendor's package be imported in its place, if that is not installed."""
-    if asked not in SIMULATED:
-        raise Unsupported(
-            f"BERTBENCH_SIMULATE={asked}: there are stand-ins for {', '.join(SIMULATED)}"
-        )
-    folder = str(Path(__file__).parent / "simulated" / "standins")
-    if folder in sys.path:
-        return
-    if importlib.util.find_spec(SIMULATED[asked]) is not None:
-        raise Unsupported(
-            f"BERTBENCH_SIMULATE={asked}: the real {SIMULATED[asked]} is installed here; unset it"
-        )
-    # In front: a simulated device must not report a real one's power.
-    sys.path.insert(0, folder)
-
-
-if os.environ.get("BERTBENCH_SIMULATE"):
-    _simulate(os.environ["BERTBENCH_SIMULATE"])

@@ -17,13 +17,13 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from backends import selfcheck
-from backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
-from backends.fallbacks import watch
-from backends.sensors import Sensors
-from common.errors import Unsupported
-from common.measure.telemetry import Sampler
-from common.model.ops import ComputeTypeOps, Ops
+from bertbench.backends import selfcheck
+from bertbench.backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
+from bertbench.backends.fallbacks import watch
+from bertbench.backends.sensors import Sensors
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure.telemetry import Sampler
+from bertbench.common.model.ops import ComputeTypeOps, Ops
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WRONG_TYPE = "computes in 16-bit floats only"

@@ -21,10 +21,10 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from backends import selfcheck
-from backends.timers import EventTimer, HostTimer, Timer
-from common.errors import Unsupported
-from common.model.ops import Ops
+from bertbench.backends import selfcheck
+from bertbench.backends.timers import EventTimer, HostTimer, Timer
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import Ops
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 """``bf16`` and ``fp16`` are mixed precision: that dtype in matrix products, float32 masters."""

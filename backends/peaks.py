@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.base import PRECISIONS
-from common.errors import BadInput
+from bertbench.backends.base import PRECISIONS
+from bertbench.common.errors import BadInput
 
 if sys.version_info >= (3, 11):
     import tomllib

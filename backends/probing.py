@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import backends
-from common.errors import BadInput
+from bertbench.backends import registry
+from bertbench.common.errors import BadInput
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from bertbench.backends.base import Backend
 
 TIMEOUT_S = 30.0
 SIMULATED_TIMEOUT_S = 300.0
@@ -41,7 +41,7 @@ _KILL_S = 2.0
 _CHILD = """\
 import sys
 sys.path[:] = {path!r}
-from backends import probing
+from bertbench.backends import probing
 probing.child({name!r}, {details!r}, {answer!r})
 """
 
@@ -116,12 +116,12 @@ def _first(names: Sequence[str], answers: dict[str, Answer]) -> int | None:
 
 def _absent(name: str) -> str | None:
     """Why a built-in backend cannot run here, if that is seen without a process."""
-    if name not in backends.names():
-        backends.load(name)  # raises, and lists what there is
-    if name not in backends.BUILT_IN:
+    if name not in registry.names():
+        registry.load(name)  # raises, and lists what there is
+    if name not in registry.BUILT_IN:
         return None  # the adapter's own module may import anything
     try:
-        return backends.load(name).absent()
+        return registry.load(name).absent()
     except Exception as error:
         return f"failed to load: {_one_line(error)}"
 
@@ -200,7 +200,7 @@ def child(name: str, details: bool, path: str) -> None:
 
 
 def _examine(name: str, details: bool) -> Answer:
-    kind = backends.load(name)
+    kind = registry.load(name)
     probe = kind.probe()
     answer: Answer = {"ok": probe.ok, "reason": probe.reason}
     if not (probe.ok and details):

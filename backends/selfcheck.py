@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.ops import ComputeTypeOps, Ops
+from bertbench.common.model.ops import ComputeTypeOps, Ops
 
 KEPT_BITS = {"fp32": (20, 24), "tf32": (10, 12), "bf16": (7, 7), "fp16": (10, 10)}
 """Explicit mantissa bits of the inputs that a product keeps: float32 has 23, TF32 and float16

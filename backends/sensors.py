@@ -17,14 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 
 TOOL_PERIOD_S = 1.0
 """A tool costs a process per reading: sample no faster. MLPerf asks for one reading a second."""
 
 
 class Sensors(NamedTuple):
-    """One device's sensors: what ``common.measure.telemetry.Sampler`` needs."""
+    """One device's sensors: what ``bertbench.common.measure.telemetry.Sampler`` needs."""
 
     read: Callable[[], Mapping[str, float]]
     source: str

@@ -38,3 +38,10 @@ def write_atomic(path: Path, text: str) -> None:
 def shown(text: object, limit: int = 200) -> str:
     """Text from a file in one short line, without anything that a terminal would obey."""
     return "".join(c if c.isprintable() else "?" for c in str(text))[:limit]
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  # loads the OpenMP runtime that the object resolves against
 
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 
 FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopenmp", "-fPIC")
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-# As common/cli.py does: a broken vendor package must not upset tests of another backend.
+# As common/cli/main.py does: a broken vendor package must not upset tests of another backend.
 os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import pytest
 import torch
 
-from common.data.batch import PretrainingBatch, Tokens
+from bertbench.common.data.batch import PretrainingBatch, Tokens
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,13 +25,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.data.corpus import documents, input_files
-from common.data.hdf5 import Limits, read
-from common.data.masking import MaskingOptions, TokenizedText, create_samples_reference
-from common.data.prepare import PrepareOptions, prepare
-from common.data.samples import from_lengths
-from common.data.schema import write_varlen
-from common.data.tokenization import SpecialIds, read_vocab
+from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.samples import from_lengths
+from bertbench.common.data.schema import write_varlen
+from bertbench.common.data.tokenization import SpecialIds, read_vocab
+from bertbench.common.prepare.corpus import documents, input_files
+from bertbench.common.prepare.from_text import PrepareOptions, prepare
+from bertbench.common.prepare.masking import MaskingOptions, TokenizedText, create_samples_reference
 
 
 def basic_tokens(text: str) -> list[str]:

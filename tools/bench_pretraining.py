@@ -31,8 +31,8 @@ from bench.shapes import SHAPES, Shape, typical_batch
 from bench.steps import PEER_MISSING, own_step, peer_available, peer_step, replay_step
 from bench.timing import interleave, ratio
 
-from backends.cpu_ref.allocator import keep_freed_memory
-from backends.cpu_ref.kernels import NativeOps
+from bertbench.backends.cpu_ref.allocator import keep_freed_memory
+from bertbench.backends.cpu_ref.kernels import NativeOps
 
 BF16 = torch.bfloat16
 

@@ -39,7 +39,7 @@ import torch
 from bench import squad_features, squad_quality, squad_speed
 from bench.steps import PEER_MISSING, peer_available
 
-from common.errors import BertbenchError
+from bertbench.common.errors import BertbenchError
 
 
 def main() -> int:

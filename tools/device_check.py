@@ -46,10 +46,10 @@ try:
     from check.sections import SECTIONS
     from check.table import render
 
-    import backends
-    from common.errors import BertbenchError
-    from common.files import write_atomic
-    from common.measure.code import code_hash, git_state
+    from bertbench import backends
+    from bertbench.common.errors import BertbenchError
+    from bertbench.common.files import write_atomic
+    from bertbench.common.measure.code import code_hash, git_state
 except ImportError as missing:
     print(f"device_check: {missing}; {_LACKS}", file=sys.stderr)
     raise SystemExit(2) from None

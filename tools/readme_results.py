@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.results.report import twin
-from common.results.report.page import Report
-from common.results.store import load_results
+from bertbench.common.report import markdown as twin
+from bertbench.common.report.page import Report
+from bertbench.common.results.store import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = "peers"

@@ -6,9 +6,9 @@
     python tools/trace_step.py squad_large_1 --precision bf16
 
 Runs the product's own model, loss, gradient clipping, gradient scaler and optimizer
-(common.training.train_step over backends/cuda) on fake CUDA tensors, which have shapes and types
-but no memory. Prints, by phase and operation, the kernels launched and the bytes moved, the
-synchronisations with the line of code that causes them, and a roofline estimate with its
+(train_step of common/training/loop.py over backends/cuda) on fake CUDA tensors, which have shapes
+and types but no memory. Prints, by phase and operation, the kernels launched and the bytes moved,
+the synchronisations with the line of code that causes them, and a roofline estimate with its
 assumptions. All of it follows from shapes: nothing is measured, and the same code gives the same
 numbers on every machine. The definitions are part of the output.
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given, flags = parse(sys.argv[1:] if argv is None else argv)
     # The traced tree comes first, and before an installed copy of the product.
     sys.path[:0] = [str(given.tree), str(Path(__file__).resolve().parent)]
-    from common.errors import BertbenchError
+    from bertbench.common.errors import BertbenchError
 
     try:
         from tracing import process
@@ -116,8 +116,10 @@ def _counts(text: str) -> list[int]:
 
 def _tree(text: str) -> Path:
     path = Path(text).resolve()
-    if not (path / "common" / "training.py").is_file():
-        raise argparse.ArgumentTypeError(f"{path} is no checkout: it has no common/training.py")
+    if not (path / "common" / "training" / "loop.py").is_file():
+        raise argparse.ArgumentTypeError(
+            f"{path} is no checkout: common/training/loop.py is missing"
+        )
     return path
 
 
@@ -127,7 +129,7 @@ def report(given: argparse.Namespace, flags: Sequence[str]) -> int:
     from tracing.run import trace
     from tracing.tally import Rates
 
-    from common.errors import BadInput
+    from bertbench.common.errors import BadInput
 
     missing = [name for name in RATES if getattr(given, name) is None]
     chosen = {name: RATES[name] if name in missing else getattr(given, name) for name in RATES}

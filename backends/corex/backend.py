@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from typing import ClassVar
 
-from backends.corex.telemetry import driver_version, open_ixsmi, two_chips
-from backends.cuda.backend import Cuda
-from backends.sensors import Sensors
+from bertbench.backends.corex.telemetry import driver_version, open_ixsmi, two_chips
+from bertbench.backends.cuda.backend import Cuda
+from bertbench.backends.sensors import Sensors
 
 
 class Corex(Cuda):

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 
-from backends.sensors import (
+from bertbench.backends.sensors import (
     Sensors,
     local_entries,
     quantity,
@@ -22,7 +22,7 @@ from backends.sensors import (
     tool_sensors,
     visible_entry,
 )
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 
 HOME = "/usr/local/corex"
 POWER_FIELDS = ("gpu.power.draw", "power.draw", "board.power.draw")

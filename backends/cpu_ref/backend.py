@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from backends.base import (
+from bertbench.backends.base import (
     Backend,
     Capabilities,
     DeviceInfo,
@@ -25,11 +25,11 @@ from backends.base import (
     Probe,
     Telemetry,
 )
-from backends.cpu_ref.allocator import keep_freed_memory
-from backends.cpu_ref.telemetry import open_rapl, rapl_problem
-from common import native
-from common.errors import Unsupported
-from common.model.ops import Ops
+from bertbench.backends.cpu_ref.allocator import keep_freed_memory
+from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
+from bertbench.common import native
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import Ops
 
 
 class CpuRef(Backend):
@@ -111,14 +111,14 @@ class CpuRef(Backend):
     def _ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "plain":
             return Ops()
-        from backends.cpu_ref.kernels import NativeOps
+        from bertbench.backends.cpu_ref.kernels import NativeOps
 
         return NativeOps(torch.bfloat16 if precision == "bf16" else torch.float32)
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         if kernels == "plain" or (kernels == "auto" and self._native_reason):
             return None
-        from backends.cpu_ref.kernels import native_lamb
+        from bertbench.backends.cpu_ref.lamb import native_lamb
 
         return native_lamb
 

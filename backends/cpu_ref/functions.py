@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.cpu_ref.library import call
-from common.data.batch import Tokens
+from bertbench.backends.cpu_ref.library import call
+from bertbench.common.data.batch import Tokens
 
 NORM_BLOCKS = 32
 """BLOCKS of rows.h: rows of partial sums."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from backends.cpu_ref.functions import (
+from bertbench.backends.cpu_ref.functions import (
     NO_DROPOUT,
     Attention,
     CrossEntropy,
@@ -29,15 +29,14 @@ from backends.cpu_ref.functions import (
     Norm,
     draw_dropout,
 )
-from backends.cpu_ref.lamb import native_lamb as native_lamb
-from backends.cpu_ref.library import library
-from common.data.batch import Tokens
-from common.errors import Unsupported
-from common.model.ops import Ops
+from bertbench.backends.cpu_ref.library import library
+from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import Ops
 
 
 def load() -> None:
-    """Compile and load the kernels; raises common.native.NativeUnavailable with the reason."""
+    """Compile and load the kernels; raises NativeUnavailable with the reason."""
     library()
 
 
@@ -53,7 +52,7 @@ class _Shadow:
 class NativeOps(Ops):
     """``Ops`` in bfloat16 (or float32) on the CPU.
 
-    Raises Unsupported for another dtype and common.native.NativeUnavailable without a compiler.
+    Raises Unsupported for another dtype and NativeUnavailable without a compiler.
     """
 
     name = "native"

@@ -8,7 +8,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from backends.cpu_ref.library import library
+from bertbench.backends.cpu_ref.library import library
 
 CHUNK = 1 << 14
 """CHUNK of lamb.h: elements per partial norm."""

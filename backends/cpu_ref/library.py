@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from common import native
+from bertbench.common import native
 
 _TYPES = {
     "p": ctypes.c_void_p,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common.measure.telemetry import Sampler
+from bertbench.common.measure.telemetry import Sampler
 
 ROOT = Path("/sys/class/powercap")
 

@@ -21,14 +21,14 @@ from typing import ClassVar
 
 import torch
 
-from backends import selfcheck
-from backends.accelerator import AMP_DTYPES, WRONG_TYPE, Accelerator, one_line
-from backends.base import Capabilities, LambKernel, Probe
-from backends.cuda import identify, nvml, packages
-from backends.cuda.ops import KERNELS, CudaOps
-from backends.sensors import Sensors
-from common.errors import Unsupported
-from common.model.ops import ComputeTypeOps, Ops
+from bertbench.backends import selfcheck
+from bertbench.backends.accelerator import AMP_DTYPES, WRONG_TYPE, Accelerator, one_line
+from bertbench.backends.base import Capabilities, LambKernel, Probe
+from bertbench.backends.cuda import identify, nvml, packages
+from bertbench.backends.cuda.ops import KERNELS, CudaOps
+from bertbench.backends.sensors import Sensors
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import ComputeTypeOps, Ops
 
 Version = tuple[int, int]
 NO_DEVICE = "no device"

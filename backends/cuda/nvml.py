@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from backends.accelerator import one_line
-from backends.sensors import Sensors, visible_entry
-from common.errors import Unsupported
+from bertbench.backends.accelerator import one_line
+from bertbench.backends.sensors import Sensors, visible_entry
+from bertbench.common.errors import Unsupported
 
 Reading = Callable[[], dict[str, float]]
 

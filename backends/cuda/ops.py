@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.data.batch import Tokens
-from common.errors import Unsupported
-from common.model.ops import ComputeTypeOps
+from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import ComputeTypeOps
 
 _HALF = (torch.bfloat16, torch.float16)
 

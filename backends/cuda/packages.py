@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.base import LambKernel
-from backends.cuda.ops import Kernel, check_inputs
-from common.data.batch import Tokens
-from common.errors import Unsupported
-from common.model.ops import ComputeTypeOps
-from common.optim.lamb import lamb_update
+from bertbench.backends.base import LambKernel
+from bertbench.backends.cuda.ops import Kernel, check_inputs
+from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import ComputeTypeOps
+from bertbench.common.optim.lamb import lamb_update
 
 HOW_TO_GET = {
     "apex": "NVIDIA's apex is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or "

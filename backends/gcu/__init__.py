@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from bertbench.backends.base import Backend
 
 
 def select() -> type[Backend]:
@@ -19,10 +19,10 @@ def select() -> type[Backend]:
     """
     found = _generation()
     if found == "eager":
-        from backends.gcu.backend import Gcu
+        from bertbench.backends.gcu.backend import Gcu
 
         return Gcu
-    from backends.gcu.lazy import Dtu, LazyGcu
+    from bertbench.backends.gcu.lazy import Dtu, LazyGcu
 
     return LazyGcu if found == "lazy" else Dtu
 

@@ -18,12 +18,12 @@ from importlib.metadata import entry_points
 
 import torch
 
-from backends import fallbacks
-from backends.accelerator import Accelerator
-from backends.base import Capabilities, Probe
-from backends.gcu import fallback_log
-from backends.gcu.telemetry import VISIBLE, driver_version, find_sensors
-from backends.sensors import Sensors
+from bertbench.backends import fallbacks
+from bertbench.backends.accelerator import Accelerator
+from bertbench.backends.base import Capabilities, Probe
+from bertbench.backends.gcu import fallback_log
+from bertbench.backends.gcu.telemetry import VISIBLE, driver_version, find_sensors
+from bertbench.backends.sensors import Sensors
 
 TF32 = "ENFLAME_ENABLE_TF32"
 GELU = "ENFLAME_PT_GELU_ERF_ENABLE"

@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from backends.accelerator import one_line
-from backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
-from backends.gcu.backend import float_precision, recorded
-from backends.gcu.telemetry import VISIBLE, driver_version, find_sensors
-from common.errors import Unsupported
-from common.measure.telemetry import Sampler
+from bertbench.backends.accelerator import one_line
+from bertbench.backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
+from bertbench.backends.gcu.backend import float_precision, recorded
+from bertbench.backends.gcu.telemetry import VISIBLE, driver_version, find_sensors
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure.telemetry import Sampler
 
 
 class LazyGcu(Backend):

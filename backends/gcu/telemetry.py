@@ -14,8 +14,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from backends.sensors import TOOL_PERIOD_S, Sensors, quantity, run_tool, visible_entry
-from common.errors import Unsupported
+from bertbench.backends.sensors import TOOL_PERIOD_S, Sensors, quantity, run_tool, visible_entry
+from bertbench.common.errors import Unsupported
 
 VISIBLE = "TOPS_VISIBLE_DEVICES"
 

@@ -15,10 +15,10 @@ from types import ModuleType
 
 import torch
 
-from backends.accelerator import Accelerator
-from backends.hpu.telemetry import open_hlml
-from backends.sensors import Sensors, visible_entry
-from common.errors import Unsupported
+from bertbench.backends.accelerator import Accelerator
+from bertbench.backends.hpu.telemetry import open_hlml
+from bertbench.backends.sensors import Sensors, visible_entry
+from bertbench.common.errors import Unsupported
 
 
 class Hpu(Accelerator):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from backends.sensors import Sensors, answering
-from common.errors import Unsupported
+from bertbench.backends.sensors import Sensors, answering
+from bertbench.common.errors import Unsupported
 
 _SOC, _ON_CHIP, _BY_POWER, _BY_HEAT = 0, 0, 1, 2
 """hlml.h: HLML_CLOCK_SOC, HLML_TEMPERATURE_ON_AIP, HLML_CLOCKS_THROTTLE_REASON_*."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 
-from backends.accelerator import Accelerator
-from backends.mlu.telemetry import open_cnmon
-from backends.sensors import Sensors
+from bertbench.backends.accelerator import Accelerator
+from bertbench.backends.mlu.telemetry import open_cnmon
+from bertbench.backends.sensors import Sensors
 
 
 class Mlu(Accelerator):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from backends.sensors import (
+from bertbench.backends.sensors import (
     Sensors,
     local_entries,
     quantity,
@@ -12,7 +12,7 @@ from backends.sensors import (
     tool_sensors,
     visible_entry,
 )
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 
 TWO_CHIPS = ("MLU370-X8",)
 """Cards that are two devices, next to each other; both show the card's power, and its cap."""

@@ -10,9 +10,9 @@ import os
 
 import torch
 
-from backends.accelerator import Accelerator
-from backends.base import Probe
-from common.errors import Unsupported
+from bertbench.backends.accelerator import Accelerator
+from bertbench.backends.base import Probe
+from bertbench.common.errors import Unsupported
 
 
 class Mps(Accelerator):

@@ -6,9 +6,9 @@ from __future__ import annotations
 import importlib
 import os
 
-from backends.accelerator import Accelerator, one_line
-from backends.sensors import Sensors, answering, visible_entry
-from common.errors import Unsupported
+from bertbench.backends.accelerator import Accelerator, one_line
+from bertbench.backends.sensors import Sensors, answering, visible_entry
+from bertbench.common.errors import Unsupported
 
 
 class Musa(Accelerator):

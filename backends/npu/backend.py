@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
-from backends.accelerator import Accelerator
-from backends.npu.telemetry import open_npu_smi
-from backends.sensors import Sensors
+from bertbench.backends.accelerator import Accelerator
+from bertbench.backends.npu.telemetry import open_npu_smi
+from bertbench.backends.sensors import Sensors
 
 
 class Npu(Accelerator):

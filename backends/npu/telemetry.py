@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from backends.sensors import (
+from bertbench.backends.sensors import (
     Sensors,
     local_entries,
     quantity,
@@ -18,7 +18,7 @@ from backends.sensors import (
     tool_sensors,
     visible_entry,
 )
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 
 _COLUMNS = ("NPU ID", "Chip ID", "Chip Logic ID")
 _POWER = ("NPU Real-time Power(W)", "Power Dissipation(W)")

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from backends.cuda.backend import Cuda
-from backends.rocm.telemetry import open_sensors
-from backends.sensors import Sensors
-from common.errors import Unsupported
+from bertbench.backends.cuda.backend import Cuda
+from bertbench.backends.rocm.telemetry import open_sensors
+from bertbench.backends.sensors import Sensors
+from bertbench.common.errors import Unsupported
 
 
 class Rocm(Cuda):

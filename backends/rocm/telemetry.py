@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from backends.sensors import Sensors, answering
-from common.errors import Unsupported
+from bertbench.backends.sensors import Sensors, answering
+from bertbench.common.errors import Unsupported
 
 DRM = Path("/sys/class/drm")
 _CHECK_S, _AGREES = 0.5, 0.25

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from common.errors import Unsupported
-from common.native import cache_dir
+from bertbench.common.errors import Unsupported
+from bertbench.common.native import cache_dir
 
 HERE = Path(__file__).parent
 SOURCES = ("device.cpp", "kernels.cpp", "precision.cpp", "library.cpp")

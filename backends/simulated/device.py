@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Register the simulated accelerator with torch under any name, and its device module.
 
-    from backends.simulated.device import install
+    from bertbench.backends.simulated.device import install
     demo = install("demo")                      # torch.demo, device "demo:0", "demo:1"
 
 README.md says what is modelled and lists the knobs.
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 
-from backends.simulated import build
-from common.errors import BadInput, Unsupported
+from bertbench.backends.simulated import build
+from bertbench.common.errors import BadInput, Unsupported
 
 Device = torch.device | str | int | None
 COUNTED = (

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from backends.simulated.device import installed
+from bertbench.backends.simulated.device import installed
 
 IDLE_W, FULL_W, THROTTLED_W = 60.0, 300.0, 180.0
 CLOCK_MHZ, MEMORY_CLOCK_MHZ = 1500.0, 7000.0

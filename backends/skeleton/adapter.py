@@ -7,9 +7,9 @@ backends/accelerator.py, and backends/base.py for all that may be overridden.
 
 from __future__ import annotations
 
-from backends.accelerator import Accelerator
-from backends.sensors import Sensors
-from common.errors import Unsupported
+from bertbench.backends.accelerator import Accelerator
+from bertbench.backends.sensors import Sensors
+from bertbench.common.errors import Unsupported
 
 
 class Mydevice(Accelerator):

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import torch
 
-from backends.accelerator import Accelerator
-from backends.sensors import Sensors, answering
+from bertbench.backends.accelerator import Accelerator
+from bertbench.backends.sensors import Sensors, answering
 
 
 class Xpu(Accelerator):

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.bert_pretraining.recipes import PretrainingRecipe
-from common.data.batch import PretrainingBatch
-from common.data.hdf5 import count
-from common.data.quickstart import quickstart_data
-from common.data.shards import dataset_hash, find_shards, locate
-from common.data.stream import TrainStream, eval_batches
-from common.data.synthetic import SyntheticStream, synthetic_eval_batches
-from common.distributed import World
-from common.errors import BadInput
-from common.files import file_sha256
-from common.recipe import RunOptions, Settings
+from bertbench.benchmarks.bert_pretraining.recipes import PretrainingRecipe
+from bertbench.common.config.recipe import RunOptions, Settings
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.hdf5 import count
+from bertbench.common.data.shards import dataset_hash, find_shards, locate
+from bertbench.common.data.stream import TrainStream, eval_batches
+from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256
+from bertbench.common.prepare.quickstart import quickstart_data
+from bertbench.common.training.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of this benchmark: our fields and the reference scripts' flags, as our fields.
 
-common/flags.py reads them; the references' are in reference_flags.py.
+common/config/reference_flags.py reads them; the references' are in reference_flags.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.bert_pretraining.recipes import PretrainingRecipe
-from benchmarks.bert_pretraining.reference_flags import REFERENCE, WARMUP
-from common.flags import BATCHES, Flags, Remarks, Values, derive_batches, fields, world_size
-from common.recipe import Impl, RunOptions
+from bertbench.benchmarks.bert_pretraining.recipes import PretrainingRecipe
+from bertbench.benchmarks.bert_pretraining.reference_flags import REFERENCE, WARMUP
+from bertbench.common.config.recipe import Impl, RunOptions
+from bertbench.common.config.reference_flags import (
+    BATCHES,
+    Flags,
+    Remarks,
+    Values,
+    derive_batches,
+    fields,
+    world_size,
+)
 
 OWN = fields(PretrainingRecipe, Impl, RunOptions)
 DERIVED = {**BATCHES, "average_packing_rate": "", "packed_samples": ""}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pretraining script: which recipe, by whether there is data, and what DeepSparkHub's sets.
 
-Backend, processes and the command are common/launch.py's part.
+Backend, processes and the command are common/launch/launcher.py's part.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from benchmarks.bert_pretraining.flags import FLAGS
-from benchmarks.bert_pretraining.recipes import PRESETS, PretrainingRecipe
-from common.errors import BadInput
-from common.launch import (
+from bertbench.benchmarks.bert_pretraining.flags import FLAGS
+from bertbench.benchmarks.bert_pretraining.recipes import PRESETS, PretrainingRecipe
+from bertbench.common.errors import BadInput
+from bertbench.common.launch.launcher import (
     Launch,
     Report,
     Wish,

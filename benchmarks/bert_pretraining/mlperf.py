@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.bert_pretraining.recipes import (
+from bertbench.benchmarks.bert_pretraining.recipes import (
     LARGE,
     MLPERF_TARGET,
     PretrainingRecipe,

@@ -12,8 +12,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.model.config import BertConfig
-from common.recipe import Impl, Preset, Recipe, RunOptions
+from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions
+from bertbench.common.model.config import BertConfig
 
 MLPERF_TARGET = 0.72
 """MLPerf's quality target: masked-token accuracy over the 10,000 held-out samples."""

@@ -6,7 +6,17 @@ The references are NVIDIA's run_pretraining.py of MLPerf Training v1.0 and v5.0 
 
 from __future__ import annotations
 
-from common.flags import Divides, Meaning, Notes, Refuses, Sets, as_float, as_whole, each, log_freq
+from bertbench.common.config.reference_flags import (
+    Divides,
+    Meaning,
+    Notes,
+    Refuses,
+    Sets,
+    as_float,
+    as_whole,
+    each,
+    log_freq,
+)
 
 
 def _interval(text: str) -> str:

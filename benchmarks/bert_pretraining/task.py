@@ -4,39 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bert_pretraining.data import Source, find_source
-from benchmarks.bert_pretraining.mlperf import log_values, why_not_closed
-from benchmarks.bert_pretraining.recipes import PretrainingRecipe
-from common.data.batch import PretrainingBatch
-from common.data.collate import collate
-from common.data.hdf5 import Limits
-from common.data.steps import StepBatch
-from common.data.synthetic import MASKED_SHARE, equal_samples, typical_length
-from common.distributed import World
-from common.errors import BadInput
-from common.events import EvalEvent, Observer
-from common.measure.flops import pretraining_flops
-from common.measure.metric import Metric
-from common.mlperf import LOG, MlperfLog, bert_tensors
-from common.model.heads import BertForPreTraining
-from common.model.weights import load_pretrained
-from common.optim.factory import build_optimizer
-from common.optim.lamb import parameter_groups
-from common.optim.schedule import learning_rate
-from common.recipe import Settings
-from common.split import asked, told
-from common.task import SharedTask
-from common.training import Plan
+from bertbench.benchmarks.bert_pretraining.data import Source
+from bertbench.benchmarks.bert_pretraining.mlperf import log_values
+from bertbench.benchmarks.bert_pretraining.recipes import PretrainingRecipe
+from bertbench.common.config.batch_split import asked
+from bertbench.common.config.recipe import Settings
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.collate import collate
+from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.steps import StepBatch
+from bertbench.common.data.synthetic import MASKED_SHARE, equal_samples, typical_length
+from bertbench.common.errors import BadInput
+from bertbench.common.measure.flops import pretraining_flops
+from bertbench.common.measure.metric import Metric
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.weights import load_pretrained
+from bertbench.common.optim.factory import build_optimizer
+from bertbench.common.optim.lamb import parameter_groups
+from bertbench.common.optim.schedule import learning_rate
+from bertbench.common.training.distributed import World
+from bertbench.common.training.events import EvalEvent
+from bertbench.common.training.task import Plan, SharedTask
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from bertbench.backends.base import Backend
 
 
 ACCURACY_TOLERANCE = 0.001
@@ -233,62 +230,6 @@ class PretrainingTask(SharedTask):
             start_warmup_step=r.start_warmup_step,
             power=r.lr_power,
         )
-
-
-def division(settings: Settings) -> Literal["closed", "open"]:
-    """MLPerf's division of a run. Raises BadInput when closed is asked for and a rule is broken."""
-    recipe = cast("PretrainingRecipe", settings.recipe)
-    broken = why_not_closed(recipe)
-    if settings.run.division == "closed" and broken:
-        raise BadInput(f"--division closed: {'; '.join(broken)}")
-    if settings.run.division == "auto":
-        return "open" if broken or settings.run.synthetic else "closed"
-    return settings.run.division
-
-
-def observers(
-    task: PretrainingTask,
-    settings: Settings,
-    folder: Path,
-    *,
-    system: str,
-    began: float,
-    resumed: Path | None,
-) -> list[Observer]:
-    """MLPerf's log in the record ``folder``; ``began`` is when initialisation did (time.time)."""
-    run = settings.run
-    log = MlperfLog(
-        folder / LOG,
-        division=division(settings),
-        org=run.submission_org,
-        platform=run.submission_platform or system,
-        status=run.submission_status,
-        seed=run.seed,
-        values=task.mlperf_values(),
-        weights=bert_tensors(task.recipe.model.num_hidden_layers),
-        began=began,
-        previous=resumed.parent.parent / LOG if resumed else None,
-    )
-    return [log]
-
-
-def closing(folder: Path) -> list[str]:
-    """What the reader of a terminal is told at the very end."""
-    return [f"MLPerf log  {folder / LOG}"]
-
-
-def split_of(settings: Settings, world: World) -> dict[str, Any]:
-    """How the global batch would be cut up, for --dry_run."""
-    recipe = cast("PretrainingRecipe", settings.recipe)
-    return told(recipe.global_batch, settings.impl, world)
-
-
-prepare = find_source
-
-
-def build(settings: Settings, backend: Backend, world: World, source: Source) -> PretrainingTask:
-    """The task of this benchmark on this rank."""
-    return PretrainingTask(settings, backend, world, source)
 
 
 def _sums(out: Any, batch: PretrainingBatch) -> Tensor:

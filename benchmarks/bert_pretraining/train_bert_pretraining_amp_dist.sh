@@ -7,4 +7,4 @@
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 [ -f "$root/.venv/.bertbench" ] || bash "$root/init.sh"
-exec "$root/.venv/bin/python" -I -m benchmarks.bert_pretraining.launch "$@"
+exec "$root/.venv/bin/python" -I -m bertbench.benchmarks.bert_pretraining.launch "$@"

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bert_squad.examples import Squad
-from benchmarks.bert_squad.features import NO_TOKEN, Features
-from benchmarks.bert_squad.recipes import SquadRecipe
-from benchmarks.bert_squad.wordpieces import basic_tokens
-from common.errors import BadInput
+from bertbench.benchmarks.bert_squad.examples import Squad
+from bertbench.benchmarks.bert_squad.features import NO_TOKEN, Features
+from bertbench.benchmarks.bert_squad.recipes import SquadRecipe
+from bertbench.benchmarks.bert_squad.wordpieces import basic_tokens
+from bertbench.common.errors import BadInput
 
 NO_CANDIDATE = "empty"
 """The reference's answer where nothing qualifies."""

@@ -22,12 +22,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from benchmarks.bert_squad.examples import read_squad
-from benchmarks.bert_squad.features import FeatureOptions, Features, make_features
-from common.data.samples import IntArray
-from common.data.tokenization import read_vocab
-from common.errors import BadInput
-from common.files import file_sha256, shown, sync
+from bertbench.benchmarks.bert_squad.examples import read_squad
+from bertbench.benchmarks.bert_squad.features import FeatureOptions, Features, make_features
+from bertbench.common.data.samples import IntArray
+from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256, shown, sync
 
 _CODE = (
     *("benchmarks/bert_squad/examples.py", "benchmarks/bert_squad/wordpieces.py"),
@@ -67,7 +67,7 @@ def ingredients(
             raise BadInput(f"{what} {path}: no such file: name an existing one")
     code = hashlib.sha256()
     for name in _CODE:
-        code.update((Path(__file__).parents[2] / name).read_bytes())
+        code.update((Path(__file__).resolve().parents[2] / name).read_bytes())
     return {
         "dataset_sha256": file_sha256(dataset),
         "vocab_sha256": file_sha256(vocab),

@@ -15,21 +15,20 @@ from typing import cast
 
 import numpy as np
 
-from benchmarks.bert_squad.answers import AnswerOptions
-from benchmarks.bert_squad.cache import StoredFeatures, stored_features
-from benchmarks.bert_squad.features import NO_TOKEN, FeatureOptions, Features
-from benchmarks.bert_squad.layout import Files, locate, missing, sources
-from benchmarks.bert_squad.minilm import minilm_file
-from benchmarks.bert_squad.outputs import opened
-from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from benchmarks.bert_squad.score import score
-from common.data.samples import from_lengths
-from common.data.tokenization import read_vocab
-from common.errors import BadInput
-from common.files import file_sha256
-from common.model.weights import VOCAB_MULTIPLE
-from common.native import cache_dir
-from common.recipe import Settings
+from bertbench.benchmarks.bert_squad.answers import AnswerOptions
+from bertbench.benchmarks.bert_squad.cache import StoredFeatures, stored_features
+from bertbench.benchmarks.bert_squad.features import NO_TOKEN, FeatureOptions, Features
+from bertbench.benchmarks.bert_squad.layout import Files, locate, missing, opened, sources
+from bertbench.benchmarks.bert_squad.minilm import minilm_file
+from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
+from bertbench.benchmarks.bert_squad.score import score
+from bertbench.common.config.recipe import Settings
+from bertbench.common.data.samples import from_lengths
+from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256
+from bertbench.common.model.weights import VOCAB_MULTIPLE
+from bertbench.common.native import cache_dir
 
 LENGTHS = (41, 88, 110, 120, 127, 133, 139, 145, 150, 157, 164, 171, 179, 188, 198, 210, 223, 247,
            272, 320, 384)  # fmt: skip

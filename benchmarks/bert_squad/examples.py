@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput
-from common.files import shown
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 
 WORD = re.compile("[^ \t\r\n\u202f]+")
 """The reference splits a paragraph at these five characters and no other (not at U+00A0, say)."""

@@ -17,12 +17,12 @@ from itertools import chain, pairwise
 
 import numpy as np
 
-from benchmarks.bert_squad.examples import NO_WORD, WORD, Squad
-from benchmarks.bert_squad.wordpieces import WordPieces
-from common.data.build import each
-from common.data.samples import IntArray, from_lengths, ragged_index
-from common.errors import BadInput
-from common.files import shown
+from bertbench.benchmarks.bert_squad.examples import NO_WORD, WORD, Squad
+from bertbench.benchmarks.bert_squad.wordpieces import WordPieces
+from bertbench.common.data.samples import IntArray, from_lengths, ragged_index
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.prepare.build import each
 
 FIRST_UNIQUE_ID = 1_000_000_000
 
@@ -113,7 +113,7 @@ def make_features(
 
     Args:
         squad: the questions.
-        vocab: tokens in the order of their ids (common.data.tokenization.read_vocab).
+        vocab: tokens in the order of their ids (bertbench.common.data.tokenization.read_vocab).
         options: lengths and lower case.
         processes: how many share the work; one does about 10,000 features a second.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of this benchmark: our fields and the reference scripts' flags, as our fields.
 
-common/flags.py reads them; the references' are in reference_flags.py.
+common/config/reference_flags.py reads them; the references' are in reference_flags.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,19 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from benchmarks.bert_squad.reference_flags import REFERENCE
-from common.flags import BATCHES, Flags, Remarks, Values, derive_batches, fields, world_size
-from common.model.config import BertConfig
-from common.recipe import Impl
+from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
+from bertbench.benchmarks.bert_squad.reference_flags import REFERENCE
+from bertbench.common.config.recipe import Impl
+from bertbench.common.config.reference_flags import (
+    BATCHES,
+    Flags,
+    Remarks,
+    Values,
+    derive_batches,
+    fields,
+    world_size,
+)
+from bertbench.common.model.config import BertConfig
 
 OWN = fields(SquadRecipe, Impl, SquadOptions)
 FLAGS = Flags(OWN, REFERENCE, BATCHES)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SQuAD scripts: which recipe on how many devices, its data, and the precision of Enflame's.
 
-Backend, processes and the command are common/launch.py's part.
+Backend, processes and the command are common/launch/launcher.py's part.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from benchmarks.bert_squad import positional
-from benchmarks.bert_squad.flags import FLAGS, derive_parts
-from benchmarks.bert_squad.layout import Files, locate, missing, names, sources
-from benchmarks.bert_squad.recipes import PRESETS, SquadRecipe
-from common.errors import BadInput
-from common.launch import (
+from bertbench.benchmarks.bert_squad import positional
+from bertbench.benchmarks.bert_squad.flags import FLAGS, derive_parts
+from bertbench.benchmarks.bert_squad.layout import Files, locate, missing, names, sources
+from bertbench.benchmarks.bert_squad.recipes import PRESETS, SquadRecipe
+from bertbench.common.errors import BadInput
+from bertbench.common.launch.launcher import (
     Launch,
     Report,
     Wish,
@@ -115,7 +115,7 @@ def plan(
 
     Raises BadInput or Unsupported with the fix.
     """
-    from backends import FAMILIES  # here, since BERTBENCH_SIMULATE may be refused
+    from bertbench.backends import FAMILIES  # here, since BERTBENCH_SIMULATE may be refused
 
     asked = wish(argv, environment)
     environment = switched(environment, asked.given)
@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     def make() -> Launch:
-        from backends import FAMILIES
+        from bertbench.backends import FAMILIES
 
         given = wish(argv, os.environ).given  # what is wrong with the words is told before all else
         asked = given.get("backend", "auto")

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from common.errors import BadInput
+from bertbench.common.errors import BadInput
 
 SQUAD_HOST = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 MD5 = {
@@ -136,3 +137,12 @@ def _checkpoint(folder: Path) -> Path | None:
             f"name one with --init_checkpoint"
         )
     return next(iter(named or found), None)
+
+
+def opened(path: Path, mode: str) -> IO[str]:
+    """The file of --json_summary, in ``mode``; BadInput where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open(mode, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"--json_summary {path}: cannot be written: {error.strerror}") from error

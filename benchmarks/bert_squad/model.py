@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.data.batch import Tokens
-from common.model.bert import BertEncoder, initialize, linear
-from common.model.config import BertConfig
-from common.model.ops import Ops
+from bertbench.common.data.batch import Tokens
+from bertbench.common.model.bert import BertEncoder, initialize, linear
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.ops import Ops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,14 +22,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from benchmarks.bert_squad.recipes import SquadOptions
-from common.errors import BadInput
-from common.events import EvalEvent, Observer, RunSummary, StepEvent
-from common.recipe import Settings
-from common.results.record import MANIFEST, hide_home
+from bertbench.benchmarks.bert_squad.layout import opened
+from bertbench.benchmarks.bert_squad.recipes import SquadOptions
+from bertbench.common.config.recipe import Settings
+from bertbench.common.results.record import MANIFEST, hide_home
+from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
 if TYPE_CHECKING:
-    from benchmarks.bert_squad.task import SquadTask
+    from bertbench.benchmarks.bert_squad.task import SquadTask
 
 PREDICTIONS, NBEST = "predictions.json", "nbest_predictions.json"
 DLLOGGER, REPORT = "dllogger.json", "final_report.json"
@@ -224,15 +224,6 @@ def _scoring(folder: Path) -> dict[str, Any]:
     """What scoring counted, from the closed record; none where nothing was scored."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return dict(manifest["extras"].get("scoring", {}))
-
-
-def opened(path: Path, mode: str) -> IO[str]:
-    """The file of --json_summary, in ``mode``; BadInput where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open(mode, encoding="utf-8")
-    except OSError as error:
-        raise BadInput(f"--json_summary {path}: cannot be written: {error.strerror}") from error
 
 
 def _clock(seconds: float) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.bert_squad.layout import names
-from common.errors import BadInput
-from common.flags import as_whole
+from bertbench.benchmarks.bert_squad.layout import names
+from bertbench.common.config.reference_flags import as_whole
+from bertbench.common.errors import BadInput
 
 DEFAULTS = {
     "init_checkpoint": "",

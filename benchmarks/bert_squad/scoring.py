@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.bert_squad.answers import AnswerOptions, Answers, find_answers
-from benchmarks.bert_squad.data import Source
-from benchmarks.bert_squad.examples import read_squad
-from benchmarks.bert_squad.features import Features
-from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from benchmarks.bert_squad.score import score
-from benchmarks.bert_squad.stream import share
-from common.data.samples import ragged_index
-from common.files import shown
-from common.measure.metric import Metric
+from bertbench.benchmarks.bert_squad.answers import AnswerOptions, Answers, find_answers
+from bertbench.benchmarks.bert_squad.data import Source
+from bertbench.benchmarks.bert_squad.examples import read_squad
+from bertbench.benchmarks.bert_squad.features import Features
+from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
+from bertbench.benchmarks.bert_squad.score import score
+from bertbench.benchmarks.bert_squad.stream import share
+from bertbench.common.data.samples import ragged_index
+from bertbench.common.files import shown
+from bertbench.common.measure.metric import Metric
 
 SCRIPT_TIMEOUT_S = 3600
 _OFFICIAL = "over all questions, as the official script of SQuAD"

@@ -4,7 +4,7 @@
 The order depends on seed and epoch only. Consecutive features make the global batches, across the
 ends of epochs, so that each is trained exactly once per epoch. Processes, micro-batch and
 accumulation only divide a global batch: every rank knows all lengths and computes the same
-division by itself (common.data.collate.deal).
+division by itself (bertbench.common.data.collate.deal).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.bert_squad.features import Features
-from benchmarks.bert_squad.model import SpanBatch
-from common.data.batch import Tokens
-from common.data.collate import deal
-from common.data.prefetch import Prefetcher
-from common.data.samples import IntArray, ragged_index
-from common.data.steps import STEPS_AHEAD, accumulation_of, shuffled
-from common.errors import BadInput
+from bertbench.benchmarks.bert_squad.features import Features
+from bertbench.benchmarks.bert_squad.model import SpanBatch
+from bertbench.common.data.batch import Tokens
+from bertbench.common.data.collate import deal
+from bertbench.common.data.prefetch import Prefetcher
+from bertbench.common.data.samples import IntArray, ragged_index
+from bertbench.common.data.steps import STEPS_AHEAD, accumulation_of, shuffled
+from bertbench.common.errors import BadInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

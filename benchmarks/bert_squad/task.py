@@ -13,36 +13,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bert_squad.answers import Answers
-from benchmarks.bert_squad.data import Source, find_source, made_up_features
-from benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch, span_loss
-from benchmarks.bert_squad.outputs import Outputs, closing
-from benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from benchmarks.bert_squad.scoring import answer_and_score, assemble, quality, script_scores
-from benchmarks.bert_squad.stream import (
+from bertbench.benchmarks.bert_squad.answers import Answers
+from bertbench.benchmarks.bert_squad.data import Source, made_up_features
+from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch, span_loss
+from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
+from bertbench.benchmarks.bert_squad.scoring import (
+    answer_and_score,
+    assemble,
+    quality,
+    script_scores,
+)
+from bertbench.benchmarks.bert_squad.stream import (
     FeatureStream,
     StepBatch,
     answer_batches,
     collate,
     share,
 )
-from common.distributed import World
-from common.errors import BadInput, Unsupported
-from common.events import EvalEvent, Observer
-from common.measure.flops import span_flops
-from common.measure.metric import Metric
-from common.model.config import SIZES
-from common.model.weights import WeightsReport, load_pretrained
-from common.optim.factory import build_optimizer
-from common.optim.lamb import parameter_groups
-from common.optim.schedule import warmup_linear
-from common.recipe import Settings
-from common.split import asked, told
-from common.task import SharedTask
-from common.training import Plan
+from bertbench.common.config.batch_split import asked
+from bertbench.common.config.recipe import Settings
+from bertbench.common.errors import BadInput
+from bertbench.common.measure.flops import span_flops
+from bertbench.common.measure.metric import Metric
+from bertbench.common.model.config import SIZES
+from bertbench.common.model.weights import WeightsReport, load_pretrained
+from bertbench.common.optim.factory import build_optimizer
+from bertbench.common.optim.lamb import parameter_groups
+from bertbench.common.optim.schedule import warmup_linear
+from bertbench.common.training.distributed import World
+from bertbench.common.training.events import EvalEvent
+from bertbench.common.training.task import Plan, SharedTask
 
 if TYPE_CHECKING:
-    from backends.base import Backend
+    from bertbench.backends.base import Backend
 
 
 class SquadTask(SharedTask):
@@ -322,51 +325,6 @@ class SquadTask(SharedTask):
             total_steps=self.schedule_steps,
             warmup_proportion=r.warmup_proportion,
         )
-
-
-def division(settings: Settings) -> None:
-    """MLPerf has no SQuAD benchmark, hence no division and no log."""
-    run = settings.run
-    if run.division != "auto":
-        raise Unsupported(f"--division {run.division}: MLPerf has no SQuAD benchmark; leave it out")
-    if run.verify_checkpoint:
-        raise Unsupported(
-            "--verify_checkpoint: no F1 is known of weights that are to be fine-tuned; to answer "
-            "with fine-tuned ones: --no_do_train"
-        )
-
-
-def split_of(settings: Settings, world: World) -> dict[str, Any]:
-    """How the global batch would be cut up, for --dry_run."""
-    return told(cast("SquadRecipe", settings.recipe).global_batch, settings.impl, world)
-
-
-def prepare(settings: Settings) -> Source:
-    """Files and features of the run."""
-    if settings.run.text is not None or settings.run.input_dir or settings.run.eval_dir:
-        raise BadInput("SQuAD takes --data, or --train_file and --predict_file")
-    return find_source(settings)
-
-
-def build(settings: Settings, backend: Backend, world: World, source: Source) -> SquadTask:
-    """The task of this benchmark on this rank."""
-    return SquadTask(settings, backend, world, source)
-
-
-def observers(
-    task: SquadTask,
-    settings: Settings,
-    folder: Path,
-    *,
-    system: str,
-    began: float,
-    resumed: Path | None,
-) -> list[Observer]:
-    """Predictions, DLLogger's lines and the final report, into the record ``folder``."""
-    return [Outputs(task, settings, folder, resumed=resumed is not None)]
-
-
-__all__ = ["build", "closing", "division", "observers", "prepare", "split_of"]
 
 
 def _weights_note(source: Source, report: WeightsReport | None) -> str:

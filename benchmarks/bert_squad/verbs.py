@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bert_squad.score import score
-from common.cli import Parser
+from bertbench.benchmarks.bert_squad.score import score
+from bertbench.common.config.parser import Parser
 
 COUNTED = {
     "missing": "questions have no answer in the file and score 0",
@@ -23,13 +23,12 @@ def score_main(argv: Sequence[str]) -> int:
 
     With ``--json`` the one line holds the counts as well. Raises BadInput for damaged files.
     """
-    parser = Parser(prog="bertbench score squad", description=__doc__)
+    parser = Parser("score squad", __doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="SQuAD file with the answers")
     parser.add_argument("--predictions", type=Path, required=True, help="JSON: id to answer")
     parser.add_argument(
         "--version", choices=("1.1", "2.0"), help="whose rules; default: the data set's own"
     )
-    parser.add_argument("--json", action="store_true", help="for machines: with all counts")
     given = parser.parse_args(argv)
     v2 = None if given.version is None else given.version == "2.0"
     found = score(given.dataset, given.predictions, v2=v2)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from common.data.samples import IntArray, from_lengths, ragged_index
+from bertbench.common.data.samples import IntArray, from_lengths, ragged_index
 
 UNK, CLS, SEP = "[UNK]", "[CLS]", "[SEP]"
 NEVER_SPLIT = frozenset({UNK, SEP, "[PAD]", CLS, "[MASK]"})

@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from common.data.batch import PretrainingBatch, Tokens
-from common.data.samples import IntArray, Samples, ragged_index
+from bertbench.common.data.batch import PretrainingBatch, Tokens
+from bertbench.common.data.samples import IntArray, Samples, ragged_index
 
 
 def collate(samples: Samples, rows: IntArray) -> PretrainingBatch:

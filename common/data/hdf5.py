@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 
-from common.data.samples import IntArray, Samples, from_lengths, token_dtype
-from common.data.schema import (
+from bertbench.common.data.samples import IntArray, Samples, from_lengths, token_dtype
+from bertbench.common.data.schema import (
     DATASETS,
     INPUT_IDS,
     INPUT_MASK,
@@ -29,7 +29,7 @@ from common.data.schema import (
     Layout,
     layout_of,
 )
-from common.errors import BadInput
+from bertbench.common.errors import BadInput
 
 CHUNK_ROWS = 4096
 """Rows read and checked at a time: bounds memory and how long a prefetch thread holds the GIL."""

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
-from common.data.samples import IntArray, Samples
-from common.errors import BadInput
+from bertbench.common.data.samples import IntArray, Samples
+from bertbench.common.errors import BadInput
 
 INPUT_IDS = "input_ids"
 INPUT_MASK = "input_mask"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from common.errors import BadInput
+from bertbench.common.errors import BadInput
 
 Kind = Literal["train", "eval"]
 

@@ -20,11 +20,11 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from common.data.batch import PretrainingBatch
-from common.data.collate import collate, deal
-from common.data.prefetch import Prefetcher
-from common.data.samples import IntArray, Samples
-from common.errors import BadInput
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.collate import collate, deal
+from bertbench.common.data.prefetch import Prefetcher
+from bertbench.common.data.samples import IntArray, Samples
+from bertbench.common.errors import BadInput
 
 STEPS_AHEAD = 4
 """Steps that are collated before they are asked for."""

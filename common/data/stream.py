@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.batch import PretrainingBatch
-from common.data.collate import collate
-from common.data.hdf5 import Limits, count, read
-from common.data.samples import Samples
-from common.data.shards import dataset_hash, find_shards, locate
-from common.data.steps import StepBatch, StepStream, Window, shuffled
-from common.errors import BadInput
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.collate import collate
+from bertbench.common.data.hdf5 import Limits, count, read
+from bertbench.common.data.samples import Samples
+from bertbench.common.data.shards import dataset_hash, find_shards, locate
+from bertbench.common.data.steps import StepBatch, StepStream, Window, shuffled
+from bertbench.common.errors import BadInput
 
 __all__ = [
     "StepBatch",

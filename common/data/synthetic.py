@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.data.batch import PretrainingBatch
-from common.data.hdf5 import Limits
-from common.data.samples import IntArray, Samples, from_lengths, token_dtype
-from common.data.steps import StepStream, Window
-from common.data.stream import batches_of
-from common.errors import BadInput
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.samples import IntArray, Samples, from_lengths, token_dtype
+from bertbench.common.data.steps import StepStream, Window
+from bertbench.common.data.stream import batches_of
+from bertbench.common.errors import BadInput
 
 FULL_LENGTH = 512
 FULL_SHARE = 0.2343

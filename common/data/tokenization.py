@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from common.data.samples import IntArray, from_lengths
-from common.errors import BadInput
-from common.native import NativeUnavailable, load
+from bertbench.common.data.samples import IntArray, from_lengths
+from bertbench.common.errors import BadInput
+from bertbench.common.native import NativeUnavailable, load
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)

@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.errors import BadInput, Unsupported
-from common.files import file_sha256
-from common.native import cache_dir
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.files import file_sha256
+from bertbench.common.native import cache_dir
 
 TIMEOUT_S = 600
 

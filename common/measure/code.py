@@ -8,7 +8,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[2]
+"""The folder bertbench that is imported."""
+ROOT = Path(__file__).resolve().parents[2]
+"""Where the sources really are: the checkout, or the installed package."""
 FOLDERS = ("backends", "benchmarks", "common")
 SUFFIXES = frozenset({".py", ".c", ".h", ".toml"})
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from common.distributed import World
+if TYPE_CHECKING:
+    from bertbench.common.training.distributed import World
+
 
 BUCKET_BYTES = 25 << 20
 """As DistributedDataParallel's default ``bucket_cap_mb``."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.model.config import BertConfig
+from bertbench.common.model.config import BertConfig
 
 BACKWARD = 2
 """Products of a backward pass for each of the forward pass: gradients of input and of weight."""

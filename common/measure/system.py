@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import torch
 
-from common.measure.code import git_state
+from bertbench.common.measure.code import git_state
 
 PACKAGES = ("torch", "numpy", "h5py", "safetensors", "tokenizers", "mlperf-logging")
 ENVIRONMENT = (

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.measure.metric import Metric, metric
+from bertbench.common.measure.metric import Metric, metric
 
 if TYPE_CHECKING:
-    from backends.peaks import Peak
+    from bertbench.backends.peaks import Peak
 
 CALIBRATION = "calibration.json"
 CALIBRATION_VERSION = 1

@@ -10,9 +10,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from common.data.batch import Tokens
-from common.model.config import BertConfig
-from common.model.ops import Ops
+from bertbench.common.data.batch import Tokens
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.ops import Ops
 
 
 class FusedQKV(nn.Linear):

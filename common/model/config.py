@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common.errors import BadInput
+from bertbench.common.errors import BadInput
 
 Gelu = Literal["erf", "tanh"]
 NormPosition = Literal["post", "pre"]

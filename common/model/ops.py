@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common.data.batch import Tokens
+from bertbench.common.data.batch import Tokens
 
 
 class Ops:

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from common.errors import BadInput, Unsupported
-from common.files import shown
-from common.model.bert import BertEncoder
-from common.model.config import BertConfig
-from common.model.naming import (
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.files import shown
+from bertbench.common.model.bert import BertEncoder
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.naming import (
     DECODER_BIAS,
     DECODER_WEIGHT,
     LAYER,

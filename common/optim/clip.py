@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.optim.norms import tensor_norms
+from bertbench.common.optim.norms import tensor_norms
 
 
 def grad_norm(params: Iterable[Tensor]) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from common.errors import BadInput
-from common.optim.adam import BertAdam
-from common.optim.lamb import Lamb, LambUpdate
+from bertbench.common.errors import BadInput
+from bertbench.common.optim.adam import BertAdam
+from bertbench.common.optim.lamb import Lamb, LambUpdate
 
 OPTIMIZERS = ("lamb", "adamw", "bert_adam")
 

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.optim.norms import tensor_norms
+from bertbench.common.optim.norms import tensor_norms
 
 LambUpdate = Callable[..., None]
 """One step on one parameter group, in place; ``lamb_update`` is the plain one and shows the
-signature, which is ``backends.base.LambKernel``."""
+signature, which is ``bertbench.backends.base.LambKernel``."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

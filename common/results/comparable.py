@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput
-from common.files import shown
-from common.measure.metric import SHARED
-from common.results import statistics
-from common.results.store import Damaged, Result, load_results
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.results import statistics
+from bertbench.common.results.store import Damaged, Result, load_results
 
 FINISHED = ("ok", "below_quality")
 """Runs whose rates are of whole runs; all others are only counted."""

@@ -5,15 +5,14 @@ chance. Runs that did not train the same thing are refused, with what is not the
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from common.errors import BadInput
-from common.files import shown
-from common.results import statistics
-from common.results.comparable import Side, differences, load_side, notes
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.results import statistics
+from bertbench.common.results.comparable import Side, differences, notes
 
 JUDGED = ("time_to_target_s", "sequences_per_second", "inference_sequences_per_second")
 """What the exit code is about unless --metric says otherwise, besides stability and quality."""
@@ -284,36 +283,3 @@ def _conclusion(found: Comparison) -> str:
     return (
         f"same or better: nothing judged is significantly worse by more than {found.threshold:g} %"
     )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``bertbench compare``: 0 same or better, 1 regression, 2 not comparable."""
-    from common.cli import Parser
-
-    parser = Parser(
-        prog="bertbench compare",
-        description="Compare two groups of runs: ratios, intervals, exact tests.",
-        epilog="exit code: 0 same or better, 1 a judged metric is significantly worse, 2 refused",
-    )
-    parser.add_argument("lhs", help="baseline: a run folder, a folder of runs, or a pattern")
-    parser.add_argument("rhs", help="what is compared with it")
-    parser.add_argument(
-        "--metric", action="append", default=[], help="show and judge these only (again for more)"
-    )
-    parser.add_argument(
-        "--threshold", type=float, default=1.0, metavar="PCT", help="what a regression exceeds (1)"
-    )
-    parser.add_argument("--force", action="store_true", help="compare what is not the same")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    given = parser.parse_args(argv)
-    if not 0 <= given.threshold <= 100:
-        raise BadInput(f"--threshold {given.threshold:g}: give percent, from 0 to 100")
-    found = compare(
-        load_side(given.lhs),
-        load_side(given.rhs),
-        metrics=given.metric,
-        threshold=given.threshold,
-        force=given.force,
-    )
-    print(json.dumps(found.as_dict(), indent=1) if given.json else render(found))
-    return found.exit_code

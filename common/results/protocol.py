@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from common.compliance import check_log
-from common.mlperf import read_log
-from common.recipe import hash_values
+from bertbench.common.config.recipe import hash_values
+from bertbench.common.mlperf.compliance import check_log
+from bertbench.common.mlperf.log import read_log
 
 Finding = tuple[Literal["error", "note"], str, str]
 LOG = "result_0.txt"

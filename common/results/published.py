@@ -18,10 +18,10 @@ from typing import Any
 
 import jsonschema
 
-from common.errors import BadInput
-from common.files import shown, write_atomic
-from common.measure.metric import SHARED
-from common.results.result import parse
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown, write_atomic
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.results.result import parse
 
 SCHEMA = Path(__file__).parent / "schema" / "published-1.json"
 NOT_STATED = "not stated"

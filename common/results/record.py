@@ -7,7 +7,7 @@ config.json        recipe, impl and run options, with the origin of each value
 system.json        machine, devices, software
 steps.jsonl        one line per reported step, evaluation, checkpoint, start and stop
 telemetry.jsonl    power and the like, where the device tells
-result_0.txt       MLPerf log (written by common.mlperf.MlperfLog into ``record.path``)
+result_0.txt       MLPerf log (written by common/mlperf/log.py into ``record.path``)
 console.log        what was printed (``record.console``)
 checkpoints/       not part of the record: each has checksums of its own
 =================  ================================================================================
@@ -37,11 +37,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from common.errors import BadInput
-from common.events import EvalEvent, Observer, RunSummary, StepEvent
-from common.files import file_sha256, sync, write_atomic
-from common.measure.code import code_hash
-from common.recipe import plain
+from bertbench.common.config.recipe import plain
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256, sync, write_atomic
+from bertbench.common.measure.code import code_hash
+from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed", "oom", "unsupported", "below_quality", "interrupted")
@@ -97,7 +97,9 @@ class RunRecord(Observer):
                     f"digits, '.', '_' and '-' (--{what})"
                 )
         created = now or datetime.now(timezone.utc)
-        from common.measure.system import describe_system  # torch: readers of records need none
+        from bertbench.common.measure.system import (
+            describe_system,  # torch: readers of records need none
+        )
 
         described = describe_system() | {"devices": plain(list(devices))}
         code = described["code"]
@@ -171,7 +173,7 @@ class RunRecord(Observer):
     ) -> None:
         """Add what is known only once the data is open.
 
-        ``inputs`` are the keyword arguments that ``common.recipe.recipe_hash`` was given, and
+        ``inputs`` are the keyword arguments that ``recipe_hash`` was given, and
         ``recipe_kind`` the recipe's class, so that ``validate`` can compute the hash again.
         """
         self._manifest.update(

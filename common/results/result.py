@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.files import shown
-from common.measure.metric import SHARED
-from common.results.record import MANIFEST
+from bertbench.common.files import shown
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.results.record import MANIFEST
 
 HOST = "cpu_ref"
 """The backend whose processes share one device, the host's processors."""

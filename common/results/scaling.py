@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from common.files import shown
-from common.measure.metric import SHARED
-from common.results.comparable import FINISHED
-from common.results.statistics import ENOUGH, median
-from common.results.store import Result
+from bertbench.common.files import shown
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.results.comparable import FINISHED
+from bertbench.common.results.statistics import ENOUGH, median
+from bertbench.common.results.store import Result
 
 RATE = "sequences_per_second"
 DEFINITIONS = {

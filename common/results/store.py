@@ -7,7 +7,7 @@ Two sorts of thing are found: records of runs (common/results/record.py), and fi
 published (results/reference/*.json, schema/published-1.json), one Result for each of their rows.
 Only what the properties below rely on is checked here; whether a record can be believed is what
 ``validate`` says. Records come from strangers: every text in them must be escaped where it is
-shown (``common.files.shown`` for a terminal).
+shown (``bertbench.common.files.shown`` for a terminal).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import BadInput
-from common.files import shown
-from common.measure.code import ROOT
-from common.results.record import CHECKPOINTS, MANIFEST, SCHEMA_VERSION, STATUSES, sealed
-from common.results.result import Damage, Result, check_quality, demand, metrics_of, parse
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.measure.code import ROOT
+from bertbench.common.results.record import CHECKPOINTS, MANIFEST, SCHEMA_VERSION, STATUSES, sealed
+from bertbench.common.results.result import Damage, Result, check_quality, demand, metrics_of, parse
 
 __all__ = ["KINDS", "REFERENCE", "Damaged", "Result", "find_runs", "load_results", "parse"]
 

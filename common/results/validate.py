@@ -7,26 +7,21 @@ worthless as a result; a ``note`` is something its reader should know.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonschema
 
-from common.errors import BadInput
-from common.files import file_sha256, shown
-from common.results import protocol
-from common.results.record import MANIFEST, record_files, sealed
-from common.results.store import find_runs
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256, shown
+from bertbench.common.results import protocol
+from bertbench.common.results.record import MANIFEST, record_files, sealed
 
 SCHEMAS = Path(__file__).parent / "schema"
-ENOUGH = 6
-"""Repeats for an interval of a median; with fewer none exists."""
 _MOST_PER_FILE = 5
 _ALTERED = "differs from its checksum: damaged, or changed afterwards"
 
@@ -49,7 +44,7 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
     file = path / MANIFEST
     try:
         text = file.read_text(encoding="utf-8")
-        manifest = _parse(text)
+        manifest = parse(text)
     except FileNotFoundError as error:
         raise BadInput(f"{path} is not a run folder: it has no {MANIFEST}") from error
     except (OSError, ValueError) as error:
@@ -78,7 +73,7 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
     return problems
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON: unknown is null")
 
@@ -125,7 +120,7 @@ def _file_errors(path: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
 
 def _document(file: Path, kind: str, version: int) -> tuple[Any, list[Problem]]:
     try:
-        value = _parse(file.read_text(encoding="utf-8"))
+        value = parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return None, [Problem("error", file.name, shown(f"cannot be read: {error}"))]
     return value, list(_schema_errors(version, kind, value, file.name))
@@ -142,7 +137,7 @@ def _lines(
     text = file.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(text, 1):
         try:
-            value = _parse(line)
+            value = parse(line)
         except ValueError as error:
             if unfinished and number == len(text):
                 break
@@ -154,93 +149,3 @@ def _lines(
         if len(problems) >= _MOST_PER_FILE:
             break
     return values, problems
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """``bertbench validate``: 0 every record is a valid result, 1 at least one is not.
-
-    A valid record of a simulated device is no result: it gives 1, or 0 with ``--simulated``.
-    """
-    parser = argparse.ArgumentParser(
-        prog="bertbench validate",
-        description="Check records: schema, checksums, protocol, MLPerf compliance.",
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
-    parser.add_argument(
-        "--ruleset", action="append", default=[], help="MLPerf round instead of the record's own"
-    )
-    parser.add_argument(
-        "--simulated", action="store_true", help="take valid records of simulated devices, too"
-    )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    options = parser.parse_args(argv)
-    results: dict[str, list[Problem]] = {}
-    for path in options.runs:
-        records, damaged = find_runs(path)
-        if not path.exists() or not (records or damaged):
-            raise BadInput(f"no record in {path}: give a run folder (results/SYSTEM/BENCHMARK/RUN)")
-        results.update({str(run): validate(run, options.ruleset) for run in records})
-        results.update({str(d.path): [Problem("error", MANIFEST, d.problem)] for d in damaged})
-    valid = {run: not any(p.severity == "error" for p in found) for run, found in results.items()}
-    simulated = {run: valid[run] and _simulated(Path(run)) for run in results}
-    groups = _groups([run for run in results if valid[run] and not simulated[run]])
-    if options.json:
-        report = [
-            {
-                "run": run,
-                "valid": valid[run],
-                "simulated": simulated[run],
-                "repeats": len(groups.get(run, ())),
-                "problems": [asdict(p) for p in found],
-            }
-            for run, found in results.items()
-        ]
-        print(json.dumps(report, indent=1))
-    else:
-        for run, found in results.items():
-            verdict = "valid, but SIMULATED: no result" if simulated[run] else "valid"
-            print(f"{run}: {verdict if valid[run] else 'NOT VALID'}")
-            for p in found:
-                print(f"  {p.severity}: {p.file}: {p.text}")
-        for group in dict.fromkeys(groups.values()):
-            print(_repeats(group))
-    return 0 if all(valid[r] and (options.simulated or not simulated[r]) for r in results) else 1
-
-
-def _simulated(run: Path) -> bool:
-    """What a valid record says of its devices."""
-    return bool(_manifest(run).get("simulated", False))
-
-
-def _manifest(run: Path) -> Any:
-    return _parse((run / MANIFEST).read_text(encoding="utf-8"))
-
-
-def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Of each finished run its repeats: same system, recipe, inputs, code and precision."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for run in runs:
-        m = _manifest(Path(run))
-        if m["status"] in ("ok", "below_quality"):
-            same = [m[key] for key in ("system", "recipe_hash", "code_hash", "world_size")]
-            key = (*same, m["extras"].get("precision"))
-            groups.setdefault(key, []).append(run)
-    return {run: tuple(group) for group in groups.values() for run in group}
-
-
-def _repeats(group: Sequence[str]) -> str:
-    """What may be said of so many repeats."""
-    runs = [_manifest(Path(run)) for run in group]
-    first, n = runs[0], len(runs)
-    seeds = sorted({m["seed"] for m in runs})
-    text = f"{n} run{'s' * (n > 1)} of {first['preset']} on {first['system']}"
-    text += f" ({first['recipe_hash']}; {sum(m['status'] == 'ok' for m in runs)} ok)"
-    if n < ENOUGH:
-        text += f": indicative, an interval needs {ENOUGH} in fresh processes"
-    if len(seeds) < n:
-        text += f"; only {len(seeds)} different seed{'s' * (len(seeds) > 1)}"
-    return shown(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.results.report import main
+from bertbench.common.cli.report import main
 from tests.browser.chromium import Browser, Page, find
 from tests.browser.records import write_results
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-import backends
-from backends.base import Backend
-from backends.cpu_ref.backend import CpuRef
-from common.errors import BertbenchError
+from bertbench import backends
+from bertbench.backends.base import Backend
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.errors import BertbenchError
 from tests.contract.tiny_task import (
     Curve,
     exact_precision,

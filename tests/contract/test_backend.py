@@ -30,21 +30,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import backends
-from backends import selfcheck
-from backends.base import PRECISIONS, Backend
-from backends.timers import HostTimer
-from benchmarks.bert_pretraining.task import PretrainingTask
-from common.cli import main
-from common.distributed import World
-from common.errors import Unsupported
-from common.events import Observer
-from common.model.heads import BertForPreTraining
-from common.model.ops import Ops
-from common.optim.factory import build_optimizer
-from common.optim.lamb import parameter_groups
-from common.optim.norms import tensor_norms
-from common.training import train
+from bertbench import backends
+from bertbench.backends import selfcheck
+from bertbench.backends.base import PRECISIONS, Backend
+from bertbench.backends.timers import HostTimer
+from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
+from bertbench.common.cli.main import main
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import Ops
+from bertbench.common.optim.factory import build_optimizer
+from bertbench.common.optim.lamb import parameter_groups
+from bertbench.common.optim.norms import tensor_norms
+from bertbench.common.training.distributed import World
+from bertbench.common.training.events import Observer
+from bertbench.common.training.loop import train
 from tests.contract.tiny_task import (
     TINY,
     HostReads,
@@ -175,7 +175,8 @@ def test_visible_devices_are_respected(backend_class: type[Backend]) -> None:
         pytest.skip(f"{backend_class.name} names no visible_devices_env")
     entry = os.environ.get(variable, "0").split(",")[0]
     script = (
-        f"import backends, json; b = backends.load({backend_class.name!r}); one = b(0); "
+        "from bertbench import backends; import json; "
+        f"b = backends.load({backend_class.name!r}); one = b(0); "
         "print(json.dumps([b.device_count(), dict(one.describe().extras)]))"
     )
     done = subprocess.run(
@@ -621,7 +622,7 @@ def test_seed_decides_the_devices_randomness(backend: Backend) -> None:
 def test_kernels_equal_plain_forward_and_backward(backend: Backend, gelu: str, norm: str) -> None:
     """Each claimed kernel, in each claimed precision, gives the reference's losses and gradients.
 
-    ``common.model.ops.Ops`` in fp32 on the CPU is the reference. A device whose exact GELU is
+    ``Ops`` in fp32 on the CPU is the reference. A device whose exact GELU is
     another form must say which in ``verify_precision``, and is then compared with that one.
     """
     exact = exact_precision(backend)

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends.base import Backend
-from benchmarks.bert_pretraining.data import Source
-from benchmarks.bert_pretraining.task import PretrainingTask, build
-from common.cli import resolve
-from common.data.synthetic import SyntheticStream
-from common.distributed import World
-from common.events import Observer, StepEvent
-from common.recipe import Settings
-from common.training import Plan, train
+from bertbench.backends.base import Backend
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_pretraining.benchmark import build
+from bertbench.benchmarks.bert_pretraining.data import Source
+from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
+from bertbench.common.config.recipe import Settings
+from bertbench.common.data.synthetic import SyntheticStream
+from bertbench.common.training.distributed import World
+from bertbench.common.training.events import Observer, StepEvent
+from bertbench.common.training.loop import train
+from bertbench.common.training.task import Plan
 
 TINY = """
     --hidden_size 64 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 256

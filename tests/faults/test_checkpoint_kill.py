@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
-from common.checkpoint import Checkpoints
-from common.errors import BadInput
+from bertbench.common.errors import BadInput
+from bertbench.common.training import checkpoint
+from bertbench.common.training.checkpoint import Checkpoints
 
 REPO = Path(__file__).parents[2]
 
 KILLED = """
 import os, signal, sys, pathlib, torch
-from common import checkpoint
+from bertbench.common.training import checkpoint
 checkpoints = checkpoint.Checkpoints(pathlib.Path(sys.argv[1]), keep=1)
 checkpoints.save(1, {"model": {"w": torch.ones(1000)}}, {"step": 1})
 real, left = getattr(checkpoint, sys.argv[2]), int(sys.argv[3])

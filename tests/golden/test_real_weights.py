@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from common.data.batch import Tokens
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import Ops
-from common.model.weights import WeightsReport, export_state_dict, load_pretrained
+from bertbench.common.data.batch import Tokens
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import Ops
+from bertbench.common.model.weights import WeightsReport, export_state_dict, load_pretrained
 
 SENTENCE = "That is a happy person"
 COSINES = {

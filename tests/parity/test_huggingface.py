@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.data.batch import PretrainingBatch
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.naming import huggingface_names
-from common.model.ops import Ops
-from common.model.weights import export_state_dict, load_pretrained
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.naming import huggingface_names
+from bertbench.common.model.ops import Ops
+from bertbench.common.model.weights import export_state_dict, load_pretrained
 
 transformers = pytest.importorskip("transformers", reason="transformers ([compare]) is absent")
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.native import NativeUnavailable
-from common.optim.lamb import LambUpdate, lamb_update
+from bertbench.common.native import NativeUnavailable
+from bertbench.common.optim.lamb import LambUpdate, lamb_update
 
 try:
-    from backends.cpu_ref.kernels import load, native_lamb
+    from bertbench.backends.cpu_ref.kernels import load
+    from bertbench.backends.cpu_ref.lamb import native_lamb
 
     load()
 except NativeUnavailable as error:

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.data.batch import Tokens
-from common.errors import Unsupported
-from common.model.ops import Ops
-from common.native import NativeUnavailable
+from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import Ops
+from bertbench.common.native import NativeUnavailable
 
 try:
-    from backends.cpu_ref import functions, kernels
-    from backends.cpu_ref.functions import Dropout, keep_mask
-    from backends.cpu_ref.kernels import NativeOps
+    from bertbench.backends.cpu_ref import functions, kernels
+    from bertbench.backends.cpu_ref.functions import Dropout, keep_mask
+    from bertbench.backends.cpu_ref.kernels import NativeOps
 
     kernels.load()
 except NativeUnavailable as error:

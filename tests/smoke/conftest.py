@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from common.data.masking import MaskingOptions
-from common.data.prepare import PrepareOptions, prepare
+from bertbench.common.prepare.from_text import PrepareOptions, prepare
+from bertbench.common.prepare.masking import MaskingOptions
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -68,7 +68,7 @@ class Runs:
         if ranks > 1:
             launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
         return [
-            *launcher, "common.cli", "run", "mini", *TINY, "--data", str(self.data),
+            *launcher, "bertbench", "run", "mini", *TINY, "--data", str(self.data),
             "--output_dir", str(self.out), *flags,
         ]  # fmt: skip
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from backends.cpu_ref.backend import CpuRef
-from common import cli
-from common.conditions import device_facts, device_notes, fallback_notes
-from common.distributed import World
-from common.measure.telemetry import Sampler
-from common.results.validate import validate
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.cli import main as cli
+from bertbench.common.measure.device_facts import device_facts, device_notes, fallback_notes
+from bertbench.common.measure.telemetry import Sampler
+from bertbench.common.results.validate import validate
+from bertbench.common.training.distributed import World
 from tests.smoke.conftest import manifest
 
 PEAKS = """

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-import backends
-from common.cli import main as command_line
+from bertbench import backends
+from bertbench.common.cli.main import main as command_line
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "device_check.py"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch.autograd import DeviceType
 
-from common.cli import resolve
+from bertbench.benchmarks import resolve
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -128,7 +128,7 @@ def test_contract_counts_come_from_pytests_own_file(report: Any) -> None:
 
 
 def test_a_synchronize_that_does_not_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    timing, timers = module("timing"), importlib.import_module("backends.timers")
+    timing, timers = module("timing"), importlib.import_module("bertbench.backends.timers")
     now, queued = [0.0], [0.0]
     clock = SimpleNamespace(perf_counter=lambda: now[0])
     monkeypatch.setattr(timing, "time", clock)

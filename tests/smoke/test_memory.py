@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.simulated import build
-from benchmarks.bert_pretraining.task import PretrainingTask
-from common import cli
-from common.errors import Unsupported
+from bertbench.backends.simulated import build
+from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
+from bertbench.common.cli import main as cli
+from bertbench.common.errors import Unsupported
 from tests.smoke.conftest import lines, manifest
 
 MEMORY = 4_000_000

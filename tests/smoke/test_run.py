@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-from common.cli import main
-from common.compliance import check_log
+from bertbench.common.cli.main import main
+from bertbench.common.mlperf.compliance import check_log
 from tests.smoke.conftest import ROOT, TINY, lines, manifest
 
 EXACT = ("--precision", "fp32", "--kernels", "plain")
@@ -86,7 +86,7 @@ def test_two_ranks_give_the_losses_of_one(runs):
 def test_bf16_and_native_kernels_train_like_the_reference(runs):
     still = ("--hidden_dropout", "0", "--attention_dropout", "0")
     doctor = subprocess.run(
-        [sys.executable, "-m", "common.cli", "doctor", "--json"],
+        [sys.executable, "-m", "bertbench", "doctor", "--json"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     cpu = next(b for b in json.loads(doctor.stdout)["backends"] if b["name"] == "cpu_ref")

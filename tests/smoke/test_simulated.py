@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.simulated import build
-from backends.simulated.telemetry import CLOCK_MHZ
-from common.cli import main
-from common.compliance import check_log
-from common.errors import Unsupported
+from bertbench.backends.simulated import build
+from bertbench.backends.simulated.telemetry import CLOCK_MHZ
+from bertbench.common.cli.main import main
+from bertbench.common.errors import Unsupported
+from bertbench.common.mlperf.compliance import check_log
 from tests.smoke.conftest import ROOT, TINY, Runs, lines, manifest
 from tests.smoke.test_launcher import NAME, VARIABLES
 

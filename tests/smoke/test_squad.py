@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.cli import main
-from common.data.wheel import WheelUnavailable
+from bertbench.common.cli.main import main
+from bertbench.common.data.wheel import WheelUnavailable
 from tests.smoke.conftest import ROOT, lines, manifest
 from tests.unit.squad.conftest import unpacked
 
@@ -78,7 +78,7 @@ class Runs:
         if ranks > 1:
             launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
         return subprocess.Popen(
-            [*launcher, "common.cli", *self.flags(*flags)], cwd=ROOT, text=True,
+            [*launcher, "bertbench", *self.flags(*flags)], cwd=ROOT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip

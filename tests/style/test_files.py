@@ -32,7 +32,7 @@ def search(files: list[Path], pattern: re.Pattern[str]) -> list[str]:
     return [
         f"{path}:{number}: {line.strip()[:90]}"
         for path in files
-        if path.suffix not in {".lock", ".png"} and path.name != "LICENSE"
+        if path.suffix not in {".lock", ".png", ".safetensors"} and path.name != "LICENSE"
         for number, line in enumerate(text(path).splitlines(), 1)
         if pattern.search(line)
     ]

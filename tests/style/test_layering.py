@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may know whom: benchmarks know a backend, never a device; common/ knows neither."""
+"""Who may import whom: an order of rooms, and no device or vendor outside backends/."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ENTRIES = {"common/calibrate.py", "common/cli.py", "common/doctor.py", "common/runner.py"}
-"""The only files of common/ that bring backends and benchmarks together."""
+ORDER = (
+    "common.errors", "common.files", "common.native", "common.config", "common.data",
+    "common.model", "common.optim", "common.measure", "backends", "common.training",
+    "common.launch", "common.mlperf", "common.results", "common.prepare", "common.exchange",
+    "common.report", "benchmarks", "common.run", "common.cli", "__main__",
+)  # fmt: skip
+"""The rooms of the package, from the ground up: each imports only from rooms before it.
+
+Imports for type checkers only (``if TYPE_CHECKING``) do not count: nothing runs through them.
+"""
 
 VENDOR_PACKAGES = {
     "apex", "deepspeed", "flash_attn", "habana_frameworks", "intel_extension_for_pytorch",
@@ -25,7 +34,7 @@ DEVICES = {
 
 
 def violations(source: str, rule: str) -> list[str]:
-    """Lines of ``source`` that break ``rule``: torch.cuda, vendor, device or layer."""
+    """Lines of ``source`` that break ``rule``: torch.cuda, vendor or device."""
     tree = ast.parse(source)
     found = []
     for node in ast.walk(tree):
@@ -38,15 +47,12 @@ def violations(source: str, rule: str) -> list[str]:
             ) or any(name.startswith("torch.cuda") for name in _imported(node))
         elif rule == "vendor":
             bad = any(name.split(".")[0] in VENDOR_PACKAGES for name in _imported(node))
-        elif rule == "device":
+        else:
             bad = (
                 isinstance(node, ast.Constant)
                 and isinstance(node.value, str)
                 and node.value.split(":")[0] in DEVICES
             )
-        else:
-            bad = any(name.split(".")[0] == rule for name in _imported(node))
-            bad = bad and node not in set(_for_types_only(tree))
         if bad:
             found.append(f"line {node.lineno}: {ast.unparse(node)}")  # type: ignore[attr-defined]
     return found
@@ -79,17 +85,10 @@ def _for_types_only(tree: ast.AST) -> Iterator[ast.AST]:
         ("vendor", "from apex.optimizers import FusedLAMB"),
         ("device", "t.to('cuda:0')"),
         ("device", "backend = 'nccl'"),
-        ("backends", "from backends.base import Backend"),
-        ("benchmarks", "import benchmarks.bert_pretraining"),
     ],
 )
 def test_the_rules_catch(rule: str, source: str) -> None:
     assert violations(source, rule)
-
-
-def test_the_rules_let_types_pass() -> None:
-    source = "if TYPE_CHECKING:\n    from backends.base import Backend\n"
-    assert not violations(source, "backends")
 
 
 def _check(files: list[Path], rule: str, folders: set[str], but: tuple[str, ...] = ()) -> None:
@@ -112,10 +111,87 @@ def test_no_vendor_in_benchmarks_and_common(files: list[Path], rule: str) -> Non
     _check(files, rule, {"benchmarks", "common"})
 
 
-def test_common_knows_neither_backends_nor_benchmarks(files: list[Path]) -> None:
-    for rule in ("backends", "benchmarks"):
-        _check(files, rule, {"common"}, but=tuple(ENTRIES))
+def room(module: str) -> str | None:
+    """The room of a module of this package, None for others: common's rooms are its children."""
+    parts = module.split(".")
+    if parts[0] != "bertbench" or len(parts) == 1:
+        return None
+    return ".".join(parts[1:3] if parts[1] == "common" else parts[1:2])
 
 
-def test_backends_know_no_benchmark(files: list[Path]) -> None:
-    _check(files, "benchmarks", {"backends"})
+def imports(source: str, known: Collection[str]) -> set[str]:
+    """Those of the ``known`` modules that running ``source`` imports, now or later."""
+    tree = ast.parse(source)
+    typed = set(_for_types_only(tree))
+    found = set()
+    for node in (node for node in ast.walk(tree) if node not in typed):
+        if isinstance(node, ast.ImportFrom):
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= whole & set(known) | ({str(node.module)} if whole - set(known) else set())
+        else:
+            found |= set(_imported(node))
+    return found & set(known)
+
+
+def product(files: list[Path]) -> dict[str, set[str]]:
+    """Module -> the modules it imports, by file."""
+    paths = {
+        ".".join(("bertbench", *path.with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in files
+        if path.suffix == ".py" and path.parts[0] in {"backends", "benchmarks", "common"}
+    }
+    return {
+        name: imports((ROOT / path).read_text(), paths) - {name} for name, path in paths.items()
+    }
+
+
+def upward(graph: dict[str, set[str]]) -> list[str]:
+    """Imports from a room that is not before the importer's in ORDER."""
+    return [
+        f"{name} imports {other}"
+        for name, seen in graph.items()
+        for other in seen
+        if (mine := room(name)) != (theirs := room(other))
+        and mine is not None
+        and theirs in ORDER
+        and ORDER.index(theirs) > ORDER.index(mine)
+    ]
+
+
+def test_rooms_import_only_rooms_below(files: list[Path]) -> None:
+    graph = product(files)
+    assert {r for name in graph if (r := room(name))} - {"common"} <= set(ORDER)
+    assert not upward(graph)
+    assert upward({"bertbench.common.data.batch": {"bertbench.common.run"}})
+    known = ["bertbench.common", "bertbench.common.run"]
+    assert imports("if x:\n    from bertbench.common import run", known) == {known[1]}
+    assert imports("from bertbench.common.run import run", known) == {known[1]}
+    assert not imports("if TYPE_CHECKING:\n    from bertbench.common import run", known)
+
+
+def test_no_module_imports_itself_around_a_corner(files: list[Path]) -> None:
+    graph = product(files)
+    TopologicalSorter(graph).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_common_has_few_rooms() -> None:
+    """At most 20 at its top level, and about five files of its own."""
+    folder = ROOT / "common"
+    rooms = [p for p in folder.iterdir() if p.is_dir() and p.name != "__pycache__"]
+    files = [p for p in folder.iterdir() if p.suffix == ".py"]
+    assert len(rooms) + len(files) <= 20
+    assert len(files) <= 5
+
+
+def test_only_the_package_is_imported(files: list[Path]) -> None:
+    """``common`` or ``backends`` may be somebody else's packages: ours are bertbench's."""
+    loose = [
+        f"{path}:{node.lineno}"
+        for path in files
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if {name.split(".")[0] for name in _imported(node)} & {"common", "backends", "benchmarks"}
+    ]
+    assert not loose

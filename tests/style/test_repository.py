@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bert_pretraining.launch import plan
-from common.cli import VERBS, presets, resolve
+from bertbench.benchmarks import presets, resolve
+from bertbench.benchmarks.bert_pretraining.launch import plan
+from bertbench.common.cli.main import VERBS
 
 try:
     import tomllib
@@ -106,7 +107,7 @@ def test_readme_commands_exist(command: str) -> None:
             resolve(words[2], words[3:])
         if verb == "data":
             asked = subprocess.run(
-                [sys.executable, "-m", "common.cli", "data", words[2], "--help"],
+                [sys.executable, "-m", "bertbench", "data", words[2], "--help"],
                 cwd=ROOT, capture_output=True, text=True,
             )  # fmt: skip
             assert asked.returncode == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from common.data.samples import Samples, from_lengths, token_dtype
+from bertbench.common.data.samples import Samples, from_lengths, token_dtype
 
 CLS, SEP, MASK = 101, 102, 103
 VOCAB = 30522

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.optim.adam import BertAdam
+from bertbench.common.optim.adam import BertAdam
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.cpu_ref.backend import CpuRef
-from common import calibrate, cli
-from common.calibrate import Effort, Product, effort, render, shapes
-from common.errors import Unsupported
-from common.measure.utilisation import find_calibration
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.cli import calibrate
+from bertbench.common.cli import main as cli
+from bertbench.common.cli.calibrate import effort, render
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure import calibration
+from bertbench.common.measure.calibration import Effort, Product, shapes
+from bertbench.common.measure.utilisation import find_calibration
 
 SMALL = Effort(tokens=64, spans=3, copy_bytes=4096)
 
@@ -63,8 +66,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> CpuRef:
     monkeypatch.setattr(torch, "mm", work.mm)
     monkeypatch.setattr(backend, "timer", work.timer, raising=False)
     monkeypatch.setattr(backend, "synchronize", work.synchronize, raising=False)
-    monkeypatch.setattr(calibrate, "VOCABULARY", 32)
-    monkeypatch.setattr(calibrate, "MOST_CALLS", 3)
+    monkeypatch.setattr(calibration, "VOCABULARY", 32)
+    monkeypatch.setattr(calibration, "MOST_CALLS", 3)
     backend.work = work
     return backend
 
@@ -84,7 +87,7 @@ def test_the_shapes_are_those_of_a_step() -> None:
 
 
 def test_rates_are_flops_over_seconds_of_synchronised_spans(backend) -> None:
-    content = calibrate.calibrate(backend, ["fp32"], SMALL)
+    content = calibration.calibrate(backend, ["fp32"], SMALL)
     (fp32,) = content["precisions"].values()
     rates = {
         (p["model"], p["layer"], p["product"]): p["flops_per_second"] for p in fp32["products"]
@@ -104,7 +107,7 @@ def test_rates_are_flops_over_seconds_of_synchronised_spans(backend) -> None:
 
 def test_a_precision_that_the_device_lacks_is_refused(backend) -> None:
     with pytest.raises(Unsupported, match="tf32"):
-        calibrate.calibrate(backend, ["tf32"], SMALL)
+        calibration.calibrate(backend, ["tf32"], SMALL)
 
 
 def test_the_command_writes_what_runs_look_for(
@@ -139,5 +142,5 @@ def test_a_host_is_measured_with_less(monkeypatch) -> None:
 
 
 def test_it_runs_on_this_machine() -> None:
-    found = calibrate._product(CpuRef(), "fp32", Product("base", "qkv", "forward", 8, 24, 16), 1)
+    found = calibration._product(CpuRef(), "fp32", Product("base", "qkv", "forward", 8, 24, 16), 1)
     assert found["flops_per_second"] > 0

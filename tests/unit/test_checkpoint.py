@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import checkpoint
-from common.checkpoint import Checkpoints, flatten_optimizer, rank_group, restore_optimizer
-from common.errors import BadInput
+from bertbench.common.errors import BadInput
+from bertbench.common.training import checkpoint
+from bertbench.common.training.checkpoint import (
+    Checkpoints,
+    flatten_optimizer,
+    rank_group,
+    restore_optimizer,
+)
 
 GROUPS = {
     "model": {"w": torch.arange(6.0).reshape(2, 3), "half": torch.ones(3, dtype=torch.bfloat16)},

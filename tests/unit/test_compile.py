@@ -19,20 +19,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backends.base import Capabilities
-from backends.cpu_ref.backend import CpuRef
-from backends.cuda.ops import CudaOps
-from common.checkpoint import Checkpoints
-from common.data.batch import PretrainingBatch
-from common.data.collate import collate
-from common.data.hdf5 import Limits
-from common.data.synthetic import random_samples
-from common.distributed import World
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import ComputeTypeOps, Ops
-from common.progress import Progress, restore
-from common.training import train
+from bertbench.backends.base import Capabilities
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.backends.cuda.ops import CudaOps
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.collate import collate
+from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.synthetic import random_samples
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import ComputeTypeOps, Ops
+from bertbench.common.training.checkpoint import Checkpoints
+from bertbench.common.training.distributed import World
+from bertbench.common.training.loop import train
+from bertbench.common.training.progress import Progress, restore
 from tests.contract.tiny_task import Curve, tiny_task
 
 torch._dynamo = pytest.importorskip("torch._dynamo")

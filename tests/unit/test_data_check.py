@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from sample_files import plain_samples, to_samples
 from text_files import articles, write_plain, write_vocab
 
-from common.data.check import CheckOptions, _hashes, check
-from common.data.hdf5 import Limits, read
-from common.data.masking import MaskingOptions
-from common.data.prepare import PrepareOptions, prepare
-from common.data.samples import Samples
-from common.data.schema import write_varlen
-from common.errors import BadInput
+from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.samples import Samples
+from bertbench.common.data.schema import write_varlen
+from bertbench.common.errors import BadInput
+from bertbench.common.prepare.check import CheckOptions, _hashes, check
+from bertbench.common.prepare.from_text import PrepareOptions, prepare
+from bertbench.common.prepare.masking import MaskingOptions
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import shutil
 import pytest
 from text_files import articles, write_plain, write_vocab
 
-from common.cli import main
-from common.data import masking
-from common.native import NativeUnavailable
+from bertbench.common.cli.main import main
+from bertbench.common.native import NativeUnavailable
+from bertbench.common.prepare import masking
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import tarfile
 import pytest
 from text_files import SAMPLE, articles, write_plain, write_wiki
 
-from common.data.corpus import documents, input_files, split_sentences
-from common.errors import BadInput
+from bertbench.common.errors import BadInput
+from bertbench.common.prepare.corpus import documents, input_files, split_sentences
 
 
 def read(*paths):

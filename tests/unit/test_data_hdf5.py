@@ -22,10 +22,10 @@ from sample_files import (
     write_varlen_slowly,
 )
 
-from common.data import hdf5
-from common.data.hdf5 import Limits, count, read
-from common.data.schema import layout_of, write_fixed, write_varlen
-from common.errors import BadInput
+from bertbench.common.data import hdf5
+from bertbench.common.data.hdf5 import Limits, count, read
+from bertbench.common.data.schema import layout_of, write_fixed, write_varlen
+from bertbench.common.errors import BadInput
 
 LIMITS = Limits(max_seq_length=48, max_predictions=8, vocab_size=30522)
 

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_files import SAMPLE, tokenized
 
-from common.data import masking
-from common.data.corpus import documents
-from common.data.masking import (
+from bertbench.common.data.samples import from_lengths
+from bertbench.common.data.tokenization import BertTokenizer, SpecialIds, train_vocab
+from bertbench.common.errors import BadInput
+from bertbench.common.native import NativeUnavailable
+from bertbench.common.prepare import masking
+from bertbench.common.prepare.corpus import documents
+from bertbench.common.prepare.masking import (
     MaskingOptions,
     TokenizedText,
     create_samples,
     create_samples_reference,
 )
-from common.data.samples import from_lengths
-from common.data.tokenization import BertTokenizer, SpecialIds, train_vocab
-from common.errors import BadInput
-from common.native import NativeUnavailable
 
 SPECIAL = SpecialIds(cls=2, sep=3, mask=4, vocab_size=1000)
 

@@ -10,13 +10,13 @@ import pytest
 from sample_files import plain_samples, to_samples, write_packed_slowly
 from text_files import rows
 
-from common.data import build, pack
-from common.data.hdf5 import Limits, read
-from common.data.pack import PackOptions
-from common.data.samples import Samples
-from common.data.schema import write_fixed, write_varlen
-from common.data.shards import locate
-from common.errors import BadInput
+from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.samples import Samples
+from bertbench.common.data.schema import write_fixed, write_varlen
+from bertbench.common.data.shards import locate
+from bertbench.common.errors import BadInput
+from bertbench.common.prepare import build, pack
+from bertbench.common.prepare.pack import PackOptions
 
 SIZES = (40, 7, 53, 20)
 

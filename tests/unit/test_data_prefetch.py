@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.data.prefetch import Prefetcher
+from bertbench.common.data.prefetch import Prefetcher
 
 
 def test_prefetch_bounds_what_is_alive_and_passes_errors_on() -> None:

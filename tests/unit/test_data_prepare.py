@@ -11,16 +11,17 @@ import pytest
 from sample_files import plain_samples, to_samples
 from text_files import articles, rows, tokenized, write_plain, write_vocab, write_wiki
 
-from common.data import build, parts, prepare
-from common.data.corpus import documents
-from common.data.hdf5 import Limits, read
-from common.data.masking import MaskingOptions, create_samples_reference
-from common.data.prepare import PrepareOptions
-from common.data.samples import Samples
-from common.data.shards import locate
-from common.data.spool import save_spool
-from common.data.tokenization import BertTokenizer, read_vocab
-from common.errors import BadInput
+from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.samples import Samples
+from bertbench.common.data.shards import locate
+from bertbench.common.data.tokenization import BertTokenizer, read_vocab
+from bertbench.common.errors import BadInput
+from bertbench.common.prepare import build, parts
+from bertbench.common.prepare import from_text as prepare
+from bertbench.common.prepare.corpus import documents
+from bertbench.common.prepare.from_text import PrepareOptions
+from bertbench.common.prepare.masking import MaskingOptions, create_samples_reference
+from bertbench.common.prepare.spool import save_spool
 
 MASKING = MaskingOptions(max_seq_length=64, max_predictions_per_seq=10, dupe_factor=2)
 

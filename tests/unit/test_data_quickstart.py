@@ -10,14 +10,14 @@ import zipfile
 import pytest
 from text_files import articles, write_plain
 
-from common.data import quickstart
-from common.data.hdf5 import Limits, read
-from common.data.quickstart import quickstart_data, summaries
-from common.data.shards import locate
-from common.data.tokenization import read_vocab
-from common.data.wheel import WheelUnavailable, fetch_wheel
-from common.errors import BadInput
-from common.files import file_sha256
+from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.shards import locate
+from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256
+from bertbench.common.prepare import quickstart
+from bertbench.common.prepare.quickstart import quickstart_data, summaries
 
 SMALL = {"vocab_size": 150, "max_seq_length": 32, "max_predictions_per_seq": 5, "dupe_factor": 2}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.data.shards import dataset_hash, find_shards, locate
-from common.errors import BadInput
+from bertbench.common.data.shards import dataset_hash, find_shards, locate
+from bertbench.common.errors import BadInput
 
 LAYOUTS = [
     ("2048_shards_uncompressed", "eval_set_uncompressed", "", "model.ckpt-28252.apex.pt"),

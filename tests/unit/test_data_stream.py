@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_files import Plain, plain_samples, to_samples, write_packed_slowly
 
-from common.data.batch import PretrainingBatch
-from common.data.collate import collate, deal
-from common.data.schema import write_fixed, write_varlen
-from common.data.steps import StepBatch, StepStream, accumulation_of, shuffled
-from common.data.stream import TrainStream, eval_batches, find_shards
-from common.data.synthetic import SyntheticStream, synthetic_eval_batches
-from common.errors import BadInput
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.collate import collate, deal
+from bertbench.common.data.schema import write_fixed, write_varlen
+from bertbench.common.data.steps import StepBatch, StepStream, accumulation_of, shuffled
+from bertbench.common.data.stream import TrainStream, eval_batches, find_shards
+from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
+from bertbench.common.errors import BadInput
 
 LIMITS: dict[str, Any] = {"max_seq_length": 48, "max_predictions": 8, "vocab_size": 30522}
 SHARDS = 5

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.hdf5 import Limits, read
-from common.data.schema import write_varlen
-from common.data.synthetic import random_lengths, random_samples
-from common.errors import BadInput
+from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.schema import write_varlen
+from bertbench.common.data.synthetic import random_lengths, random_samples
+from bertbench.common.errors import BadInput
 
 
 def test_synthetic_lengths_are_wikipedias() -> None:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_files import SAMPLE, VOCAB, articles, write_vocab
 
-from common.data import tokenization
-from common.data.corpus import documents
-from common.data.tokenization import BertTokenizer, read_vocab, train_vocab
-from common.errors import BadInput
-from common.native import NativeUnavailable
+from bertbench.common.data import tokenization
+from bertbench.common.data.tokenization import BertTokenizer, read_vocab, train_vocab
+from bertbench.common.errors import BadInput
+from bertbench.common.native import NativeUnavailable
+from bertbench.common.prepare.corpus import documents
 
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789", "\u00e9", "\u4e2d", "\u03c3", "\u1100"]
 RICH = [*VOCAB, *LETTERS, *(f"##{c}" for c in LETTERS), *"!-'$", "\u2014", "\u20ac"]

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch
-from common.checkpoint import Checkpoints
-from common.cli import main
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import Ops
-from common.model.weights import load_pretrained
+from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch
+from bertbench.common.cli.main import main
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import Ops
+from bertbench.common.model.weights import load_pretrained
+from bertbench.common.training.checkpoint import Checkpoints
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(45))]
 CONFIG = BertConfig(
@@ -185,7 +185,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, capsys, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("common.export_weights.save_file", full)
+    monkeypatch.setattr("bertbench.common.exchange.export_weights.save_file", full)
     assert main(["export-weights", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 2
     assert "No space" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -11,15 +11,24 @@ from typing import Any
 import pytest
 import torch
 
-from backends.cpu_ref.backend import CpuRef
-from benchmarks.bert_pretraining.data import Source
-from benchmarks.bert_pretraining.task import PretrainingTask
-from common import cli, fit
-from common.distributed import World
-from common.errors import Unsupported
-from common.events import Observer
-from common.fit import DoesNotFit, Rehearsal, Sizes, advice, find_micro_batch, rehearse
-from common.training import train
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_pretraining.data import Source
+from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
+from bertbench.common.cli import main as cli
+from bertbench.common.errors import Unsupported
+from bertbench.common.training import rehearsal
+from bertbench.common.training.distributed import World
+from bertbench.common.training.events import Observer
+from bertbench.common.training.loop import train
+from bertbench.common.training.rehearsal import (
+    DoesNotFit,
+    Rehearsal,
+    Sizes,
+    advice,
+    find_micro_batch,
+    rehearse,
+)
 
 TINY = """
     --hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 64
@@ -45,7 +54,7 @@ def backend() -> Limited:
 
 
 def make(backend: CpuRef, *flags: str) -> tuple[PretrainingTask, Any]:
-    settings = cli.resolve("mini", [*TINY, *flags])
+    settings = resolve("mini", [*TINY, *flags])
     source = Source(recipe=settings.recipe, description="made up")
     task = PretrainingTask(settings, backend, ALONE, source)
     return task, task.plan(settings)
@@ -280,5 +289,5 @@ def test_advice_has_numbers(sizes: Sizes, evaluating: bool, text: str) -> None:
 
 
 def test_divisors() -> None:
-    found: Sequence[int] = fit.divisors(12)
+    found: Sequence[int] = rehearsal.divisors(12)
     assert list(found) == [1, 2, 3, 4, 6, 12]

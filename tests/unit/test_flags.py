@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bert_pretraining import flags
-from benchmarks.bert_pretraining.flags import translate
-from benchmarks.bert_pretraining.recipes import PRESETS
-from benchmarks.bert_pretraining.reference_flags import REFERENCE
-from common import cli
-from common.cli import resolve
-from common.errors import BadInput, Unsupported
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_pretraining import flags
+from bertbench.benchmarks.bert_pretraining.flags import translate
+from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
+from bertbench.benchmarks.bert_pretraining.reference_flags import REFERENCE
+from bertbench.common.cli import main as cli
+from bertbench.common.errors import BadInput, Unsupported
 
 # Name -> a value it takes, or None for a switch. Sources: the argument parsers of MLPerf Training
 # v1.0 NVIDIA/benchmarks/bert, DeepSparkHub models/nlp/language_model/bert and v5.0 NVIDIA.
@@ -209,7 +209,7 @@ def test_ctrl_c_is_one_line_and_130(
     def pressed(args: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.VERBS, "list", pressed)
+    monkeypatch.setattr("bertbench.common.cli.recipes.list_main", pressed)
     assert cli.main(["list"]) == 130
     assert capsys.readouterr().err == "bertbench list: stopped\n"
 
@@ -218,7 +218,7 @@ def test_a_reader_who_has_left_gets_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "common.cli", "list"], stdout=write, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "bertbench", "list"], stdout=write, stderr=subprocess.PIPE,
         text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     os.close(write)

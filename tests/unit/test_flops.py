@@ -8,11 +8,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.bert_pretraining.recipes import BASE, LARGE
-from common.measure.flops import encoder_flops, pretraining_flops, span_flops
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import Ops
+from bertbench.benchmarks.bert_pretraining.recipes import BASE, LARGE
+from bertbench.common.measure.flops import encoder_flops, pretraining_flops, span_flops
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import Ops
 
 CONFIG = BertConfig(
     vocab_size=96, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.errors import BadInput
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import Ops
-from common.optim.clip import clip_, grad_norm
-from common.optim.factory import build_optimizer
-from common.optim.lamb import Lamb, lamb_update, parameter_groups
-from common.optim.norms import PIECE, tensor_norms
+from bertbench.common.errors import BadInput
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import Ops
+from bertbench.common.optim.clip import clip_, grad_norm
+from bertbench.common.optim.factory import build_optimizer
+from bertbench.common.optim.lamb import Lamb, lamb_update, parameter_groups
+from bertbench.common.optim.norms import PIECE, tensor_norms
 
 LR, EPS, DECAY = 2e-2, 1e-6, 0.01
 BETAS = (0.9, 0.999)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bert_pretraining.launch import Launch, main, plan
-from benchmarks.bert_pretraining.recipes import PRESETS
-from common import elastic
-from common.errors import BadInput, Unsupported
+from bertbench.benchmarks.bert_pretraining.launch import Launch, main, plan
+from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.launch import torchrun as elastic
 
 ROOT = Path(__file__).parents[2]
 CPU = {"name": "cpu_ref", "ok": True, "reason": "", "accelerator": False, "device_count": 1,
@@ -42,7 +42,7 @@ def test_without_data_and_accelerator_mini_runs_on_the_cpu_and_says_so() -> None
 def test_without_data_mini_takes_the_accelerators() -> None:
     launch = go("--seed 3", count=8)
     assert launch.command == [
-        *("/venv/bin/python", "-m", "common.elastic", "--nproc-per-node=8"),
+        *("/venv/bin/python", "-m", "bertbench.common.launch.torchrun", "--nproc-per-node=8"),
         *("--standalone", "--no-python", "/venv/bin/bertbench", "run", "mini"),
         *("--backend", "gcu", "--seed", "3"),
     ]
@@ -69,8 +69,8 @@ def test_a_dry_run_is_one_process_that_knows_of_the_others() -> None:
 )
 def test_exit_code_of_the_processes_is_kept(ends: str, code: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "common.elastic", "--standalone", "--nproc-per-node=1",
-         "--no-python", sys.executable, "-c", ends],
+        [sys.executable, "-m", "bertbench.common.launch.torchrun", "--standalone",
+         "--nproc-per-node=1", "--no-python", sys.executable, "-c", ends],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
@@ -154,8 +154,8 @@ time.sleep(60)
 
 def test_sigterm_reaches_the_processes() -> None:
     started = subprocess.Popen(
-        [sys.executable, "-m", "common.elastic", "--standalone", "--nproc-per-node=1",
-         "--no-python", sys.executable, "-c", STOPPABLE],
+        [sys.executable, "-m", "bertbench.common.launch.torchrun", "--standalone",
+         "--nproc-per-node=1", "--no-python", sys.executable, "-c", STOPPABLE],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert started.stdout is not None
@@ -205,6 +205,6 @@ def test_only_the_backend_that_was_named_is_examined(
 def test_scripts_of_the_root_lead_to_the_launcher() -> None:
     name = "train_bert_pretraining_amp_dist.sh"
     real = ROOT / "benchmarks" / "bert_pretraining" / name
-    assert "benchmarks.bert_pretraining.launch" in real.read_text()
+    assert "bertbench.benchmarks.bert_pretraining.launch" in real.read_text()
     for folder, up in ((ROOT, ""), (ROOT / "scripts", "../")):
         assert f'$here/{up}benchmarks/bert_pretraining/{name}" "$@"' in (folder / name).read_text()

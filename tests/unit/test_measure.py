@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from backends.cpu_ref.telemetry import open_rapl, rapl_problem
-from common.measure.code import code_hash, git_state
-from common.measure.communication import BUCKET_BYTES, REPEATS, gradient_all_reduce_s
-from common.measure.metric import SHARED, metric
-from common.measure.summary import reading, summarise
-from common.measure.system import describe_system
-from common.measure.telemetry import Sampler, energy
-from common.measure.throughput import RateMeter, Window, merge_ranks
-from common.progress import Progress
-from common.training import Outcome
+from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
+from bertbench.common.measure.code import code_hash, git_state
+from bertbench.common.measure.communication import BUCKET_BYTES, REPEATS, gradient_all_reduce_s
+from bertbench.common.measure.metric import SHARED, metric
+from bertbench.common.measure.system import describe_system
+from bertbench.common.measure.telemetry import Sampler, energy
+from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
+from bertbench.common.training.loop import Outcome
+from bertbench.common.training.progress import Progress
+from bertbench.common.training.summary import reading, summarise
 
 
 class Async:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from common.compliance import RULESETS, check_log
-from common.errors import BadInput
-from common.events import EvalEvent, RunSummary, StepEvent
-from common.mlperf import MlperfLog, bert_tensors, read_log
+from bertbench.common.errors import BadInput
+from bertbench.common.mlperf.compliance import RULESETS, check_log
+from bertbench.common.mlperf.log import MlperfLog, bert_tensors, read_log
+from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "mlperf_logs" / "bert-logs.tar.xz"
 CLOSED = ("1.0.0", "3.0.0", "3.1.0", "4.0.0", "4.1.0", "5.0.0")
@@ -159,7 +159,7 @@ def test_what_is_logged_is_what_happened(tmp_path: Path) -> None:
     places = [order.index(name) for name in wanted]
     assert places == sorted(places)
     for event in log:
-        assert event["metadata"]["file"] == "common/mlperf.py"
+        assert event["metadata"]["file"] == "common/mlperf/log.py"
         assert event["metadata"]["lineno"] > 0
 
 

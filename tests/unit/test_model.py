@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import common.model.heads
-from common.data.batch import PretrainingBatch, Tokens
-from common.errors import BadInput
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining, PretrainingSums
-from common.model.ops import Ops
-from common.model.weights import export_state_dict
+import bertbench.common.model.heads
+from bertbench.common.data.batch import PretrainingBatch, Tokens
+from bertbench.common.errors import BadInput
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining, PretrainingSums
+from bertbench.common.model.ops import Ops
+from bertbench.common.model.weights import export_state_dict
 
 CONFIG = BertConfig(
     vocab_size=120,
@@ -139,7 +139,7 @@ def test_decoder_is_the_word_embedding():
 
 def test_bert_large_has_mlperfs_size_and_names(monkeypatch):
     """336,226,108 parameters and the 399 names of MLPerf's checkpoint for 24 layers."""
-    monkeypatch.setattr(common.model.heads, "initialize", lambda *_: None)  # touch no memory
+    monkeypatch.setattr(bertbench.common.model.heads, "initialize", lambda *_: None)
     large = BertConfig(
         vocab_size=30522,
         hidden_size=1024,

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends.selfcheck import norm_why_not
-from common.data.batch import PretrainingBatch
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import ComputeTypeOps, Ops
-from common.optim.norms import tensor_norms
+from bertbench.backends.selfcheck import norm_why_not
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import ComputeTypeOps, Ops
+from bertbench.common.optim.norms import tensor_norms
 
 CONFIG = BertConfig(
     vocab_size=120, hidden_size=64, num_hidden_layers=2, num_attention_heads=2,

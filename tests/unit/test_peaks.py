@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import PRECISIONS
-from backends.peaks import BUILT_IN, load, peaks_of
-from common.errors import BadInput
-from common.measure.utilisation import CALIBRATION, find_calibration, utilisation
+from bertbench.backends.base import PRECISIONS
+from bertbench.backends.peaks import BUILT_IN, load, peaks_of
+from bertbench.common.errors import BadInput
+from bertbench.common.measure.utilisation import CALIBRATION, find_calibration, utilisation
 
 DEVICE = {"backend": "x", "name": "Chip 1", "simulated": False}
 

@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.bert_pretraining.mlperf import log_values, why_not_closed
-from benchmarks.bert_pretraining.recipes import PRESETS, mlperf_eval_interval
-from common.cli import main, resolve
-from common.compliance import check_log
-from common.errors import BadInput
-from common.events import EvalEvent
-from common.mlperf import MlperfLog, bert_tensors
-from common.recipe import recipe_hash
-from common.split import split
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_pretraining.mlperf import log_values, why_not_closed
+from bertbench.benchmarks.bert_pretraining.recipes import PRESETS, mlperf_eval_interval
+from bertbench.common.cli.main import main
+from bertbench.common.config.batch_split import split
+from bertbench.common.config.recipe import recipe_hash
+from bertbench.common.errors import BadInput
+from bertbench.common.mlperf.compliance import check_log
+from bertbench.common.mlperf.log import MlperfLog, bert_tensors
+from bertbench.common.training.events import EvalEvent
 
 LARGE = [name for name in PRESETS if name.startswith(("mlperf", "deepspark"))]
 

@@ -16,14 +16,15 @@ from typing import Any
 import jsonschema
 import pytest
 
-from backends.base import DeviceInfo
-from common.errors import BadInput
-from common.events import EvalEvent, RunSummary, StepEvent
-from common.measure.metric import Metric, metric
-from common.mlperf import MlperfLog
-from common.recipe import Recipe, plain, recipe_hash
-from common.results.record import RunRecord, hide_home, sealed
-from common.results.validate import SCHEMAS, main, validate
+from bertbench.backends.base import DeviceInfo
+from bertbench.common.cli.validate import main
+from bertbench.common.config.recipe import Recipe, plain, recipe_hash
+from bertbench.common.errors import BadInput
+from bertbench.common.measure.metric import Metric, metric
+from bertbench.common.mlperf.log import MlperfLog
+from bertbench.common.results.record import RunRecord, hide_home, sealed
+from bertbench.common.results.validate import SCHEMAS, validate
+from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 
 DEVICE = DeviceInfo(backend="cpu_ref", name="test", index=0, memory_bytes=1)
 INPUTS = {"data": "0123", "checkpoint": None}

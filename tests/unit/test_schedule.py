@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.optim.schedule import learning_rate, warmup_linear
+from bertbench.common.optim.schedule import learning_rate, warmup_linear
 
 # (base, total_steps, warmup_steps, start_warmup_step), then step -> rate
 SINGLE_NODE = (3.5e-4, 7100, 0, 0)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bert_pretraining.data import find_source
-from common.cli import resolve
-from common.errors import BadInput
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_pretraining.data import find_source
+from bertbench.common.errors import BadInput
 
 
 @pytest.fixture

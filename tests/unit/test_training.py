@@ -15,14 +15,15 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from backends.cpu_ref.backend import CpuRef
-from common.checkpoint import Checkpoints
-from common.distributed import World
-from common.errors import DivergedError
-from common.evaluation import percentile
-from common.events import Observer
-from common.optim.clip import clip_each_
-from common.training import Plan, train
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.errors import DivergedError
+from bertbench.common.optim.clip import clip_each_
+from bertbench.common.training.checkpoint import Checkpoints
+from bertbench.common.training.distributed import World
+from bertbench.common.training.evaluation import percentile
+from bertbench.common.training.events import Observer
+from bertbench.common.training.loop import train
+from bertbench.common.training.task import Plan
 
 GLOBAL_BATCH = 8
 ALONE = World()

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from common.errors import BadInput, Unsupported
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import Ops
-from common.model.weights import export_state_dict, load_pretrained
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import Ops
+from bertbench.common.model.weights import export_state_dict, load_pretrained
 
 CONFIG = BertConfig(
     vocab_size=56,

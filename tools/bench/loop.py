@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What common/training.py adds to the bare step."""
+"""What common/training/loop.py adds to the bare step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import statistics
 import time
 from dataclasses import replace
 
-from backends.cpu_ref.backend import CpuRef
-from benchmarks.bert_pretraining.recipes import PRESETS
-from benchmarks.bert_pretraining.task import PretrainingTask, prepare
-from common.distributed import World
-from common.optim.clip import clip_, grad_norm
-from common.recipe import Settings
-from common.training import train
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.benchmarks.bert_pretraining.benchmark import prepare
+from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
+from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
+from bertbench.common.config.recipe import Settings
+from bertbench.common.optim.clip import clip_, grad_norm
+from bertbench.common.training.distributed import World
+from bertbench.common.training.loop import train
 
 OVERHEAD_GOAL, WAIT_GOAL = 0.03, 0.01
 

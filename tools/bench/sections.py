@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backends.cpu_ref.kernels import NativeOps, native_lamb
 from bench.shapes import SHAPES, typical_batch
 from bench.steps import adamw
 from bench.timing import interleave, ratio
-from common.model.heads import BertForPreTraining
-from common.optim.lamb import Lamb, lamb_update, parameter_groups
+from bertbench.backends.cpu_ref.kernels import NativeOps, native_lamb
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.optim.lamb import Lamb, lamb_update, parameter_groups
 
 LAMB_GOAL, RANKS_GOAL, ACCUMULATION = 3.0, 0.95, 4
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.batch import PretrainingBatch
-from common.data.shards import find_shards
-from common.data.stream import TrainStream
-from common.data.synthetic import SyntheticStream
-from common.model.config import BertConfig
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.shards import find_shards
+from bertbench.common.data.stream import TrainStream
+from bertbench.common.data.synthetic import SyntheticStream
+from bertbench.common.model.config import BertConfig
 
 CANDIDATES = 64
 """Micro-batches among which the typical one is looked for."""

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backends.cpu_ref.backend import CpuRef
-from benchmarks.bert_squad.model import SpanBatch
-from benchmarks.bert_squad.task import SquadTask, prepare
-from common.cli import resolve
-from common.distributed import World
-from common.model.config import BertConfig
-from common.model.weights import export_state_dict
-from common.optim.factory import build_optimizer
-from common.optim.lamb import parameter_groups
-from common.recipe import Settings
-from common.training import Plan
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_squad.benchmark import prepare
+from bertbench.benchmarks.bert_squad.model import SpanBatch
+from bertbench.benchmarks.bert_squad.task import SquadTask
+from bertbench.common.config.recipe import Settings
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.weights import export_state_dict
+from bertbench.common.optim.factory import build_optimizer
+from bertbench.common.optim.lamb import parameter_groups
+from bertbench.common.training.distributed import World
+from bertbench.common.training.task import Plan
 
 RECIPE = "squad_mini"
 ATTENTIONS = ("sdpa", "eager")

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.squad import RECIPE
-from benchmarks.bert_squad.data import find_source
-from benchmarks.bert_squad.examples import read_squad
-from benchmarks.bert_squad.features import FeatureOptions, Features, make_features
-from common.cli import resolve
-from common.files import file_sha256
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_squad.data import find_source
+from bertbench.benchmarks.bert_squad.examples import read_squad
+from bertbench.benchmarks.bert_squad.features import FeatureOptions, Features, make_features
+from bertbench.common.files import file_sha256
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "unit" / "squad"))
 

@@ -38,13 +38,18 @@ from bench.squad import (
     undemanding,
     unpadded,
 )
-from benchmarks.bert_squad.outputs import PREDICTIONS
-from benchmarks.bert_squad.scoring import answer_and_score
-from common.checkpoint import Checkpoints, flatten_optimizer, rank_group, restore_optimizer
-from common.errors import BadInput
-from common.files import file_sha256, write_atomic
-from common.measure.code import code_hash
-from common.recipe import plain
+from bertbench.benchmarks.bert_squad.outputs import PREDICTIONS
+from bertbench.benchmarks.bert_squad.scoring import answer_and_score
+from bertbench.common.config.recipe import plain
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256, write_atomic
+from bertbench.common.measure.code import code_hash
+from bertbench.common.training.checkpoint import (
+    Checkpoints,
+    flatten_optimizer,
+    rank_group,
+    restore_optimizer,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SAY_EVERY_S = 30.0
@@ -142,7 +147,7 @@ class Quality:
     def _own(self, flags: list[str]) -> dict[str, Any]:
         """A run like any user's; its record stays in the folder."""
         command = [
-            *(sys.executable, "-m", "common.cli", "run", RECIPE, *flags, "--skip_checkpoint"),
+            *(sys.executable, "-m", "bertbench", "run", RECIPE, *flags, "--skip_checkpoint"),
             "--no_write_nbest",
             *("--output_dir", str(self._folder.resolve() / "records"), "--json"),
         ]

@@ -26,11 +26,11 @@ from bench.squad import (
     real_share,
 )
 from bench.timing import interleave
-from benchmarks.bert_squad.model import SpanBatch
-from benchmarks.bert_squad.stream import answer_batches
-from common.files import file_sha256
-from common.guards import Faults
-from common.training import train_step
+from bertbench.benchmarks.bert_squad.model import SpanBatch
+from bertbench.benchmarks.bert_squad.stream import answer_batches
+from bertbench.common.files import file_sha256
+from bertbench.common.training.loop import train_step
+from bertbench.common.training.stops import Faults
 
 GOAL = 2.5
 CANDIDATES = 64

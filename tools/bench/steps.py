@@ -10,11 +10,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from common.data.batch import PretrainingBatch
-from common.model.config import BertConfig
-from common.model.heads import BertForPreTraining
-from common.model.ops import Ops
-from common.optim.clip import clip_, grad_norm
+from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.heads import BertForPreTraining
+from bertbench.common.model.ops import Ops
+from bertbench.common.optim.clip import clip_, grad_norm
 
 Step = Callable[[], object]
 

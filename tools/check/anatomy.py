@@ -10,20 +10,22 @@ from dataclasses import dataclass
 
 import torch
 
-from backends.base import Backend
-from benchmarks.bert_pretraining.task import PretrainingTask, build, prepare
+from bertbench.backends.base import Backend
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_pretraining.benchmark import build, prepare
+from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
+from bertbench.common.data.steps import StepBatch
+from bertbench.common.measure.flops import BACKWARD
+from bertbench.common.optim.clip import clip_, grad_norm
+from bertbench.common.training.distributed import World
+from bertbench.common.training.loop import train_step
+from bertbench.common.training.stops import Faults
+from bertbench.common.training.task import Plan
 from check.device import Check, choose_precision, free_memory
 from check.figure import Report
 from check.profile import NO_KERNELS, profile_step
 from check.runs import pretraining_arguments
 from check.timing import WARM_UP, issue_seconds, step_clock, step_seconds
-from common.cli import resolve
-from common.data.steps import StepBatch
-from common.distributed import World
-from common.guards import Faults
-from common.measure.flops import BACKWARD
-from common.optim.clip import clip_, grad_norm
-from common.training import Plan, train_step
 
 LEARNING_RATE = 1e-6
 """Changes next to nothing, however often a step is repeated."""

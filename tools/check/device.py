@@ -7,8 +7,8 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
-import backends
-from backends.base import Backend
+from bertbench import backends
+from bertbench.backends.base import Backend
 from check.figure import NotAvailable
 
 TINY_PRETRAINING = """

@@ -12,12 +12,12 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+from bertbench.common.cli.main import main as command_line
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure.code import ROOT
 from check.device import Check, choose_precision
 from check.figure import NotAvailable, Report
 from check.runs import command
-from common.cli import main as command_line
-from common.errors import Unsupported
-from common.measure.code import ROOT
 
 CONTRACT_S, GRACE_S = 150, 20
 FAST_CONTRACT = (

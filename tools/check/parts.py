@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backends.base import Backend
+from bertbench.backends.base import Backend
+from bertbench.common.data.batch import Tokens
+from bertbench.common.data.synthetic import random_lengths
 from check.device import Check, choose_precision, free_memory
 from check.figure import Report, one_line
 from check.timing import KERNEL_CLOCK, kernel_rate
-from common.data.batch import Tokens
-from common.data.synthetic import random_lengths
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SPANS = 5

@@ -12,13 +12,13 @@ from bench.steps import PEER_MISSING, padded, peer_available
 from bench.timing import interleave, ratio
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from backends.base import Backend
+from bertbench.backends.base import Backend
+from bertbench.common.optim.clip import clip_, grad_norm
+from bertbench.common.optim.factory import build_optimizer
+from bertbench.common.optim.lamb import parameter_groups
 from check.anatomy import Subject, set_rate, subject
 from check.device import Check, choose_precision, free_memory
 from check.figure import NotAvailable, Report
-from common.optim.clip import clip_, grad_norm
-from common.optim.factory import build_optimizer
-from common.optim.lamb import parameter_groups
 
 ROUNDS = 6
 EVERY_SDPA = [

@@ -10,7 +10,7 @@ from typing import Any
 from torch.autograd import DeviceType
 from torch.profiler import profile, supported_activities
 
-from backends.base import Backend
+from bertbench.backends.base import Backend
 from check.device import Check
 from check.figure import Report
 

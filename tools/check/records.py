@@ -6,10 +6,10 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
+from bertbench.common.results.store import find_runs
+from bertbench.common.results.validate import validate
 from check.device import Check
 from check.figure import NotAvailable, Report
-from common.results.store import find_runs
-from common.results.validate import validate
 
 ARCHIVE = "records.tar.gz"
 

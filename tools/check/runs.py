@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import backends
+from bertbench import backends
+from bertbench.common.cli.main import main as command_line
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.results.record import MANIFEST
 from check.device import TINY_PRETRAINING, Check, choose_precision
 from check.figure import NotAvailable, Report
 from check.section import Failed, alone, apart
-from common.cli import main as command_line
-from common.measure.metric import SHARED
-from common.results.record import MANIFEST
 
-for _module in ("common.runner", "benchmarks.bert_pretraining.task", "benchmarks.bert_squad.task"):
-    importlib.import_module(_module)  # once for all sections: they are forked
+for _module in (
+    "common.run",
+    "benchmarks.bert_pretraining.benchmark",
+    "benchmarks.bert_squad.benchmark",
+):
+    importlib.import_module(f"bertbench.{_module}")  # once for all sections: they are forked
 
 SHOWN = {
     "sequences_per_second": ("", 1.0),

@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.bert_squad.model import SpanBatch
-from benchmarks.bert_squad.stream import answer_batches
-from benchmarks.bert_squad.task import SquadTask, prepare
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_squad.benchmark import prepare
+from bertbench.benchmarks.bert_squad.model import SpanBatch
+from bertbench.benchmarks.bert_squad.stream import answer_batches
+from bertbench.benchmarks.bert_squad.task import SquadTask
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.training.distributed import World
+from bertbench.common.training.evaluation import evaluate
+from bertbench.common.training.progress import Progress
 from check.device import TINY_SQUAD, Check, choose_precision, free_memory
 from check.figure import NotAvailable, Report
 from check.runs import REPORTS, RunFailed, report_run, run
 from check.section import Failed, apart
-from common.cli import resolve
-from common.distributed import World
-from common.evaluation import evaluate
-from common.measure.metric import SHARED
-from common.progress import Progress
 
 PRECISIONS = ("bf16", "tf32")
 WARM_UP = 2

@@ -7,11 +7,11 @@ import statistics
 import time
 from collections.abc import Callable
 
-from backends.base import Backend
-from backends.timers import HostTimer
+from bertbench.backends.base import Backend
+from bertbench.backends.timers import HostTimer
 
 # One implementation of the kernels' clock: figures here and in calibration.json are comparable.
-from common.calibrate import measure_rates
+from bertbench.common.measure.calibration import measure_rates
 
 STEP_CLOCK = (
     "median of {n} after {warm_up} untimed calls, the host's clock, synchronised before and after "

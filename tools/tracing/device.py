@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from backends.accelerator import AMP_DTYPES, WRONG_TYPE
-from backends.base import Capabilities, Probe
-from backends.cuda.backend import Cuda
-from backends.cuda.ops import KERNELS
-from backends.sensors import Sensors
-from common.errors import Unsupported
-from common.guards import Faults
+from bertbench.backends.accelerator import AMP_DTYPES, WRONG_TYPE
+from bertbench.backends.base import Capabilities, Probe
+from bertbench.backends.cuda.backend import Cuda
+from bertbench.backends.cuda.ops import KERNELS
+from bertbench.backends.sensors import Sensors
+from bertbench.common.errors import Unsupported
+from bertbench.common.training.stops import Faults
 from tracing.tally import Tally
 
 FORWARD, BACKWARD, CLIP, OPTIMIZER = "forward", "backward", "clip", "optimizer"

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 
 SOURCE = Path(__file__).with_name("no_device.cpp")
 FLAGS = ("-std=c++20", "-O1", "-g0", "-w", "-fPIC", "-shared")
@@ -72,7 +72,7 @@ def _library() -> Path:
 
 
 def _cache() -> Path:
-    """As common.native.cache_dir, which imports torch."""
+    """As bertbench.common.native.cache_dir, which imports torch."""
     base = os.environ.get("BERTBENCH_CACHE")
     if base:
         return Path(base)

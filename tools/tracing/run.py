@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 import numpy as np
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from common.cli import resolve
-from common.distributed import World
-from common.errors import BadInput, Unsupported
-from common.recipe import Settings
-from common.training import train_step
+from bertbench.benchmarks import load as load_benchmark
+from bertbench.benchmarks import resolve
+from bertbench.common.config.recipe import Settings
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.training.distributed import World
+from bertbench.common.training.loop import train_step
 from tracing.device import FakeCuda, MarkedFaults, Phases, marked_backward
 from tracing.launches import LIMITS
 from tracing.process import pretend
@@ -60,7 +60,7 @@ def trace(
     """
     settings = resolve(name, [*flags, "--synthetic"])
     _check(settings)
-    benchmark = importlib.import_module(f"benchmarks.{settings.preset.benchmark}.task")
+    benchmark = load_benchmark(settings.preset.benchmark, "benchmark")
     source = benchmark.prepare(settings)
     tally = Tally(root, rates, limits=LIMITS[argument_kb])
     phases = Phases(tally)
@@ -131,9 +131,9 @@ Maker = Callable[[int], Any]
 
 
 def _pretraining(task: Any, source: Any, size: int) -> Maker:
-    from common.data.collate import collate
-    from common.data.hdf5 import Limits
-    from common.data.synthetic import random_samples
+    from bertbench.common.data.collate import collate
+    from bertbench.common.data.hdf5 import Limits
+    from bertbench.common.data.synthetic import random_samples
 
     recipe = task.recipe
     limits = Limits(
@@ -147,7 +147,7 @@ def _pretraining(task: Any, source: Any, size: int) -> Maker:
 
 
 def _squad(task: Any, source: Any, size: int) -> Maker:
-    from benchmarks.bert_squad.stream import collate
+    from bertbench.benchmarks.bert_squad.stream import collate
 
     features = source.train.features
     rows = typical_rows(np.diff(features.offsets[: max(SAMPLES, 2 * size) + 1]), size)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 from tracing.launches import LIMITS, Limits
 from tracing.traffic import DEVICE, Call, on_device, tensors
 
@@ -161,7 +162,7 @@ class Tally(TorchDispatchMode):
         own = str(Path(__file__).parent)
         frame = sys._getframe()
         while frame is not None:
-            name = frame.f_code.co_filename
+            name = os.path.realpath(frame.f_code.co_filename)
             ours = name.startswith(f"{self._root}/") and "site-packages" not in name
             if ours and not name.startswith(own):
                 return f"{Path(name).relative_to(self._root)}:{frame.f_lineno}"

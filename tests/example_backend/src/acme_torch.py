@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from backends.simulated import collective, device
+from bertbench.backends.simulated import collective, device
 
 SIMULATED = True
 __version__ = "1.2.0"

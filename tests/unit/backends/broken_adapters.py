@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from backends.base import Capabilities, DeviceInfo, PeakMemory
-from backends.cpu_ref.backend import CpuRef
-from backends.timers import HostTimer, Timer
-from common.measure.telemetry import Sampler
+from bertbench.backends.base import Capabilities, DeviceInfo, PeakMemory
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.backends.timers import HostTimer, Timer
+from bertbench.common.measure.telemetry import Sampler
 
 
 class Broken(CpuRef):
@@ -178,7 +178,7 @@ BROKEN = tuple(Broken.__subclasses__())
 
 def hasty() -> type:
     """The simulated GCU with a timer that does not wait for the queue."""
-    import backends
+    from bertbench import backends
 
     class Hasty(backends.load("gcu")):  # type: ignore[misc]
         name = "hasty"
@@ -191,7 +191,7 @@ def hasty() -> type:
 
 def never_waits() -> type:
     """The simulated GCU with a ``synchronize`` that returns at once."""
-    import backends
+    from bertbench import backends
 
     class NeverWaits(backends.load("gcu")):  # type: ignore[misc]
         name = "never_waits"
@@ -204,7 +204,7 @@ def never_waits() -> type:
 
 def peeks() -> type:
     """The simulated GCU with a number read from the device after every update."""
-    import backends
+    from bertbench import backends
 
     class Peeks(backends.load("gcu")):  # type: ignore[misc]
         name = "peeks"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 THIN = """
-from backends.base import Probe
+from bertbench.backends.base import Probe
 
 class Adapter:
     name, device_type, package = {name!r}, "cpu", {vendor!r}
@@ -23,7 +23,7 @@ class Adapter:
 """An adapter that leaves everything to the examination."""
 
 FULL = """
-from backends.accelerator import Accelerator
+from bertbench.backends.accelerator import Accelerator
 
 class Adapter(Accelerator):
     name, device_type, package = {name!r}, "cpu", {vendor!r}

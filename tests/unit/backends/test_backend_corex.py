@@ -10,10 +10,10 @@ import fake_tools
 import pytest
 import torch
 
-from backends.corex.backend import Corex
-from backends.corex.telemetry import driver_version, open_ixsmi
-from common.errors import Unsupported
-from common.measure.telemetry import Sampler
+from bertbench.backends.corex.backend import Corex
+from bertbench.backends.corex.telemetry import driver_version, open_ixsmi
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure.telemetry import Sampler
 
 
 @pytest.fixture

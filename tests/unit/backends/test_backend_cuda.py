@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from backends import selfcheck
-from backends.cuda import identify, nvml, packages
-from backends.cuda.backend import Cuda
-from backends.cuda.ops import CudaOps
-from backends.sensors import Sensors
-from common.errors import Unsupported
-from common.model.ops import Ops
-from common.optim.factory import build_optimizer
+from bertbench.backends import selfcheck
+from bertbench.backends.cuda import identify, nvml, packages
+from bertbench.backends.cuda.backend import Cuda
+from bertbench.backends.cuda.ops import CudaOps
+from bertbench.backends.sensors import Sensors
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import Ops
+from bertbench.common.optim.factory import build_optimizer
 
 
 class Event:

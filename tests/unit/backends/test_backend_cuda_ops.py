@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from backends import selfcheck
-from backends.cuda import packages
-from backends.cuda.ops import CudaOps
-from backends.selfcheck import attention_why_not
-from common.data.batch import Tokens
-from common.errors import Unsupported
-from common.model.ops import ComputeTypeOps, Ops
-from common.optim.lamb import lamb_update
+from bertbench.backends import selfcheck
+from bertbench.backends.cuda import packages
+from bertbench.backends.cuda.ops import CudaOps
+from bertbench.backends.selfcheck import attention_why_not
+from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import ComputeTypeOps, Ops
+from bertbench.common.optim.lamb import lamb_update
 
 LENGTHS = (3, 7, 1)
 HOST = torch.device("cpu")

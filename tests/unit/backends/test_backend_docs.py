@@ -47,7 +47,7 @@ def checkout(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     (site / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
     shutil.copy(EXAMPLE / "src" / "acme_torch.py", site)
     command = environment / "bin" / "bertbench"
-    command.write_text(f'#!/bin/sh\nexec "{environment}/bin/python" -m common.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{environment}/bin/python" -m bertbench "$@"\n')
     command.chmod(0o755)
     folder = tmp_path / "checkout"
     folder.mkdir()

@@ -16,10 +16,10 @@ import psutil
 import pytest
 from fake_vendors import FULL, entry_point, offer
 
-import backends
-from backends import probing
-from common.cli import main
-from common.doctor import render
+from bertbench import backends
+from bertbench.backends import probing
+from bertbench.common.cli.doctor import render
+from bertbench.common.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,7 +65,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         offer(folder, name, vendor, adapter)
     entry_point(folder, "my-cpu", "bertbench.backends", "cpu_ref", "nowhere:Adapter")
     done = subprocess.run(
-        [sys.executable, "-m", "common.cli", "doctor", "--timeout", "300", "--json"],
+        [sys.executable, "-m", "bertbench", "doctor", "--timeout", "300", "--json"],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -193,7 +193,7 @@ def test_broken_packages_of_the_vendors_built_in(
 def test_a_broken_torch_is_one_clear_line_too(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
     done = subprocess.run(
-        [sys.executable, "-m", "common.cli", "doctor"], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "bertbench", "doctor"], cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 2
@@ -217,7 +217,7 @@ def test_a_broken_vendor_package_does_not_take_the_cpu_down(tmp_path: Path) -> N
 
     assert "half an installation" in go("-c", "import torch").stderr
     flags = "--backend cpu_ref --synthetic --dry_run".split()
-    done = go("-m", "common.cli", "run", "mini", *flags)
+    done = go("-m", "bertbench", "run", "mini", *flags)
     assert done.returncode == 0, done.stderr
-    workers = go("-m", "common.elastic", "--help")  # what starts several processes
+    workers = go("-m", "bertbench.common.launch.torchrun", "--help")
     assert workers.returncode == 0, workers.stderr

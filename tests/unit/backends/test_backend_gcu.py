@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from backends import fallbacks
-from backends.gcu import backend as gcu
-from backends.gcu import fallback_log
-from backends.simulated import build
-from common.errors import Unsupported
+from bertbench.backends import fallbacks
+from bertbench.backends.gcu import backend as gcu
+from bertbench.backends.gcu import fallback_log
+from bertbench.backends.simulated import build
+from bertbench.common.errors import Unsupported
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,8 +28,8 @@ LOOK = """
 import json, sys
 import torch
 import torch.nn.functional as F
-from backends import load
-from common.errors import Unsupported
+from bertbench.backends import load
+from bertbench.common.errors import Unsupported
 
 def refusal(precision):
     try:
@@ -117,7 +117,7 @@ def switched(compiler: None) -> dict[str, Any]:
 
 
 def test_what_it_is(plain: dict[str, Any]) -> None:
-    assert plain["class"] == "backends.gcu.backend.Gcu"
+    assert plain["class"] == "bertbench.backends.gcu.backend.Gcu"
     assert plain["probe"] == "2 devices"
     assert plain["index"] == 1
     assert plain["simulated"] is True

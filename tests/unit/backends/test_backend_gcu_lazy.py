@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from backends.gcu import select
-from backends.gcu.backend import Gcu
-from backends.gcu.lazy import Dtu, LazyGcu
-from backends.timers import HostTimer
-from common.errors import Unsupported
+from bertbench.backends.gcu import select
+from bertbench.backends.gcu.backend import Gcu
+from bertbench.backends.gcu.lazy import Dtu, LazyGcu
+from bertbench.backends.timers import HostTimer
+from bertbench.common.errors import Unsupported
 
 
 class Recorder:

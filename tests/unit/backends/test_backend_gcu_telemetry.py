@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from backends.gcu import telemetry
-from backends.gcu.telemetry import driver_version, find_sensors
-from common.errors import Unsupported
-from common.measure.telemetry import Sampler
+from bertbench.backends.gcu import telemetry
+from bertbench.backends.gcu.telemetry import driver_version, find_sensors
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure.telemetry import Sampler
 
 MIB = 2**20
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-import backends
-from backends import new_backend
-from backends.accelerator import Accelerator
-from common.cli import main
-from common.errors import BadInput
+from bertbench import backends
+from bertbench.backends.accelerator import Accelerator
+from bertbench.common.cli import new_backend
+from bertbench.common.cli.main import main
+from bertbench.common.errors import BadInput
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "tests" / "example_backend"
@@ -121,7 +121,7 @@ def test_new_backend_for_machines_and_help(
 def test_example_package_is_installed_and_found(tmp_path: Path) -> None:
     install(EXAMPLE, tmp_path / "site")
     done = subprocess.run(
-        [sys.executable, "-m", "common.cli", "doctor", "acme", "--json", "--timeout", "300"],
+        [sys.executable, "-m", "bertbench", "doctor", "acme", "--json", "--timeout", "300"],
         cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "ACME_VISIBLE_DEVICES": "1"},
     )  # fmt: skip

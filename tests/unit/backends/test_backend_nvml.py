@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from backends.cuda.nvml import THROTTLING, throttling, without_ids
+from bertbench.backends.cuda.nvml import THROTTLING, throttling, without_ids
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -21,9 +21,9 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
 ASK = """
 import json, os, sys
-from backends.cuda import nvml
-from common.errors import Unsupported
-from common.measure.telemetry import Sampler
+from bertbench.backends.cuda import nvml
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure.telemetry import Sampler
 
 def ask(index=0, visible=None, uuid=None, env=(), then=()):
     # Each question has the process's environment to itself: the library reads it at every call.

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from fake_vendors import FULL, THIN, entry_point, offer
 
-import backends
-from backends import probing
-from backends.cpu_ref.backend import CpuRef
-from common.errors import BadInput, Unsupported
+from bertbench import backends
+from bertbench.backends import probing, registry
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.errors import BadInput, Unsupported
 
 ROOT = Path(__file__).parents[3]
 HANGS = "import time\ntime.sleep(1000)"
@@ -24,7 +24,7 @@ HANGS = "import time\ntime.sleep(1000)"
 @pytest.fixture
 def only_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """Nothing is built in but cpu_ref; the folder is on the path."""
-    monkeypatch.setattr(backends, "BUILT_IN", {"cpu_ref": backends.BUILT_IN["cpu_ref"]})
+    monkeypatch.setattr(registry, "BUILT_IN", {"cpu_ref": backends.BUILT_IN["cpu_ref"]})
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     yield tmp_path
@@ -46,12 +46,12 @@ def test_order_in_which_auto_tries() -> None:
 
 
 def test_importing_the_registry_is_cheap() -> None:
-    done = python("import backends, backends.probing, sys; print('torch' in sys.modules)")
+    done = python("import sys, bertbench.backends.probing; print('torch' in sys.modules)")
     assert done.stdout == "False\n", done.stderr
 
 
 def test_no_process_of_ours_lets_torch_import_vendor_packages() -> None:
-    code = "import backends, os; print(os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'])"
+    code = "import os, bertbench; print(os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'])"
     assert python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="1").stdout == "0\n"
 
 
@@ -67,7 +67,7 @@ def test_unknown_name_lists_what_there_is(only_others: Path) -> None:
 
 def test_a_target_may_be_a_function(only_others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (only_others / "generations.py").write_text(
-        "from backends.cpu_ref.backend import CpuRef\ndef choose(): return CpuRef\n"
+        "from bertbench.backends.cpu_ref.backend import CpuRef\ndef choose(): return CpuRef\n"
     )
     monkeypatch.setitem(backends.BUILT_IN, "cpu_ref", "generations:choose")
     assert backends.load("cpu_ref") is CpuRef
@@ -145,7 +145,7 @@ def test_one_process_of_a_machine_asks(only_others: Path, monkeypatch: pytest.Mo
 
 
 def test_simulated_packages_come_first_on_the_path() -> None:
-    code = "import backends, sys; print(sys.path[0])"
+    code = "from bertbench import backends; import sys; print(sys.path[0])"
     done = python(code, BERTBENCH_SIMULATE="gcu")
     assert done.stdout.strip() == str(ROOT / "backends" / "simulated" / "standins"), done.stderr
 
@@ -159,6 +159,8 @@ def test_simulation_that_is_refused(
 ) -> None:
     if installed:
         (tmp_path / f"{installed}.py").touch()
-    done = python("import backends", BERTBENCH_SIMULATE=value, PYTHONPATH=str(tmp_path))
+    done = python(
+        "from bertbench import backends", BERTBENCH_SIMULATE=value, PYTHONPATH=str(tmp_path)
+    )
     assert done.returncode
     assert message in done.stderr

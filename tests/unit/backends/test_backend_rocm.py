@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from backends.rocm.backend import Rocm
-from backends.rocm.telemetry import from_amdsmi, from_sysfs, open_sensors
-from common.errors import Unsupported
-from common.measure.telemetry import Sampler
+from bertbench.backends.rocm.backend import Rocm
+from bertbench.backends.rocm.telemetry import from_amdsmi, from_sysfs, open_sensors
+from bertbench.common.errors import Unsupported
+from bertbench.common.measure.telemetry import Sampler
 
 ADDRESS = "0000:c1:00"
 

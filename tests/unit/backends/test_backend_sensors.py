@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.sensors import (
+from bertbench.backends.sensors import (
     answering,
     local_entries,
     quantity,
@@ -17,7 +17,7 @@ from backends.sensors import (
     run_tool,
     visible_entry,
 )
-from common.errors import Unsupported
+from bertbench.common.errors import Unsupported
 
 
 @pytest.mark.parametrize(

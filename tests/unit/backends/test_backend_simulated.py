@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from backends.simulated import build
-from common.errors import Unsupported
+from bertbench.backends.simulated import build
+from bertbench.common.errors import Unsupported
 
 ROOT = Path(__file__).parents[3]
 STANDINS = ROOT / "backends/simulated/standins"
@@ -28,7 +28,7 @@ INSTALL = """
 import json, time, warnings
 import torch, torch.nn.functional as F
 from torch import nn
-from backends.simulated.device import install
+from bertbench.backends.simulated.device import install
 demo = install("demo")
 def answer(**facts): print("ANSWER " + json.dumps(facts))
 """
@@ -245,7 +245,7 @@ answer(profiler=found, counted=demo.counters()["fallbacks"],
 
 
 PRECISION = """
-from backends.selfcheck import examine
+from bertbench.backends.selfcheck import examine
 device = torch.device("demo", 0)
 x = torch.ones(4, 4, device=device)
 found = {"fp32": examine(device)["product_mantissa_bits"]}
@@ -347,7 +347,7 @@ RANK = (
     + """
 import os, sys
 import torch.distributed as dist
-from backends.simulated import collective
+from bertbench.backends.simulated import collective
 rank, group, where = int(os.environ["RANK"]), os.environ["GROUP"], os.environ["WHERE"]
 collective.register("sccl", "demo")
 device = torch.device(where, rank) if where == "demo" else torch.device("cpu")
@@ -412,7 +412,7 @@ def test_two_ranks_equal_gloo_on_the_cpu(tmp_path: Path) -> None:
 
 TORCH_GCU = """
 import json, torch, torch_gcu, pyefml
-from backends.selfcheck import examine
+from bertbench.backends.selfcheck import examine
 pyefml.efmlInitV2()
 handle = pyefml.efmlDeviceGetHandleByIndex(1)
 idle = pyefml.efmlDeviceGetPowerUsage(handle)
@@ -494,8 +494,8 @@ def test_without_a_working_compiler_the_fix_is_named(
     [("INT64", "wide"), ("LACKS", "fp64"), ("MEMORY_BYTES", "much"), ("GELU", "relu")],
 )
 def test_a_wrong_knob_is_refused(knob: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backends.simulated.device import _settings
-    from common.errors import BadInput
+    from bertbench.backends.simulated.device import _settings
+    from bertbench.common.errors import BadInput
 
     monkeypatch.setenv(f"BERTBENCH_SIMULATED_{knob}", value)
     with pytest.raises(BadInput, match=value):

@@ -11,11 +11,11 @@ import fake_tools
 import pytest
 import torch
 
-from backends.hpu.telemetry import open_hlml
-from backends.mlu.telemetry import card, open_cnmon
-from backends.musa.backend import Musa
-from backends.npu.telemetry import chips, open_npu_smi, sections
-from common.errors import Unsupported
+from bertbench.backends.hpu.telemetry import open_hlml
+from bertbench.backends.mlu.telemetry import card, open_cnmon
+from bertbench.backends.musa.backend import Musa
+from bertbench.backends.npu.telemetry import chips, open_npu_smi, sections
+from bertbench.common.errors import Unsupported
 
 
 # -- npu-smi --------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ import fake_tools
 import pytest
 import torch
 
-from backends import BUILT_IN, load
-from backends.hpu.backend import Hpu
-from backends.mps.backend import Mps
-from backends.xpu.backend import Xpu
-from common.errors import Unsupported
+from bertbench.backends import BUILT_IN, load
+from bertbench.backends.hpu.backend import Hpu
+from bertbench.backends.mps.backend import Mps
+from bertbench.backends.xpu.backend import Xpu
+from bertbench.common.errors import Unsupported
 
 ROOT = Path(__file__).parents[3]
 UNTRIED = ("npu", "musa", "mlu", "hpu", "xpu", "mps", "rocm", "corex")
@@ -61,8 +61,8 @@ VENDORS = {
 PACKAGE = """
 from types import ModuleType
 import torch
-from backends.simulated import collective
-from backends.simulated.device import install
+from bertbench.backends.simulated import collective
+from bertbench.backends.simulated.device import install
 
 SIMULATED, __version__ = True, "2.99"
 module = install({name!r})
@@ -91,8 +91,8 @@ elif {switch}:
 """
 RUN = """
 import sys, torch
-import backends
-from backends.base import Unsupported
+from bertbench import backends
+from bertbench.backends.base import Unsupported
 Backend = backends.load(sys.argv[1])
 print("probe", Backend.probe())
 backend = Backend()

@@ -14,9 +14,9 @@ import pytest
 from broken_adapters import BROKEN
 from fake_vendors import entry_point
 
-from backends import ENTRY_POINTS
-from backends.simulated import build
-from common.errors import Unsupported
+from bertbench.backends import ENTRY_POINTS
+from bertbench.backends.simulated import build
+from bertbench.common.errors import Unsupported
 
 try:
     import tomllib

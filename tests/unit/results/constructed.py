@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.measure.metric import SHARED, metric
+from bertbench.common.measure.metric import SHARED, metric
 
 _NUMBERS = itertools.count(1)
 

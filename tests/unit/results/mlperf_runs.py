@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from backends.base import DeviceInfo
-from common.events import EvalEvent, RunSummary, StepEvent
-from common.measure.metric import metric
-from common.mlperf import MlperfLog
-from common.recipe import recipe_hash
-from common.results.record import RunRecord
+from bertbench.backends.base import DeviceInfo
+from bertbench.common.config.recipe import recipe_hash
+from bertbench.common.measure.metric import metric
+from bertbench.common.mlperf.log import MlperfLog
+from bertbench.common.results.record import RunRecord
+from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 from tests.unit.test_record import CONFIG, INPUTS, Toy
 
 HOST = DeviceInfo(backend="cpu_ref", name="test", index=0, memory_bytes=1 << 30)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.cli import main as cli
-from common.errors import BadInput
-from common.results.comparable import load_side
-from common.results.compare import Comparison, compare, render
+from bertbench.common.cli.main import main as cli
+from bertbench.common.errors import BadInput
+from bertbench.common.results.comparable import load_side
+from bertbench.common.results.compare import Comparison, compare, render
 from tests.unit.results.constructed import described, device, make_run
 
 RATE = "sequences_per_second"

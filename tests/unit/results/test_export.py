@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from common.cli import main
-from common.errors import BadInput
-from common.mlperf import read_log
-from common.results import export as export_module
-from common.results import export_checks
-from common.results import record as record_module
-from common.results.export import check_package, export
-from common.results.export_system import FIELDS, describe, measured, read_info
-from common.results.store import load_results
+from bertbench.common.cli.main import main
+from bertbench.common.errors import BadInput
+from bertbench.common.exchange import export_checks
+from bertbench.common.exchange import export_mlperf as export_module
+from bertbench.common.exchange.export_mlperf import check_package, export
+from bertbench.common.exchange.export_system import FIELDS, describe, measured, read_info
+from bertbench.common.mlperf.log import read_log
+from bertbench.common.results import record as record_module
+from bertbench.common.results.store import load_results
 from tests.unit.results.mlperf_runs import CHIP, make
 from tests.unit.test_record import forge
 
@@ -90,7 +90,7 @@ def test_ten_open_runs_pass_the_package_checker(
     folder = tree / "results" / "test-1x" / "bert"
     assert sorted(p.name for p in folder.iterdir()) == [f"result_{n}.txt" for n in range(10)]
     source = tree / "benchmarks" / "bert" / "implementations" / "bertbench"
-    assert (source / "source" / "common" / "results" / "export.py").is_file()
+    assert (source / "source" / "common" / "exchange" / "export_mlperf.py").is_file()
     assert not list(source.rglob("__pycache__"))
     names = [p.name for p in tree.rglob("*")]
     assert not [n for n in names if n.startswith(".") or " " in n]  # repo_checker's rule

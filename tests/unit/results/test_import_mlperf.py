@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlperf_logs import ARCHIVE, line, made, told
 
-from common.cli import main as bertbench
-from common.errors import BadInput
-from common.events import EvalEvent, RunSummary
-from common.mlperf import MlperfLog
-from common.results.import_mlperf import Origin, import_log
-from common.results.published import load_published, problems
-from common.results.store import REFERENCE, load_results
+from bertbench.common.cli.main import main as bertbench
+from bertbench.common.errors import BadInput
+from bertbench.common.exchange.import_log import Origin, import_log
+from bertbench.common.mlperf.log import MlperfLog
+from bertbench.common.results.published import load_published, problems
+from bertbench.common.results.store import REFERENCE, load_results
+from bertbench.common.training.events import EvalEvent, RunSummary
 
 KNOWN = {
     # Round, submitter, file: seconds, samples, accuracy, status, batch; read with grep.

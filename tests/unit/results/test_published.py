@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from backends.peaks import peaks_of
-from common.errors import BadInput
-from common.results.published import NOT_STATED, load_published, problems, write_published
-from common.results.store import REFERENCE, load_results
+from bertbench.backends.peaks import peaks_of
+from bertbench.common.errors import BadInput
+from bertbench.common.results.published import NOT_STATED, load_published, problems, write_published
+from bertbench.common.results.store import REFERENCE, load_results
 
 FILES = sorted(path for path in REFERENCE.glob("*.json"))
 PUBLISHED = [file for file in FILES if load_published(file)["kind"] == "published"]

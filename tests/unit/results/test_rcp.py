@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import main
-from common.errors import BadInput, Unsupported
-from common.results import rcp
-from common.results.rcp import check_convergence, render
+from bertbench.common.cli.main import main
+from bertbench.common.cli.rcp import main as rcp_main
+from bertbench.common.cli.rcp import render
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.exchange import rcp
+from bertbench.common.exchange.rcp import check_convergence
 from tests.unit.results.mlperf_runs import make
 
 ARCHIVE = Path(__file__).parents[4] / "shared" / "data" / "mlperf_logs" / "bert-logs.tar.xz"
@@ -95,7 +97,7 @@ def test_records_and_exit_codes(
 def test_records_are_checked_first(tmp_path: Path) -> None:
     logs(tmp_path, 5600, status="failed")
     with pytest.raises(BadInput, match="run them again"):
-        rcp.main([str(tmp_path)])
+        rcp_main([str(tmp_path)])
 
 
 def test_mini_has_no_reference_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +116,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no reference points in round '0.7.0'"):
         check_convergence(few * 2, "0.7.0")
     with pytest.raises(BadInput, match="not both"):
-        rcp.main([str(few[0]), str(few[1].parent)])
+        rcp_main([str(few[0]), str(few[1].parent)])
     cut = tmp_path / "cut.txt"
     cut.write_text(few[0].read_text()[:-60])
     with pytest.raises(BadInput, match=r"cut.txt: line \d+ is cut or damaged"):

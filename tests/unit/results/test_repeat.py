@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from common.cli import main as cli
-from common.errors import BadInput
-from common.fresh import Starter
-from common.repeat import main, order
+from bertbench.common.cli.main import main as cli
+from bertbench.common.cli.repeat import main, order
+from bertbench.common.errors import BadInput
+from bertbench.common.launch.subprocess_runs import Starter
 
 ROOT = Path(__file__).parents[3]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
@@ -242,7 +242,7 @@ def test_help_and_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_real_command_refuses_through_a_real_process(tmp_path: Path) -> None:
     """What the fake stands in for: the program is started, and its reason is told."""
     done = subprocess.run(
-        [sys.executable, "-m", "common.cli", "repeat", "2", "--", "run", "mini",
+        [sys.executable, "-m", "bertbench", "repeat", "2", "--", "run", "mini",
          "--backend", "cpu_ref", "--global_batch", "5", "--micro_batch", "3",
          "--synthetic", "--output_dir", str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=120,

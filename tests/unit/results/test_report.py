@@ -17,17 +17,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.cli import main as cli
-from common.errors import BadInput
-from common.results.report import main
-from common.results.report.figures import MOST_LINES, learning, sensors, time_split
-from common.results.report.groups import entries
-from common.results.report.page import MOST_DETAILED, MOST_READ, Report, html
-from common.results.report.plot import MAX_POINTS, Series, lines, thinned
-from common.results.report.tables import Table, configurations, families, mode, scaling
-from common.results.report.twin import rows, text
-from common.results.report.words import duration, markdown, number, quantity
-from common.results.store import Result, load_results
+from bertbench.common.cli.main import main as cli
+from bertbench.common.cli.report import main
+from bertbench.common.errors import BadInput
+from bertbench.common.report.figures import MOST_LINES, learning, sensors, time_split
+from bertbench.common.report.groups import entries
+from bertbench.common.report.markdown import rows, text
+from bertbench.common.report.page import MOST_DETAILED, MOST_READ, Report, html
+from bertbench.common.report.plot import MAX_POINTS, Series, lines, thinned
+from bertbench.common.report.tables import Table, configurations, families, mode, scaling
+from bertbench.common.report.words import duration, markdown, number, quantity
+from bertbench.common.results.store import Result, load_results
 from tests.browser.records import HOSTILE, TRICKY, figures, quality, steps, write_results
 from tests.unit.results.constructed import device, make_run
 

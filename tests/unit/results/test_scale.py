@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.cli import main as cli
-from common.errors import BadInput, Unsupported
-from common.fresh import Starter
-from common.results.scaling import HOST_NOTE, Row, as_dict, fill, relate, render
-from common.results.store import load_results
-from common.scale import Budget, main
+from bertbench.common.cli.main import main as cli
+from bertbench.common.cli.scale import Budget, main
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.launch.subprocess_runs import Starter
+from bertbench.common.results.scaling import HOST_NOTE, Row, as_dict, fill, relate, render
+from bertbench.common.results.store import load_results
 from tests.unit.results.constructed import device, make_run
 
 ROOT = Path(__file__).parents[3]
@@ -284,7 +284,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_two_real_processes_on_the_host(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "common.cli", "scale", "--devices", "1,2", "--synthetic", "--json",
+        [sys.executable, "-m", "bertbench", "scale", "--devices", "1,2", "--synthetic", "--json",
          "--", "run", "mini", "--backend", "cpu_ref", "--output_dir", str(tmp_path),
          *"--hidden_size 32 --num_hidden_layers 2 --num_attention_heads 2".split(),
          *"--intermediate_size 64 --max_seq_length 64 --max_position_embeddings 64".split(),

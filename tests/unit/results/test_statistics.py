@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.results import statistics
-from common.results.statistics import (
+from bertbench.common.results import statistics
+from bertbench.common.results.statistics import (
     Interval,
     mann_whitney,
     median,

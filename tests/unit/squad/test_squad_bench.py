@@ -24,15 +24,15 @@ from bench.squad_quality import Quality, answer_peer, limited, parts, show, summ
 from bench.squad_speed import compare, share_of_all, typical
 from bench.squad_speed import show as speed_table
 
-from benchmarks.bert_squad import data
-from benchmarks.bert_squad.data import made_up_features
-from benchmarks.bert_squad.recipes import PRESETS
-from benchmarks.bert_squad.stream import collate
-from common.checkpoint import Checkpoints
-from common.data.batch import Tokens
-from common.errors import BadInput
-from common.guards import Faults
-from common.training import train_step
+from bertbench.benchmarks.bert_squad import data
+from bertbench.benchmarks.bert_squad.data import made_up_features
+from bertbench.benchmarks.bert_squad.recipes import PRESETS
+from bertbench.benchmarks.bert_squad.stream import collate
+from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import BadInput
+from bertbench.common.training.checkpoint import Checkpoints
+from bertbench.common.training.loop import train_step
+from bertbench.common.training.stops import Faults
 
 TINY = (
     *("--backend", "cpu_ref", "--precision", "fp32", "--kernels", "plain", "--synthetic"),

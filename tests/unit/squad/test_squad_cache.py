@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from squad_files import VOCAB
 
-from benchmarks.bert_squad import cache
-from benchmarks.bert_squad.cache import cache_file, ingredients, stored_features
-from benchmarks.bert_squad.features import FeatureOptions, Features
-from common.errors import BadInput
+from bertbench.benchmarks.bert_squad import cache
+from bertbench.benchmarks.bert_squad.cache import cache_file, ingredients, stored_features
+from bertbench.benchmarks.bert_squad.features import FeatureOptions, Features
+from bertbench.common.errors import BadInput
 
 ANSWER = {"text": "two", "answer_start": 4}
 PARAGRAPHS = [

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.bert_squad.data import find_source
-from benchmarks.bert_squad.recipes import PRESETS
-from common.errors import BadInput
-from common.model.config import BertConfig
-from common.recipe import Settings
+from bertbench.benchmarks.bert_squad.data import find_source
+from bertbench.benchmarks.bert_squad.recipes import PRESETS
+from bertbench.common.config.recipe import Settings
+from bertbench.common.errors import BadInput
+from bertbench.common.model.config import BertConfig
 
 MODEL = BertConfig(
     vocab_size=8,

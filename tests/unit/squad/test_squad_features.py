@@ -12,11 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from squad_files import IDS, TEXT, VOCAB, paragraphs, write
 
-from benchmarks.bert_squad.examples import Paragraph, Squad, read_squad
-from benchmarks.bert_squad.features import NO_TOKEN, FeatureOptions, Features, make_features
-from benchmarks.bert_squad.wordpieces import WordPieces, basic_tokens
-from common.data.tokenization import read_vocab
-from common.errors import BadInput
+from bertbench.benchmarks.bert_squad.examples import Paragraph, Squad, read_squad
+from bertbench.benchmarks.bert_squad.features import (
+    NO_TOKEN,
+    FeatureOptions,
+    Features,
+    make_features,
+)
+from bertbench.benchmarks.bert_squad.wordpieces import WordPieces, basic_tokens
+from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.errors import BadInput
 
 
 def one(features: Features, number: int, max_seq: int) -> dict:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.bert_squad import flags
-from benchmarks.bert_squad.flags import translate
-from benchmarks.bert_squad.recipes import PRESETS, SquadOptions, SquadRecipe
-from benchmarks.bert_squad.reference_flags import REFERENCE
-from common.cli import resolve
-from common.errors import BadInput, Unsupported
-from common.recipe import Settings
+from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_squad import flags
+from bertbench.benchmarks.bert_squad.flags import translate
+from bertbench.benchmarks.bert_squad.recipes import PRESETS, SquadOptions, SquadRecipe
+from bertbench.benchmarks.bert_squad.reference_flags import REFERENCE
+from bertbench.common.config.recipe import Settings
+from bertbench.common.errors import BadInput, Unsupported
 
 # Name -> a value it takes, or None for a switch. Sources: the argument parsers of run_squad.py in
 # DeepLearningExamples (729963dd) and in ModelZoo (afc077c, and 53f1190 for the last two).

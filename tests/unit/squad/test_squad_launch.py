@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-import backends
-from backends import probing
-from benchmarks.bert_squad import launch as squad
-from benchmarks.bert_squad import positional
-from benchmarks.bert_squad.flags import FLAGS, translate
-from benchmarks.bert_squad.launch import main, plan
-from benchmarks.bert_squad.recipes import PRESETS
-from common.errors import BadInput, Unsupported
-from common.launch import Launch
+from bertbench import backends
+from bertbench.backends import probing
+from bertbench.benchmarks.bert_squad import launch as squad
+from bertbench.benchmarks.bert_squad import positional
+from bertbench.benchmarks.bert_squad.flags import FLAGS, translate
+from bertbench.benchmarks.bert_squad.launch import main, plan
+from bertbench.benchmarks.bert_squad.recipes import PRESETS
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.launch.launcher import Launch
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = {
@@ -79,7 +79,7 @@ def test_scripts_are_thin(name: str) -> None:
     assert text.endswith(f'/benchmarks/bert_squad/launch.sh" {SCRIPTS[name]} "$@"\n')
     assert os.access(ROOT / "scripts" / name, os.X_OK)
     real = (ROOT / "benchmarks" / "bert_squad" / "launch.sh").read_text()
-    assert "benchmarks.bert_squad.launch" in real
+    assert "bertbench.benchmarks.bert_squad.launch" in real
 
 
 @pytest.mark.parametrize(

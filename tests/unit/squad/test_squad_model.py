@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bert_squad.data import made_up_features
-from benchmarks.bert_squad.model import BertForQuestionAnswering, span_loss
-from benchmarks.bert_squad.stream import collate
-from common.errors import BadInput
-from common.model.config import BertConfig
-from common.model.ops import Ops
-from common.model.weights import export_state_dict, load_pretrained
+from bertbench.benchmarks.bert_squad.data import made_up_features
+from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, span_loss
+from bertbench.benchmarks.bert_squad.stream import collate
+from bertbench.common.errors import BadInput
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.ops import Ops
+from bertbench.common.model.weights import export_state_dict, load_pretrained
 
 CONFIG = BertConfig(
     vocab_size=56,

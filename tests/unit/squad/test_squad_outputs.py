@@ -9,14 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.bert_squad.answers import Answers
-from benchmarks.bert_squad.outputs import Outputs, closing
-from benchmarks.bert_squad.recipes import PRESETS
-from benchmarks.bert_squad.scoring import run_script, script_scores
-from common.errors import BadInput
-from common.events import EvalEvent, RunSummary, StepEvent
-from common.measure.metric import metric
-from common.recipe import Settings
+from bertbench.benchmarks.bert_squad.answers import Answers
+from bertbench.benchmarks.bert_squad.outputs import Outputs, closing
+from bertbench.benchmarks.bert_squad.recipes import PRESETS
+from bertbench.benchmarks.bert_squad.scoring import run_script, script_scores
+from bertbench.common.config.recipe import Settings
+from bertbench.common.errors import BadInput
+from bertbench.common.measure.metric import metric
+from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 
 
 def made(folder, *, trains=True, resumed=False, **run):

@@ -10,15 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bert_squad.recipes import LARGE, PRESETS, SquadOptions, enflame, nvidia, nvidia_2021
-from common.recipe import plain, recipe_hash
+from bertbench.benchmarks.bert_squad.recipes import (
+    LARGE,
+    PRESETS,
+    SquadOptions,
+    enflame,
+    nvidia,
+    nvidia_2021,
+)
+from bertbench.common.config.recipe import plain, recipe_hash
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_importing_recipes_and_flags_imports_no_torch() -> None:
     code = (
-        "import sys, benchmarks.bert_squad.recipes, benchmarks.bert_squad.launch;"
+        "import sys, bertbench.benchmarks.bert_squad.recipes;"
+        "import bertbench.benchmarks.bert_squad.launch;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

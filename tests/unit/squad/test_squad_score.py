@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from squad_files import content
 
-from benchmarks.bert_squad.score import normalized, score
-from common.errors import BadInput
+from bertbench.benchmarks.bert_squad.score import normalized, score
+from bertbench.common.errors import BadInput
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from backends.cpu_ref.backend import CpuRef
-from benchmarks.bert_squad.cache import StoredFeatures
-from benchmarks.bert_squad.data import Source, made_up_features
-from benchmarks.bert_squad.recipes import PRESETS, SquadOptions
-from benchmarks.bert_squad.stream import FeatureStream, answer_batches, share
-from benchmarks.bert_squad.task import SquadTask
-from common.distributed import World
-from common.errors import BadInput
-from common.model.config import BertConfig
-from common.recipe import Settings
+from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.benchmarks.bert_squad.cache import StoredFeatures
+from bertbench.benchmarks.bert_squad.data import Source, made_up_features
+from bertbench.benchmarks.bert_squad.recipes import PRESETS, SquadOptions
+from bertbench.benchmarks.bert_squad.stream import FeatureStream, answer_batches, share
+from bertbench.benchmarks.bert_squad.task import SquadTask
+from bertbench.common.config.recipe import Settings
+from bertbench.common.errors import BadInput
+from bertbench.common.model.config import BertConfig
+from bertbench.common.training.distributed import World
 
 NUMBER = 27
 MODEL = BertConfig(

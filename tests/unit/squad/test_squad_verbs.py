@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from common.cli import main
+from bertbench.common.cli.main import main
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from backends.simulated import telemetry
+from bertbench.backends.simulated import telemetry
 
 SIMULATED = True
 EFML_TEMPERATURE_GCU = 0

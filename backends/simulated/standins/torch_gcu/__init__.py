@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from backends.simulated import collective
-from backends.simulated.device import install
-from common.errors import Unsupported
+from bertbench.backends.simulated import collective
+from bertbench.backends.simulated.device import install
+from bertbench.common.errors import Unsupported
 
 SIMULATED = True
 __version__ = "2.10.0+simulated"

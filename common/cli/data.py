@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bertbench data VERB`: prepare, pack, check, quickstart.
+
+Exit codes: 0 done; 1 problems found; 2 refused (the caller prints the error).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import tyro
+
+from bertbench.common.errors import BadInput
+from bertbench.common.prepare import check, pack
+from bertbench.common.prepare import from_text as prepare
+from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart, quickstart_plan
+
+USAGE = """\
+bertbench data: make and check training data
+
+  bertbench data prepare --text PATH... --output DIR (--vocab vocab.txt | --train_vocab N)
+                                  text to MLPerf's HDF5 files, by MLPerf's procedure
+  bertbench data pack DATA_ROOT --output DIR [--samples 4500000]
+                                  the samples of one run out of MLPerf's 537 GiB
+  bertbench data check DATA_ROOT
+                                  schema, ranges, counts, repeated samples; statistics
+  bertbench data quickstart       the corpus of the mini recipe, in the user's cache folder
+
+Each takes --help, --json and --dry_run."""
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reporting:
+    """How to report."""
+
+    json: bool = False
+    """Print one JSON object on standard output; progress stays on standard error."""
+    dry_run: bool = False
+    """Say what would be read and written, check the inputs, and write nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Text to MLPerf's HDF5 files, by MLPerf's procedure."""
+
+    dataset: prepare.PrepareOptions
+    report: Reporting = field(default_factory=Reporting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """The samples of one run out of MLPerf's data set."""
+
+    dataset: pack.PackOptions
+    report: Reporting = field(default_factory=Reporting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """Whether a data set is sound, and what is in it."""
+
+    dataset: check.CheckOptions
+    report: Reporting = field(default_factory=Reporting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quickstart:
+    """The corpus of the mini recipe: Wikipedia summaries from the package index."""
+
+    dataset: QuickstartOptions = field(default_factory=QuickstartOptions)
+    report: Reporting = field(default_factory=Reporting)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb; returns the exit code. Raises BadInput for input that is wrong."""
+    args = list(argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if args else 2
+    if args[0] not in VERBS:
+        raise BadInput(f"unknown verb {args[0]!r}; there are {', '.join(VERBS)}\n\n{USAGE}")
+    return VERBS[args[0]](args[1:])
+
+
+def _prepare(args: list[str]) -> int:
+    given = _parse(Prepare, "prepare", args)
+    if given.report.dry_run:
+        return _show("would prepare", prepare.plan(given.dataset), given.report)
+    manifest = prepare.prepare(given.dataset)
+    for implementation in manifest["implementations"]:
+        if not implementation.endswith(": c"):
+            print(f"note: slow path used for {implementation}", file=sys.stderr)
+    return _show(f"prepared {given.dataset.output}", manifest, given.report)
+
+
+def _pack(args: list[str]) -> int:
+    given = _parse(Pack, "pack", args)
+    content = pack.plan(given.dataset)
+    if given.report.dry_run:
+        return _show("would pack", content, given.report)
+    if not given.report.json:
+        _show("packing", content, given.report)
+    manifest = pack.pack(given.dataset)
+    return _show(f"packed into {given.dataset.output}", manifest, given.report)
+
+
+def _check(args: list[str]) -> int:
+    given = _parse(Check, "check", args)
+    if given.report.dry_run:
+        return _show("would check", check.plan(given.dataset), given.report)
+    found = check.check(given.dataset)
+    if given.report.json:
+        print(json.dumps(asdict(found), indent=1))
+    else:
+        _show(f"{given.dataset.data_root}", found.statistics, given.report)
+        for problem in found.problems:
+            print(f"PROBLEM {problem.file}: {problem.message}")
+        print(f"{len(found.problems)} problems" if found.problems else "no problems")
+    return 1 if found.problems else 0
+
+
+def _quickstart(args: list[str]) -> int:
+    given = _parse(Quickstart, "quickstart", args)
+    if given.report.dry_run:
+        return _show("would make", quickstart_plan(given.dataset), given.report)
+    path = quickstart(given.dataset)
+    return _show("ready", {"data_root": str(path)}, given.report)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "prepare": _prepare,
+    "pack": _pack,
+    "check": _check,
+    "quickstart": _quickstart,
+}
+
+
+def _parse(kind: type[Options], verb: str, args: list[str]) -> Options:
+    return tyro.cli(
+        kind,
+        args=args,
+        prog=f"bertbench data {verb}",
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _show(title: str, content: Mapping[str, Any], report: Reporting) -> int:
+    """One JSON object, or aligned lines; long lists are counted, not listed."""
+    if report.json:
+        print(json.dumps(content, indent=1, default=str))
+        return 0
+    print(title)
+    _print_lines(content, "  ")
+    return 0
+
+
+def _print_lines(content: Mapping[str, Any], indent: str) -> None:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and len(value) <= 20:
+            print(f"{indent}{name}")
+            _print_lines(value, indent + "  ")
+        elif isinstance(value, Mapping) or (isinstance(value, list) and len(value) > 3):
+            print(f"{indent}{name:<26}{len(value)} entries")
+        elif isinstance(value, list):
+            print(f"{indent}{name:<26}{'; '.join(map(_plain, value))}")
+        elif value is not None:
+            print(f"{indent}{name:<26}{_plain(value)}")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={item}" for name, item in value.items())
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can run here, and if not why not, backend by backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from bertbench import backends
+from bertbench.backends import probing
+from bertbench.common.config.parser import Parser
+from bertbench.common.errors import Unsupported
+
+VERIFIED = {
+    "hardware": "on hardware",
+    "simulator": "on a simulator",
+    "documents": "untested: written from documents",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print what can run here; 1 where the backend that was named cannot."""
+    parser = Parser("doctor", "What can run here, and if not why not.")
+    parser.add_argument("backend", nargs="?", help="look at this one only")
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds for each backend (30)")
+    given = parser.parse_args(argv)
+    report = examine(given.backend, given.timeout)
+    print(json.dumps(report, indent=1) if given.json else render(report))
+    # Of all backends some are always missing; the one that was named should work.
+    return 0 if given.backend is None or report["backends"][0]["ok"] else 1
+
+
+def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
+    """Every backend's answer, or that of one. Vendor packages are met in other processes only."""
+    try:
+        import torch
+
+        from bertbench.common.native import cache_dir
+    except Exception as error:
+        raise Unsupported(
+            f"torch does not import, so nothing can run: {type(error).__name__}: {error}"
+        ) from error
+    wanted = backends.names() if name is None else [name]
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "cache": str(cache_dir()),
+        "refused": backends.refused(),
+        "backends": list(probing.examine(wanted, details=True, timeout_s=timeout_s).values()),
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report for people: those that cannot run first, a line each."""
+    lines = [
+        f"python {report['python']}, torch {report['torch']}, {report['cores']} cores, "
+        f"cache {report['cache']}"
+    ]
+    absent = [b for b in report["backends"] if not b["ok"]]
+    if absent:
+        width = max(len(b["name"]) for b in absent)
+        lines += ["", "cannot run here:"]
+        lines += [f"  {b['name']:<{width}}  {b['reason']}" for b in absent]
+    for b in report["backends"]:
+        if b["ok"]:
+            lines += ["", *_block(b)]
+    lines += ["", *report["refused"]] if report["refused"] else []
+    if len(report["backends"]) > 1 and not any(b.get("accelerator") for b in report["backends"]):
+        lines += ["", "No accelerator: run with --backend cpu_ref."]
+    return "\n".join(lines)
+
+
+def _block(b: dict[str, Any]) -> list[str]:
+    memory = b["memory_bytes"]
+    devices = ", ".join(f"{count} x {device}" for device, count in b["devices"].items())
+    each = " each" if b["device_count"] > 1 else ""
+    rows = {
+        "devices": devices + (f", {memory / 2**30:.1f} GiB{each}" if memory else ""),
+        "driver": f"{b['driver'] or 'unknown'}; {b['runtime'] or 'runtime unknown'}",
+        "verified": VERIFIED[b["verified"]] + (" (this device is simulated)" * b["simulated"]),
+        "precisions": ", ".join(b["precisions"]),
+        "kernels": ", ".join(b["kernels"]),
+        "collective": b["collective"] or "none",
+        "compilers": ", ".join(b["compilers"]) or "none",
+        "timer": b["timer"],
+        "telemetry": b["telemetry"] or "none",
+    }
+    lines = [f"{b['name']}: ok ({b['reason']})"]
+    lines += [f"  {key:<12} {text}" for key, text in rows.items()]
+    return lines + [f"  without {what}: {why}" for what, why in b["notes"].items()]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench import-mlperf``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bertbench.common.config.parser import Parser
+from bertbench.common.errors import BadInput
+from bertbench.common.exchange.import_log import Origin, file_name, import_log
+from bertbench.common.files import shown
+from bertbench.common.results.published import write_published
+from bertbench.common.results.store import REFERENCE
+
+_TELLING = ("benchmark", "system", "status", "run_time_s", "samples", "accuracy", "target")
+"""What is worth a line when it is not known."""
+
+
+def _told(entry: dict[str, Any]) -> list[str]:
+    row = entry["record"]["rows"][0]
+    metrics = {name: metric["value"] for name, metric in row["metrics"].items()}
+    quality, seconds = row["quality"], metrics.get("run_time_s")
+    parts = [
+        f"{shown(entry['log'])}: {row['status'].replace('_', ' ')}",
+        f"accuracy {quality['value']:.5g}" if quality["value"] is not None else None,
+        f"target {quality['target']:g}" if quality["target"] is not None else None,
+        f"{seconds / 60:.2f} min" if seconds is not None else None,
+        f"{row['samples']} samples" if row["samples"] is not None else None,
+        f"{metrics['sequences_per_second_e2e']:.1f} sequences/s"
+        if "sequences_per_second_e2e" in metrics
+        else None,
+    ]
+    lines = [", ".join(part for part in parts if part), f"  {entry['file']}"]
+    telling = {name: why for name, why in row["missing"].items() if name in _TELLING}
+    others = [name for name in row["missing"] if name not in telling]
+    lines += [f"  not known: {name}: {shown(why)}" for name, why in telling.items()]
+    if others:
+        lines.append(f"  not known, the record says why: {', '.join(others)}")
+    return lines + [f"  doubt: {shown(text, 300)}" for text in row["doubt"]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``bertbench import-mlperf``: 0 all imported, 1 some were not, 2 none was."""
+    parser = Parser(
+        "import-mlperf",
+        "MLPerf BERT training logs (result_0.txt, ...) as published figures.",
+    )
+    parser.add_argument("logs", nargs="+", type=Path, metavar="FILE", help="one run's log each")
+    parser.add_argument(
+        "--output", type=Path, default=REFERENCE, metavar="DIR", help="(results/reference)"
+    )
+    parser.add_argument("--round", metavar="N.N", help="MLPerf round, as 3.0, where unknown")
+    parser.add_argument("--submitter", metavar="NAME", help="who published it")
+    parser.add_argument("--system", metavar="NAME", help="instead of what the log calls it")
+    parser.add_argument("--devices", type=int, metavar="N", help="accelerators of the system")
+    parser.add_argument("--device", metavar="NAME", help="what these accelerators are called")
+    options = parser.parse_args(argv)
+    if options.round is not None and not re.fullmatch(r"\d+\.\d+", options.round):
+        raise BadInput(f"--round {shown(options.round)} is not like 3.0")
+    if options.devices is not None and options.devices < 1:
+        raise BadInput("--devices must be at least 1")
+    given = {
+        name: getattr(options, name)
+        for name in ("round", "submitter", "system", "devices", "device")
+        if getattr(options, name) is not None
+    }
+    done: list[dict[str, Any]] = []
+    refused: list[str] = []
+    for path in options.logs:
+        known = Origin.of(path)
+        try:
+            document = import_log(path, Origin(**{**vars(known), **given}))
+            if given:
+                document["rows"][0]["log"]["facts"]["given"] = ", ".join(sorted(given))
+            options.output.mkdir(parents=True, exist_ok=True)
+            file = options.output / file_name(document, path)
+            write_published(file, document)
+        except OSError as error:
+            raise BadInput(f"cannot write to {options.output}: {shown(error)}") from error
+        except BadInput as error:
+            refused.append(str(error))
+            continue
+        done.append({"log": str(path), "file": str(file), "record": document})
+    if not done:
+        raise BadInput("\n".join(refused))
+    if options.json:
+        print(json.dumps({"imported": done, "refused": refused}, indent=1))
+    else:
+        for entry in done:
+            print("\n".join(_told(entry)))
+    for text in refused:
+        print(f"bertbench import-mlperf: {text}", file=sys.stderr)
+    return 1 if refused else 0

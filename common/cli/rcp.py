@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench rcp``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bertbench.common.config.parser import Parser
+from bertbench.common.exchange.export_checks import runs_needed
+from bertbench.common.exchange.rcp import ROUNDS, Convergence, check_convergence, find_logs
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb: 0 passed, 1 not; what has no reference points is refused."""
+    parser = Parser(
+        "rcp",
+        "MLPerf's convergence check: did the runs learn as the reference does?",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="run folders, or folders of them, or MLPerf logs"
+    )
+    parser.add_argument("--ruleset", help=f"MLPerf round: {', '.join(ROUNDS)} (the records')")
+    given = parser.parse_args(argv)
+    logs, ruleset = find_logs(given.runs, given.ruleset)
+    found = check_convergence(logs, ruleset)
+    print(json.dumps(asdict(found), indent=1) if given.json else render(found))
+    return 0 if found.passed else 1
+
+
+def render(found: Convergence) -> str:
+    """For people."""
+    point = f"MLPerf {found.ruleset}, batch {found.reference_batch}"
+    point += ", interpolated" * found.interpolated
+    lines = [
+        f"{'runs':<12}{found.runs} with batch {found.global_batch}; fastest and slowest are dropped"
+    ]
+    if found.samples is not None:
+        lines.append(f"{'samples':<12}{found.samples:,.0f} to the target, mean")
+    if found.reference is not None:
+        lines.append(f"{'reference':<12}{found.reference:,.0f} mean ({point})")
+        lines.append(f"{'accepted':<12}{found.least:,.0f} or more")
+    if found.runs != runs_needed():
+        lines.append(f"{'note':<12}a submission has {runs_needed()} runs: this is indicative")
+    return "\n".join([*lines, f"{'PASSED' if found.passed else 'FAILED':<12}{found.verdict}"])

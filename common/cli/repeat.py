@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench repeat``: the same run in fresh processes, with consecutive seeds.
+
+With ``--against`` two runs take turns (ABBA...), so that heat and neighbours fall on both alike.
+What was done is kept in ``<output_dir>/repeats/<id>.json``, where the id is that of the command:
+given again, it goes on with the seeds that are not complete. A run that failed is complete, too;
+one that was interrupted, killed, or whose record was deleted is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+from bertbench.common.cli.runs import run_words, settings_of, split_words, stoppable
+from bertbench.common.config.parser import Parser
+from bertbench.common.errors import BadInput
+from bertbench.common.files import clock, shown, write_atomic
+from bertbench.common.launch.subprocess_runs import Done, Starter
+from bertbench.common.results import statistics
+from bertbench.common.results.comparable import Side, differences
+from bertbench.common.results.compare import Comparison, compare, render
+from bertbench.common.results.record import MANIFEST, STATUSES
+from bertbench.common.results.store import load_results
+
+COMPLETE = tuple(status for status in STATUSES if status != "interrupted")
+RUN, AGAINST = "run", "against"
+
+
+@dataclass
+class Ledger:
+    """What was asked for, and what came of it."""
+
+    path: Path
+    sides: dict[str, list[str]]
+    """Words of each side's run, without its seed; ``against`` first where there are two."""
+    first_seed: int
+    processes: int = 1
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def open(
+        cls, root: Path, sides: dict[str, list[str]], first_seed: int, processes: int, fresh: bool
+    ) -> Ledger:
+        """The one of this command, as far as it got; BadInput when it cannot be read."""
+        asked = [sides, first_seed, processes]
+        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        ledger = cls(root / "repeats" / f"{name}.json", sides, first_seed, processes)
+        if fresh or not ledger.path.exists():
+            return ledger
+        try:
+            ledger.runs = [dict(run) for run in json.loads(ledger.path.read_text("utf-8"))["runs"]]
+            for run in ledger.runs:
+                hash((run["side"], run["seed"], run["status"], run["record"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"{ledger.path} cannot be read ({shown(error)}): remove it, or --fresh starts anew"
+            ) from error
+        return ledger
+
+    def done(self, side: str, seed: int) -> dict[str, Any] | None:
+        """The complete run with this seed."""
+        for run in reversed(self.runs):
+            if (run["side"], run["seed"]) == (side, seed) and run["status"] in COMPLETE:
+                return run if (Path(run["record"] or "") / MANIFEST).exists() else None
+        return None
+
+    def add(self, side: str, seed: int, began: datetime, ended: Done) -> None:
+        self.runs.append(
+            {
+                "side": side,
+                "seed": seed,
+                "record": None if ended.record is None else str(ended.record),
+                "status": ended.status,
+                "reason": ended.reason,
+                "exit_code": ended.exit_code,
+                "seconds": ended.seconds,
+                "started_utc": began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path, json.dumps(self.as_dict(), indent=1) + "\n")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "schema_version": 1,
+            "kind": "repeat",
+            "sides": self.sides,
+            "first_seed": self.first_seed,
+            "processes": self.processes,
+            "runs": self.runs,
+        }
+
+    def side(self, name: str, seeds: Sequence[int]) -> Side:
+        """The complete runs of one side."""
+        entries = [run for seed in seeds if (run := self.done(name, seed)) is not None]
+        return Side(name, *load_results([run["record"] for run in entries], references=False))
+
+
+def order(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Which side with which seed, in turns: AB BA AB ..."""
+    return [
+        (name, seed)
+        for place, seed in enumerate(seeds)
+        for name in (names if place % 2 == 0 else list(reversed(names)))
+    ]
+
+
+def summary(side: Side, made: int) -> dict[str, Any]:
+    """What the runs of one command gave; ``made`` counts those that left no word, too."""
+    metrics = []
+    for name in dict.fromkeys(name for run in side.finished for name in run.metrics):
+        entries = [run.metrics[name] for run in side.finished if name in run.metrics]
+        values = [float(entry["value"]) for entry in entries]
+        interval = statistics.median_interval(values)
+        metrics.append(
+            {
+                "name": name,
+                "unit": entries[0]["unit"],
+                "median": statistics.median(values),
+                "n": len(values),
+                "min": min(values),
+                "max": max(values),
+                "interval": None if interval is None else interval._asdict(),
+            }
+        )
+    reached = side.statuses.get("ok", 0)
+    targeted = any(run.quality and run.quality.get("target") is not None for run in side.runs)
+    return {
+        "statuses": side.statuses,
+        "stability": {
+            "value": reached / made,
+            "reached": reached,
+            "n": made,
+            "definition": "runs that reached their target / runs made"
+            if targeted
+            else "runs that ended as asked (no target was set) / runs made",
+        },
+        "metrics": metrics,
+    }
+
+
+def tell(found: dict[str, Any], *, figures: bool = True) -> str:
+    """The summary for people; without ``figures`` where a comparison follows that has them."""
+    stability = found["stability"]
+    lines = [
+        f"stability {stability['reached']}/{stability['n']} = {stability['value']:.3g}, "
+        f"n = {stability['n']}: {stability['definition']}",
+        f"ended as: {', '.join(f'{n} {status}' for status, n in found['statuses'].items())}",
+    ]
+    if not figures:
+        return "\n".join(lines)
+    for metric in found["metrics"]:
+        interval = metric["interval"]
+        spread = "indicative: no interval" if interval is None else (
+            f"{interval['confidence']:.1%} [{interval['low']:.6g}, {interval['high']:.6g}]"
+        )  # fmt: skip
+        lines.append(
+            f"  {shown(metric['name'], 40):<34} {metric['median']:>12.6g} "
+            f"{shown(metric['unit'], 16):<12} n={metric['n']}, "
+            f"{metric['min']:.6g}-{metric['max']:.6g}, {spread}"
+        )
+    least = min((metric["n"] for metric in found["metrics"]), default=0)
+    lines.append("median over runs, smallest-largest, distribution-free interval of the median")
+    if least < statistics.ENOUGH:
+        lines.append(f"an interval needs {statistics.ENOUGH} runs")
+    return "\n".join(lines)
+
+
+class Repeat:
+    """One invocation."""
+
+    def __init__(
+        self, ledger: Ledger, count: int, starter: Starter, force: bool, out: IO[str]
+    ) -> None:
+        self.ledger, self.starter, self.force, self.out = ledger, starter, force, out
+        self.seeds = range(ledger.first_seed, ledger.first_seed + count)
+        self.todo = [
+            (name, seed)
+            for name, seed in order(list(ledger.sides), self.seeds)
+            if ledger.done(name, seed) is None
+        ]
+        self.all = count * len(ledger.sides)
+        self.silent: list[tuple[str, int, Done]] = []
+        """Runs of this invocation that left no result."""
+        self.refusal: list[str] = []
+
+    def execute(self) -> int | None:
+        """Make what is missing; an exit code where that had to stop."""
+        seconds: list[float] = []
+        done = self.all - len(self.todo)
+        self._say(
+            f"{self.all} runs in fresh processes, seeds {self.seeds[0]}-{self.seeds[-1]}"
+            + (f"; {done} are done" if done else "")
+        )
+        for number, (name, seed) in enumerate(self.todo, done + 1):
+            if self._unlike():
+                return 2
+            began = datetime.now(timezone.utc)
+            self._say(f"[{number}/{self.all}] {name}, seed {seed}: {began.astimezone():%H:%M:%S}")
+            words = [*self.ledger.sides[name], "--seed", str(seed)]
+            ended = self.starter.run(words, self.ledger.processes)
+            seconds.append(ended.seconds)
+            left = sum(seconds) / len(seconds) * (self.all - number)
+            self._say(
+                f"  {ended.status} after {clock(ended.seconds)}: {shown(ended.reason, 400)}"
+                + (f"; about {clock(left)} left" if left else "")
+            )
+            if ended.status == "refused":  # as would be every other seed
+                self.refusal = [ended.reason]
+                return 2
+            self.ledger.add(name, seed, began, ended)
+            if ended.stopped or ended.exit_code == 130:
+                self._say(f"stopped: the same command goes on ({self.ledger.path})")
+                return 130
+            if ended.status not in COMPLETE:
+                self.silent.append((name, seed, ended))
+        return 2 if self._unlike() else None
+
+    def _unlike(self) -> bool:
+        """Whether runs turn out not to be the same: of two sides after one each, and of one where
+        the same words now mean another recipe, data or device than in runs that were done before.
+        """
+        if self.force:
+            return False
+        sides = [self.ledger.side(name, self.seeds) for name in self.ledger.sides]
+        alone = len(sides) == 1
+        found = differences(sides[0], sides[-1]) if all(side.runs for side in sides) else []
+        found = list(dict.fromkeys(found))
+        self.refusal = found
+        if found:
+            self._say("not comparable, so no more is run:")
+            for text in found:
+                self._say(f"  {text}")
+            self._say(
+                "--fresh makes all of them anew; --force goes on nevertheless"
+                if alone
+                else "--force goes on nevertheless, and the comparison says so"
+            )
+        return bool(found)
+
+    def _say(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
+
+
+def main(argv: Sequence[str] | None = None, *, starter: Starter | None = None) -> int:
+    """``bertbench repeat``: 0 every run ended as ok (with --against: as compare), 1 not, 2 refused,
+    130 stopped."""
+    parser = Parser(
+        "repeat",
+        "Repeat a run in fresh processes with consecutive seeds (from its --seed). "
+        "Given again, it goes on where it was stopped.",
+        usage='bertbench repeat N [--against "run RECIPE ..."] [...] -- run RECIPE [flags]',
+    )
+    parser.add_argument("count", type=int, metavar="N", help="seeds; an interval needs 6")
+    parser.add_argument("--against", metavar="RUN", help="a baseline to run in turns and compare")
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="K", help="processes of a run (1)"
+    )
+    parser.add_argument("--threshold", type=float, default=1.0, metavar="PCT", help="as of compare")
+    parser.add_argument("--force", action="store_true", help="compare what is not the same")
+    parser.add_argument("--fresh", action="store_true", help="repeat what is done already, too")
+    parser.add_argument("--verbose", action="store_true", help="show what the runs print")
+    own, words = split_words("repeat", sys.argv[2:] if argv is None else argv)
+    given = parser.parse_args(own)
+    if given.count < 1 or given.devices < 1:
+        raise BadInput("N and --devices are whole numbers from 1")
+    settings = settings_of(words)
+    sides = {RUN: words}
+    if given.against is not None:
+        baseline = run_words("repeat", _shell_words(given.against))
+        settings_of(baseline)
+        sides = {AGAINST: baseline, RUN: words}
+    ledger = Ledger.open(
+        settings.run.output_dir, sides, settings.run.seed, given.devices, given.fresh
+    )
+    out = sys.stderr if given.json else sys.stdout
+    work = Repeat(ledger, given.count, starter or Starter(verbose=given.verbose), given.force, out)
+    try:
+        with stoppable():
+            code = work.execute()
+    except KeyboardInterrupt:  # between two runs
+        return 130
+    if code is not None:
+        if given.json:
+            print(json.dumps({"error": "; ".join(work.refusal) or "stopped", "exit_code": code}))
+        return code
+    return _report(work, given)
+
+
+def _report(work: Repeat, given: Any) -> int:
+    ledger = work.ledger
+    found: dict[str, Any] = {"ledger": str(ledger.path), "seeds": list(work.seeds)}
+    sides = {name: ledger.side(name, work.seeds) for name in ledger.sides}
+    silent = {name: sum(side == name for side, _, _ in work.silent) for name in sides}
+    for name, side in sides.items():
+        found[name] = summary(side, len(side.runs) + len(side.damaged) + silent[name])
+        found[name]["records"] = [str(run.path) for run in side.runs]
+        found[name]["without_result"] = silent[name]
+    comparison: Comparison | None = None
+    if AGAINST in sides and all(side.runs for side in sides.values()):
+        comparison = compare(
+            sides[AGAINST], sides[RUN], threshold=given.threshold, force=given.force
+        )
+        found["comparison"] = comparison.as_dict()
+    if given.json:
+        print(json.dumps(found, indent=1))
+    else:
+        for name in sides:
+            print(f"\n{name}: {shown(shlex.join(ledger.sides[name]), 400)}")
+            print(tell(found[name], figures=comparison is None))
+        if comparison is not None:
+            print(f"\n{render(comparison)}")
+        print(f"ledger    {ledger.path}")
+        if work.silent:
+            print(f"{len(work.silent)} runs left no result: the same command repeats them")
+    if comparison is not None and not work.silent:
+        return comparison.exit_code
+    return int(any(entry["stability"]["value"] < 1 for entry in (found[name] for name in sides)))
+
+
+def _shell_words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BadInput(f"--against {shown(text)!r}: {error}") from error

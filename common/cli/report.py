@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench report``: one HTML file that opens offline, and its Markdown twin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bertbench.common.config.parser import Parser
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.results.store import load_results
+
+DESCRIPTION = "One HTML file, readable offline, and its Markdown twin, from records of runs."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write DIR/report.html and DIR/report.md; 0 also when some records were damaged."""
+    from bertbench.common.report.markdown import text
+    from bertbench.common.report.page import Report, html
+
+    parser = Parser("report", DESCRIPTION)
+    parser.add_argument(
+        "results", nargs="*", type=Path, metavar="RESULTS",
+        help="run folders, or folders with some below (default: results)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="written there")
+    parser.add_argument(
+        "--no-references", action="store_true", help="without the figures that others published"
+    )
+    given: argparse.Namespace = parser.parse_args(argv)
+    paths = given.results or [Path("results")]
+    results, damaged = load_results(paths, references=not given.no_references)
+    if not results and not damaged:
+        raise BadInput(f"no record in {', '.join(map(str, paths))}: name a folder of results")
+    report = Report(results, damaged)
+    files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+        files["html"].write_text(html(report), encoding="utf-8")
+        files["markdown"].write_text(text(report), encoding="utf-8")
+    except OSError as error:
+        why = f"cannot write into {given.out}: {error.strerror}"
+        raise BadInput(f"{why}. Choose another --out.") from error
+    counted = {
+        "runs": sum(e.made for e in report.real),
+        "simulated": sum(e.made for e in report.simulated),
+        "published": len(report.published),
+        "damaged": len(damaged),
+    }
+    if given.json:
+        told = {kind: str(path) for kind, path in files.items()}
+        problems = [{"path": str(d.path), "problem": d.problem} for d in damaged]
+        print(json.dumps(told | counted | {"problems": problems}))
+        return 0
+    print(", ".join(f"{n} {what}" for what, n in counted.items()))
+    for d in damaged:
+        print(f"  damaged: {shown(d.path)}: {d.problem}")
+    for path in files.values():
+        print(f"wrote {path}")
+    return 0

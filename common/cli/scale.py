@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench scale``: one recipe on 1, 2, 4, 8 devices: throughput and what is lost on the way.
+
+Every run is a record of its own; the table and what it was made from are kept in
+``<output_dir>/scales/<UTC>_<id>/scale.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bertbench.common.cli.runs import settings_of, split_words, stoppable
+from bertbench.common.config.parser import Parser
+from bertbench.common.config.recipe import Settings
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.files import clock, shown, write_atomic
+from bertbench.common.launch import launcher as launch
+from bertbench.common.launch.subprocess_runs import Done, Starter
+from bertbench.common.results.scaling import (
+    DEFINITIONS,
+    HOST_NOTE,
+    Row,
+    as_dict,
+    fill,
+    relate,
+    render,
+)
+from bertbench.common.results.store import Result, load_results
+
+PREFLIGHT_MINUTES = 9.0
+_LONGEST_S, _SHORTEST_S, _OVERHEAD_S = 120.0, 5.0, 60.0
+"""Of a preflight run's training, and what a run is taken to need besides it until one has told."""
+QUIET = {"eval_iter_samples": "0", "target_mlm_accuracy": "None"}
+"""Fields with which a recipe that has them neither evaluates nor stops early."""
+Examine = Callable[[str], launch.Report]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What will be run."""
+
+    words: list[str]
+    devices: list[int]
+    weak: bool
+    synthetic: bool
+    repeats: int
+    minutes: float
+    base_batch: int
+    backend: str
+    shares_host: bool
+    output_dir: Path
+    quiet: list[str]
+    says: list[str]
+
+    def batch(self, devices: int) -> int:
+        return self.base_batch * (devices if self.weak else 1)
+
+    def command(self, devices: int, seconds: float | None) -> list[str]:
+        """Words of the run on so many devices; ``seconds`` of training at most."""
+        words = [*self.words, "--backend", self.backend]
+        words += ["--global_batch", str(self.batch(devices))]
+        if seconds is not None:
+            words += [*self.quiet, "--max_minutes", f"{seconds / 60:.3f}"]
+        return words
+
+
+def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> Plan:
+    """Refuses what cannot be run, before anything is."""
+    devices, says = _devices(given.devices), []
+    if devices[0] != 1:
+        devices = [1, *devices]
+        says.append("1 device is run, too: efficiency is relative to it")
+    batch = int(settings.recipe.global_batch)  # type: ignore[attr-defined]
+    uneven = [n for n in devices if batch % n]
+    if given.strong and uneven:
+        fitting = ",".join(str(n) for n in devices if n not in uneven)
+        raise BadInput(
+            f"a global batch of {batch} cannot be shared evenly by {_and(uneven)} devices: "
+            f"--devices {fitting}, another --global_batch, or --weak"
+        )
+    wish = launch.Wish(
+        recipe=words[1], given={"backend": settings.run.backend}, rest=(), global_batch=batch
+    )
+    chosen = launch.choose_devices(wish, {}, examine(settings.run.backend))
+    shares_host = not chosen.backend["accelerator"]
+    there = int(chosen.backend["device_count"])
+    if not shares_host and devices[-1] > there:
+        fitting = ",".join(str(n) for n in devices if n <= there)
+        raise Unsupported(
+            f"{chosen.name} has {there} device{'s' * (there != 1)} here, not {devices[-1]}: "
+            f"--devices {fitting}"
+        )
+    if shares_host and devices[-1] > 1:
+        says.append(f"{chosen.name}: {HOST_NOTE}")
+    quiet = []
+    if given.synthetic:
+        quiet = ["--synthetic", "--skip_checkpoint"]
+        for name, value in QUIET.items():
+            quiet += [f"--{name}", value] if hasattr(settings.recipe, name) else []
+        quiet += ["--no_do_predict"] if hasattr(settings.run, "do_predict") else []
+    return Plan(
+        words=words,
+        devices=devices,
+        weak=not given.strong,
+        synthetic=given.synthetic,
+        repeats=given.repeats,
+        minutes=given.minutes,
+        base_batch=batch,
+        backend=chosen.name,
+        shares_host=shares_host,
+        output_dir=settings.run.output_dir,
+        quiet=quiet,
+        says=says,
+    )
+
+
+def _devices(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdecimal() and 0 < int(part) <= 65536 for part in parts):
+        raise BadInput(f"--devices {shown(text)}: give numbers from 1, as in --devices 1,2,4,8")
+    return sorted({int(part) for part in parts})
+
+
+def _and(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))
+
+
+class Budget:
+    """How long each run of a preflight may train, so that all are over in time."""
+
+    def __init__(self, minutes: float, runs: int, now: Callable[[], float] = time.monotonic):
+        self._end, self._left, self._now = now() + 60 * minutes, runs, now
+        self._overhead = _OVERHEAD_S
+
+    def next(self) -> float:
+        """Seconds for the next run."""
+        share = (self._end - self._now()) / max(self._left, 1) - self._overhead
+        return min(max(share, _SHORTEST_S), _LONGEST_S)
+
+    def spent(self, seconds: float, trained: float) -> None:
+        """A run that was given ``trained`` seconds took ``seconds`` in all."""
+        self._left -= 1
+        self._overhead = max(seconds - trained, 1.0)
+
+
+def execute(plan: Plan, starter: Starter, say: Callable[[str], None]) -> tuple[list[Row], Done]:
+    """All runs, in turns where they are repeated; the rows, and the run that ended it."""
+    rows = [Row(devices=n, global_batch=plan.batch(n)) for n in plan.devices]
+    todo = [row for _ in range(plan.repeats) for row in rows]
+    budget = Budget(plan.minutes, len(todo))
+    found: dict[int, list[Result]] = {row.devices: [] for row in rows}
+    ended = Done(status="none", reason="", exit_code=0, seconds=0.0)
+    for number, row in enumerate(todo, 1):
+        seconds = budget.next() if plan.synthetic else None
+        limit = f", {seconds:.0f} s of training at most" if seconds is not None else ""
+        say(f"[{number}/{len(todo)}] {row.devices} x {plan.backend}, batch "
+            f"{row.global_batch}{limit}")  # fmt: skip
+        ended = starter.run(plan.command(row.devices, seconds), row.devices)
+        budget.spent(ended.seconds, seconds or 0.0)
+        row.statuses.append(ended.status)
+        if ended.record is not None:
+            row.records.append(str(ended.record))
+            results, damaged = load_results([ended.record], references=False)
+            found[row.devices] += results
+            for problem in damaged:
+                ended = Done(**asdict(ended) | {"reason": f"its record: {problem.problem}"})
+        fill(row, found[row.devices], quality=not plan.synthetic)
+        rate = "no rate" if row.rate is None else f"{row.rate:.5g} sequences/s"
+        say(f"  {ended.status} after {clock(ended.seconds)}: {shown(ended.reason, 400)}; {rate}")
+        if len(row.rates) < len(row.statuses):
+            row.reason = ended.reason
+        if ended.stopped or ended.exit_code == 130 or (number == 1 and ended.status == "refused"):
+            break
+    relate(rows, plan.weak, plan.shares_host)
+    return rows, ended
+
+
+def _examine(backend: str) -> launch.Report:
+    return launch.doctor(sys.executable, backend, os.environ)
+
+
+def main(
+    argv: Sequence[str], *, starter: Starter | None = None, examine: Examine = _examine
+) -> int:
+    """``bertbench scale``: 0 every number of devices has a rate, 1 not, 2 refused, 130 stopped."""
+    parser = Parser(
+        "scale",
+        "Run a recipe on growing numbers of devices: throughput, efficiency, and what "
+        "each step costs beyond one device's.",
+        usage="bertbench scale --devices 1,2,4,8 [--strong] [--synthetic] [...] -- run RECIPE "
+        "[flags]",
+    )
+    parser.add_argument("--devices", default="1,2,4,8", metavar="N,N", help="numbers (1,2,4,8)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--weak", action="store_true", help=f"default; {DEFINITIONS['weak']}")
+    mode.add_argument("--strong", action="store_true", help=str(DEFINITIONS["strong"]))
+    parser.add_argument(
+        "--synthetic", action="store_true", help="a preflight in minutes: no data, no accuracy"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=PREFLIGHT_MINUTES, help="of the whole preflight (9)"
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each; their median counts")
+    parser.add_argument("--verbose", action="store_true", help="show what the runs print")
+    own, words = split_words("scale", argv)
+    given = parser.parse_args(own)
+    if given.repeats < 1 or not 0 < given.minutes < 1e6:
+        raise BadInput("--repeats and --minutes are numbers from 1")
+    chosen = plan(settings_of(words), words, given, examine)
+    out = sys.stderr if given.json else sys.stdout
+
+    def say(text: str) -> None:
+        print(text, file=out, flush=True)
+
+    say(f"{'weak' if chosen.weak else 'strong'} scaling of: {shown(shlex.join(words), 400)}")
+    for text in chosen.says:
+        say(text)
+    try:
+        with stoppable():
+            rows, ended = execute(chosen, starter or Starter(verbose=given.verbose), say)
+    except KeyboardInterrupt:  # between two runs
+        return 130
+    if not any(row.records for row in rows) and ended.status == "refused":
+        raise Unsupported(ended.reason)
+    found = as_dict(
+        rows,
+        weak=chosen.weak,
+        synthetic=chosen.synthetic,
+        backend=chosen.backend,
+        shares_host=chosen.shares_host,
+        command=chosen.words,
+        repeats=chosen.repeats,
+    )
+    stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}_{secrets.token_hex(3)}"
+    path = chosen.output_dir / "scales" / stamp / "scale.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found | {"path": str(path)}, indent=1) if given.json
+          else f"\n{render(found)}\ntable        {path}")  # fmt: skip
+    if ended.stopped or ended.exit_code == 130:
+        return 130
+    return 0 if all(row.rate is not None for row in rows) else 1

@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench watch``: runs while they are under way, from the steps.jsonl that each one writes.
+
+A file is followed as it grows, also one on a mounted disk; a run on another machine comes through
+a pipe: ``ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -``. Nothing in such a file is
+trusted: damaged lines are counted, and text reaches the terminal without its control characters.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from bertbench.common.config.parser import Parser
+from bertbench.common.errors import BadInput
+from bertbench.common.files import clock, shown
+from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.store import find_runs
+from bertbench.common.results.tail import STEPS, File, Pipe, Source, json_object, number
+
+_HISTORY = 40
+_QUIET_S = 120.0
+"""A run that reported nothing for so long is said to be quiet."""
+_BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_DEAD_S = 24 * 3600.0
+"""A run without an end that wrote nothing for so long was killed: in a folder it is passed over."""
+_RESTING_S = 2.0
+_INDENT = " " * 10
+_STYLES = {"ok": "green", "ended (success)": "green", "running": "cyan", "waiting": "dim"}
+
+
+class View:
+    """What is known of one run so far."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.step: Mapping[str, Any] = {}
+        self.evaluation: Mapping[str, Any] = {}
+        self.facts: Mapping[str, Any] = {}
+        self.checkpoints = self.damaged = 0
+        self.stopped: str | None = None
+        self.rates: deque[float] = deque(maxlen=_HISTORY)
+        self.qualities: deque[float] = deque(maxlen=_HISTORY)
+        self.begun = False
+
+    def update(self) -> None:
+        """Take in what is new. Facts first: all lines are there once a run has finished."""
+        self.facts = self.source.facts()
+        while lines := self.source.lines():
+            for line in lines:
+                self.feed(line)
+
+    def feed(self, line: str) -> None:
+        """One line of steps.jsonl; anything else counts as damaged."""
+        if not line.strip():
+            return
+        try:
+            event = json.loads(line)
+            kind = event["kind"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self.damaged += 1
+            return
+        self.begun = True
+        if kind == "run_start":
+            self.stopped = None
+        elif kind == "step":
+            self.step = event
+            _keep(self.rates, event.get("sequences_per_second"))
+        elif kind == "eval":
+            self.evaluation = event
+            _keep(self.qualities, self.quality)
+        elif kind == "checkpoint":
+            self.checkpoints += 1
+        elif kind == "run_stop":
+            self.stopped = shown(event.get("status"), 20)
+        else:
+            self.damaged += 1
+
+    @property
+    def quality(self) -> float | None:
+        """Of the last evaluation."""
+        metrics = self.evaluation.get("metrics")
+        name = self.evaluation.get("target_metric")
+        return number(metrics.get(str(name))) if isinstance(metrics, dict) else None
+
+    @property
+    def state(self) -> str:
+        """The record's status when there is one; else what can be told."""
+        if "status" in self.facts:
+            return shown(self.facts["status"], 20)
+        if self.stopped is not None and self.over:
+            return f"ended ({self.stopped})"
+        if self.source.ended():
+            return "cut off"
+        quiet = self.source.quiet_s()
+        if quiet is not None and quiet > _QUIET_S:
+            return f"quiet for {clock(quiet)}"
+        if self.stopped is not None:
+            return f"closing ({self.stopped})"
+        return "running" if self.begun else "waiting"
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will come; where there is no record, its last line says so."""
+        return self.source.ended() or (self.stopped is not None and "title" not in self.facts)
+
+    @property
+    def ended_badly(self) -> bool:
+        """It is over, and was not what it should have been."""
+        if "status" in self.facts:
+            return bool(self.facts["status"] != "ok")
+        return self.over and self.stopped != "success"
+
+    @property
+    def resting(self) -> bool:
+        """A pipe that has said what there is, and stays open."""
+        return self.begun and (self.source.quiet_s() or 0.0) > _RESTING_S
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values; unknown is None."""
+        step = {k: number(self.step.get(k)) for k in ("step", "samples", "loss", "time_s", "eta_s")}
+        target = number(self.evaluation.get("target_value"))
+        return {
+            "run": self.source.name,
+            "state": self.state,
+            **step,
+            "max_steps": self.facts.get("max_steps"),
+            "sequences_per_second": number(self.step.get("sequences_per_second")),
+            "real_tokens_per_second": number(self.step.get("real_tokens_per_second")),
+            "quality": {
+                "metric": shown(self.evaluation.get("target_metric"), 40),
+                "value": self.quality,
+                "target": target,
+                "reached": self.evaluation.get("reached") is True,
+            }
+            if self.evaluation
+            else None,
+            "checkpoints": self.checkpoints,
+            "damaged_lines": self.damaged,
+        }
+
+
+def render(views: Sequence[View]) -> Group:
+    """A few lines a run: state and name, numbers, and how speed and quality went."""
+    return Group(*(line for view in views for line in _lines(view)))
+
+
+def _lines(view: View) -> Iterator[Text]:
+    now, state, total = view.as_dict(), view.state, view.facts.get("max_steps")
+    style = _STYLES.get(state, "red" if view.over else "yellow")
+    name = shown(f"{view.source.name}  {view.facts.get('title', '')}", 120)
+    yield Text.assemble((f"{state:<9} ", style), (name.strip(), "bold"))
+    quiet = view.over or state.startswith("quiet")
+    left = None if quiet or now["eta_s"] is None else clock(now["eta_s"])
+    parts = (
+        []
+        if now["step"] is None
+        else [
+            f"step {now['step']:.0f}" + (f" of {total:.0f}" if total else ""),
+            _told("loss {:.4f}", now["loss"]),
+            _told("{:,.1f} seq/s", now["sequences_per_second"]),
+            _told("{:,.0f} tok/s", now["real_tokens_per_second"]),
+            "" if now["time_s"] is None else f"time {clock(now['time_s'])}",
+            "" if left is None else f"at most {left} left",
+        ]
+    )
+    if parts:
+        yield Text(_INDENT + "  ".join(part for part in parts if part))
+    if quality := now["quality"]:
+        text = str(quality["metric"]) + _told(" {:.4f}", quality["value"])
+        text += _told(" of {:g}", quality["target"])
+        yield Text(
+            f"{_INDENT}{text}{', reached' * quality['reached']}  {bars(view.qualities)}",
+            style="green" if quality["reached"] else "",
+        )
+    if len(view.rates) > 1:
+        yield Text(f"{_INDENT}seq/s {bars(view.rates)}", style="dim")
+    if view.damaged:
+        text = f"{view.damaged} damaged line{'s' * (view.damaged > 1)} passed over"
+        yield Text(_INDENT + text, style="yellow")
+
+
+def bars(values: Iterable[float]) -> str:
+    """One block character a value, between the smallest and the largest."""
+    found = list(values)
+    if not found:
+        return ""
+    low, spread = min(found), float(max(found) - min(found))
+    if not spread or not math.isfinite(spread):
+        return _BARS[3] * len(found)
+    return "".join(_BARS[round((v - low) / spread * (len(_BARS) - 1))] for v in found)
+
+
+def sources(runs: Sequence[str], stream: IO[str]) -> list[Source]:
+    """What was named: ``-``, run folders, files, or folders of runs (those not finished, or else
+    the newest). Raises BadInput for what is not there."""
+    found: list[Source] = []
+    for run in runs:
+        path = Path(run)
+        if run == "-":
+            found.append(Pipe(stream))
+        elif path.is_file() or (path / MANIFEST).exists() or (path / STEPS).exists():
+            found.append(File(path))
+        else:
+            below = sorted(find_runs(path)[0], key=lambda p: p.name) if path.is_dir() else []
+            if not below:
+                raise BadInput(f"no run in {path}: name a run folder, its {STEPS}, or - for a pipe")
+            going = [p for p in below if _goes_on(p)]
+            found += map(File, going or below[-1:])
+    if sum(isinstance(source, Pipe) for source in found) > 1:
+        raise BadInput("standard input can be watched once")
+    return found
+
+
+def _goes_on(run: Path) -> bool:
+    """Whether a run has not closed its record and may still do so: it wrote something lately."""
+    if json_object(run / MANIFEST).get("files") is not None:
+        return False
+    newest = max(file.stat().st_mtime for file in run.iterdir())
+    return time.time() - newest < _DEAD_S
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The verb: 0; 1 if a run that was watched ended in another way than ok."""
+    parser = Parser(
+        "watch",
+        "Watch runs in the terminal. From another machine: "
+        "ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, steps.jsonl, or -")
+    parser.add_argument("--once", action="store_true", help="say how it stands, and stop")
+    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds (1)")
+    given = parser.parse_args(argv)
+    if not given.interval > 0:
+        raise BadInput(f"--interval {given.interval}: must be above 0")
+    views = [View(source) for source in sources(given.runs, sys.stdin)]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of terminals without block characters
+    console = Console(highlight=False)
+    if given.once or given.json or not console.is_terminal:
+        while True:  # all that a pipe has to say
+            for view in views:
+                view.update()
+            if all(v.over or v.resting for v in views if isinstance(v.source, Pipe)):
+                break
+            time.sleep(0.01)
+        if given.json:
+            print(json.dumps([view.as_dict() for view in views], indent=1))
+        else:
+            console.print(render(views))
+    else:
+        _follow(views, console, given.interval)
+    return 1 if any(view.ended_badly for view in views) else 0
+
+
+def _follow(views: Sequence[View], console: Console, interval_s: float) -> None:
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                for view in views:
+                    view.update()
+                live.update(render(views), refresh=True)
+                if all(view.over for view in views):
+                    return
+                time.sleep(interval_s)
+    except KeyboardInterrupt:
+        pass  # the way out
+
+
+def _keep(history: deque[float], value: Any) -> None:
+    found = number(value)
+    if found is not None:
+        history.append(found)
+
+
+def _told(form: str, value: float | None) -> str:
+    return "" if value is None else form.format(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

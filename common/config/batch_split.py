@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a global batch is cut up: changes nothing but speed and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from bertbench.common.config.recipe import Impl
+from bertbench.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from bertbench.common.training.distributed import World
+
+AUTO: Final = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Micro-batches per rank and step."""
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+
+
+def split(global_batch: int, micro: int | None, largest: int, world_size: int) -> Split:
+    """The micro-batch asked for, or the largest up to ``largest`` that fits; else BadInput."""
+    per_rank, rest = divmod(global_batch, world_size)
+    if rest or not per_rank:
+        raise BadInput(
+            f"the recipe's global batch {global_batch} cannot be shared by {world_size} "
+            f"processes: use a number of processes that divides it (NPROC=...), or --global_batch"
+        )
+    fitting = divisors(per_rank)
+    if micro is None:
+        micro = max(m for m in fitting if m <= max(largest, 1))
+    if micro not in fitting:
+        raise BadInput(
+            f"--micro_batch {micro} does not divide the {per_rank} sequences that each of "
+            f"{world_size} processes trains per step; possible: {', '.join(map(str, fitting))}"
+        )
+    return Split(micro_batch=micro, accumulation=per_rank // micro, world_size=world_size)
+
+
+def asked(global_batch: int, impl: Impl, world: World) -> Split:
+    """The division that the settings ask for; with ``auto`` the default, until one was found."""
+    micro = None if impl.micro_batch == AUTO else impl.micro_batch
+    return split(global_batch, micro, impl.max_micro_batch, world.size)
+
+
+def told(global_batch: int, impl: Impl, world: World) -> dict[str, Any]:
+    """The division for --dry_run, where ``auto`` is not tried."""
+    if impl.micro_batch == AUTO:
+        return {"micro_batch": AUTO, "accumulation": None, "world_size": world.size}
+    return asdict(asked(global_batch, impl, world))
+
+
+def divisors(n: int) -> Sequence[int]:
+    """Of n, ascending."""
+    return [m for m in range(1, n + 1) if n % m == 0]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether runs may be handed in together: real, whole, unaltered, alike, and as many as needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.mlperf.compliance import RULESETS
+from bertbench.common.results.result import Result
+from bertbench.common.results.validate import validate
+
+
+def check_sound(runs: Sequence[Result], ruleset: str | None = None) -> None:
+    """Raises BadInput unless the runs are real, whole, unaltered and repeats of each other."""
+    if not runs:
+        raise BadInput("no runs there: name run folders (results/SYSTEM/BENCHMARK/RUN)")
+    if ruleset is not None and ruleset not in RULESETS:
+        raise BadInput(f"no BERT in MLPerf round {shown(ruleset)!r}: {', '.join(RULESETS)}")
+    simulated = [str(run.path) for run in runs if run.simulated]
+    if simulated:
+        raise BadInput(several("simulated devices give no results; leave out", simulated))
+    bad = [
+        f"{run.path}: {run.status}" + ("" if run.manifest.get("files") else ", not finished")
+        for run in runs
+        if run.status not in ("ok", "below_quality") or not run.manifest.get("files")
+    ]
+    if bad:
+        raise BadInput(several("not finished runs; leave them out, or run them again", bad))
+    without = [str(run.path) for run in runs if run.manifest.get("mlperf") is None]
+    if without:
+        raise BadInput(several("runs without an MLPerf log: not an MLPerf benchmark", without))
+    blind = [str(run.path) for run in runs if run.quality is None]
+    if blind:
+        raise BadInput(several("runs that evaluated nothing; run with real data", blind))
+    wrong = [
+        f"{run.path}: {p.file}: {p.text}"
+        for run in runs
+        for p in validate(run.path, [ruleset] if ruleset else [])
+        if p.severity == "error"
+    ]
+    if wrong:
+        raise BadInput(several("not valid (bertbench validate); run them again", wrong))
+    _check_alike(runs)
+
+
+def check_complete(runs: Sequence[Result]) -> None:
+    """Raises BadInput unless there are as many runs as MLPerf wants, with seeds of their own."""
+    needed = runs_needed()
+    if len(runs) != needed:
+        fix = (
+            f"run {needed - len(runs)} more (bertbench repeat)"
+            if len(runs) < needed
+            else "name those that were made one after another; picking the best is forbidden"
+        )
+        raise BadInput(f"MLPerf takes exactly {needed} runs of BERT, here are {len(runs)}: {fix}")
+    if len({run.seed for run in runs}) < len(runs):
+        seeds = ", ".join(str(run.seed) for run in runs)
+        raise BadInput(f"the runs must have different seeds, here are {seeds}: --seed")
+    missed = [str(run.path) for run in runs if run.status == "below_quality"]
+    if len(missed) > 1:
+        raise BadInput(several("one run may miss its target; these did", missed))
+
+
+def runs_needed() -> int:
+    """Of BERT, as the package checker counts."""
+    from mlperf_logging.benchmark_meta import get_result_file_counts
+
+    return int(get_result_file_counts("training")["bert"])
+
+
+def _check_alike(runs: Sequence[Result]) -> None:
+    """One system, one recipe, one code."""
+    tell: dict[str, Callable[[Result], Any]] = {
+        "system": lambda r: r.system_name,
+        "recipe (with its data)": lambda r: f"{r.preset} {r.recipe_hash}",
+        "code": lambda r: r.code_hash,
+        "precision": lambda r: r.precision,
+        "number of processes": lambda r: r.world_size,
+        "division": lambda r: r.manifest["mlperf"]["division"],
+        "MLPerf round": lambda r: r.manifest["mlperf"]["ruleset"],
+        "implementation options": lambda r: r.config["impl"],
+        "processor": lambda r: r.system["processor"].get("model"),
+        "software": lambda r: r.system["software"]["packages"],
+        "devices": lambda r: [
+            [d.get(key) for key in ("name", "memory_bytes", "driver", "runtime")] for d in r.devices
+        ],
+    }
+    mixed = []
+    for what, of in tell.items():
+        seen: dict[str, list[str]] = {}
+        for run in runs:
+            seen.setdefault(json.dumps(of(run), sort_keys=True), []).append(run.run_id)
+        if len(seen) > 1:
+            each = "; ".join(
+                f"{shown(value, 80)} in {len(ids)} ({ids[0]}{', ...' * (len(ids) > 1)})"
+                for value, ids in sorted(seen.items(), key=lambda item: -len(item[1]))
+            )
+            mixed.append(f"{what}: {each}")
+    if mixed:
+        raise BadInput(several("not repeats of one run; name runs of one kind", mixed))
+
+
+def several(what: str, lines: Sequence[str]) -> str:
+    """A finding and what it is about, one a line."""
+    return f"{what}:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bertbench export-mlperf``: runs as a submission that MLPerf's package checker accepts.
+
+    DIR/ORG/systems/SYSTEM.json                     the machine (export_system.py)
+    DIR/ORG/results/SYSTEM/bert/result_N.txt        the runs' MLPerf logs, in the order of time
+    DIR/ORG/benchmarks/bert/implementations/bertbench/
+        README.md                                   the runs, and how to repeat them
+        records/result_N/{manifest,config}.json     what each run was
+        source/                                     the code, where it is the code that ran
+
+The tree appears whole, after the checker accepted it, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bertbench.common.errors import BadInput
+from bertbench.common.exchange.export_checks import check_complete, check_sound, several
+from bertbench.common.exchange.export_system import describe
+from bertbench.common.files import file_sha256, shown
+from bertbench.common.measure.code import FOLDERS, ROOT, code_hash
+from bertbench.common.mlperf.log import LOG, TOKEN, read_log
+from bertbench.common.results.result import Result
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+FIXED = ("submitter", "division")
+"""Fields of the system that follow from --org and the runs."""
+_TIMEOUT_S = 600
+
+
+def export(
+    results: Sequence[Result],
+    out: Path,
+    org: str,
+    *,
+    told: dict[str, str] | None = None,
+    ruleset: str | None = None,
+) -> tuple[Path, list[str]]:
+    """Write ``out/org`` and return it with notes for the user.
+
+    ``told`` are fields of the system's description. Raises BadInput for anything that could not
+    be submitted, before anything is written.
+    """
+    told = dict(told or {})
+    clash = [name for name in FIXED if name in told]
+    if clash:
+        raise BadInput(f"{', '.join(clash)} follows from --org and the runs: leave it out")
+    if not _NAME.fullmatch(org):
+        raise BadInput(f"--org {shown(org)!r} cannot name a folder: letters, digits, . _ + -")
+    if (out / org).exists():
+        raise BadInput(f"{out / org} exists, and nothing is overwritten: choose another --out")
+    runs = sorted(results, key=lambda r: (r.created or "", r.run_id))
+    check_sound(runs, ruleset)
+    check_complete(runs)
+    logs = [Log(run) for run in runs]
+    first, log = runs[0], logs[0]
+    ruleset = ruleset or str(first.manifest["mlperf"]["ruleset"])
+    division = str(first.manifest["mlperf"]["division"])
+    status = told.get("status") or log.chosen("submission_status")
+    for flag, key, value in (("--org", "submission_org", org), ("--status", _STATUS, status)):
+        chosen = log.chosen(key)
+        if chosen not in (None, value):
+            raise BadInput(
+                f"{flag} is {shown(value)!r}, but the runs were made with --{key} {shown(chosen)}"
+            )
+    known = {"submitter": org, "division": division, "system_name": first.system_name}
+    if status:
+        known["status"] = status
+    system, notes = describe(first, told, known, ruleset=ruleset)
+    name = system["system_name"]
+    if not _NAME.fullmatch(name):
+        raise BadInput(f"--system_name {shown(name)!r} cannot name a folder: letters, digits, . _")
+    own = code_hash() == first.code_hash
+    if not own:
+        text = f"the source is not included: the runs are of commit {first.manifest['commit']}"
+        if division == "closed":
+            raise BadInput(f"{text}, which the closed division must publish: export from there")
+        notes.append(f"{text}; export from there to include it")
+    if any(run.manifest["dirty"] for run in runs):
+        notes.append("made with files that differ from the commit: say so, or run again from it")
+    labels = {"submission_org": org, _STATUS: status or ""}
+
+    def build(tree: Path) -> None:
+        (tree / "systems").mkdir(parents=True)
+        _write(tree / "systems" / f"{name}.json", json.dumps(system, indent=2) + "\n")
+        folder = tree / "results" / name / log.benchmark
+        folder.mkdir(parents=True)
+        place = tree / "benchmarks" / log.benchmark / "implementations" / "bertbench"
+        for number, (run, each) in enumerate(zip(runs, logs, strict=True)):
+            _write(folder / f"result_{number}.txt", each.labelled(labels))
+            record = place / "records" / f"result_{number}"
+            record.mkdir(parents=True)
+            for part in ("manifest.json", "config.json"):
+                _write(record / part, (run.path / part).read_text(encoding="utf-8"))
+        _write(place / "README.md", _readme(runs, name, division, ruleset, own))
+        if own:
+            _copy_source(place / "source")
+
+    return _appear(out, org, build, ruleset), notes
+
+
+_STATUS = "submission_status"
+
+
+class Log:
+    """A run's MLPerf log, and whether somebody chose what it says of the submission."""
+
+    def __init__(self, run: Result) -> None:
+        self.text = (run.path / LOG).read_text(encoding="utf-8")
+        self._origins = run.config["origins"]
+        self._values = {
+            e["key"]: e["value"] for _, e in read_log(self.text.splitlines()) if e is not None
+        }
+        self.benchmark = str(self._values.get("submission_benchmark"))
+
+    def chosen(self, key: str) -> str | None:
+        """The value of ``key`` that a flag gave the run; None if it was the default."""
+        return str(self._values[key]) if self._origins.get(key) == "flag" else None
+
+    def labelled(self, labels: dict[str, str]) -> str:
+        """The log, in which labels that nobody chose say what the export was told."""
+        lines = self.text.splitlines()
+        for number, event in read_log(self.text.splitlines()):
+            if event is not None and labels.get(event["key"], event["value"]) != event["value"]:
+                before = lines[number - 1].partition(TOKEN)[0]
+                event["value"] = labels[event["key"]]
+                lines[number - 1] = before + TOKEN + json.dumps(event)
+        return "\n".join(lines) + "\n"
+
+
+def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) -> Path:
+    """The tree in one rename, once the official checker has nothing against it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    except OSError as error:
+        raise BadInput(
+            f"cannot write into {out}: {error.strerror}; choose another --out"
+        ) from error
+    try:
+        build(work / org)
+        problems = check_package(work / org, ruleset)
+        if problems:
+            raise BadInput(several("the package checker refuses it; nothing was written", problems))
+        (work / org).rename(out / org)
+    finally:
+        shutil.rmtree(work)
+    return out / org
+
+
+def check_package(tree: Path, ruleset: str) -> list[str]:
+    """What MLPerf's package checker finds wrong with ``tree``; empty if it accepts it."""
+    command = [sys.executable, "-m", "mlperf_logging.package_checker", str(tree.resolve())]
+    with tempfile.TemporaryDirectory() as folder:  # it writes a log into the current folder
+        try:
+            done = subprocess.run(
+                [*command, "training", ruleset], cwd=folder, capture_output=True, text=True,
+                timeout=_TIMEOUT_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return [f"it took more than {_TIMEOUT_S} s"]
+    if "PACKAGE CHECKER FOUND NO ERRORS" in done.stderr:
+        return []
+    lines = done.stderr.strip().splitlines()
+    said = [shown(line.removeprefix("ERROR - ").strip()) for line in lines if "ERROR - " in line]
+    return said or [shown(lines[-1] if lines else f"exit code {done.returncode}")]
+
+
+def _readme(runs: Sequence[Result], system: str, division: str, ruleset: str, own: bool) -> str:
+    first = runs[0]
+    command = " ".join(["bertbench", *map(str, first.manifest["command"])])
+    rows = []
+    for number, run in enumerate(runs):
+        quality, seconds = run.quality or {}, run.value("run_time_s")
+        cells = [
+            f"result_{number}", run.run_id, run.seed, run.status, run.samples,
+            "" if seconds is None else f"{seconds:.2f}", quality.get("metric", ""),
+            quality.get("value", ""), file_sha256(run.path / LOG),
+        ]  # fmt: skip
+        rows.append("| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |")
+    source = "`source/`" if own else f"commit {first.manifest['commit']} of bertbench"
+    return "\n".join(
+        [
+            f"# {shown(first.preset)} on {system}",
+            "",
+            f"MLPerf Training {ruleset}, {division} division. Made with bertbench; the code is "
+            f"{source} (hash {first.code_hash}), the recipe has hash {first.recipe_hash}.",
+            "",
+            "## Repeat it",
+            "",
+            "    bash init.sh",
+            f"    {shown(command, 2000)}",
+            "",
+            "Each run was a process of its own with the seed below. Data and starting weights: "
+            f"{shown(json.dumps(first.manifest['inputs']), 400)} (hashes); how to get them is in "
+            f"benchmarks/{first.benchmark}/README.md of the source.",
+            "",
+            "## Runs",
+            "",
+            "| log | run | seed | status | samples | run_start to run_stop, s | quality | value "
+            "| sha256 of the record's log |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "The logs are those of the records, but for submission_org and submission_status where "
+            "no flag of the run had chosen them.",
+            "",
+        ]
+    )
+
+
+def _copy_source(target: Path) -> None:
+    """The product's own files; none that a checkout would not have."""
+
+    def unwanted(folder: str, names: list[str]) -> set[str]:
+        return {n for n in names if n.startswith((".", "__pycache__")) or n.endswith((".so", ".o"))}
+
+    target.mkdir()
+    for name in (*FOLDERS, "bertbench", "requirements", "scripts"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, symlinks=True, ignore=unwanted)
+    for file in (*ROOT.glob("*.sh"), *ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "pyproject.toml"):
+        if file.is_file():
+            shutil.copy2(file, target)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the events of an MLPerf BERT log say about its run: times, samples, accuracy, status.
+
+Sources: mlperf_logging, compliance_checker/training_*/{common,closed_bert,open_bert}.yaml for keys
+and targets; published logs of rounds 1.0 to 5.0 for how they are used in fact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bertbench.common.errors import BadInput
+from bertbench.common.exchange.imported_evaluations import (
+    Evaluation,
+    are_samples,
+    count_of,
+    evaluations_of,
+    groups_of,
+    hidden_after,
+)
+from bertbench.common.files import shown
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.mlperf.events import LARGEST, Events, shown_lines, shown_values, whole
+
+_ROUNDS = ("1.0", "1.1", "2.0", "2.1", "3.0", "3.1", "4.0", "4.1", "5.0")
+_RANKS_APART_MS = 60_000.0
+_FACTS = (
+    "submission_benchmark", "submission_org", "submission_division", "submission_status",
+    "submission_platform", "gradient_accumulation_steps", "d_batch_size", "eval_samples",
+    "opt_base_learning_rate", "opt_lamb_beta_1", "opt_lamb_beta_2", "opt_lamb_weight_decay_rate",
+    "opt_epsilon", "opt_lamb_epsilon", "opt_learning_rate_training_steps",
+    "opt_learning_rate_warmup_steps", "num_warmup_steps", "start_warmup_step",
+    "max_predictions_per_seq",
+)  # fmt: skip
+
+
+@dataclass
+class Run:
+    """As in a row of schema/published-1.json; ``day_ms`` is when it began."""
+
+    benchmark: str = "unknown"
+    division: str | None = None
+    seed: int | None = None
+    batch: int | None = None
+    sequence_length: int | None = None
+    samples: int | None = None
+    status: str = "unknown"
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    doubt: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    day_ms: float = 0.0
+
+
+def understand(log: Events, mlperf_round: str | None, name: str) -> Run:
+    """Raises BadInput for a log that is not of one BERT training run; ``name`` is the file's."""
+    run = Run(day_ms=log.events[0].time_ms)
+    _settings(log, run, name)
+    start, stop = _bounds(log, run, name)
+    found = evaluations_of(log, run.batch, start, stop)
+    evaluations, run.evaluations = found.evaluations, found.curve
+    run.doubt += found.doubt
+    if found.uncounted:
+        run.missing["evaluation_samples"] = found.uncounted
+    run.status = _status(log, run)
+    run.samples = _samples(log, run, evaluations)
+    _quality(log, run, evaluations, mlperf_round)
+    _metrics(log, run, start, stop)
+    if log.damaged:
+        lines = ", ".join(str(damaged.line) for damaged in log.damaged[:5])
+        more = ", ..." if len(log.damaged) > 5 else ""
+        run.doubt.append(f"{len(log.damaged)} MLPerf lines are cut or damaged (line {lines}{more})")
+    run.facts["in_order_of_time"] = log.ordered
+    run.facts["starts_and_stops_typed_wrongly"] = sum(event.odd_type for event in log.events)
+    return run
+
+
+def _settings(log: Events, run: Run, name: str) -> None:
+    keys = {event.key for event in log.events}
+    if any(key.startswith("loadgen") for key in keys):
+        raise BadInput(f"{name} is a log of LoadGen (inference), not of a training run")
+    for key in _FACTS:
+        value, why = _single(log, key)
+        if isinstance(value, str):
+            run.facts[key] = shown(value)
+        elif isinstance(value, (int, float)) and abs(value) < LARGEST:
+            run.facts[key] = value
+        elif key in keys and why:
+            run.missing[key] = why
+    told = {event.value for event in log.of("submission_benchmark") if isinstance(event.value, str)}
+    if told - {"bert"}:
+        raise BadInput(f"{name} is a log of {shown(', '.join(sorted(told)))}, not of BERT")
+    if told:
+        run.benchmark = "bert_pretraining"
+    else:
+        run.missing["benchmark"] = log.absent("submission_benchmark")
+    division = run.facts.get("submission_division")
+    if division in ("closed", "open"):
+        run.division = str(division)
+    else:
+        run.missing["division"] = log.absent("submission_division")
+    for attribute, key in (
+        ("batch", "global_batch_size"),
+        ("seed", "seed"),
+        ("sequence_length", "max_sequence_length"),
+    ):
+        value, why = _single(log, key)
+        count = whole(value)
+        if count is not None and (count > 0 or attribute == "seed"):
+            setattr(run, attribute, count)
+        else:
+            run.missing[attribute] = why or f"{key} is {shown(value, 40)}, no count"
+
+
+def _bounds(log: Events, run: Run, name: str) -> tuple[float | None, float | None]:
+    """The first run_start and the last run_stop, in milliseconds since 1970.
+
+    Every rank may write them, but at one time and with no evaluation between; else there were
+    several runs, which is BadInput.
+    """
+    starts, stops = ([e.time_ms for e in log.of(key)] for key in ("run_start", "run_stop"))
+    evaluations = [group[0].time_ms for group in groups_of(log.of("eval_accuracy"))]
+    for key, times, marks in (
+        ("run_start", starts, [*evaluations, *stops]),
+        ("run_stop", stops, evaluations),
+    ):
+        if times and (
+            times[-1] - times[0] > _RANKS_APART_MS
+            or any(times[0] < mark < times[-1] for mark in marks)
+        ):
+            raise BadInput(
+                f"{name} holds more than one run, or one that was started again: {key} is in lines "
+                f"{shown_lines(log.of(key))}, too far apart to be of one moment; cut it in parts"
+            )
+    for key, times in (("run_start", starts), ("run_stop", stops)):
+        if len(times) > 1:
+            which = "first" if key == "run_start" else "last"
+            run.doubt.append(
+                f"{key} is there {len(times)} times within {times[-1] - times[0]:.0f} ms; the "
+                f"{which} counts"
+            )
+    if starts:
+        run.day_ms = starts[0]
+    return starts[0] if starts else None, stops[-1] if stops else None
+
+
+def _status(log: Events, run: Run) -> str:
+    stops = log.of("run_stop")
+    if not stops:
+        run.missing["status"] = log.absent("run_stop") + ": the run, or its log, was cut off"
+        return "no_run_stop"
+    told = sorted({str(stop.metadata["status"]) for stop in stops if "status" in stop.metadata})
+    if told in (["success"], ["aborted"]):
+        return told[0]
+    words = f"the status {shown(', '.join(told))}" if told else "no status"
+    run.missing["status"] = f"run_stop has {words}"
+    return "unknown"
+
+
+def _samples(log: Events, run: Run, evaluations: list[Evaluation]) -> int | None:
+    """Sequences trained until the end. ``train_samples`` counts only when it was logged after
+    training: before, it is a plan."""
+    events = log.of("train_samples")
+    last = evaluations[-1] if evaluations else None
+    after = [event for event in events if last is not None and event.time_ms >= last.time_ms]
+    told = {whole(event.value) for event in after}
+    ends = {count_of(stop) for stop in log.of("run_stop")}
+    if len(told) == 1 and None not in told:
+        found, source = told.pop(), "train_samples"
+    elif told:
+        run.missing["samples"] = f"train_samples is {shown_values(after)}: no single count"
+        return None
+    elif len(ends) == 1 and are_samples([*(e.samples for e in evaluations), *ends], run.batch):
+        found, source = ends.pop(), "run_stop"
+    else:
+        why = log.absent("train_samples")
+        if events:
+            why = f"train_samples ({shown_values(events)}) was logged before training ended: a plan"
+        if last is not None and last.samples is not None:
+            why += f"; {last.samples} at the last evaluation"
+        run.missing["samples"] = why
+        return None
+    if found is not None and last is not None and (last.samples or 0) > found:
+        run.missing["samples"] = (
+            f"{source} is {found}, fewer than the {last.samples} of the last evaluation"
+        )
+        return None
+    run.facts["samples_from"] = source
+    return found
+
+
+def _quality(
+    log: Events, run: Run, evaluations: list[Evaluation], mlperf_round: str | None
+) -> None:
+    known = run.benchmark != "unknown"
+    value = evaluations[-1].value if evaluations else None
+    if not evaluations:
+        run.missing["accuracy"] = log.absent("eval_accuracy", "no evaluation of the run")
+    elif value is None:
+        run.missing["accuracy"] = "ranks disagree about the last evaluation"
+    elif hidden := hidden_after(log, evaluations[-1], run.status == "no_run_stop"):
+        run.missing["accuracy"] = (
+            f"line {hidden} is cut or damaged, and may be a later evaluation than the last that "
+            f"can be read ({value})"
+        )
+        value = None
+    target = _target(log, run, mlperf_round)
+    reached = None if value is None or target is None else value >= target
+    run.quality = {
+        "metric": "mlm_accuracy" if known else "eval_accuracy",
+        "value": value,
+        "target": target,
+        "reached": reached,
+    }
+    if evaluations and evaluations[-1].samples:
+        run.quality["samples"] = evaluations[-1].samples
+    if run.status == "success" and reached is False:
+        run.doubt.append(f"says success, but its last evaluation is {value}, below {target}")
+    if run.status == "aborted" and reached:
+        run.doubt.append(f"says aborted, but its last evaluation is {value}, not below {target}")
+
+
+def _target(log: Events, run: Run, mlperf_round: str | None) -> float | None:
+    """What the log's commands say, else what the closed division demanded in that round."""
+    if len(log.targets) == 1:
+        run.facts["target_from"] = "target_mlm_accuracy in the log"
+        return next(iter(log.targets))
+    if log.targets:
+        told = ", ".join(f"{target:g}" for target in sorted(log.targets))
+        run.missing["target"] = f"target_mlm_accuracy is {told} in the log"
+        return None
+    if run.division != "closed" or mlperf_round is None or run.benchmark == "unknown":
+        run.missing["target"] = (
+            "not in the log, and MLPerf's rules tell it only of a closed BERT run in a known round"
+        )
+        return None
+    if mlperf_round in _ROUNDS:
+        target = 0.72
+    elif mlperf_round == "0.7" and run.batch:
+        target = 0.712 if run.batch < 8192 else 0.706
+    else:
+        run.missing["target"] = f"not in the log, and no rule of round {mlperf_round} is known"
+        return None
+    run.facts["target_from"] = f"MLPerf's rules, closed division, round {mlperf_round}"
+    return target
+
+
+def _metrics(log: Events, run: Run, start: float | None, stop: float | None) -> None:
+    def add(name: str, value: float, definition: str, unit: str = "", direction: str = "") -> None:
+        shared = SHARED.get(name)
+        run.metrics[name] = {
+            "value": value,
+            "unit": shared.unit if shared else unit,
+            "direction": shared.direction if shared else direction,
+            "definition": definition,
+        }
+
+    begins, ends = ([e.time_ms for e in log.of(key)] for key in ("init_start", "init_stop"))
+    if begins and ends and ends[-1] >= begins[0] and (start is None or ends[-1] <= start):
+        add("init_s", _seconds(begins[0], ends[-1]), "first init_start to init_stop")
+    rate = "sequences_per_second_e2e"
+    if start is None or stop is None:
+        absent = " and ".join(
+            log.absent(key)
+            for key, time in (("run_start", start), ("run_stop", stop))
+            if time is None
+        )
+        run.missing.update(dict.fromkeys(("run_time_s", "time_to_target_s", rate), absent))
+        return
+    if stop <= start:
+        why = "run_stop is not after run_start: the clocks do not agree"
+        run.missing.update(dict.fromkeys(("run_time_s", "time_to_target_s", rate), why))
+        return
+    seconds = _seconds(start, stop)
+    add("run_time_s", seconds, "run_start to run_stop")
+    reached = run.status == "success" and run.quality["reached"] is not False
+    if reached:
+        add("time_to_target_s", seconds, "run_start to run_stop of a run that says success")
+    else:
+        run.missing["time_to_target_s"] = f"the target was not reached ({run.status})"
+        if run.status == "unknown":
+            run.missing["time_to_target_s"] = run.missing["status"]
+    if run.samples is None:
+        run.missing[rate] = f"no samples: {run.missing['samples']}"
+        return
+    if reached:
+        definition = "sequences trained by a run that says success"
+        add("samples_to_target", run.samples, definition, "sequences", "lower")
+    before = [e for e in log.of("run_start") if e.metadata.get("samples_before")]
+    if before:
+        run.missing[rate] = "the run goes on from another: its samples are not all of its own time"
+        return
+    add(rate, round(run.samples / seconds, 4), "samples / (run_start to run_stop)")
+
+
+def _seconds(start: float, stop: float) -> float:
+    return round((stop - start) / 1e3, 3)
+
+
+def _single(log: Events, key: str) -> tuple[Any, str | None]:
+    """A key's value when all that wrote it agree; else None and why."""
+    values = [event.value for event in log.of(key)]
+    if not values:
+        return None, log.absent(key)
+    if any(value != values[0] for value in values):
+        return None, f"{key} is {shown_values(log.of(key))}: no single value"
+    if values[0] is None:
+        return None, f"{key} is there without a value"
+    return values[0], None

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official MLPerf checker, with its findings in plain sentences: what, where, how to fix it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.mlperf.log import read_log
+
+RULESETS = (
+    *("0.7.0", "1.0.0", "1.1.0", "2.0.0", "2.1.0", "3.0.0", "3.1.0"),
+    *("4.0.0", "4.1.0", "5.0.0"),
+)
+"""Rounds that had BERT; later ones refuse it whatever the log says."""
+
+TARGET = 0.720
+_TIMEOUT_S = 300
+_SEPARATOR = "\n" + "-" * 30 + "\n"
+_COUNT = re.compile(r"Required (EXACTLY|AT_LEAST)_ONE occurrence of (.+?)(?: but found (\d+)(.*))?")
+_CHECK = re.compile(r"CHECK for '(\S+)' failed in line (\d+):\n.*?\nfailed test: (.*?)\n")
+_FAULT = re.compile(r"Failed executing CHECK code:\n(.*?)\ntriggered by line:\n(.*?)\n")
+_UNFINISHED = {"run_stop", "train_samples", "eval_samples", "block_stop", "epoch_stop"}
+
+
+def check_log(
+    path: Path, ruleset: str, division: str | None = None, *, converged: bool = True
+) -> list[str]:
+    """What MLPerf's checker finds wrong with the log at ``path``; empty if it accepts it.
+
+    ``division`` (closed or open) is the one the log must be for, if given. With ``converged``
+    False a log of a run that missed the target is not faulted for that. Raises BadInput for a
+    file that cannot be read and for a ruleset that never had BERT.
+    """
+    if ruleset not in RULESETS:
+        raise BadInput(f"no BERT in MLPerf ruleset {ruleset!r}; choose from {', '.join(RULESETS)}")
+    try:
+        lines = path.read_text(encoding="latin-1").splitlines()
+    except OSError as error:
+        raise BadInput(f"cannot read the MLPerf log {path}: {error.strerror}") from error
+    events = list(read_log(lines))
+    problems = _own_checks(events, division)
+    accepted, messages = _run_checker(path, ruleset)
+    problems += [_sentence(message, events) for message in messages]
+    if not accepted and not messages:
+        problems.append("the checker failed without saying why; run it by hand")
+    if not converged:
+        problems = [p for p in problems if p != _missed(events)]
+    return [f"{path.name}: {problem}" for problem in problems]
+
+
+def _own_checks(
+    events: Sequence[tuple[int, dict[str, Any] | None]], division: str | None
+) -> list[str]:
+    problems = []
+    for number, event in events:
+        if event is None:
+            problems.append(f"line {number} is cut or damaged: log the run again")
+        elif event["key"] == "submission_division" and division not in (None, event["value"]):
+            problems.append(
+                f"line {number}: the log is for the {shown(event['value'])} division, not for "
+                f"{division}: choose with --division"
+            )
+        elif event["key"] == "run_start" and event["metadata"].get("samples_before"):
+            problems.append(
+                f"line {number}: the run began after {event['metadata']['samples_before']} samples "
+                f"of another: resume from a run folder that has its log"
+            )
+    return problems
+
+
+def _run_checker(path: Path, ruleset: str) -> tuple[bool, list[str]]:
+    """Whether the checker accepts the log, and its findings, one a message."""
+    command = [
+        *(sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"),
+        *("--ruleset", ruleset, "--quiet", str(path.resolve())),
+    ]
+    with tempfile.TemporaryDirectory() as folder:  # it writes a log into the current folder
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            return False, [f"the checker took more than {_TIMEOUT_S} s"]
+    if done.returncode == 0:
+        return True, []
+    if "Traceback" in done.stderr:
+        return False, [f"the checker itself failed: {done.stderr.strip().splitlines()[-1]}"]
+    report = done.stderr.rpartition("WARNING -  ")[2].partition("\nERROR - FAILED")[0]
+    # Damaged lines were found, with their numbers, by ourselves.
+    messages = [m for m in report.split(_SEPARATOR) if m != "Log lines had parsing errors."]
+    return False, messages
+
+
+def _sentence(message: str, events: Sequence[tuple[int, dict[str, Any] | None]]) -> str:
+    count = _COUNT.fullmatch(message)
+    if count:
+        return _miscounted(count[1], count[2].replace("'", ""), int(count[3] or 0), count[4] or "")
+    if message.startswith("Failed checks for eval_accuracy"):
+        return _missed(events)
+    failed = _CHECK.match(message)
+    if failed:
+        intact = [number for number, event in events if event is not None]
+        where = intact[int(failed[2])] if int(failed[2]) < len(intact) else "?"
+        return f"line {where}: {failed[1]} breaks the rule `{failed[3].strip()}`"
+    if message.startswith("failed test: sorted(s['initialized_tensors'])"):
+        return "weights_initialization does not name exactly the 398 tensors of BERT-large"
+    fault = _FAULT.match(message)
+    if fault:  # its value is of a kind that the rule cannot even be applied to
+        return f"the rule `{fault[1].strip()}` cannot be applied to: {shown(fault[2])}"
+    return shown(message.splitlines()[0])
+
+
+def _miscounted(rule: str, names: str, found: int, rest: str) -> str:
+    if found:
+        return (
+            f"{names} is there {found} times{shown(rest)}: a log holds one run; give each run a "
+            f"file of its own"
+        )
+    fix = "log it once" if rule == "EXACTLY" else "log at least one"
+    if _UNFINISHED & set(names.replace(" or ", " ").split()):
+        fix = "the run was cut short; resume it, or run it again"
+    return f"{names} is missing: {fix}"
+
+
+def _missed(events: Sequence[tuple[int, dict[str, Any] | None]]) -> str:
+    seen = [
+        (event["value"], event["metadata"].get("epoch_num"))
+        for _, event in events
+        if event is not None
+        and event["key"] == "eval_accuracy"
+        and isinstance(event["value"], (int, float))
+    ]
+    best = "no evaluation"
+    if seen:
+        best = "best {:.5f} after {} samples".format(*max(seen, key=itemgetter(0)))
+    return (
+        f"no eval_accuracy in [{TARGET}, 1) ({best}): a closed run must reach the target; train "
+        f"longer, or log it with --division open"
+    )

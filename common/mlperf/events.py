@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The events in an MLPerf log, whatever else is in the file.
+
+A log is what a terminal showed: shell traces, warnings, progress bars, the prefixes of launchers,
+several ranks writing at once, lines cut off. Two forms of event line are known: ``:::MLLOG {...}``
+of all rounds with BERT (mlperf_logging, mllog/mllog.py), and ``:::MLL SECONDS KEY: {...}`` of the
+loggers before it (mlperf_logging, mlp_parser/ruleset_060.py), which has no event type.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+
+_TOKEN = re.compile(r":::MLL(?P<new>OG)?(?=[ \t{]|\s*$)[ \t]*")
+_OLD = re.compile(r"(?P<seconds>\d+(?:\.\d+)?)[ \t]+(?P<key>[A-Za-z0-9_]+)[ \t]*:[ \t]*")
+_KEY = re.compile(r'"key":\s*"([A-Za-z0-9_]+)"')
+_TIME = re.compile(r'"time_ms":\s*(\d{1,14})\b(?=\s*[,}])')
+_TARGET = re.compile(r"\btarget_mlm_accuracy[= ]+(0?\.\d+)")
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None)
+_PLACE = frozenset({"file", "lineno"})
+_LARGEST = 1 << 30
+LARGEST = 1e15
+"""A number above this in a log is no measurement."""
+_EXPECTED = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event line; ``metadata`` is without the place in the program that wrote it."""
+
+    key: str
+    value: Any
+    metadata: dict[str, Any]
+    time_ms: float
+    """Milliseconds since 1970, by the clock of whoever wrote it."""
+    line: int
+    event_type: str | None
+    identity: str
+    """What it says, and when, as text: the same for the same line of another rank."""
+
+    @property
+    def odd_type(self) -> bool:
+        """Whether a start or stop is not typed as one."""
+        expected = _EXPECTED.get(self.key.rpartition("_")[2])
+        return expected is not None and self.event_type != expected
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """An event line that cannot be read, with what is legible of it."""
+
+    line: int
+    key: str | None
+    time_ms: float | None
+
+
+@dataclass
+class Events:
+    """What was found in one file."""
+
+    events: list[Event] = field(default_factory=list)
+    """In the order of their times; one that several ranks wrote alike is there once."""
+    lines: int = 0
+    damaged: list[Damaged] = field(default_factory=list)
+    targets: set[float] = field(default_factory=set)
+    """What ``target_mlm_accuracy`` is in the commands and settings printed in the log."""
+    ordered: bool = True
+    """Whether the times in the file never go back."""
+
+    def of(self, key: str) -> list[Event]:
+        return [event for event in self.events if event.key == key]
+
+    def absent(self, key: str, text: str = "") -> str:
+        """Why something is not known: ``text``, or that ``key`` is not there."""
+        return (text or f"{key} is not in the log") + self.damage(key)
+
+    def damage(self, key: str) -> str:
+        """Tells of damaged lines where ``key`` is missed: they may be why."""
+        cut = [damaged.line for damaged in self.damaged if damaged.key == key]
+        if cut:
+            return f" (line {cut[0]} has one that is cut or damaged)"
+        unknown = sum(damaged.key is None for damaged in self.damaged)
+        return f" ({unknown} damaged lines may hold it)" if unknown else ""
+
+
+def read_file(path: Path) -> Events:
+    """The events in a file. Raises BadInput when it cannot be read or is no MLPerf log at all."""
+    try:
+        if not path.is_file():
+            kind = "a folder: name its result_*.txt" if path.is_dir() else "not a file"
+            raise BadInput(f"{path} is {kind if path.exists() else 'missing'}")
+        if path.stat().st_size > _LARGEST:
+            raise BadInput(f"{path} has more than {_LARGEST >> 30} GiB: cut its MLPerf lines out")
+        with path.open("rb") as stream:
+            found = read_lines(line.decode("utf-8", "replace") for line in stream)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {shown(error)}") from error
+    if not found.events:
+        if found.damaged:
+            raise BadInput(
+                f"{path}: none of its {len(found.damaged)} MLPerf lines can be read (the first is "
+                f"line {found.damaged[0].line})"
+            )
+        raise BadInput(
+            f"{path} is no MLPerf log: no line of its {found.lines} has ':::MLLOG'"
+            f"{_compressed(path)}"
+        )
+    return found
+
+
+def read_lines(lines: Iterable[str]) -> Events:
+    """The events among ``lines``; nothing in them is an error."""
+    found = Events()
+    seen: dict[str, Event] = {}
+    latest = -math.inf
+    for number, line in enumerate(lines, 1):
+        found.lines = number
+        found.targets |= {float(text) for text in _TARGET.findall(line)}
+        tokens = list(_TOKEN.finditer(line))
+        for token, following in zip(tokens, [*tokens[1:], None], strict=False):
+            text = line[token.end() : following.start() if following else None]
+            event = _event(text, number, bool(token["new"]))
+            if isinstance(event, Event):
+                found.ordered = found.ordered and event.time_ms >= latest
+                latest = event.time_ms
+                seen.setdefault(event.identity, event)
+            elif event is not None:
+                key, time = _KEY.search(text), _TIME.search(text)
+                at = float(time[1]) if time else None
+                found.damaged.append(Damaged(number, key[1] if key else None, at))
+    found.events = sorted(seen.values(), key=lambda event: event.time_ms)
+    return found
+
+
+def _event(text: str, line: int, new: bool) -> Event | str | None:
+    """The event at the beginning of ``text``, which anything may follow; a text when it is
+    damaged, None when the token was only mentioned, as in a command."""
+    seconds = None
+    if not new:
+        head = _OLD.match(text)
+        if head is None:
+            return None
+        seconds, text = head, text[head.end() :]
+    if text.strip() and not text.startswith("{"):
+        return None
+    try:
+        content = _DECODER.raw_decode(text)[0]
+        time_ms = float(seconds["seconds"]) * 1e3 if seconds else content["time_ms"]
+        key = seconds["key"] if seconds else content["key"]
+        told, value = content.get("metadata"), content.get("value")
+        metadata = {k: v for k, v in told.items() if k not in _PLACE} if told else {}
+        if isinstance(time_ms, bool) or not isinstance(time_ms, (int, float)):
+            raise ValueError("no time")
+        if not (0 < time_ms < 1e14 and isinstance(key, str) and key):
+            raise ValueError("no time or key")
+        kind = content.get("event_type")
+        return Event(
+            key=key,
+            value=value,
+            metadata=metadata,
+            time_ms=time_ms,
+            line=line,
+            event_type=kind if isinstance(kind, str) else None,
+            identity=json.dumps((key, time_ms, value, metadata), sort_keys=True),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"damaged: {error}"
+
+
+def _compressed(path: Path) -> str:
+    with path.open("rb") as stream:
+        start = stream.read(6)
+    known = start.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"PK\x03\x04", b"\x28\xb5\x2f\xfd"))
+    return "; it is compressed: unpack it first" if known else ""
+
+
+def whole(value: Any) -> int | None:
+    """A count in any of the forms that logs have it in; None when it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if 0 <= value < LARGEST and value == int(value) else None
+
+
+def shown_values(events: list[Event]) -> str:
+    """The different values, for a message."""
+    texts = dict.fromkeys(shown(event.value, 30) for event in events)
+    return ", ".join(list(texts)[:4]) + (", ..." if len(texts) > 4 else "")
+
+
+def shown_lines(events: list[Event]) -> str:
+    """Where they are, for a message."""
+    return ", ".join(str(number) for number in sorted(event.line for event in events)[:6])

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MLPerf training log of a run, and the official checker's verdict on one.
+
+Lines are written by ``mlperf_logging.mllog`` itself, through a logger of our own, so that no global
+logging configuration is touched. Which keys each round demands: mlperf_logging,
+compliance_checker/training_X/{common,closed_common,closed_bert}.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mlperf_logging.mllog import constants as key
+from mlperf_logging.mllog.mllog import MLLogger
+
+from bertbench.common.errors import BadInput
+from bertbench.common.measure.code import PACKAGE
+from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
+
+TOKEN = ":::MLLOG "
+LOG = "result_0.txt"
+"""Its name in a record."""
+_EPOCH = {"first_epoch_num": 1, "epoch_count": 1}
+_ENDS = frozenset({key.BLOCK_STOP, key.EPOCH_STOP, key.TRAIN_SAMPLES, key.EVAL_SAMPLES})
+
+
+class MlperfLog(Observer):
+    """Writes ``path`` (which must not exist yet), one flushed line per event.
+
+    ``values`` are the hyperparameters under MLPerf's names, as they were really used.
+    ``accuracy`` is the evaluation metric that MLPerf's ``eval_accuracy`` means; as in the
+    submissions since v2.0 its ``epoch_num`` is the number of samples trained. ``weights`` names
+    the initialised tensors (rounds 1.1 to 2.1 want ``bert_tensors(24)``). ``caches_cleared`` says
+    whether the file cache was dropped before the start. ``began`` is the time (seconds of
+    ``time.time``) at which initialisation really began, when that was before this object was made.
+
+    A resumed run gives ``previous``, the log of the run it continues: what that run did until the
+    checkpoint is taken over, with its times, so that the result is one consistent log whose
+    clock has run through the interruption. Raises BadInput when that log is missing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        benchmark: str = "bert",
+        division: Literal["closed", "open"],
+        org: str,
+        platform: str,
+        status: str,
+        seed: int,
+        values: Mapping[str, Any],
+        accuracy: str = "mlm_accuracy",
+        weights: Sequence[str] = (),
+        caches_cleared: bool = False,
+        began: float | None = None,
+        previous: Path | None = None,
+    ) -> None:
+        if previous is not None and not previous.is_file():
+            raise BadInput(
+                f"{previous} is missing: without the log of the run that is continued there can "
+                f"be no log of the whole; resume from a complete run folder"
+            )
+        self._logger = logging.Logger("mlperf")  # not getLogger: known to nobody else
+        self._handler = logging.FileHandler(path, mode="x", encoding="utf-8")
+        self._logger.addHandler(self._handler)
+        # mllog takes root_dir for a pattern, and would otherwise write the user's own path.
+        self._log = MLLogger(self._logger, root_dir=re.escape(str(PACKAGE)))
+        self._facts = {
+            key.SUBMISSION_BENCHMARK: benchmark,
+            key.SUBMISSION_ORG: org,
+            key.SUBMISSION_DIVISION: division,
+            key.SUBMISSION_STATUS: status,
+            key.SUBMISSION_PLATFORM: platform,
+            key.SEED: seed,
+            **values,
+        }
+        self._accuracy, self._weights = accuracy, weights
+        self._caches_cleared, self._previous = caches_cleared, previous
+        self._began_ms = None if began is None else int(began * 1e3)
+        self._samples = self._eval_samples = 0
+        self._running = False
+
+    def init_start(self) -> None:
+        if self._previous is None:
+            self._log.event(key.CACHE_CLEAR, self._caches_cleared, time_ms=self._began_ms)
+            self._log.start(key.INIT_START, time_ms=self._began_ms)
+            for name, value in self._facts.items():
+                self._log.event(name, value)
+
+    def init_stop(self) -> None:
+        if self._previous is None:
+            for tensor in self._weights:
+                self._log.event(key.WEIGHTS_INITIALIZATION, metadata={"tensor": tensor})
+            self._log.end(key.INIT_STOP)
+
+    def run_start(self, *, step: int, samples: int) -> None:
+        self._running, self._samples = True, samples
+        if self._previous is not None:
+            for line in _until(self._previous, samples):
+                self._logger.info(line)
+            self._log.event("resumed", samples, {"step": step})
+            return
+        # A run that starts in the middle says so: such a log cannot stand for a whole run.
+        self._log.start(key.RUN_START, metadata={"samples_before": samples} if samples else None)
+        self._log.start(key.EPOCH_START, metadata={"epoch_num": samples})
+        self._log.start(key.BLOCK_START, metadata=_EPOCH)
+
+    def on_step(self, event: StepEvent) -> None:
+        self._samples = event.samples
+        self._log.event(
+            "tracked_stats",
+            {
+                "throughput": event.sequences_per_second,
+                "step_loss": event.loss,
+                "lr": event.learning_rate,
+            },
+            {"epoch_num": event.samples, "step": event.step},
+        )
+
+    def eval_start(self, *, step: int, samples: int) -> None:
+        self._log.start(key.EVAL_START, metadata={"epoch_num": samples})
+
+    def on_eval(self, event: EvalEvent) -> None:
+        self._samples = event.samples
+        at = {"epoch_num": event.samples}
+        self._eval_samples = int(event.metrics["num_samples"])
+        self._log.event(key.EVAL_ACCURACY, event.metrics[self._accuracy], at)
+        self._log.end(key.EVAL_STOP, metadata=at)
+
+    def run_stop(self, *, step: int, samples: int, status: str) -> None:
+        self._running = False
+        self._log.end(key.BLOCK_STOP, metadata={"first_epoch_num": 1})
+        self._log.end(key.EPOCH_STOP, metadata={"epoch_num": samples})
+        self._log.event(key.TRAIN_SAMPLES, samples)
+        self._log.event(key.EVAL_SAMPLES, self._eval_samples)
+        self._log.end(key.RUN_STOP, metadata={"status": status})
+
+    def close(self, summary: RunSummary) -> None:
+        if self._running:  # it ended with an exception
+            self.run_stop(step=summary.step, samples=self._samples, status=key.ABORTED)
+        self._handler.close()
+
+
+def bert_tensors(num_layers: int) -> list[str]:
+    """TensorFlow names of BERT's pretraining tensors, as rounds 1.1 to 2.1 want them listed."""
+    norm, dense = ("LayerNorm/gamma", "LayerNorm/beta"), ("kernel", "bias")
+    attention = [f"attention/self/{part}/{t}" for part in ("query", "key", "value") for t in dense]
+    attention += [f"attention/output/dense/{t}" for t in dense]
+    attention += [f"attention/output/{t}" for t in norm]
+    feed_forward = [f"{part}/dense/{t}" for part in ("intermediate", "output") for t in dense]
+    feed_forward += [f"output/{t}" for t in norm]
+    embeddings = [f"{kind}_embeddings" for kind in ("word", "position", "token_type")]
+    return [
+        *(f"bert/embeddings/{t}" for t in (*embeddings, *norm)),
+        *(
+            f"bert/encoder/layer_{i}/{t}"
+            for i in range(num_layers)
+            for t in attention + feed_forward
+        ),
+        *(f"bert/pooler/dense/{t}" for t in dense),
+        *(f"cls/predictions/transform/dense/{t}" for t in dense),
+        *(f"cls/predictions/transform/{t}" for t in norm),
+        "cls/predictions/output_bias",
+        "cls/seq_relationship/output_weights",
+        "cls/seq_relationship/output_bias",
+    ]
+
+
+def read_log(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Line number (from 1) and content of each MLLOG line; None for one that is cut or damaged."""
+    for number, line in enumerate(lines, 1):
+        if TOKEN in line:
+            try:
+                event = json.loads(line.split(TOKEN)[-1])
+                intact = {"key", "value"} <= event.keys() and isinstance(event["metadata"], dict)
+            except (ValueError, KeyError, AttributeError):
+                intact = False
+            yield number, event if intact else None
+
+
+def _until(path: Path, samples: int) -> Iterator[str]:
+    """The lines of a log that were written before ``samples`` were trained, without its end."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, event in read_log(lines):
+        if event is None or event["key"] in _ENDS or event["key"] == key.RUN_STOP:
+            continue
+        if event["metadata"].get("epoch_num", 0) <= samples:
+            yield lines[number - 1]

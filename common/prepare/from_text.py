@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bertbench data prepare`: from text to HDF5 files that the reader, and MLPerf's loaders, take.
+
+Four steps, each made of pieces that survive a restart:
+
+1. split: the text into parts in MLPerf's layout, the held-out documents apart (parts.py);
+2. vocabulary: the one given, or one trained on the parts;
+3. parts: tokenise and create samples, one process a part (masking.py: MLPerf's procedure);
+4. shards: all samples in one random order over all shards (spool.py), the evaluation set, and a
+   manifest with parameters, hashes, counts and statistics.
+
+The result depends on the parameters and the text alone, not on processes or restarts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bertbench.common.data.tokenization import read_vocab, train_vocab
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256, write_atomic
+from bertbench.common.prepare.build import (
+    FORMAT,
+    MANIFEST,
+    WORK,
+    Format,
+    ShardLayout,
+    claim,
+    each,
+    processes_for,
+    read_json,
+    write_json,
+    write_shards,
+)
+from bertbench.common.prepare.corpus import input_files
+from bertbench.common.prepare.masking import MaskingOptions
+from bertbench.common.prepare.parts import (
+    EVAL_NAME,
+    PART_BYTES,
+    HoldOut,
+    Part,
+    PartJob,
+    PartResult,
+    Statistics,
+    make_part,
+    split_text,
+)
+from bertbench.common.prepare.track import track
+
+EVAL_SAMPLES = 10_000
+"""MLPerf evaluates on the first 10,000 samples of the held-out text."""
+
+VOCAB_TEXT_BYTES = 256_000_000
+"""Text a vocabulary is trained on: parts spread evenly over the whole, up to this much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareOptions:
+    """Everything that decides the result; the procedure's defaults are MLPerf's."""
+
+    text: tuple[Path, ...]
+    """Text files, archives (.tar.xz, .tar.gz, ...) or folders: one sentence a line with blank lines
+    between documents, or WikiExtractor's <doc> files."""
+    output: Path
+    """Folder to make."""
+    vocab: Path | None = None
+    """A BERT vocab.txt."""
+    train_vocab: int | None = None
+    """Or train a WordPiece vocabulary of this many tokens on the text."""
+    lowercase: bool = True
+    """Lower-case and strip accents, as uncased models do."""
+    masking: MaskingOptions = field(default_factory=MaskingOptions)
+    format: Format = "varlen"
+    """Rows of real length, or padded as in MLPerf's first rounds (3.5 times as large)."""
+    num_shards: int | None = None
+    """Files the training samples are spread over; default: at most 65,536 samples in each."""
+    eval_fraction: float = 0.02
+    """Share of the documents held out, chosen by a hash of id and title, else of the text."""
+    num_eval_articles: int | None = None
+    """Hold out this many documents instead (MLPerf: 10,000)."""
+    licence: str | None = None
+    """Licence and attribution of the text, for the manifest."""
+    processes: int | None = None
+    """Default: one a core, fewer for little text. The result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if (self.vocab is None) == (self.train_vocab is None):
+            raise BadInput("give either --vocab vocab.txt or --train_vocab N, and not both")
+        if not 0 <= self.eval_fraction < 1:
+            raise BadInput(f"--eval_fraction {self.eval_fraction} must be at least 0 and below 1")
+        for name in ("num_shards", "num_eval_articles", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"--{name} {value} must be at least 1")
+        if not self.text:
+            raise BadInput("name the text: --text PATH...")
+
+
+def plan(options: PrepareOptions) -> dict[str, Any]:
+    """What :func:`prepare` would read and write; checks the inputs and writes nothing."""
+    files = input_files(options.text)
+    return {
+        "output": str(options.output),
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "vocabulary": (
+            f"{len(read_vocab(options.vocab))} tokens of {options.vocab}"
+            if options.vocab
+            else f"{options.train_vocab} tokens, trained on the text"
+        ),
+        "processes": _processes(options, files),
+        "parameters": _parameters(options),
+    }
+
+
+def prepare(options: PrepareOptions) -> dict[str, Any]:
+    """Build the data set, or what an interrupted run left to do; returns the manifest.
+
+    A folder that holds the finished result of the same parameters and text is left as it is.
+    Raises BadInput when it holds something else, naming the difference and the fix.
+    """
+    started = time.monotonic()
+    files = input_files(options.text)
+    output, work = options.output, options.output / WORK
+    identity = {"parameters": _parameters(options), "inputs": _inputs(files)}
+    done = claim(output, identity)
+    if done is not None:
+        return done
+    try:
+        parts, evaluation = _split(options, files, work)
+        _vocabulary(options, parts, work)
+    except BadInput:
+        shutil.rmtree(work)  # nothing dear is in it, and it would refuse corrected parameters
+        raise
+    processes = _processes(options, files)
+    results = _make_parts(options, parts, evaluation, work, processes)
+    held_out = results.pop(EVAL_NAME, PartResult()).statistics
+    written = write_shards(
+        output,
+        ShardLayout(
+            num_shards=options.num_shards,
+            format=options.format,
+            max_seq_length=options.masking.max_seq_length,
+            max_predictions=options.masking.max_predictions_per_seq,
+        ),
+        [work / "samples" / part.name for part in parts],
+        [results[part.name].statistics.samples for part in parts],
+        work / "samples" / EVAL_NAME if held_out.samples else None,
+        seed=options.masking.random_seed,
+        processes=processes,
+    )
+    total = Statistics()
+    for result in results.values():
+        total.add(result.statistics)
+    manifest = {
+        "format": FORMAT,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "licence": options.licence
+        or "not stated: samples contain the text, so its licence and attribution apply",
+        **identity,
+        "vocab": {
+            "size": len(read_vocab(output / "vocab.txt")),
+            "sha256": file_sha256(output / "vocab.txt"),
+            "source": "given" if options.vocab else "trained on the text",
+        },
+        "implementations": sorted({i for r in results.values() for i in r.implementations}),
+        "train": total.described(),
+        "eval": held_out.described(),
+        "files": written,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(output / MANIFEST, manifest)
+    shutil.rmtree(work)
+    return manifest
+
+
+def _processes(options: PrepareOptions, files: Sequence[Path]) -> int:
+    size = sum(path.stat().st_size for path in files)
+    return options.processes or processes_for(size, PART_BYTES)
+
+
+def _parameters(options: PrepareOptions) -> dict[str, Any]:
+    return {
+        **asdict(options.masking),
+        "part_bytes": PART_BYTES,
+        "format": options.format,
+        "num_shards": options.num_shards,
+        "lowercase": options.lowercase,
+        "eval_fraction": None if options.num_eval_articles else options.eval_fraction,
+        "num_eval_articles": options.num_eval_articles,
+        "train_vocab": options.train_vocab,
+        "vocab_sha256": file_sha256(options.vocab) if options.vocab else None,
+    }
+
+
+def _inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
+    found = []
+    with track("hash input files", len(files)) as advance:
+        for path in files:
+            size = path.stat().st_size
+            found.append({"name": path.name, "bytes": size, "sha256": file_sha256(path)})
+            advance(1)
+    return found
+
+
+def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list[Part], Part]:
+    record = work / "split.json"
+    if record.is_file():
+        saved = read_json(record)
+        return [Part(**part) for part in saved["parts"]], Part(**saved["eval"])
+    held_out = HoldOut.fraction(options.eval_fraction)
+    if options.num_eval_articles:
+        with track("choose held-out articles", len(files)) as advance:
+            held_out = HoldOut.count(files, options.num_eval_articles, advance)
+    with track("split text", len(files)) as advance:
+        parts, evaluation = split_text(files, work / "text", held_out, advance)
+    if not parts:
+        raise BadInput(
+            f"no document is left to train on ({evaluation.documents} held out): give more text, "
+            f"or a smaller --eval_fraction or --num_eval_articles"
+        )
+    if held_out.below and not evaluation.documents:
+        raise BadInput(
+            f"none of the {sum(part.documents for part in parts)} documents was held out for "
+            f"evaluation: raise --eval_fraction, or set it to 0 to do without"
+        )
+    write_json(record, {"parts": [asdict(part) for part in parts], "eval": asdict(evaluation)})
+    return parts, evaluation
+
+
+def _vocabulary(options: PrepareOptions, parts: Sequence[Part], work: Path) -> None:
+    target = options.output / "vocab.txt"
+    if target.is_file():
+        return
+    if options.vocab:
+        tokens = read_vocab(options.vocab)
+    else:
+        assert options.train_vocab is not None
+        step = -(-sum(part.bytes for part in parts) // VOCAB_TEXT_BYTES)
+        lines = [
+            line
+            for part in parts[::step]
+            for line in (work / "text" / f"{part.name}.txt").read_text("utf-8").split("\n")
+        ]
+        with track("train vocabulary", 1) as advance:
+            tokens = train_vocab(lines, options.train_vocab, lowercase=options.lowercase)
+            advance(1)
+    write_atomic(target, "\n".join(tokens) + "\n")
+
+
+def _make_parts(
+    options: PrepareOptions, parts: Sequence[Part], evaluation: Part, work: Path, processes: int
+) -> dict[str, PartResult]:
+    """Results by part name, those of an earlier run included."""
+    results: dict[str, PartResult] = {}
+    jobs: dict[str, PartJob] = {}
+    for part in [*parts, *([evaluation] if evaluation.documents else [])]:
+        record = work / f"{part.name}.json"
+        if record.is_file():
+            results[part.name] = PartResult.from_json(read_json(record))
+            continue
+        jobs[part.name] = PartJob(
+            text=work / "text" / f"{part.name}.txt",
+            spool=work / "samples" / part.name,
+            vocab=options.output / "vocab.txt",
+            lowercase=options.lowercase,
+            masking=options.masking,
+            keep=EVAL_SAMPLES if part is evaluation else None,
+        )
+    with track("create samples, parts", len(jobs)) as advance:
+        for name, result in each(make_part, jobs, processes):
+            write_json(work / f"{name}.json", asdict(result))
+            results[name] = result
+            advance(1)
+    return results

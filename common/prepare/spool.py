@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples on disk between two stages, and the mixing of many such spools into one random order.
+
+A spool is a folder with one ``.npy`` file for each field of ``Samples``,
+read through the page cache, so that any range of it costs only the bytes of that range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bertbench.common.data.samples import IntArray, Samples
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Samples))
+
+
+def save_spool(folder: Path, samples: Samples) -> None:
+    """Write ``samples`` as a spool; ``folder`` appears only when it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
+    try:
+        for name in _FIELDS:
+            np.save(work / f"{name}.npy", getattr(samples, name))
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.rename(folder)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def open_spool(folder: Path) -> Samples:
+    """The samples of a spool, memory-mapped."""
+    # numpy cannot map an empty array.
+    return Samples(
+        **{
+            name: array if array.size else np.array(array)
+            for name in _FIELDS
+            for array in (np.load(folder / f"{name}.npy", mmap_mode="r"),)
+        }
+    )
+
+
+def cut(samples: Samples, start: int, stop: int) -> Samples:
+    """Samples ``start:stop``, without copying tokens."""
+    offsets = samples.offsets[start : stop + 1]
+    masked = samples.masked_offsets[start : stop + 1]
+    return Samples(
+        input_ids=samples.input_ids[offsets[0] : offsets[-1]],
+        offsets=offsets - offsets[0],
+        split=samples.split[start:stop],
+        masked_positions=samples.masked_positions[masked[0] : masked[-1]],
+        masked_labels=samples.masked_labels[masked[0] : masked[-1]],
+        masked_offsets=masked - masked[0],
+        next_sentence_labels=samples.next_sentence_labels[start:stop],
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mixture:
+    """A uniformly random order of the samples of P spools, cut into shards of equal size (+-1).
+
+    Each spool's own order must already be random. Then drawing which spool comes next, and taking
+    that spool's next sample, is a random permutation of all samples, yet every spool is read from
+    front to back and no shard needs more than its own samples in memory.
+    """
+
+    source: IntArray
+    """uint16 [N], which spool each sample of the output comes from."""
+    bounds: IntArray
+    """int64 [S + 1], where shards begin in ``source``."""
+    first: IntArray
+    """int64 [S + 1, P], samples of each spool used before a shard."""
+
+    @classmethod
+    def draw(cls, sizes: Sequence[int], num_shards: int, seed: int) -> Mixture:
+        """The order for spools of ``sizes`` samples; equal arguments give equal orders."""
+        source = np.repeat(np.arange(len(sizes), dtype=np.uint16), sizes)
+        np.random.Generator(np.random.PCG64(seed)).shuffle(source)
+        bounds = len(source) * np.arange(num_shards + 1, dtype=np.int64) // num_shards
+        first = np.zeros((num_shards + 1, len(sizes)), np.int64)
+        for shard in range(num_shards):
+            counts = np.bincount(source[bounds[shard] : bounds[shard + 1]], minlength=len(sizes))
+            first[shard + 1] = first[shard] + counts
+        return cls(source=source, bounds=bounds, first=first)
+
+    def save(self, folder: Path) -> None:
+        """Write the order where :meth:`load` of another process finds it."""
+        for name in ("source", "bounds", "first"):
+            np.save(folder / f"mixture_{name}.npy", getattr(self, name))
+
+    @classmethod
+    def load(cls, folder: Path) -> Mixture:
+        """What :meth:`save` wrote, memory-mapped."""
+        return cls(
+            **{
+                name: np.load(folder / f"mixture_{name}.npy", mmap_mode="r")
+                for name in ("source", "bounds", "first")
+            }
+        )
+
+    def shard(self, number: int, spools: Sequence[Path]) -> Samples:
+        """The samples of one shard in their order."""
+        source = np.asarray(self.source[self.bounds[number] : self.bounds[number + 1]])
+        start, stop = self.first[number], self.first[number + 1]
+        pieces = [
+            cut(open_spool(path), start[i], stop[i])
+            for i, path in enumerate(spools)
+            if stop[i] > start[i]
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        # The pieces lie end to end by spool: the k-th draw of a spool is its k-th sample there.
+        place = np.empty(len(source), np.int64)
+        place[np.argsort(source, kind="stable")] = np.arange(len(source))
+        return Samples.concatenate(pieces).take(place)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report: one HTML file that opens offline, and its Markdown twin.
+
+    bertbench report results --out report
+
+Everything in it comes from records, and everything from a record is escaped.
+"""

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three tables of NVIDIA DeepLearningExamples' BERT: full precision beside mixed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bertbench.common.report.groups import Entry, Value
+from bertbench.common.report.tables import (
+    RATE,
+    Cell,
+    Column,
+    Table,
+    count,
+    number_cell,
+    row,
+    same_but_batch,
+    what,
+)
+from bertbench.common.report.words import duration, number
+
+
+def _pairs(
+    entries: Sequence[Entry], value: Callable[[Entry], Value | None]
+) -> list[tuple[Entry, dict[bool, tuple[Entry, Value]]]]:
+    """(any, {False: full precision, True: mixed}) of what differs in precision and batch only."""
+    found: dict[tuple[Any, ...], dict[bool, tuple[Entry, Value]]] = defaultdict(dict)
+    for e in entries:
+        v, mixed = value(e), e.mixed
+        if v is None or mixed is None:
+            continue
+        r = e.first
+        key: tuple[Any, ...] = (r.kind, e.workload, r.system_name, e.device)
+        if not e.measured:
+            key += (str(r.path),)
+        while mixed in found[key]:
+            key += ("another",)
+        found[key][mixed] = (e, v)
+    return [(next(iter(pair.values()))[0], pair) for pair in found.values()]
+
+
+def speed(ident: str, what: str, entries: Sequence[Entry]) -> Table:
+    rows = []
+    pairs = _pairs(entries, lambda e: e.value(*RATE))
+    one: dict[tuple[Any, ...], float] = {}
+    for _, pair in pairs:
+        for mixed, (e, v) in pair.items():
+            if _units(e) == 1:
+                one.setdefault(_family(e, mixed), v.median)
+    for e, pair in pairs:
+        full = "" if False not in pair else f", {pair[False][0].precision}"
+        cells = [Cell(e.device, e.device, e.link(), e.workload + full)]
+        batches = [str(pair[m][0].batch or "?") for m in (False, True) if m in pair]
+        cells.append(Cell(" / ".join(dict.fromkeys(batches)), pair[next(iter(pair))][0].batch))
+        scaled = []
+        for mixed in (False, True):
+            there, rate = pair.get(mixed, (None, None))
+            link = there.link() if there else ""
+            cells.append(number_cell(rate, link))
+            base = one.get(_family(there, mixed)) if there else None
+            gain = rate.median / base if rate and base else None
+            scaled.append(Cell("" if gain is None else number(gain, 3), gain, link))
+        both = {False, True} <= set(pair)
+        gain = pair[True][1].median / pair[False][1].median if both else None
+        cells += [Cell("" if gain is None else number(gain, 3), gain, e.link()), *scaled]
+        rows.append(row(e, *cells))
+    return Table(
+        id=f"dle-{ident}",
+        title=f"In the shape of DeepLearningExamples' performance table: {what}",
+        intro="Throughput in sequences trained / s; full precision is FP32 or TF32, whichever the "
+        "row says; scaling against one device (or process) of the same precision.",
+        columns=(
+            Column("GPUs"), Column("Batch / GPU", True), Column("FP32 or TF32", True),
+            Column("Mixed precision", True), Column("Speed-up, mixed", True),
+            Column("Scaling, FP32 or TF32", True), Column("Scaling, mixed", True),
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def accuracy(entries: Sequence[Entry]) -> Table:
+    rows = []
+    for e, pair in _pairs(entries, lambda e: e.quality("f1")):
+        cells = [Cell(e.device, e.device, e.link(), e.workload), count(e.batch)]
+        times = [Cell(""), Cell("")]
+        for mixed in (False, True):
+            there, v = pair.get(mixed, (None, None))
+            cells.append(number_cell(v, there.link() if there else ""))
+            if there:
+                took = there.value("time_to_target_s", "run_time_s", "train_time_s", "e2e_time_s")
+                times[mixed] = number_cell(took, there.link(), form=duration)
+        rows.append(row(e, *cells, *times))
+    return Table(
+        id="dle-accuracy",
+        title="In the shape of DeepLearningExamples' accuracy table",
+        intro="F1 on SQuAD, and the time that training took.",
+        columns=(
+            Column("GPUs"), Column("Batch / GPU", True), Column("F1, FP32 or TF32", True),
+            Column("F1, mixed", True), Column("Time, FP32 or TF32", True),
+            Column("Time, mixed", True),
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def inference(entries: Sequence[Entry]) -> Table:
+    rows = []
+    for e in entries:
+        rate = e.value("inference_sequences_per_second")
+        if rate is None:
+            continue
+        late = [e.value(f"inference_latency_p{p}_s") for p in (50, 90, 99)]
+        batch = e.first.config.get("impl", {}).get("eval_batch_size") if e.measured else e.batch
+        rows.append(
+            row(
+                e,
+                Cell(e.device, e.device, e.link(), what(e)),
+                count(batch if isinstance(batch, int) else None),
+                Cell(e.precision, e.precision),
+                number_cell(rate, e.link()),
+                *(number_cell(v, e.link(), scale=1e3) for v in late),
+            )
+        )
+    return Table(
+        id="dle-inference",
+        title="In the shape of DeepLearningExamples' inference table",
+        intro="Sequences per second and milliseconds of a batch, scoring excluded.",
+        columns=(
+            Column("GPUs"), Column("Batch", True), Column("Precision"),
+            Column("Throughput, sequences/s", True), Column("Latency p50, ms", True),
+            Column("p90, ms", True), Column("p99, ms", True),
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def _units(e: Entry) -> int | None:
+    return e.first.world_size if e.measured else e.devices
+
+
+def _family(e: Entry, mixed: bool) -> tuple[Any, ...]:
+    r = e.first
+    if e.measured:  # weak scaling changes the whole batch, strong scaling each device's
+        return (same_but_batch(e), r.device_name, e.backend, mixed)
+    return (r.kind, e.workload, r.device_name or r.system_name, e.batch, mixed, str(r.path))

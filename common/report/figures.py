@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which plots the report has: learning, speed, sensors, scaling and where the time went."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from string import ascii_lowercase
+from typing import Any
+
+from bertbench.common.report.groups import Entry, Value
+from bertbench.common.report.plot import REFERENCE, STYLES, Plot, Point, Series, bars, lines
+from bertbench.common.report.words import number
+from bertbench.common.results.store import Result
+
+MOST_LINES = 12
+"""More runs than this in one plot are drawn as a median with its range for each configuration."""
+SENSORS = (
+    ("power_w", "Power", "W", 1.0),
+    ("temperature_c", "Temperature", "C", 1.0),
+    ("sm_clock_mhz", "Clock", "MHz", 1.0),
+    ("memory_clock_mhz", "Memory clock", "MHz", 1.0),
+    ("memory_used_bytes", "Memory in use", "GiB", 2.0**-30),
+    ("utilization_percent", "Utilisation", "%", 1.0),
+)
+PARTS = ("compute and all else", "data", "communication (by itself)", "evaluation", "checkpoints")
+Events = list[dict[str, Any]]
+
+
+def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str = "") -> list[Plot]:
+    """Accuracy over samples and over time, for each recipe; the target is a line.
+
+    ``what`` goes before titles and into anchors: the word that keeps simulated runs apart.
+    """
+    by_recipe: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for e in entries:
+        if e.measured:
+            by_recipe[e.benchmark, str(e.first.preset)].append(e)
+        elif isinstance(e.first.manifest.get("evaluations"), list):
+            by_recipe[e.benchmark, "MLPerf logs"].append(e)
+    plots = []
+    for i, ((benchmark, preset), some) in enumerate(sorted(by_recipe.items())):
+        name = next((e.quality_name for e in some if e.quality_name), "quality")
+        goals = {
+            float(r.quality["target"])
+            for e in some
+            for r in e.results
+            if r.quality and r.quality.get("target") is not None
+        }
+        for axis, over, name_x in (
+            ("samples", "samples", "sequences trained"),
+            ("time_s", "time", "seconds since run_start"),
+        ):
+            series = _merged(
+                some,
+                lambda r, a=axis: _evaluations(r, events, a),
+                lambda r: _evaluations(r, events, "samples"),
+            )
+            if any(len(s.points) for s in series):
+                best = [f"{s.label} ends at {number(s.points[-1][1])}" for s in series if s.points]
+                plots.append(
+                    lines(
+                        f"{what}learning-{i}-{axis.replace('_', '-')}",
+                        f"{what}{': ' if what else ''}{preset}: {name} over {over}",
+                        f"{name} of {benchmark}, {preset}, at each evaluation. "
+                        f"{_targets_told(goals)} {'; '.join(best[:MOST_LINES])}.",
+                        series[:MOST_LINES],
+                        x=name_x,
+                        y=name,
+                        note=_told(series),
+                        targets=[(g, f"target {number(g)}") for g in sorted(goals)],
+                    )
+                )  # fmt: skip
+                plots[-1].tags.update({"benchmark": benchmark})
+    return plots
+
+
+def speed(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plot]:
+    """Throughput over steps for each recipe."""
+    by_recipe: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for e in entries:
+        if e.measured:
+            by_recipe[e.benchmark, str(e.first.preset)].append(e)
+    plots = []
+    for i, ((benchmark, preset), some) in enumerate(sorted(by_recipe.items())):
+        series = _merged(some, lambda r: _rates(events.get(r.run_id, ())))
+        marks = sorted({
+            event["step"] for e in some for r in e.results for event in events.get(r.run_id, ())
+            if event.get("kind") == "eval" and isinstance(event.get("step"), int)
+        })  # fmt: skip
+        if any(s.points for s in series):
+            plots.append(
+                lines(
+                    f"speed-{i}",
+                    f"{preset}: throughput over steps",
+                    f"Sequences per second of each reported stretch of {benchmark}, {preset}; "
+                    f"evaluations, which are not in the rate, are marked by {len(marks)} vertical "
+                    f"lines.",
+                    series[:MOST_LINES],
+                    x="step",
+                    y="sequences/s",
+                    marks=marks[:60],
+                    from_zero=True,
+                    note=f"Vertical lines: evaluations. {_told(series)}".strip(),
+                )
+            )
+            plots[-1].tags.update({"benchmark": benchmark})
+    return plots
+
+
+def sensors(run: Result, anchor: str, telemetry: Iterable[Mapping[str, Any]]) -> list[Plot]:
+    """Each sensor of a run over time; what was sampled, the timed windows, is shaded."""
+    readings = [t for t in telemetry if _number(t.get("t"))]
+    if len(readings) < 2:
+        return []
+    start = float(readings[0]["t"])
+    times = [float(t["t"]) - start for t in readings]
+    windows = _windows(times)
+    plots = []
+    for key, name, unit, scale in SENSORS:
+        points = [
+            (at, float(r[key]) * scale)
+            for at, r in zip(times, readings, strict=True)
+            if _number(r.get(key))
+        ]
+        if len(points) > 1:
+            values = [v for _, v in points]
+            told = f"{number(min(values))} to {number(max(values))} {unit}"
+            plots.append(
+                lines(
+                    f"{anchor}-{key.replace('_', '-')}",
+                    f"{name} over time",
+                    f"{name} in {unit}, {told}, median {number(median(values))}. Shaded: the "
+                    f"{len(windows)} stretches of the timed window; sensors are read only there.",
+                    [Series(label=name, points=points)],
+                    x="seconds since the first reading",
+                    y=f"{name}, {unit}",
+                    windows=windows[:200],
+                    height=200,
+                    from_zero=key in ("power_w", "memory_used_bytes"),
+                )
+            )
+    return plots
+
+
+def own_speed(run: Result, anchor: str, style: int | str, events: Events) -> list[Plot]:
+    """Throughput and loss of one run."""
+    marks = [e["step"] for e in events if e.get("kind") == "eval" and _number(e.get("step"))]
+    plots = []
+    for key, name in (("sequences_per_second", "sequences/s"), ("loss", "training loss")):
+        points = [
+            (float(e["step"]), float(e[key]))
+            for e in events
+            if e.get("kind") == "step" and _number(e.get(key)) and _number(e.get("step"))
+        ]
+        if len(points) > 1:
+            values = [v for _, v in points]
+            plots.append(
+                lines(
+                    f"{anchor}-{key.replace('_', '-')}",
+                    f"{name} over steps",
+                    f"{name} from {number(min(values))} to {number(max(values))}, last "
+                    f"{number(values[-1])}; {len(marks)} evaluations are marked by vertical lines.",
+                    [Series(label=name, points=points, style=style)],
+                    x="step",
+                    y=name,
+                    marks=marks[:60],
+                    height=200,
+                    from_zero=key != "loss",
+                )
+            )
+    return plots
+
+
+def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> list[Plot]:
+    """Throughput over devices, with the ideal line of each family; both axes logarithmic."""
+    plots = []
+    ours = [f for f in families if f[0][1].measured]
+    theirs = sorted((f for f in families if not f[0][1].measured), key=lambda f: -f[-1][2].median)
+    for i, (some, whose) in enumerate(((ours, "measured"), (theirs[:STYLES], "published"))):
+        series = []
+        for j, family in enumerate(some):
+            n0, e, base = family[0]
+            points = [(float(n), v.median) for n, _, v in family]
+            ideal = [(float(n), base.median * n / n0) for n, _, _ in family]
+            name = f"{e.first.device_name or e.first.system_name}, {e.workload}, {e.precision}"
+            series.append(
+                Series(label=name, points=points, style=j % STYLES if e.measured else REFERENCE,
+                       href=e.link(), tag="" if e.measured else "abcdef"[j])
+            )  # fmt: skip
+            series.append(Series(label=f"ideal of {name}", points=ideal, style="ideal"))
+        if series:
+            made = lines(
+                f"scaling-{i}",
+                f"Scaling, {whose}",
+                "Sequences per second over devices (processes, on a host's processors); thin "
+                "straight lines are ideal scaling from the smallest number.",
+                series,
+                x="devices",
+                y="sequences/s",
+                log=True,
+                note="Thin straight lines: ideal."
+                + (
+                    f" The {STYLES} fastest of {len(theirs)}." if len(theirs) > STYLES and i else ""
+                ),
+            )
+            plots.append(made)
+    return plots
+
+
+def time_split(entries: Sequence[Entry]) -> Plot | None:
+    """Seconds from run_start to run_stop by what they went into, as far as recorded."""
+    rows = []
+    for e in entries:
+        whole = e.value("run_time_s")
+        if not e.measured or whole is None:
+            continue
+        told = [
+            v.median if (v := e.value(name)) else None
+            for name in ("data_wait_s", "eval_s", "checkpoint_s")
+        ]
+        told.insert(1, _communication(e, whole.median))
+        rest = max(0.0, whole.median - sum(v for v in told if v is not None))
+        rows.append((f"{e.label} ({number(whole.median, 3)} s)", [rest, *told]))
+    if not rows:
+        return None
+    return bars(
+        "time-split",
+        "Where the time went",
+        "Shares of the time from run_start to run_stop, medians over the runs of each "
+        "configuration. " + "; ".join(
+            f"{label}: " + ", ".join(f"{p} {number(v, 3)} s" for p, v in zip(PARTS, values,
+                                                                            strict=True)
+                                     if v is not None)
+            for label, values in rows[:20]
+        ),
+        rows[:40],
+        PARTS,
+        unit="s",
+        note="Communication: steps x gradient_all_reduce_s, as if nothing hid it or competed with "
+        "it. What was not measured is part of the first."
+        + (f" The first 40 of {len(rows)} configurations." if len(rows) > 40 else ""),
+    )  # fmt: skip
+
+
+def _communication(e: Entry, run_time_s: float) -> float | None:
+    """Seconds of a run's all-reduces, were each done alone; None where that is not known."""
+    alone, rate = e.value("gradient_all_reduce_s"), e.value("sequences_per_second_e2e")
+    if alone is None or rate is None or not e.first.global_batch:
+        return None
+    return alone.median * rate.median * run_time_s / e.first.global_batch
+
+
+def _merged(entries: Sequence[Entry], points: Any, places: Any = None) -> list[Series]:
+    """A series for each run, or for each configuration where there are many runs.
+
+    ``points`` gives a run's. Those of several runs belong together where ``places`` has the same x:
+    an evaluation after as many samples comes at another second in each run.
+    """
+    runs = [(e, r, found) for e in entries for r in e.results if (found := points(r))]
+    if len(runs) <= MOST_LINES:
+        return [
+            Series(
+                label=_short_label(e, entries) + ("" if r.seed is None else f", seed {r.seed}"),
+                points=found,
+                style=e.style,
+                href=e.anchors.get(r.run_id, e.anchor),
+                group=(_short_label(e, entries), e.anchor) if e.made > 1 else None,
+                tag="" if e.measured else ascii_lowercase[i],
+            )
+            for i, (e, r, found) in enumerate(runs)
+        ]
+    series = []
+    for e in entries:
+        columns: dict[float, list[Point]] = defaultdict(list)
+        n = 0
+        for other, r, found in runs:
+            if other is e:
+                n += 1
+                where = (places or points)(r)
+                if len(where) == len(found):
+                    for (place, _), point in zip(where, found, strict=True):
+                        columns[place].append(point)
+        # A median over fewer than half of the runs is of other runs than its neighbour.
+        kept = sorted(
+            (median([x for x, _ in some]), sorted(y for _, y in some))
+            for some in columns.values()
+            if 2 * len(some) >= n
+        )
+        if kept:
+            series.append(
+                Series(
+                    label=_short_label(e, entries) + (f", median of {n}" if n > 1 else ""),
+                    points=[(x, median(ys)) for x, ys in kept],
+                    band=[(x, ys[0], ys[-1]) for x, ys in kept],
+                    style=e.style,
+                    href=e.anchor,
+                )
+            )
+    return series
+
+
+def _short_label(e: Entry, among: Sequence[Entry]) -> str:
+    """What tells an entry from others of its plot, without what they share."""
+    label = ", ".join(filter(None, (e.device, e.first.precision, e.variant)))
+    return f"{label}, {e.backend}" if len({x.backend for x in among}) > 1 else label
+
+
+def _told(series: Sequence[Series]) -> str:
+    """What a plot leaves out."""
+    left = len(series) - MOST_LINES
+    return f"{MOST_LINES} of {len(series)} configurations are drawn." if left > 0 else ""
+
+
+def _evaluations(r: Result, events: Mapping[str, Events], axis: str) -> list[Point]:
+    found = []
+    if r.kind != "run":
+        told = r.manifest.get("evaluations")
+        key = {"time_s": "seconds"}.get(axis, axis)
+        for e in told if isinstance(told, list) else ():
+            if isinstance(e, Mapping) and _number(e.get(key)) and _number(e.get("value")):
+                found.append((float(e[key]), float(e["value"])))
+        return found
+    for e in events.get(r.run_id, ()):
+        if e.get("kind") == "eval" and isinstance(e.get("metrics"), Mapping):
+            value = e["metrics"].get(str(e.get("target_metric")))
+            if _number(value) and _number(e.get(axis)):
+                found.append((float(e[axis]), float(value)))
+    return found
+
+
+def _rates(events: Iterable[Mapping[str, Any]]) -> list[Point]:
+    return [
+        (float(e["step"]), float(e["sequences_per_second"]))
+        for e in events
+        if e.get("kind") == "step"
+        and _number(e.get("sequences_per_second"))
+        and _number(e.get("step"))
+    ]
+
+
+def _windows(times: Sequence[float]) -> list[tuple[float, float]]:
+    """Stretches without a pause of more than three times the usual distance."""
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    longest = max(3 * median(gaps), 0.5)
+    windows, begin = [], times[0]
+    for (a, b), gap in zip(itertools.pairwise(times), gaps, strict=True):
+        if gap > longest:
+            windows.append((begin, a))
+            begin = b
+    return [*windows, (begin, times[-1])]
+
+
+def _targets_told(goals: Iterable[float]) -> str:
+    told = [number(g) for g in sorted(goals)]
+    if len(told) < 2:
+        return f"The target is {told[0]}." if told else "There is no target."
+    return f"The targets are {' and '.join(told)}."
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

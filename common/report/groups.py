@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a row of the report stands for: runs of one configuration, or one published figure.
+
+Runs belong together when benchmark, recipe (by its hash), system, devices, processes, backend,
+precision and implementation are the same; their values are medians over the runs, each a process
+of its own. Rates and times are taken over the runs that reached their target; where none did, over
+the others, and said so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from bertbench.common.report.plot import REFERENCE, STYLES
+from bertbench.common.results.comparable import FINISHED
+from bertbench.common.results.statistics import Interval, median, median_interval
+from bertbench.common.results.store import Result
+
+PRECISIONS = {"tf32": "full", "fp32": "full", "fp64": "full"}
+"""DLE's two columns; everything else that is stated is mixed precision."""
+
+
+class Value(NamedTuple):
+    """A metric of a row: the median over ``n`` runs, with the least and the largest."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    missed: bool
+    """Whether the runs that it is taken over missed their target."""
+    interval: Interval | None = None
+    """95 % interval of the median; None for fewer than six runs, where none exists."""
+
+
+def value_of(found: Sequence[float], unit: str = "", *, missed: bool = False) -> Value:
+    """Of at least one run."""
+    known = median_interval(found)
+    return Value(median(found), min(found), max(found), len(found), unit, missed, known)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Runs of one configuration, or one published row."""
+
+    results: tuple[Result, ...]
+    anchor: str
+    style: int | str = 0
+    variant: str = ""
+    """What tells it from entries that look the same: recipe or implementation."""
+    anchors: Mapping[str, str] = field(default_factory=dict)
+    """Run id -> anchor of the run's own section."""
+
+    @property
+    def first(self) -> Result:
+        return self.results[0]
+
+    @property
+    def measured(self) -> bool:
+        return self.first.kind == "run"
+
+    @property
+    def benchmark(self) -> str:
+        return self.first.benchmark
+
+    @property
+    def devices(self) -> int | None:
+        return self.first.num_devices
+
+    @property
+    def workload(self) -> str:
+        """What was computed: the recipe, or the words of the source."""
+        m = self.first.manifest
+        if self.measured:
+            return f"{self.first.preset}{f' ({self.variant})' if self.variant else ''}"
+        length, task = m.get("sequence_length"), str(m.get("task") or "")
+        told = f"length {length}" if length and "sequence" not in task else None
+        parts = (task, self.first.preset, told, _division(m))
+        return ", ".join(str(p) for p in parts if p) or "as published"
+
+    @property
+    def device(self) -> str:
+        """The device, with their number: ``8 x A100``."""
+        name, count = self.first.device_name, self.devices
+        if name is None and not self.measured:
+            return self.first.system_name
+        name = name or self.first.system_name
+        if self.measured and self.first.world_size not in (None, count):
+            name += f", {self.first.world_size} processes"
+        return f"{count} x {name}" if count else name
+
+    @property
+    def precision(self) -> str:
+        return self.first.precision or "not stated"
+
+    @property
+    def mixed(self) -> bool | None:
+        """Of the two columns of NVIDIA's tables, the second; None: not known."""
+        told = (self.first.precision or "").lower()
+        if not told:
+            return None
+        return not any(re.match(rf"{name}\b", told) for name in PRECISIONS)
+
+    @property
+    def backend(self) -> str:
+        return self.first.backend or ("unknown" if self.measured else "published")
+
+    @property
+    def batch(self) -> int | None:
+        """Sequences per device and step."""
+        each = self.first.manifest.get("batch_per_device")
+        if not self.measured and isinstance(each, int):
+            return each
+        whole, count = self.first.global_batch, self.devices
+        return whole // count if whole and count and whole % count == 0 else None
+
+    @property
+    def label(self) -> str:
+        """One line that names it in legends."""
+        return f"{self.workload}, {self.device}, {self.precision}"
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the filters look at."""
+        return {
+            "benchmark": self.benchmark,
+            "backend": self.backend,
+            "precision": self.precision,
+        }
+
+    @property
+    def made(self) -> int:
+        return len(self.results)
+
+    @cached_property
+    def reached(self) -> tuple[Result, ...]:
+        """Runs that ended well: at their target, or at their end where none was set."""
+        return tuple(r for r in self.results if ended_well(r))
+
+    def value(self, *names: str) -> Value | None:
+        """The first of ``names`` that is there, or None."""
+        for name in names:
+            for some in (self.reached, tuple(r for r in self.results if r.status != "interrupted")):
+                found = [v for r in some if (v := r.value(name)) is not None]
+                if found:
+                    unit = next(r.metrics[name]["unit"] for r in some if name in r.metrics)
+                    missed = self.measured and some is not self.reached
+                    return value_of(found, unit, missed=missed)
+        return None
+
+    def quality(self, *metrics: str) -> Value | None:
+        """The last evaluation's value; ``metrics`` (if any) are the names that will do.
+
+        Of runs that were stopped or failed it is none: they were not over.
+        """
+        found = []
+        for r in self.results:
+            if self.measured and r.status not in FINISHED:
+                continue
+            told = r.quality
+            good = told and told.get("value") is not None
+            if good and told and (not metrics or told.get("metric") in metrics):
+                found.append(float(told["value"]))
+        if not found:
+            return self.value(*metrics) if metrics else None
+        return value_of(found)
+
+    @property
+    def quality_name(self) -> str:
+        told = (r.quality.get("metric") for r in self.results if r.quality)
+        return next((t for t in told if isinstance(t, str)), "")
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Of a published row: title, url, date."""
+        told = self.first.manifest.get("source")
+        return told if isinstance(told, Mapping) else {}
+
+    @property
+    def doubts(self) -> list[str]:
+        told = self.first.manifest.get("doubt")
+        return [str(d) for d in told] if isinstance(told, list) else []
+
+    def link(self) -> str:
+        """Anchor of what a cell of this row leads to: the run, or the list of runs."""
+        return self.anchors.get(self.first.run_id, self.anchor) if self.made == 1 else self.anchor
+
+
+def ended_well(r: Result) -> bool:
+    """At the target, or at the end where none was set; so does what others publish."""
+    return r.status in ("ok", "success", "published")
+
+
+def entries(results: Iterable[Result]) -> list[Entry]:
+    """Measured configurations first (simulated ones last of these), then published rows."""
+    ids = _Anchors()
+    runs: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+    published = []
+    told: dict[str, Mapping[str, Any]] = {}
+    for result in results:
+        if result.kind == "run":
+            runs[_visible(result)].append(result)
+            continue
+        first = told.setdefault(result.run_id, result.manifest)
+        if first is result.manifest or first != result.manifest:  # else a copied folder
+            published.append(result)
+    _completed(runs)
+    recipes: dict[tuple[Any, ...], dict[str, Any]] = defaultdict(dict)
+    for key, some in runs.items():
+        for r in some:
+            recipe = r.config.get("recipe")
+            recipes[key[:3]][json.dumps(recipe, sort_keys=True)] = recipe
+    changed = {key: _differing(some.values()) for key, some in recipes.items()}
+    found: list[Entry] = []
+    for key in sorted(runs, key=str):
+        parts = _apart(runs[key], changed[key[:3]])
+        for i, (variant, some) in enumerate(parts):
+            name = f"group-{key[1]}-{key[2]}-{key[3]}-{key[5]}-{key[6]}-{key[4]}-{i}"
+            anchors = {r.run_id: ids(f"run-{r.run_id}") for r in some}
+            found.append(Entry(tuple(some), ids(name), len(found) % STYLES, variant, anchors))
+    for result in published:
+        found.append(Entry((result,), ids(f"ref-{result.run_id}"), REFERENCE))
+    return found
+
+
+def _visible(r: Result) -> tuple[Any, ...]:
+    return (
+        r.simulated, r.benchmark, r.preset, r.system_name, r.num_devices, r.backend, r.precision,
+        r.world_size, r.device_name,
+    )  # fmt: skip
+
+
+def _settings(r: Result, *, asked: bool = True) -> str:
+    """Recipe and implementation, known from a run's first moment on.
+
+    ``asked`` includes the precision that was asked for; the one in effect is told elsewhere.
+    """
+    impl = r.config.get("impl")
+    if isinstance(impl, Mapping) and not asked:
+        impl = {k: v for k, v in impl.items() if k != "precision"}
+    return json.dumps([r.config.get("recipe"), impl], sort_keys=True)
+
+
+def _unprecise(key: tuple[Any, ...], r: Result) -> tuple[Any, ...]:
+    return (*key[:6], *key[7:], _settings(r))
+
+
+def _completed(runs: dict[tuple[Any, ...], list[Result]]) -> None:
+    """Puts runs that ended before their precision was recorded to those with the same settings."""
+    asked: dict[tuple[Any, ...], set[tuple[Any, ...]]] = defaultdict(set)
+    for key, some in runs.items():
+        for r in some:
+            asked[_unprecise(key, r)].add(key)
+    for key in [k for k in runs if k[6] is None]:
+        left: list[Result] = []
+        for r in runs.pop(key):
+            others = asked[_unprecise(key, r)] - {key}
+            (runs[others.pop()] if len(others) == 1 else left).append(r)
+        if left:
+            runs[key] = left
+
+
+def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, list[Result]]]:
+    """Runs that look the same, by recipe and implementation, with what tells them apart.
+
+    ``changed`` are the values in which recipes of this name differ anywhere in the report.
+    """
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for r in some:
+        if r.recipe_hash:
+            hashes[_settings(r, asked=False)].add(r.recipe_hash)
+    kinds: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for r in some:
+        # A run that ended before its inputs were hashed counts with those that it can be of.
+        known = hashes[_settings(r, asked=False)]
+        recipe = r.recipe_hash or (next(iter(known)) if len(known) == 1 else "")
+        kinds[_settings(r, asked=False), recipe].append(r)
+    impl = _differing(members[0].config.get("impl") for members in kinds.values())
+    impl = [k for k in impl if k != "precision"]
+    parts, names = [], []
+    for (_, recipe), members in kinds.items():
+        words = _words(members[0].config.get("recipe"), _given(members[0], changed))
+        if _run_option(members[0], "synthetic"):  # and so without an accuracy
+            words = [w for w in words if not w.startswith(("eval_", "target_"))]
+            words.insert(0, "synthetic data")
+        if len(words) > 3:
+            words = [f"recipe {recipe[:8] or 'unknown'}"]
+        names.append([*words, *_words(members[0].config.get("impl"), impl)[:3]])
+        parts.append(members)
+    if len(set(map(tuple, names))) < len(names):  # other data or weights
+        names = [[*own, f"recipe {recipe[:8] or 'unknown'}"] for own, (_, recipe) in
+                 zip(names, kinds, strict=True)]  # fmt: skip
+    return [(", ".join(own), members) for own, members in zip(names, parts, strict=True)]
+
+
+def _differing(some: Iterable[Any]) -> list[str]:
+    """Keys whose values are not the same in all mappings."""
+    every = [v if isinstance(v, Mapping) else {} for v in some]
+    return [
+        k
+        for k in sorted({k for v in every for k in v})
+        if len({json.dumps(v.get(k), sort_keys=True) for v in every}) > 1
+    ]
+
+
+def _given(r: Result, keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` that this run's user gave; what came with the recipe needs no words."""
+    origins = r.config.get("origins")
+    known = origins if isinstance(origins, Mapping) else {}
+    return [k for k in keys if known.get(k) not in ("preset", "default")]
+
+
+def _run_option(r: Result, name: str) -> Any:
+    run = r.config.get("run")
+    return run.get(name) if isinstance(run, Mapping) else None
+
+
+def _words(values: Any, keys: Iterable[str]) -> list[str]:
+    known = values if isinstance(values, Mapping) else {}
+    told = {k: known.get(k) for k in keys}
+    return [f"{k} {'unset' if v is None else json.dumps(v)}"[:60] for k, v in told.items()]
+
+
+def _division(row: Mapping[str, Any]) -> str | None:
+    """Of an MLPerf result: results of the two divisions are never compared."""
+    return f"{row['division']} division" if row.get("division") else None
+
+
+class _Anchors:
+    """Safe and unique fragment names."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def __call__(self, text: str) -> str:
+        base = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:100] or "x"
+        name, i = base, 2
+        while name in self._taken:
+            name, i = f"{base}-{i}", i + 1
+        self._taken.add(name)
+        return name

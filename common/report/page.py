@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the report together, and writes it as HTML; twin.py writes it as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bertbench.common.measure.metric import SHARED
+from bertbench.common.report import figures, tables
+from bertbench.common.report.groups import Entry, Value, entries
+from bertbench.common.report.plot import Plot
+from bertbench.common.report.published_tables import shapes
+from bertbench.common.report.tables import MISSED, Table
+from bertbench.common.report.words import number, quantity
+from bertbench.common.results.store import Damaged, Result
+
+HERE = Path(__file__).parent
+MOST_DETAILED = 40
+"""Runs, the newest, that have plots of their own."""
+MOST_READ = 120
+"""Runs whose steps are read for the common plots."""
+DERIVED = {
+    "scalability": "rate(N) / (N x rate(1)): same recipe, precision and implementation; computed "
+    "by the report from medians",
+    "stability": "runs that reached their target / runs made, failures and interruptions included",
+}
+
+
+class Run(NamedTuple):
+    """One run's own section."""
+
+    run: Result
+    anchor: str
+    headline: str
+    facts: Sequence[tuple[str, str]]
+    metrics: Sequence[tuple[str, str, str]]
+    plots: Sequence[Plot]
+
+
+class Group(NamedTuple):
+    entry: Entry
+    runs: Sequence[Run]
+
+
+class Definition(NamedTuple):
+    name: str
+    anchor: str
+    unit: str
+    texts: Sequence[str]
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    id: str
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    groups: Sequence[Group] = ()
+    plots_first: bool = False
+    simulated: bool = False
+
+
+class Report:
+    """All that both forms show."""
+
+    def __init__(self, results: Sequence[Result], damaged: Sequence[Damaged]) -> None:
+        every = entries(results)
+        self.real = [e for e in every if e.measured and not e.first.simulated]
+        self.simulated = [e for e in every if e.measured and e.first.simulated]
+        self.published = [e for e in every if not e.measured]
+        self.damaged = damaged
+        self.results = results
+        runs = [r for r in results if r.kind == "run"]
+        self._total = len(runs)
+        self._detailed = {r.run_id for r in runs[-MOST_DETAILED:]}
+        read = _newest([*self.real, *self.simulated])
+        self._events = {
+            r.run_id: list(r.steps()) for r in runs if r.run_id in self._detailed | read
+        }
+        self._anchors = {name: f"def-{i}" for i, name in enumerate(self._names())}
+        self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
+
+    def _sections(self) -> Iterable[Section]:
+        real, both = self.real, [*self.real, *self.published]
+        families = tables.families(both)
+        known = _scalability(families)
+        benchmarks = sorted({e.benchmark for e in both})
+        beside = [tables.beside(i, b, both) for i, b in enumerate(benchmarks)]
+        yield Section(
+            id="measured", title="Measured", tables=[tables.configurations(real)] if real else (),
+            plots=figures.learning(real, self._events) + figures.speed(real, self._events),
+            text=self._sampled(),
+        )  # fmt: skip
+        split = figures.time_split(real)
+        scaled = tables.scaling([f for f in families if f[0][1].measured])
+        yield Section(
+            id="scaling", title="Scaling and time",
+            tables=[scaled] if scaled else (),
+            plots=figures.scaling(families) + ([split] if split else []), plots_first=True,
+        )  # fmt: skip
+        yield Section(
+            id="beside", title="Beside published figures",
+            text="Published figures are shown as their sources state them, most without a "
+            "definition; each leads to its source and what is doubtful about it.",
+            tables=[t for t in beside if t],
+            plots=figures.learning(self.published, {}, "published"),
+        )  # fmt: skip
+        yield Section(
+            id="shapes", title="Tables in known shapes",
+            text="The same results in the columns of the suites that users come from. A table "
+            "without a run shows what its publisher states.",
+            tables=shapes(both, known),
+        )  # fmt: skip
+        failed = tables.failures(real, self.damaged)
+        yield Section(id="failed", title="What went wrong", tables=[failed] if failed else ())
+        yield Section(
+            id="runs", title="Runs", groups=self._groups(real),
+            text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
+        )  # fmt: skip
+        fake = self.simulated
+        failed = tables.failures(fake, ())
+        yield Section(
+            id="simulated", title="Simulated runs", simulated=True,
+            text="These devices do not exist: nothing in this section is a result, and nothing of "
+            "it is in any table above.",
+            tables=[
+                replace(t, id=f"simulated-{t.id}", title=f"Simulated: {t.title.lower()}")
+                for t in (tables.configurations(fake) if fake else None, failed)
+                if t
+            ],
+            plots=figures.learning(fake, self._events, "simulated"),
+            groups=self._groups(fake),
+        )  # fmt: skip
+        yield Section(
+            id="sources", title="Sources",
+            text="The published figures by source: what they mean, as far as that is stated, and "
+            "what is doubtful. None of it was measured here.",
+            tables=tables.published(self.published),
+        )  # fmt: skip
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """The head's few numbers."""
+        runs = [r for e in self.real for r in e.results]
+        ended = tables.counts(runs)
+        told = [
+            ("runs", str(len(runs))),
+            ("configurations", str(len(self.real))),
+            ("ended", ended),
+            ("simulated, apart", str(sum(e.made for e in self.simulated))),
+            ("damaged records", str(len(self.damaged))),
+            ("published figures", str(len(self.published))),
+            ("newest", max((r.created or "" for r in runs), default="")[:10]),
+        ]
+        return [(k, v) for k, v in told if v not in ("", "0") or k == "runs"]
+
+    @property
+    def systems(self) -> str:
+        """Names of the devices, as far as they fit into a heading."""
+        names = list(dict.fromkeys(e.first.device_name or e.first.system_name for e in self.real))
+        shown = ", ".join(name[:60] for name in names[:3])
+        return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+    @property
+    def filters(self) -> list[tuple[str, str, list[str]]]:
+        """(key, name, values) of the menus."""
+        every = [*self.real, *self.simulated, *self.published]
+        return [
+            (key, key.capitalize(), sorted({e.tags[key] for e in every}))
+            for key in ("benchmark", "backend", "precision")
+        ]
+
+    @property
+    def definitions(self) -> list[Definition]:
+        """As the records state them; where runs disagree, each form."""
+        stated: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        how: dict[str, dict[str, Any]] = {}
+        for e in (*self.real, *self.simulated):
+            for r in e.results:
+                for name, m in r.metrics.items():
+                    stated[name][str(m.get("definition", ""))] += 1
+                    how[name] = m
+        found = []
+        for name, anchor in self._anchors.items():
+            m = how.get(name) or (SHARED[name]._asdict() if name in SHARED else {})
+            texts = sorted(stated[name], key=lambda t, n=name: -stated[n][t])  # type: ignore[misc]
+            common = DERIVED.get(name) or (SHARED[name].definition if name in SHARED else "")
+            notes = [t[len(common) + 2 :] for t in texts if common and t.startswith(f"{common}; ")]
+            texts = [t for t in texts if not common or not t.startswith(f"{common}; ")]
+            if common and common not in texts:
+                texts.insert(0, common)
+            if notes:
+                shown = " | ".join(notes[:6]) + (" | ..." if len(notes) > 6 else "")
+                texts.append(f"Noted in records: {shown}")
+            parts = [f"{k}: {m[k]}" for k in ("clock", "scope") if m.get(k)]
+            if m.get("direction") in ("higher", "lower"):
+                parts.insert(0, f"{m['direction']} is better")
+            unit = str(m.get("unit", ""))
+            found.append(
+                Definition(name, anchor, "" if unit == "1" else unit, texts[:6], "; ".join(parts))
+            )
+        return found
+
+    def _names(self) -> list[str]:
+        used = {n for r in self.results if r.kind == "run" for n in r.metrics}
+        return [*(n for n in SHARED if n in used), *sorted(used - set(SHARED)), *DERIVED]
+
+    def _sampled(self) -> str:
+        """What the plots leave out of so many runs."""
+        if self._total <= MOST_READ:
+            return ""
+        return (
+            f"The plots over samples, time and steps are of {len(self._events):,} of "
+            f"{self._total:,} runs, the newest of each configuration; the tables are of all."
+        )
+
+    def _left_out(self) -> str:
+        if self._total <= MOST_DETAILED:
+            return ""
+        return (
+            f"The newest {MOST_DETAILED} of {self._total:,} have plots of their own; for those of "
+            f"others, report on their folders alone."
+        )
+
+    def _groups(self, some: Sequence[Entry]) -> list[Group]:
+        return [Group(e, [self._run(e, r) for r in e.results]) for e in some]
+
+    def _run(self, e: Entry, r: Result) -> Run:
+        anchor, plots = e.anchors[r.run_id], []
+        if r.run_id in self._detailed:
+            plots = figures.own_speed(r, anchor, e.style, self._events[r.run_id])
+            plots += figures.sensors(r, anchor, r.telemetry())
+        rate, quality = r.value("sequences_per_second"), r.quality
+        told = [] if r.seed is None else [f"seed {r.seed}"]
+        if rate is not None:
+            told.append(f"{number(rate)} sequences/s")
+        if quality and quality.get("value") is not None:
+            told.append(f"{quality.get('metric')} {number(float(quality['value']))}")
+        return Run(
+            r,
+            anchor,
+            ", ".join(told),
+            _facts(r),
+            [
+                (name, quantity(float(m["value"]), str(m["unit"])), self._anchors[name])
+                for name, m in r.metrics.items()
+            ],
+            plots,
+        )
+
+
+def _newest(some: Sequence[Entry]) -> set[str]:
+    """Ids of the runs whose steps are read: as many of each configuration, the newest."""
+    if not some:
+        return set()
+    each = max(1, MOST_READ // len(some))
+    if sum(e.made for e in some) <= MOST_READ:
+        each = MOST_READ
+    kept = sorted((r.run_id for e in some for r in e.results[-each:]), reverse=True)
+    return set(kept[:MOST_READ])
+
+
+def _facts(r: Result) -> list[tuple[str, str]]:
+    """What to know of a run besides its metrics."""
+    m, extras = r.manifest, r.manifest.get("extras")
+    extras = extras if isinstance(extras, Mapping) else {}
+    origins = r.config.get("origins")
+    settings = {k: v for part in ("recipe", "impl", "run") for k, v in r.config[part].items()}
+    given = [
+        f"{k} {settings.get(k)}"
+        for k, origin in (origins.items() if isinstance(origins, Mapping) else ())
+        if origin in ("flag", "environment") and k != "output_dir"
+    ]
+    software = r.system.get("software")
+    packages = software.get("packages") if isinstance(software, Mapping) else None
+    torch = packages.get("torch") if isinstance(packages, Mapping) else None
+    notes = m.get("notes")
+    told = (
+        ("Ended", r.reason),
+        ("Began", r.created),
+        ("Devices", f"{r.num_devices} x {r.device_name or r.system_name}"),
+        ("Processes", None if r.world_size == r.num_devices else r.world_size),
+        ("Precision", r.precision),
+        ("Batch", r.global_batch and f"{r.global_batch} sequences a step"),
+        ("Data", extras.get("data")),
+        ("Recipe hash", r.recipe_hash),
+        ("Code", " ".join(str(x) for x in (r.code_hash, m.get("commit")) if x)
+                 + (" (changed since the commit)" if m.get("dirty") else "")),
+        ("torch", torch),
+        ("Given", ", ".join(given)),
+        ("Sensors", extras.get("telemetry")),
+        ("Notes", "\n".join(str(n) for n in notes) if isinstance(notes, list) else None),
+    )  # fmt: skip
+    return [(k, str(v)) for k, v in told if v]
+
+
+def _scalability(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> dict[str, Value]:
+    known = {}
+    for family in families:
+        n0, _, base = family[0]
+        for n, e, v in family:
+            share = v.median / base.median / (n / n0)
+            if n0 == 1 and e.measured:
+                known[e.anchor] = Value(share, share, share, 1, "1", v.missed)
+    return known
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=False,
+    )  # fmt: skip
+
+
+def html(report: Report) -> str:
+    """One file without a request: style and script are in it, and nothing else may run."""
+    css = (HERE / "report.css").read_text(encoding="utf-8")
+    js = (HERE / "report.js").read_text(encoding="utf-8")
+    contents = [(s.id, s.title) for s in report.sections] + [("definitions", "Definitions")]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            css=Markup(css),
+            js=Markup(js),
+            css_hash=_hash(css),
+            js_hash=_hash(js),
+            facts=report.facts,
+            systems=report.systems,
+            contents=contents,
+            filters=report.filters,
+            missed=MISSED,
+            sections=report.sections,
+            definitions=report.definitions,
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

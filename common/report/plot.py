@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small SVG plots that need no library, no script and no colour to be understood.
+
+Every series has colour, marker and dash of its own (the colours are Okabe and Ito's, set in
+report.css so that they follow the reader's light or dark preference), every plot a title, a
+description and its values as a table. All text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+from bertbench.common.report.axis import Axis, drawable
+from bertbench.common.report.words import number
+
+Point = tuple[float, float]
+STYLES = 6
+REFERENCE = "ref"
+"""Style of what others have published: a colour and marker that no measured series has."""
+MAX_POINTS = 120
+MAX_MARKERS = 32
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 58, 14, 26, 40
+_MARKERS = ("circle", "square", "triangle", "down", "plus", "cross")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line, or set of markers, of a plot."""
+
+    label: str
+    points: Sequence[Point]
+    style: int | str = 0
+    """0 to STYLES - 1, REFERENCE or "ideal"."""
+    band: Sequence[tuple[float, float, float]] = ()
+    """(x, low, high)"""
+    href: str = ""
+    """Anchor of the record's section."""
+    tag: str = ""
+    """Written at the last point and in the legend, where series share a style."""
+    group: tuple[str, str] | None = None
+    """(label, anchor) of the legend's entry that several series share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A finished plot: the picture, its legend and the values behind it."""
+
+    id: str
+    title: str
+    desc: str
+    svg: Markup
+    legend: Sequence[tuple[Markup, str, str]] = ()
+    """(swatch, label, anchor)"""
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    note: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    """What the filters look at."""
+
+
+def lines(
+    ident: str,
+    title: str,
+    desc: str,
+    series: Sequence[Series],
+    *,
+    x: str,
+    y: str,
+    targets: Sequence[Point | tuple[float, str]] = (),
+    marks: Sequence[float] = (),
+    windows: Sequence[tuple[float, float]] = (),
+    log: bool = False,
+    from_zero: bool = False,
+    note: str = "",
+    height: int = 280,
+) -> Plot:
+    """Series over a common x.
+
+    ``targets`` are (value, label) of horizontal lines, ``marks`` x values of vertical ones,
+    ``windows`` (from, to) of shaded stretches; ``log`` makes both axes logarithmic to base 2.
+    """
+    thin = [(s, points) for s in series if (points := thinned(s.points))]
+    xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
+    ys = [p[1] for _, points in thin for p in points] + [float(t[0]) for t in targets]
+    ys += [v for s, _ in thin for _, *both in s.band for v in both]
+    h = Axis(xs, _LEFT, _WIDTH - _RIGHT, log=log, tight=True)
+    v = Axis(ys + ([0.0] if from_zero and not log else []), height - _BOTTOM, _TOP, log=log)
+    out = [_frame(h, v, x, y, height)]
+    for a, b in windows:
+        left, right = h(a), h(b)
+        out.append(
+            f'<rect class="window" x="{left:.1f}" y="{_TOP}" width="{max(1, right - left):.1f}" '
+            f'height="{height - _TOP - _BOTTOM}"/>'
+        )
+    for at in marks:
+        out.append(f'<path class="mark" d="M{h(at):.1f} {_TOP}V{height - _BOTTOM}"/>')
+    for i, (value, label) in enumerate(targets):
+        at, odd = v(float(value)), i % 2  # two targets may lie close to each other
+        side = f'x="{_WIDTH - _RIGHT - 4 if odd else _LEFT + 6}"' + odd * ' class="end"'
+        out.append(
+            f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text {side} '
+            f'y="{at + (15 if at < _TOP + 14 else -5):.1f}">{escape(label)}</text></g>'
+        )
+    ends = [end for _, end in windows]
+    for one, points in thin:
+        out.append(_series(one, points, h, v, ends))
+    kept = sum(len(points) for _, points in thin)
+    total = sum(len(s.points) for s in series)
+    if kept < total:
+        note = f"{note} {kept:,} of {total:,} points are drawn.".strip()
+    return Plot(
+        id=ident,
+        title=title,
+        desc=desc,
+        svg=_svg(ident, title, desc, height, out),
+        legend=_legend([s for s, _ in thin]),
+        columns=(x, *(s.label for s, _ in thin)),
+        rows=_values([points for _, points in thin]),
+        note=note,
+    )
+
+
+def bars(
+    ident: str,
+    title: str,
+    desc: str,
+    rows: Sequence[tuple[str, Sequence[float | None]]],
+    parts: Sequence[str],
+    *,
+    unit: str,
+    note: str = "",
+) -> Plot:
+    """One bar for each row, divided into its ``parts`` as shares of its sum; None: not known."""
+    out, pitch = [], 44
+    for i, (label, values) in enumerate(rows):
+        y, at, total = 6 + i * pitch, 0.0, sum(v for v in values if v is not None)
+        out.append(f'<text class="label" x="0" y="{y + 11}">{escape(_short(label, 66))}</text>')
+        for j, value in enumerate(values):
+            if not value or value < 0:
+                continue
+            width = value / total * _WIDTH
+            share = f"{100 * value / total:.0f} %" if width > 44 else ""
+            told = f"{label}: {parts[j]} {number(value)} {unit}"
+            out.append(
+                f'<g class="slice p{j}"><rect x="{at:.1f}" y="{y + 16}" '
+                f'width="{max(0.5, width - 1):.1f}" height="18"><title>{escape(told)}</title>'
+                f'</rect><text x="{at + 6:.1f}" y="{y + 29.5}">{share}</text></g>'
+            )
+            at += width
+    height = 6 + pitch * len(rows)
+    box = '<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true"><g class="slice p{}"><rect '
+    return Plot(
+        id=ident,
+        title=title,
+        desc=desc,
+        svg=_svg(ident, title, desc, height, out),
+        legend=[
+            (Markup((box + 'x="6" width="16" height="12"/></g></svg>').format(j)), part, "")
+            for j, part in enumerate(parts)
+        ],
+        columns=("", *(f"{part}, {unit}" for part in parts)),
+        rows=[
+            (label, *("" if value is None else number(value) for value in values))
+            for label, values in rows
+        ],
+        note=note,
+    )
+
+
+def strip(value: float, low: float, high: float, style: int | str) -> Markup:
+    """A cell's picture of a value on a logarithmic scale: decades as ticks, the value as marker."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    last = max(last, first + 1)
+
+    def at(x: float) -> float:
+        return 8 + (math.log10(x) - first) / (last - first) * 184
+
+    ticks = "".join(f"M{at(10.0**d):.1f} 3V15" for d in range(first, last + 1))
+    return Markup(
+        f'<svg class="strip" viewBox="0 0 200 18" aria-hidden="true"><path class="grid" d="{ticks}'
+        f'M8 9H192"/><g class="s{style}">{_marker(style, at(value), 9, 5)}</g></svg>'
+    )
+
+
+def swatch(style: int | str) -> Markup:
+    """A legend's picture of a style."""
+    marker = "" if style == "ideal" else _marker(style, 14, 6)
+    return Markup(
+        '<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">'
+        f'<g class="s{style}"><path class="line" d="M0 6H28"/>{marker}</g></svg>'
+    )
+
+
+def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
+    """At most ``limit`` points that keep both ends and the extremes of every stretch."""
+    whole = [p for p in points if drawable(p[0]) and drawable(p[1])]
+    if len(whole) <= limit:
+        return whole
+    inner, buckets = whole[1:-1], (limit - 2) // 2
+    kept = [whole[0]]
+    for i in range(buckets):
+        part = inner[i * len(inner) // buckets : (i + 1) * len(inner) // buckets]
+        ends = {min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])}
+        kept += sorted(ends)
+    return [*kept, whole[-1]]
+
+
+def _frame(h: Axis, v: Axis, x: str, y: str, height: int) -> str:
+    grid = "".join(f"M{_LEFT} {v(t):.1f}H{_WIDTH - _RIGHT}" for t in v.ticks)
+    out = [f'<path class="grid" d="{grid}"/>']
+    out += [
+        f'<text class="tick y" x="{_LEFT - 7}" y="{v(t) + 4:.1f}">{number(t)}</text>'
+        for t in v.ticks
+    ]
+    base = height - _BOTTOM
+    out.append(f'<path class="axis" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>')
+    out += [
+        f'<text class="tick x" x="{h(t):.1f}" y="{base + 16}">{number(t)}</text>' for t in h.ticks
+    ]
+    out.append(f'<text class="name x" x="{_WIDTH - _RIGHT}" y="{height - 6}">{escape(x)}</text>')
+    out.append(f'<text class="name y" x="0" y="12">{escape(y)}</text>')
+    return "".join(out)
+
+
+def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequence[float]) -> str:
+    """A line, broken behind each of ``ends``, its band and its markers."""
+    out = [f'<g class="series s{one.style}" data-points="{len(points)}">']
+    if one.band:
+        there = [f"{h(x):.1f} {v(high):.1f}" for x, _, high in one.band]
+        back = [f"{h(x):.1f} {v(low):.1f}" for x, low, _ in reversed(one.band)]
+        out.append(f'<path class="band" d="M{"L".join(there + back)}Z"/>')
+    if len(points) > 1:
+        path, before = [], -1
+        for x, y in points:
+            stretch = bisect_left(ends, x)
+            path.append(f"{'L' if stretch == before else 'M'}{h(x):.1f} {v(y):.1f}")
+            before = stretch
+        out.append(f'<path class="line" d="{"".join(path)}"/>')
+    if one.style != "ideal":
+        every = 1 if len(points) <= MAX_MARKERS else math.ceil(len(points) / 10)
+        for x, y in points[::every]:
+            told = f"{one.label}: {number(x)}, {number(y)}"
+            out.append(_marker(one.style, h(x), v(y), title=told))
+    if one.tag:
+        x, y = points[-1]
+        out.append(f'<text x="{h(x) - 8:.1f}" y="{v(y) - 7:.1f}">{escape(one.tag)}</text>')
+    return "".join((*out, "</g>"))
+
+
+def _marker(style: int | str, x: float, y: float, r: float = 4, title: str = "") -> str:
+    kind = "diamond" if style == REFERENCE else _MARKERS[int(style) % STYLES]
+    d = {
+        "circle": f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z",
+        "square": f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}Z",
+        "triangle": f"M{x:.1f} {y - r:.1f}l{r} {2 * r}h{-2 * r}Z",
+        "down": f"M{x:.1f} {y + r:.1f}l{r} {-2 * r}h{-2 * r}Z",
+        "plus": f"M{x - r:.1f} {y:.1f}h{2 * r}M{x:.1f} {y - r:.1f}v{2 * r}",
+        "cross": f"M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}",
+        "diamond": f"M{x:.1f} {y - 1.4 * r:.1f}l{r} {1.4 * r}l{-r} {1.4 * r}l{-r} {-1.4 * r}Z",
+    }[kind]
+    told = f"<title>{escape(title)}</title>" if title else ""
+    return f'<path class="m {kind}" d="{d}">{told}</path>'
+
+
+def _svg(ident: str, title: str, desc: str, height: int, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg class="plot" role="img" viewBox="0 0 {_WIDTH} {height}" '
+        f'aria-labelledby="{ident}-t {ident}-d"><title id="{ident}-t">{escape(title)}</title>'
+        f'<desc id="{ident}-d">{escape(desc)}</desc>{"".join(parts)}</svg>'
+    )
+
+
+def _legend(series: Sequence[Series]) -> list[tuple[Markup, str, str]]:
+    """One entry for each series, or group of them; none for the ideal ones."""
+    found = {
+        (s.group or (f"{s.tag}  {s.label}".strip(), s.href)): swatch(s.style)
+        for s in series
+        if s.style != "ideal"
+    }
+    return [(picture, label, href) for (label, href), picture in found.items()]
+
+
+def _values(series: Sequence[Sequence[Point]]) -> list[list[str]]:
+    """A table with one row for each x and a column for each series."""
+    columns = [dict(points) for points in series]
+    xs = sorted({x for column in columns for x in column})
+    return [[number(x), *(number(c[x]) if x in c else "" for c in columns)] for x in xs]
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The summary tables in the shapes that users of the reference suites know, all generated.
+
+Columns are those of DeepSparkHub's two BERT tables, Enflame's two, NVIDIA DeepLearningExamples'
+(training performance, training accuracy, inference), MLPerf's and SparseBERT's. A row is a
+configuration measured here, or what that source published itself. Columns that are undefined there
+have a definition here; a cell without a measurement stays empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bertbench.common.report import dle
+from bertbench.common.report.groups import Entry, Value
+from bertbench.common.report.tables import RATE, Cell, Column, Table, count, number_cell, row, what
+from bertbench.common.report.words import number
+
+F1, EM, MLM = "f1", "exact_match", "mlm_accuracy"
+GLUE = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE", "Avg")
+Scalability = dict[str, Value]
+"""Anchor of an entry -> its scalability."""
+
+
+def shapes(entries: Sequence[Entry], scalability: Scalability) -> list[Table]:
+    """Those tables that have a row."""
+    pretraining = [e for e in entries if "pretrain" in e.benchmark]
+    squad = [e for e in entries if "squad" in e.benchmark]
+    made = [
+        _deepspark_speed(_of(pretraining, "deepspark", "iluvatar")),
+        _deepspark_all(_of(pretraining, "deepspark", "iluvatar"), scalability),
+        _enflame(_of(squad, "enflame"), accuracy=True),
+        _enflame(_of(squad, "enflame"), accuracy=False),
+        dle.speed("squad", "fine-tuning on SQuAD", _of(squad, "nvidia", "deeplearningexamples")),
+        dle.speed("pretraining", "pretraining", _of(pretraining, "nvidia", "deeplearningexamples")),
+        dle.accuracy(_of(squad, "nvidia", "deeplearningexamples")),
+        dle.inference(_of(squad, "nvidia", "deeplearningexamples")),
+        _mlperf(pretraining),
+        _int8(entries),
+        _sparse(entries),
+    ]
+    return [table for table in made if table is not None and table.rows]
+
+
+def _of(entries: Sequence[Entry], *publishers: str) -> list[Entry]:
+    """Measured entries, and what one of the publishers states."""
+
+    def theirs(e: Entry) -> bool:
+        words = f"{e.source.get('title', '')} {e.source.get('url', '')}".lower()
+        return e.first.kind == "published" and any(p in words for p in publishers)
+
+    return [e for e in entries if e.measured or theirs(e)]
+
+
+def _deepspark_speed(entries: Sequence[Entry]) -> Table:
+    rows = [
+        row(
+            e,
+            Cell(e.device, e.device, e.link(), what(e)),
+            number_cell(e.value(*RATE), e.link()),
+            number_cell(e.value("e2e_time_s"), e.link(), form=lambda s: f"{number(s)} s"),
+            number_cell(e.quality(MLM), e.link()),
+        )
+        for e in entries
+        if e.value(*RATE, "e2e_time_s")
+    ]
+    return Table(
+        id="deepsparkhub-1",
+        title="In the shape of DeepSparkHub's first table",
+        intro="FPS: sequences trained in the timed window / its seconds; E2E: start of the process "
+        "to its last measurement; accuracy: masked tokens of the held-out set. DeepSparkHub does "
+        "not define its own.",
+        columns=(
+            Column("GPUs"), Column("FPS", True), Column("E2E", True), Column("Accuracy", True)
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def _deepspark_all(entries: Sequence[Entry], scalability: Scalability) -> Table:
+    rows = []
+    for e in entries:
+        link = e.link()
+        told = (e.value("power_w"), _known(scalability, e), e.value("peak_memory_bytes"))
+        if not e.value(*RATE) or not (any(told) or e.measured):
+            continue
+        count = e.devices or 1
+        target = next((r.quality.get("target") for r in e.results if r.quality), None)
+        power = number_cell(told[0], link, form=lambda w, n=count: f"{number(w / n, 3)} x {n}")
+        memory = number_cell(
+            told[2], link, scale=2**-30, form=lambda g, n=count: f"{number(g, 3)} x {n}"
+        )
+        batch = f"batch {e.batch}, " if e.batch else ""
+        stable = e.value("stability")
+        share = len(e.reached) / e.made
+        rows.append(
+            row(
+                e,
+                Cell("" if target is None else number(target), target, link),
+                Cell(f"{e.device}, {batch}{e.precision}", e.device, link, what(e)),
+                number_cell(e.value(*RATE), link),
+                number_cell(e.quality(MLM), link),
+                power,
+                number_cell(told[1], link),
+                memory,
+                Cell(number(share, 2), share, e.anchor, f"{len(e.reached)} of {e.made}")
+                if e.measured
+                else number_cell(stable, link),
+            )
+        )
+    return Table(
+        id="deepsparkhub-2",
+        title="In the shape of DeepSparkHub's second table",
+        intro="Power and memory: of each device x devices; scalability: rate(N) / (N x rate(1)); "
+        "stability: runs that ended well / runs made. DeepSparkHub does not define its own.",
+        columns=(
+            Column("Convergence criteria"), Column("Configuration"),
+            Column("Performance", True), Column("Accuracy", True), Column("Power, W", True),
+            Column("Scalability", True), Column("Memory, GiB", True), Column("Stability", True),
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def _enflame(entries: Sequence[Entry], *, accuracy: bool) -> Table:
+    name = "Accuracy, F1 %" if accuracy else "Throughput, sequences/s"
+    rows = []
+    for e in entries:
+        value = e.quality(F1) if accuracy else e.value("sequences_per_second", "train_fps_mean")
+        if value is not None:
+            rows.append(
+                row(
+                    e,
+                    Cell(e.device, e.device, e.link(), what(e)),
+                    count(e.batch),
+                    Cell(e.precision, e.precision),
+                    *((number_cell(e.value(EM), e.link()),) if accuracy else ()),
+                    number_cell(value, e.link()),
+                )
+            )
+    extra = (Column("Exact match, %", True),) if accuracy else ()
+    return Table(
+        id=f"enflame-{'accuracy' if accuracy else 'performance'}",
+        title=f"In the shape of Enflame's {'accuracy' if accuracy else 'performance'} table",
+        intro="SQuAD after training; both scores are the official script's."
+        if accuracy
+        else "Sequences trained in the timed window / its seconds. Enflame's own labels say images "
+        "per second.",
+        columns=(
+            Column("Devices"), Column("Batch / device", True), Column("Data type"), *extra,
+            Column(name, True),
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def _mlperf(entries: Sequence[Entry]) -> Table:
+    """Time to train; of ours only the recipes of MLPerf's own benchmark."""
+    rows = []
+    for e in entries:
+        took = e.value("time_to_target_s")
+        theirs = e.first.kind == "mlperf" or "MLPerf" in str(e.source.get("title", ""))
+        if took is None or not (theirs or (e.measured and str(e.first.preset)[:6] == "mlperf")):
+            continue
+        m = e.first.manifest
+        told = [str(m[k]) for k in ("submitter", "division") if m.get(k)]
+        rows.append(
+            row(
+                e,
+                Cell(e.first.system_name, e.first.system_name, e.link(), ", ".join(told)),
+                Cell(f"v{m['round']}" if m.get("round") else "", m.get("round")),
+                count(e.devices),
+                number_cell(took, e.link(), scale=1 / 60),
+                number_cell(e.value("samples_to_target"), e.link()),
+                number_cell(e.value("sequences_per_second_e2e", "sequences_per_second"), e.link()),
+            )
+        )
+    rows.sort(key=lambda row: row.cells[3].sort or 0)
+    return Table(
+        id="mlperf",
+        title="In the shape of MLPerf Training's results",
+        intro="Minutes from run_start to the evaluation that reached the target. Results of the "
+        "closed and the open division are not comparable.",
+        columns=(
+            Column("System"), Column("Round"), Column("Devices", True), Column("Minutes", True),
+            Column("Samples", True), Column("Sequences/s with evaluations", True),
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def _int8(entries: Sequence[Entry]) -> Table:
+    """Inference on SQuAD at INT8, dense and sparse, as MLPerf Inference reports it."""
+    rows = []
+    for e in entries:
+        if "inference" not in e.benchmark:
+            continue
+        total = e.value("offline_samples_per_second")
+        each = e.value("offline_samples_per_second_per_device")
+        if total is None and each is None:
+            continue
+        rows.append(
+            row(
+                e,
+                Cell(e.first.system_name, e.first.system_name, e.link(), e.workload),
+                count(e.devices),
+                Cell(e.precision, e.precision),
+                number_cell(total, e.link()),
+                number_cell(each, e.link()),
+                number_cell(e.quality(F1), e.link()),
+                number_cell(e.value("single_stream_p90_s"), e.link(), scale=1e3),
+            )
+        )
+    return Table(
+        id="inference",
+        title="In the shape of MLPerf Inference's results",
+        intro="SQuAD offline: samples per second of the system and of one device, F1, and the 90th "
+        "percentile of single-stream latency.",
+        columns=(
+            Column("System"), Column("Devices", True), Column("Precision"),
+            Column("Samples/s", True), Column("per device", True), Column("F1", True),
+            Column("p90, ms", True),
+        ),
+        rows=rows,
+    )  # fmt: skip
+
+
+def _sparse(entries: Sequence[Entry]) -> Table:
+    """SparseBERT's: the pattern, its sparsity, and GLUE's tasks."""
+    rows = []
+    for e in entries:
+        sparsity = e.value("sparsity", "attention_sparsity")
+        scores = [_glue(e, task) for task in GLUE]
+        if sparsity is None or not any(scores):
+            continue
+        name = str(e.first.manifest.get("title") or e.first.system_name)
+        cells = [Cell(name, name, e.link(), e.workload), number_cell(sparsity, e.link())]
+        for task, found in zip(GLUE, scores, strict=True):
+            other = _glue(e, "MNLI-mm") if task == "MNLI" else None
+            cell = number_cell(found, e.link())
+            cells.append(cell._replace(text=f"{cell.text}/{number(other.median)}") if other and
+                         found else cell)  # fmt: skip
+        rows.append(row(e, *cells))
+    return Table(
+        id="sparsebert",
+        title="In the shape of SparseBERT's table",
+        intro="GLUE scores in % by attention pattern; sparsity in % of the attention matrix.",
+        columns=(Column("Pattern"), Column("Sparsity", True), *(Column(t, True) for t in GLUE)),
+        rows=rows,
+    )
+
+
+def _glue(e: Entry, task: str) -> Value | None:
+    slug = task.lower().replace("-", "")
+    wanted = {slug, f"glue{slug}"} | ({"mnlim", "mnlimatched"} if task == "MNLI" else set())
+    wanted |= {"mnlimismatched"} if task == "MNLI-mm" else set()
+    wanted |= {"glueaverage"} if task == "Avg" else set()
+    if task == "Avg" and e.quality_name == "glue_average":
+        return e.quality()
+    for name in e.first.metrics:
+        if name.replace("_", "").replace("-", "").removesuffix("score") in wanted:
+            return e.value(name)
+    return None
+
+
+def _known(scalability: Scalability, e: Entry) -> Value | None:
+    return scalability.get(e.anchor) or e.value("scalability")

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the report: what was measured, what others published, what went wrong, and scaling."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from bertbench.common.report.axis import drawable
+from bertbench.common.report.groups import Entry, Value, ended_well
+from bertbench.common.report.plot import strip
+from bertbench.common.report.words import duration, number, quantity
+from bertbench.common.results.store import Damaged, Result
+
+RATE = ("sequences_per_second", "sequences_per_second_e2e")
+MISSED = "\u2020"
+"""Behind a value of runs that missed their target."""
+
+
+class Cell(NamedTuple):
+    """``text`` for people, ``sort`` for the order (None: last), ``href`` an anchor or address."""
+
+    text: str
+    sort: float | str | None = None
+    href: str = ""
+    note: str = ""
+    """In small print below."""
+    picture: Markup = Markup("")
+
+
+class Column(NamedTuple):
+    name: str
+    numeric: bool = False
+
+
+class Row(NamedTuple):
+    cells: Sequence[Cell]
+    tags: Mapping[str, str]
+    kind: str = "measured"
+    """``measured``, ``simulated``, ``published`` or ``failed``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """``intro`` says what it shows; a ``collapsed`` one opens on demand."""
+
+    id: str
+    title: str
+    intro: str
+    columns: Sequence[Column]
+    rows: Sequence[Row] = field(default_factory=tuple)
+    collapsed: bool = False
+
+
+EMPTY = Cell("", None)
+
+
+def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any = number) -> Cell:
+    """A median with its range and n behind it; empty where nothing was measured."""
+    if value is None:
+        return EMPTY
+    note = ""
+    if value.n > 1:
+        ends = [form(v * scale) for v in (value.low, value.high)]
+        note = f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else f"all {value.n}"
+        if value.interval is not None and ends[0] != ends[1]:
+            note = " to ".join(form(v * scale) for v in value.interval[:2]) + " (95 %)"
+    text = form(value.median * scale) + (f" {MISSED}" if value.missed else "")
+    return Cell(text, value.median * scale, href, note)
+
+
+def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Table:
+    """One row for each measured configuration, with all runs behind it."""
+    made = []
+    for e in rows:
+        link = e.link()
+        quality = e.quality()
+        runs = Cell(str(e.made), e.made, e.anchor, "" if e.made > 5 else "indicative")
+        made.append(
+            Row(
+                (
+                    Cell(
+                        e.workload,
+                        e.workload,
+                        link,
+                        ", ".join(filter(None, (e.benchmark, e.quality_name))),
+                    ),
+                    Cell(e.device, e.device, "", f"{e.backend}, {e.first.system_name}"),
+                    Cell(e.precision, e.precision),
+                    runs,
+                    number_cell(e.value("sequences_per_second"), link),
+                    number_cell(e.value("real_tokens_per_second"), link),
+                    number_cell(e.value("time_to_target_s"), link, form=duration),
+                    number_cell(quality, link),
+                    _stability(e),
+                    number_cell(e.value("power_w"), link),
+                    number_cell(e.value("peak_memory_bytes"), link, scale=2**-30),
+                ),
+                e.tags,
+                "simulated" if e.first.simulated else "measured",
+            )
+        )
+    return Table(
+        id=ident,
+        title="Configurations",
+        intro="Every measured configuration: medians over its runs, each a fresh process, with the "
+        "95 % interval of the median. Fewer than six runs have none and are indicative only; they "
+        "show the least and the largest.",
+        columns=(
+            Column("Recipe"), Column("Device"), Column("Precision"), Column("Runs", True),
+            Column("Sequences/s", True), Column("Real tokens/s", True),
+            Column("Time to target", True), Column("Quality", True), Column("Stability", True),
+            Column("Power, W", True), Column("Peak memory, GiB", True),
+        ),
+        rows=made,
+    )  # fmt: skip
+
+
+def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
+    """Throughput, ours first, then the fastest, with a marker on a common logarithmic scale."""
+    rows = [e for e in rows if e.benchmark == benchmark]
+    rated = [(e, v) for e in rows if (v := e.value(*RATE)) is not None and v.median > 0]
+    if not rated:
+        return None
+    rated.sort(key=lambda pair: (not pair[0].measured, -pair[1].median))
+    reachable = [v.median for _, v in rated if drawable(v.median)] or [1.0]
+    low, high = min(reachable), max(reachable)
+    made = []
+    for e, v in rated:
+        count = e.devices
+        each = v.median / count if count else None
+        style = 0 if e.measured else e.style
+        quality = number_cell(e.quality(), e.link())
+        quality = quality._replace(note=e.quality_name if quality.text else "")
+        made.append(
+            Row(
+                (
+                    Cell(e.device, e.device, e.link()),
+                    Cell(e.workload, e.workload),
+                    Cell(e.precision, e.precision),
+                    _whole_or_window(e, v),
+                    Cell("", v.median, picture=strip(v.median, low, high, style))
+                    if drawable(v.median)
+                    else Cell("", v.median),
+                    Cell("", None) if each is None else Cell(number(each), each, e.link()),
+                    quality,
+                    Cell("measured here", "")
+                    if e.measured
+                    else Cell(str(e.source.get("title", "")), str(e.source.get("title", "")),
+                              e.link(), str(e.source.get("date") or "")),
+                ),
+                e.tags,
+                "measured" if e.measured else "published",
+            )
+        )  # fmt: skip
+    return Table(
+        id=f"beside-{ident}",
+        title=f"Throughput, measured and published: {benchmark}",
+        intro="Sequences trained per second. Compare rows of the same workload only: models, "
+        "lengths and data differ, and each source counts in its own way.",
+        columns=(
+            Column("Device"), Column("Workload"), Column("Precision"),
+            Column("Sequences/s", True), Column("Logarithmic scale", True),
+            Column("per device", True), Column("Quality", True), Column("Source"),
+        ),
+        rows=made,
+    )  # fmt: skip
+
+
+def _whole_or_window(e: Entry, v: Value) -> Cell:
+    """A rate; where only the one over the whole run is known, it says so."""
+    cell = number_cell(v, e.link())
+    if e.value(RATE[0]) is not None:
+        return cell
+    return cell._replace(note=", ".join(filter(None, (cell.note, "with evaluations"))))
+
+
+def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | None:
+    """Efficiency of every configuration that ran on several numbers of devices."""
+    made = []
+    for family in families:
+        n0, _, base = family[0]
+        for n, e, v in family:
+            share = v.median / base.median / (n / n0)
+            alone = e.value("gradient_all_reduce_s")
+            made.append(
+                Row(
+                    (
+                        Cell(e.workload, e.workload, e.link()),
+                        Cell(e.first.device_name or e.first.system_name),
+                        Cell(e.precision, e.precision),
+                        Cell(str(n), n, e.link()),
+                        number_cell(v, e.link()),
+                        Cell(number(v.median / base.median, 3), v.median / base.median, e.link()),
+                        Cell(number(share, 3), share, e.link(),
+                             "" if n0 == 1 else f"against {n0}"),
+                        number_cell(alone, e.link(), form=duration),
+                        Cell(mode(family)),
+                    ),
+                    e.tags,
+                    "measured" if e.measured else "published",
+                )
+            )  # fmt: skip
+    if not made:
+        return None
+    return Table(
+        id="scaling-table",
+        title="Scaling",
+        intro="Scalability is rate(N) / (N x rate(1)), with the same recipe, precision and "
+        "implementation; of a family without one device, against its smallest. All-reduce: of a "
+        "step's gradients alone.",
+        columns=(
+            Column("Workload"), Column("Device"), Column("Precision"), Column("N", True),
+            Column("Sequences/s", True), Column("Speed-up", True), Column("Scalability", True),
+            Column("All-reduce", True), Column("Batch"),
+        ),
+        rows=made,
+    )  # fmt: skip
+
+
+def families(rows: Iterable[Entry]) -> list[list[tuple[int, Entry, Value]]]:
+    """(number of devices or processes, entry, rate), of what was run on two numbers or more."""
+    found: dict[tuple[Any, ...], dict[int, tuple[int, Entry, Value]]] = defaultdict(dict)
+    for e in rows:
+        rate = e.value(*RATE)
+        n = e.first.world_size if e.measured else e.devices
+        if rate is None or not n or rate.median <= 0:
+            continue
+        r = e.first
+        key: tuple[Any, ...] = (
+            e.measured, r.benchmark, same_but_batch(e), e.precision, r.device_name,
+            e.backend if e.measured else (str(r.path), e.batch, r.system_name if
+                                          r.device_name is None else ""),
+        )  # fmt: skip
+        found[key].setdefault(n, (n, e, rate))
+    return [sorted(f.values(), key=lambda t: t[0]) for f in found.values() if len(f) > 1]
+
+
+def same_but_batch(e: Entry) -> str:
+    """Recipe and implementation without what weak scaling changes; a published row's words."""
+    if not e.measured:
+        return e.workload
+    changed = ("global_batch", "learning_rate", "micro_batch", "num_threads", "max_micro_batch")
+    parts = [e.first.config.get(part) for part in ("recipe", "impl")]
+    kept = [{k: v for k, v in p.items() if k not in changed} for p in parts if p]
+    return f"{e.first.preset} {json.dumps(kept, sort_keys=True)}"
+
+
+def mode(family: Sequence[tuple[int, Entry, Value]]) -> str:
+    """Weak scaling keeps the sequences per device, strong scaling the whole batch."""
+    whole = [e.first.global_batch for _, e, _ in family]
+    each = [e.batch for _, e, _ in family]
+    if whole[0] is not None and len(set(whole)) == 1:
+        return "strong"
+    if family[0][1].measured:
+        each = [w // n if w else None for w, (n, _, _) in zip(whole, family, strict=True)]
+    return "weak" if each[0] is not None and len(set(each)) == 1 else "not stated"
+
+
+def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table | None:
+    """What did not end well, refusals and unreadable records included."""
+    made = []
+    for e in results:
+        for r in e.results:
+            if not ended_well(r):
+                text = r.reason or "no reason was recorded"
+                link = e.anchors.get(r.run_id, e.anchor)
+                made.append(
+                    Row((Cell(r.status.replace("_", " "), r.status, link), Cell(text, text),
+                         Cell(r.title, r.title, link), Cell(r.created or "", r.created)),
+                        e.tags, "failed")
+                )  # fmt: skip
+    for d in damaged:
+        name = "/".join(d.path.parts[-3:])
+        made.append(
+            Row((Cell("damaged", "damaged"), Cell(d.problem, d.problem), Cell(name, name), EMPTY),
+                {}, "failed")
+        )  # fmt: skip
+    if not made:
+        return None
+    return Table(
+        id="failures",
+        title="Failures, refusals and damaged records",
+        intro="Failures are results, too: they count in the stability above. A damaged record "
+        "counts nowhere.",
+        columns=(Column("Status"), Column("Reason"), Column("Run"), Column("Began")),
+        rows=made,
+    )
+
+
+def published(rows: Sequence[Entry]) -> list[Table]:
+    """Every published figure by source, with its definition as far as stated, and doubts."""
+    by_source: dict[str, list[Entry]] = defaultdict(list)
+    for e in rows:
+        if not e.measured:
+            by_source[str(e.first.path)].append(e)
+    return [_source(i, some) for i, some in enumerate(by_source.values())]
+
+
+def _source(i: int, rows: Sequence[Entry]) -> Table:
+    made = []
+    for e in rows:
+        m, where = e.first.metrics, e.first.manifest.get("where")
+        told = [f"{name} {quantity(float(v['value']), str(v['unit']))}" for name, v in m.items()]
+        stated = [f"{name}: {v['definition']}" for name, v in m.items() if v.get("definition")]
+        quality = _named(number_cell(e.quality(), ""), e.quality_name)
+        name = str(e.first.manifest.get("title") or e.first.system_name)
+        made.append(
+            Row(
+                (
+                    Cell(name, name, note=str(where or "")),
+                    Cell(f"{e.workload}, {e.precision}"),
+                    Cell("; ".join(told), note="; ".join(stated)),
+                    quality,
+                    Cell("; ".join(e.doubts)),
+                ),
+                e.tags | {"anchor": e.anchor},
+                "published",
+            )
+        )
+    source = rows[0].source
+    known = (source.get("url"), source.get("commit"), source.get("date"), source.get("note"))
+    return Table(
+        id=f"source-{i}",
+        title=str(source.get("title") or rows[0].first.path.name),
+        intro=" \u00b7 ".join(str(k) for k in known if k),
+        columns=(
+            Column("What"), Column("Workload"),
+            Column("Figures, and their definition where one is given"),
+            Column("Quality", True), Column("Doubtful because"),
+        ),
+        rows=made,
+        collapsed=True,
+    )  # fmt: skip
+
+
+def counts(results: Iterable[Result]) -> str:
+    """``12 ok, 1 oom``"""
+    told = Counter(r.status.replace("_", " ") for r in results)
+    return ", ".join(f"{n} {status}" for status, n in told.most_common())
+
+
+def _stability(e: Entry) -> Cell:
+    """Runs that reached their target of those made; nothing for runs without a target."""
+    if not any(r.quality and r.quality.get("target") is not None for r in e.results):
+        return Cell("", None, note=counts(e.results) if len(e.reached) < e.made else "")
+    share = len(e.reached) / e.made
+    return Cell(number(share, 2), share, e.anchor, f"{len(e.reached)} of {e.made}")
+
+
+def _named(cell: Cell, name: str) -> Cell:
+    note = ", ".join(part for part in (name, cell.note) if part)
+    return cell._replace(note=note) if cell.text else cell
+
+
+def row(e: Entry, *cells: Cell) -> Row:
+    """A row that the filters know."""
+    return Row(cells, e.tags, "measured" if e.measured else "published")
+
+
+def what(e: Entry) -> str:
+    """Small print: what was computed."""
+    return f"{e.workload}, {e.precision}"
+
+
+def count(n: int | None) -> Cell:
+    """A number that need not be known."""
+    return Cell("" if n is None else str(n), n)

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: complete or absent, and verified before a byte of them is interpreted.
+
+One checkpoint is one folder::
+
+    step_00000123/
+        model.safetensors optimizer.safetensors rank_0000.safetensors ...   one per tensor group
+        state.json        everything that is not a tensor
+        manifest.json     sha256 and size of each of the files above, and of itself
+
+Nothing is pickled, so a checkpoint of a stranger cannot run code. safetensors does not notice a
+flipped bit in its payload, hence the checksums. Rank 0 writes all of it; state that differs
+between ranks (random generators) is gathered first and goes into ``rank_group(rank)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256, sync
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step_(\d{8,})(\.replaced)?")
+_GROUP = re.compile(r"[a-z][a-z0-9_]*")
+_PARTIAL = ".partial-"
+
+Groups = dict[str, dict[str, Tensor]]
+
+
+def rank_group(rank: int) -> str:
+    """Name of the tensor group that holds what only ``rank`` needs."""
+    return f"rank_{rank:04d}"
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``folder``/step_XXXXXXXX, of which the last ``keep`` stay."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise BadInput(f"cannot keep {keep} checkpoints: give at least 1 to keep, or skip them")
+        self.folder, self._keep = folder, keep
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+    ) -> Path:
+        """Write one checkpoint, make it durable, then delete those beyond ``keep``.
+
+        ``tensors`` maps a group (``model``, ``optimizer``, ``rank_group(r)``) to named tensors of
+        any device; names that share one tensor share it again when loaded. ``state`` must be
+        JSON. Call it on rank 0 only. Raises BadInput when the disk refuses; the checkpoints
+        that were there before are then untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(stale)
+        work = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self.folder))
+        try:
+            _write(work, step, tensors, state)
+        except BaseException as error:
+            shutil.rmtree(work, ignore_errors=True)
+            if not isinstance(error, (OSError, SafetensorError)):
+                raise
+            raise BadInput(
+                f"could not write the checkpoint of step {step} to {self.folder}: {error}. Free "
+                f"space there, choose another --output_dir, or pass --skip_checkpoint."
+            ) from error
+        target = self.folder / f"step_{step:08d}"
+        if target.exists():  # an earlier run got here; it counts until the new one is in place
+            replaced = target.with_suffix(".replaced")
+            if replaced.exists():
+                shutil.rmtree(replaced)
+            target.rename(replaced)
+        work.rename(target)
+        sync(self.folder)
+        self._prune()
+        return target
+
+    def available(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return _complete(self.folder)
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, or None. Its checksums are not looked at here."""
+        found = self.available()
+        return found[-1] if found else None
+
+    def load(self, path: Path | None = None) -> tuple[Groups, dict[str, Any]]:
+        """Verify the checkpoint at ``path`` (default: the latest), then read it (CPU tensors).
+
+        Raises BadInput, naming the file and the newest older checkpoint that is intact, when
+        anything is missing, cut or changed; nothing has been interpreted by then.
+        """
+        chosen = path or self.latest()
+        if chosen is None:
+            raise BadInput(f"no checkpoint in {self.folder}: start without --resume")
+        return load(chosen)
+
+    def _prune(self) -> None:
+        found = self.available()
+        superseded = [path for path in found if path.suffix]
+        kept = [path for path in found if not path.suffix]
+        for path in superseded + kept[: -self._keep]:
+            # Out of sight first: a half-deleted checkpoint must never look like one.
+            doomed = path.rename(path.with_name(_PARTIAL + path.name))
+            shutil.rmtree(doomed)
+
+
+def resolve(path: Path) -> Path:
+    """The newest checkpoint that ``path`` stands for.
+
+    ``path`` is a checkpoint, a folder of checkpoints, or a run folder that has one. Raises
+    BadInput when there is none.
+    """
+    if _NAME.fullmatch(path.name):
+        return path
+    for folder in (path, path / "checkpoints"):
+        found = _complete(folder)
+        if found:
+            return found[-1]
+    raise BadInput(
+        f"no checkpoint in {path}: give a folder named step_XXXXXXXX or one that holds some"
+    )
+
+
+def load(path: Path) -> tuple[Groups, dict[str, Any]]:
+    """Verify and read one checkpoint folder; see ``Checkpoints.load``."""
+    problem = verify(path)
+    if problem:
+        raise BadInput(f"{problem}. Nothing was loaded. {_alternative(path)}")
+    state = json.loads((path / "state.json").read_text())
+    groups = {file.stem: _read_group(file) for file in sorted(path.glob("*.safetensors"))}
+    return groups, state
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with the checkpoint at ``path``, naming the file, or None: it is intact."""
+    manifest = path / "manifest.json"
+    try:
+        raw = manifest.read_bytes()
+    except OSError as error:
+        return f"{manifest}: {error.strerror}; the checkpoint is incomplete"
+    try:
+        content = json.loads(raw)
+        files = content["files"]
+        intact = raw == _manifest(content["step"], files) and "state.json" in files
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        return f"{manifest}: damaged, or written by an incompatible version"
+    unlisted = {file.name for file in path.glob("*.safetensors")} - set(files)
+    if unlisted:
+        return f"{path / min(unlisted)}: not part of the checkpoint"
+    for name, expected in files.items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+            if size != expected["bytes"]:
+                return f"{file}: has {size} bytes, expected {expected['bytes']}"
+            if file_sha256(file) != expected["sha256"]:
+                return f"{file}: sha256 differs from the manifest's, its content is damaged"
+        except OSError as error:
+            return f"{file}: {error.strerror}"
+    return None
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of ``optimizer`` as named tensors and JSON values; ``restore_optimizer`` undoes it."""
+    full = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {"state": {}, "param_groups": []}
+    for index, entry in full["state"].items():
+        values["state"][str(index)] = _split(entry, f"state.{index}", tensors)
+    for index, group in enumerate(full["param_groups"]):
+        values["param_groups"].append(_split(group, f"param_groups.{index}", tensors))
+    return tensors, values
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
+    """Put back what ``flatten_optimizer`` gave; the optimizer must have the same parameters.
+
+    Raises BadInput when it has others (another model, or another grouping).
+    """
+    current = optimizer.state_dict()["param_groups"]
+    saved = values["param_groups"]
+    if [group["params"] for group in saved] != [group["params"] for group in current]:
+        raise BadInput(
+            f"the checkpoint's optimizer has groups of {[len(g['params']) for g in saved]} "
+            f"parameters, this model's of {[len(g['params']) for g in current]}: resume with the "
+            f"recipe that wrote the checkpoint"
+        )
+    state: dict[int, dict[str, Any]] = {
+        int(index): dict(entry) for index, entry in values["state"].items()
+    }
+    groups = [dict(group) for group in saved]
+    for name, tensor in tensors.items():
+        part, index, key = name.split(".", 2)
+        (state if part == "state" else groups)[int(index)][key] = tensor
+    for group, now in zip(groups, current, strict=True):
+        for key, value in group.items():
+            if isinstance(now.get(key), tuple):  # JSON has no tuples
+                group[key] = tuple(value)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _split(entry: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    tensors.update({f"{prefix}.{k}": v for k, v in entry.items() if isinstance(v, Tensor)})
+    return {k: v for k, v in entry.items() if not isinstance(v, Tensor)}
+
+
+def _complete(folder: Path) -> list[Path]:
+    matches = [
+        (int(match[1]), match[2] is None, path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir()
+    ]
+    return [path for _, _, path in sorted(matches)]
+
+
+def _alternative(path: Path) -> str:
+    """Names the newest older checkpoint beside ``path`` that is intact."""
+    siblings = _complete(path.parent)
+    older = siblings[: siblings.index(path)] if path in siblings else siblings
+    for candidate in reversed(older):
+        if verify(candidate) is None:
+            return f"The one before it is intact: --resume {candidate}"
+    return "There is no intact older one beside it: start without --resume"
+
+
+def _write(
+    work: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    for group, named in tensors.items():
+        assert _GROUP.fullmatch(group), f"{group!r} cannot name a file"
+        _save_group(work / f"{group}.safetensors", named)
+    (work / "state.json").write_text(
+        json.dumps(state, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    )
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        for file in sorted(work.iterdir())
+    }
+    (work / "manifest.json").write_bytes(_manifest(step, files))
+    for file in work.iterdir():
+        sync(file)
+    sync(work)
+
+
+def _manifest(step: int, files: Mapping[str, Any]) -> bytes:
+    """The manifest's one valid rendering, so that comparing bytes finds any change to it."""
+    content: dict[str, Any] = {"format": FORMAT_VERSION, "step": step, "files": files}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(content | {"sha256": digest}, indent=1, sort_keys=True)
+    return f"{text}\n".encode()
+
+
+def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
+    """Write one group; a second name for the same memory becomes an alias in the metadata."""
+    first: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
+    aliases: dict[str, str] = {}
+    out: dict[str, Tensor] = {}
+    for name, tensor in named.items():
+        tensor = tensor.detach()
+        view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and view in first:
+            aliases[name] = first[view]
+            continue
+        first[view] = name
+        # safetensors refuses tensors that share storage: parts of one buffer are copied out.
+        storage = tensor.untyped_storage()
+        whole = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        out[name] = (tensor if whole else tensor.clone()).cpu().contiguous()
+    save_file(out, file, metadata={"format": "pt", "aliases": json.dumps(aliases)})
+
+
+def _read_group(file: Path) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt", device="cpu") as reader:
+        # Cloned: a mapped file must not be what training then works on.
+        tensors = {name: reader.get_tensor(name).clone() for name in reader.keys()}  # noqa: SIM118
+        aliases = json.loads((reader.metadata() or {}).get("aliases", "{}"))
+    return tensors | {name: tensors[source] for name, source in aliases.items()}

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a person sees while a run is under way, and the same text for the record.
+
+On a terminal a bar shows progress; piped, plain lines are printed. Both go to ``console.log``.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import IO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from bertbench.common.files import clock
+from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
+
+
+class ConsoleObserver(Observer):
+    """One aligned line per report on rank 0."""
+
+    def __init__(
+        self, *, max_steps: int, target: float | None, log: IO[str] | None = None,
+        console: Console | None = None,
+    ) -> None:  # fmt: skip
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._log, self._max_steps, self._target = log, max_steps, target
+        self._notes: list[str] = []
+        self._accuracy: float | None = None
+        self._bar: Progress | None = None
+        self._row: TaskID | None = None
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line and keep it."""
+        self._console.print(text, style=style, markup=False)
+        if self._log is not None:
+            self._log.write(text + "\n")
+            self._log.flush()
+
+    def note(self, text: str) -> None:
+        self._notes.append(text)
+        self.say(f"note: {text}", style="yellow")
+
+    def run_start(self, *, step: int, samples: int) -> None:
+        where = f" at step {step}, {samples} samples" if step else ""
+        what = "training" if self._max_steps else "inference"
+        self.say(f"{time.strftime('%H:%M:%S')} {what} starts{where}")
+        if self._console.is_terminal and self._max_steps:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[info]}"),
+                TimeElapsedColumn(), console=self._console, transient=True,
+            )  # fmt: skip
+            self._row = self._bar.add_task("step", total=self._max_steps, completed=step, info="")
+            self._bar.start()
+
+    def on_step(self, event: StepEvent) -> None:
+        width = len(str(self._max_steps))
+        parts = [
+            f"step {event.step:>{width}}/{self._max_steps}",
+            f"loss {event.loss:7.4f}",
+            f"{_shown(event.sequences_per_second, '8.1f')} seq/s",
+            f"{_shown(event.real_tokens_per_second, '9.0f')} tok/s",
+        ]
+        if "mlm_accuracy" in event.metrics:
+            parts.append(f"train acc {event.metrics['mlm_accuracy']:.4f}")
+        parts.append(f"lr {event.learning_rate:.2e}")
+        if event.grad_norm is not None:
+            parts.append(f"|g| {event.grad_norm:.2f}")
+        if event.loss_scale is not None:
+            parts.append(f"scale {event.loss_scale:g} skipped {event.skipped_steps}")
+        if event.eta_s is not None:
+            parts.append(f"at most {clock(event.eta_s)} left")
+        self.say("  ".join(parts))
+        if self._bar is not None and self._row is not None:
+            shown = "-" if self._accuracy is None else f"{self._accuracy:.4f}"
+            goal = "" if self._target is None else f" of {self._target:g}"
+            self._bar.update(self._row, completed=event.step, info=f"held-out acc {shown}{goal}")
+
+    def on_eval(self, event: EvalEvent) -> None:
+        value = event.metrics[event.target_metric]
+        self._accuracy = value
+        goal = "" if event.target_value is None else f" (target {event.target_value:g})"
+        mark = "  TARGET REACHED" if event.reached else ""
+        parts = [f"{event.target_metric} {value:.5f}{goal}"]
+        if "loss" in event.metrics:
+            parts.append(f"loss {event.metrics['loss']:.4f}")
+        if event.inference_sequences_per_second is not None:
+            parts.append(f"{event.inference_sequences_per_second:.1f} seq/s")
+        self.say(
+            f"eval at {event.samples} samples: {', '.join(parts)}, {event.eval_s:.1f} s{mark}",
+            style="bold green" if event.reached else "cyan",
+        )
+
+    def on_checkpoint(self, *, path: str, step: int, samples: int, seconds: float) -> None:
+        self.say(f"checkpoint of step {step}: {path} ({seconds:.1f} s)")
+
+    def run_stop(self, *, step: int, samples: int, status: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def close(self, summary: RunSummary) -> None:
+        self.run_stop(step=summary.step, samples=summary.samples, status=summary.status)
+        good = summary.status == "ok"
+        self.say(f"{summary.status}: {summary.reason}", style="bold green" if good else "bold red")
+        for metric in summary.metrics:
+            if metric.value is not None:
+                self.say(f"  {metric.name:<36} {metric.value:>14.6g} {metric.unit}")
+        for text in self._notes:
+            self.say(f"note: {text}", style="yellow")
+
+
+def _shown(rate: float | None, form: str) -> str:
+    """A rate that is not known is a dash, not a zero."""
+    return "-".rjust(int(form.split(".")[0])) if rate is None else format(rate, form)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run stands: how that is reported, goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bertbench.common.training.checkpoint import (
+    Checkpoints,
+    flatten_optimizer,
+    rank_group,
+    restore_optimizer,
+)
+from bertbench.common.training.distributed import World
+from bertbench.common.training.events import Observer, StepEvent
+
+if TYPE_CHECKING:
+    from bertbench.backends.base import Backend
+    from bertbench.common.measure.throughput import Window
+    from bertbench.common.training.task import Plan, Task
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the run stands: everything of it goes into a checkpoint."""
+
+    step: int = 0
+    samples: int = 0
+    skipped_steps: int = 0
+    next_eval_samples: int = 0
+    next_checkpoint_samples: int = 0
+    position: dict[str, int] | None = None
+
+
+def save_checkpoint(
+    task: Task,
+    scaler: torch.amp.GradScaler,
+    backend: Backend,
+    world: World,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    observers: Sequence[Observer],
+    clock: Callable[[], float],
+) -> float:
+    """Write a checkpoint on rank 0; every rank waits for it. Returns the seconds it took."""
+    begin = clock()
+    states = world.gather(backend.rng_state())
+    if world.is_main:
+        tensors, optimizer = flatten_optimizer(task.optimizer)
+        groups = {"model": task.model.state_dict(), "optimizer": tensors}
+        for rank, state in enumerate(states):
+            groups[rank_group(rank)] = state
+        path = checkpoints.save(
+            progress.step,
+            groups,
+            {
+                "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+                "scaler": scaler.state_dict(),
+                "optimizer": optimizer,
+                "world_size": world.size,
+            },
+        )
+        for o in observers:
+            o.on_checkpoint(
+                path=str(path),
+                step=progress.step,
+                samples=progress.samples,
+                seconds=clock() - begin,
+            )
+    world.gather(None)
+    return clock() - begin
+
+
+def restore(
+    task: Task,
+    scaler: torch.amp.GradScaler,
+    backend: Backend,
+    world: World,
+    saved: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]],
+    progress: Progress,
+) -> None:
+    """Put everything back that ``save_checkpoint`` wrote, where it stood into ``progress``."""
+    tensors, state = saved
+    # A model that torch.compile had wrapped, as in older checkpoints, named its parameters so.
+    model = {name.removeprefix("_orig_mod."): value for name, value in tensors["model"].items()}
+    task.model.load_state_dict(model)
+    restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(state["scaler"])
+    if state["world_size"] == world.size:
+        backend.set_rng_state(tensors[rank_group(world.rank)])
+    for name in Progress.__slots__:
+        setattr(progress, name, state["progress"][name])
+
+
+def step_event(
+    task: Task,
+    plan: Plan,
+    progress: Progress,
+    values: Mapping[str, float],
+    norm: Tensor | None,
+    scaler: torch.amp.GradScaler,
+    window: Window,
+    data_wait_s: float,
+    time_s: float,
+) -> StepEvent:
+    """What the observers are told of the window that ends with this step."""
+    metrics = task.metrics(values)
+    steps_left = min(
+        plan.max_steps - progress.step,
+        -(-(plan.max_samples - progress.samples) * window.steps // max(window.samples, 1)),
+    )
+    return StepEvent(
+        step=progress.step,
+        samples=progress.samples,
+        loss=metrics.pop("loss"),
+        metrics=metrics,
+        learning_rate=task.learning_rate(progress.step - 1),
+        grad_norm=None if norm is None else float(norm),
+        loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
+        skipped_steps=progress.skipped_steps,
+        window_steps=window.steps,
+        window_s=window.seconds,
+        sequences_per_second=window.sequences_per_second,
+        real_tokens_per_second=window.real_tokens_per_second,
+        padded_tokens_per_second=window.padded_tokens_per_second,
+        data_wait_s=data_wait_s,
+        time_s=time_s,
+        eta_s=max(0, steps_left) * window.seconds / window.steps if window.steps else None,
+    )

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorBoard events of a run (``--tensorboard DIR``): for looking at; the record is the result.
+
+Each run writes into ``DIR/<run id>``, outside its record: the names of such files hold the name
+of the host, which a record never does. The package ``tensorboard`` is an extra.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
+
+_FLUSH_S = 10
+_SPEED = ("sequences_per_second", "real_tokens_per_second", "data_wait_s")
+_TRAIN = ("loss", "learning_rate", "grad_norm", "loss_scale")
+
+
+def writer_class() -> Any:
+    """torch's SummaryWriter; raises Unsupported where the package it needs is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise Unsupported(
+            f"--tensorboard needs the package tensorboard ({error}): "
+            f".venv/bin/python -m pip install tensorboard"
+        ) from error
+    return SummaryWriter
+
+
+class TensorBoard(Observer):
+    """Scalars over steps: ``train/...``, ``eval/...`` and ``speed/...``; how it ended, as text."""
+
+    def __init__(self, folder: Path) -> None:
+        make = writer_class()
+        try:
+            self._writer = make(str(folder), flush_secs=_FLUSH_S)
+        except OSError as error:
+            raise BadInput(f"--tensorboard: cannot write into {folder}: {error}") from error
+        self._step = 0
+
+    def on_step(self, event: StepEvent) -> None:
+        for names, group in ((_TRAIN, "train"), (_SPEED, "speed")):
+            for name in names:
+                self._add(f"{group}/{name}", getattr(event, name), event.step)
+        for name, value in event.metrics.items():
+            self._add(f"train/{name}", value, event.step)
+
+    def on_eval(self, event: EvalEvent) -> None:
+        for name, value in event.metrics.items():
+            self._add(f"eval/{name}", value, event.step)
+        if event.target_value is not None:
+            self._add("eval/target", event.target_value, event.step)
+        self._add("speed/eval_s", event.eval_s, event.step)
+        self._writer.flush()  # the next may be long in coming
+
+    def note(self, text: str) -> None:
+        self._writer.add_text("note", text, self._step)
+
+    def close(self, summary: RunSummary) -> None:
+        self._writer.add_text("end", f"{summary.status}: {summary.reason}", summary.step)
+        self._writer.close()
+
+    def _add(self, name: str, value: float | None, step: int) -> None:
+        """What is unknown is left out."""
+        self._step = step
+        if value is not None and math.isfinite(value):
+            self._writer.add_scalar(name, value, step)
