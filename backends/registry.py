@@ -10,10 +10,11 @@ import importlib
 import importlib.util
 import os
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def load(name: str) -> type[Backend]:
     backend: type[Backend] = found if isinstance(found, type) else found()
     if name in others and backend.name != name:
         raise Unsupported(
-            f"the entry point {name!r} of {_package(others[name])} leads to a backend that calls "
+            f"the entry point {name!r} of {package(others[name])} leads to a backend that calls "
             f"itself {backend.name!r}: both must be the same"
         )
     return backend
@@ -77,23 +78,7 @@ def load(name: str) -> type[Backend]:
 
 def _third_parties() -> tuple[dict[str, EntryPoint], list[str]]:
     """Usable entry points by name, and what is wrong with the others."""
-    found: dict[str, EntryPoint] = {}
-    problems: list[str] = []
-    # By name, so that ``auto`` does not depend on the order of a folder.
-    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        if entry.name in BUILT_IN or entry.name in FAMILIES or entry.name == "auto":
-            why = "that name is built in"
-        elif entry.name in found:
-            why = f"{_package(found[entry.name])} has one of that name"
-        else:
-            found[entry.name] = entry
-            continue
-        problems.append(f"backend {entry.name!r} of {_package(entry)} is refused: {why}")
-    return found, problems
-
-
-def _package(entry: EntryPoint) -> str:
-    return f"package {entry.dist.name}" if entry.dist else entry.value
+    return third_parties(ENTRY_POINTS, "backend", {*BUILT_IN, *FAMILIES, "auto"})
 
 
 def _simulate(asked: str) -> None:

@@ -1,57 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks: names to packages, imported only when asked for.
+"""The benchmarks: names to classes (base.py), imported only when asked for; and their recipes.
 
-A benchmark's package has ``recipes.py`` (PRESETS, pure data), ``flags.py`` (``translate``, which
-turns the flags of the reference scripts into ours) and ``benchmark.py`` with
-
-* ``prepare(settings)``: files and samples, the run's source (``hash``, ``checkpoint_hash``);
-* ``build(settings, backend, world, source)``: a Task of common/training/task.py, which also has
-  ``plan``, ``facts``, ``notes``, ``check_start``, ``quality`` and ``results`` for the runner;
-* ``observers(...)``: what the benchmark writes into a record besides what every run writes, and
-  ``closing(folder)``, what the user is told of it;
-* ``division(settings)``: MLPerf's, or None; ``split_of(settings, world)`` for --dry_run.
+Importing this module, and listing recipes, does not import torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from typing import Any
 
+from bertbench.benchmarks.base import Benchmark
+from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.config.recipe import Preset, Settings, origins
 from bertbench.common.errors import BadInput
 
-BENCHMARKS = ("bert_pretraining", "bert_squad")
+BUILT_IN = {
+    "bert_pretraining": "bertbench.benchmarks.bert_pretraining.benchmark:BertPretraining",
+    "bert_squad": "bertbench.benchmarks.bert_squad.benchmark:BertSquad",
+}
+"""Name -> module:class."""
+
+ENTRY_POINTS = "bertbench.benchmarks"
+"""The group in which other packages offer their own benchmarks."""
 
 
-def load(name: str, part: str) -> Any:
-    """A module of a benchmark's package."""
-    return importlib.import_module(f"bertbench.benchmarks.{name}.{part}")
+def names() -> list[str]:
+    """Return every known benchmark: those built in, then those of installed packages."""
+    return [*BUILT_IN, *_others()[0]]
+
+
+def refused() -> list[str]:
+    """Return a line for each benchmark or recipe of an installed package that cannot be used."""
+    return [*_others()[1], *_catalogue()[1]]
+
+
+@functools.cache
+def load(name: str) -> Benchmark:
+    """Return the benchmark called ``name``; raises BadInput with the known names."""
+    others = _others()[0]
+    targets = BUILT_IN | {n: entry.value for n, entry in others.items()}
+    if name not in targets:
+        raise BadInput(f"unknown benchmark {name!r}; known: {', '.join(targets)}")
+    module, _, attribute = targets[name].partition(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    if not (
+        isinstance(kind, type) and issubclass(kind, Benchmark) and getattr(kind, "name", 0) == name
+    ):
+        raise BadInput(
+            f"the entry point {name!r} must lead to a subclass of Benchmark whose name is {name!r}"
+        )
+    return kind()
 
 
 def presets() -> dict[str, Preset]:
-    """Every named recipe of every benchmark."""
-    found: dict[str, Preset] = {}
-    for name in BENCHMARKS:
-        found |= load(name, "recipes").PRESETS
-    return found
+    """Return every usable recipe of every benchmark."""
+    return _catalogue()[0]
 
 
 def preset(name: str) -> Preset:
-    """The recipe called ``name``; BadInput with those there are."""
+    """Return the recipe called ``name``; raises BadInput with the known names."""
     known = presets()
     if name not in known:
-        raise BadInput(f"unknown recipe {name!r}; there are: {', '.join(known)}")
+        raise BadInput(f"unknown recipe {name!r}; known: {', '.join(known)}")
     return known[name]
 
 
 def resolve(name: str, flags: Sequence[str]) -> Settings:
-    """A preset with flags applied; raises BadInput or Unsupported with the fix."""
+    """Return a recipe with flags applied; raises BadInput or Unsupported with the fix."""
     import tyro
 
     base = preset(name)
-    own, notes = load(base.benchmark, "flags").translate(list(flags), base.recipe)
+    own, notes = load(base.benchmark).translate(list(flags), base)
     kinds = [(part, type(getattr(base, part))) for part in ("recipe", "impl", "run")]
     everything = dataclasses.make_dataclass("everything", kinds, kw_only=True, frozen=True)
     try:
@@ -70,3 +93,29 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
         a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"
     }
     return Settings(preset=base, **values, origins=origins(values, base, given), notes=tuple(notes))
+
+
+def _others() -> tuple[dict[str, EntryPoint], list[str]]:
+    return third_parties(ENTRY_POINTS, "benchmark", BUILT_IN)
+
+
+@functools.cache
+def _catalogue() -> tuple[dict[str, Preset], list[str]]:
+    """Return all recipes by name, and why some are missing: one package harms no other."""
+    found: dict[str, Preset] = {}
+    problems: list[str] = []
+    for name in names():
+        origin = package(_others()[0][name]) if name not in BUILT_IN else "bertbench"
+        try:
+            offered = load(name).presets
+        except Exception as error:
+            if name in BUILT_IN:
+                raise
+            problems.append(f"benchmark {name!r} of {origin} is refused: {error}")
+            continue
+        for recipe in offered.values():
+            if recipe.name in found:
+                problems.append(f"recipe {recipe.name!r} of {origin} is refused: the name is taken")
+            else:
+                found[recipe.name] = recipe
+    return found, problems

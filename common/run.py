@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import psutil
 import torch
@@ -17,38 +18,54 @@ from rich.console import Console
 from bertbench import backends, benchmarks
 from bertbench.backends import peaks
 from bertbench.backends.base import Backend, DeviceInfo, Telemetry
+from bertbench.benchmarks.base import Benchmark
+from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain, recipe_hash
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.measure.communication import gradient_all_reduce_s
-from bertbench.common.measure.device_facts import device_facts, device_notes, fallback_notes
+from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.system import system_name
 from bertbench.common.measure.utilisation import find_calibration, utilisation
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
-from bertbench.common.training.checkpoint import Checkpoints, load
+from bertbench.common.training.checkpoint import Checkpoints, Saved, load
 from bertbench.common.training.console import ConsoleObserver
 from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.events import Observer, RunSummary
+from bertbench.common.training.facts import RunFacts
 from bertbench.common.training.loop import Outcome, train
 from bertbench.common.training.progress import Progress
 from bertbench.common.training.resume import find_checkpoint
 from bertbench.common.training.summary import reading, summarise
-from bertbench.common.training.task import Plan
+from bertbench.common.training.task import Plan, Source, Task
 from bertbench.common.training.tensorboard import TensorBoard, writer_class
 
 EXIT_CODES = {"ok": 0, "interrupted": 130}
 """Every other status is 1."""
 
 
-def run(settings: Settings) -> int:
-    """Run a resolved recipe; returns the exit code (see common/cli/main.py)."""
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a run ended."""
+
+    exit_code: int
+    """As common/cli/main.py explains them."""
+    record: Path | None
+    """Its folder; None for a dry run, and on ranks that write none."""
+
+
+def run(settings: Settings) -> Finished:
+    """Run a resolved recipe.
+
+    Raises BertbenchError where it is refused before there is a record.
+    """
     world = World.from_env()
     backend = backends.resolve(settings.run.backend)(world.local_rank)
     torch.set_num_threads(settings.impl.num_threads or max(1, _cores() // world.local_size))
-    benchmark = benchmarks.load(settings.preset.benchmark, "benchmark")
+    benchmark = benchmarks.load(settings.preset.benchmark)
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.impl.micro_batch == AUTO:
         rehearsal.check_auto(backend)
@@ -56,269 +73,258 @@ def run(settings: Settings) -> int:
         peaks.load(settings.run.peaks)
     if settings.run.tensorboard is not None:
         writer_class()
+    benchmark.check(settings)
     if settings.run.dry_run:
-        _dry_run(settings, backend, world, benchmark)
-        return 0
+        dry_run(settings, backend, world, benchmark)
+        return Finished(0, None)
     with world.joined(backend, settings.impl.dist_backend):
-        return Run(settings, backend, world, benchmark).execute()
+        it = Run(settings, backend, world, benchmark)
+        code = it.execute()
+    return Finished(code, None if it.record is None else it.record.path)
+
+
+@dataclass(slots=True, kw_only=True)
+class Built:
+    """All that exists before the clock starts."""
+
+    source: Source
+    task: Task
+    plan: Plan
+    devices: list[DeviceInfo]
+    """Of each rank."""
+    telemetry: Telemetry | None
+    facts: RunFacts
+    resumed: Path | None
+    """The checkpoint that the run continues."""
+    saved: Saved | None
+    """Its content."""
+
+    def sizes(self) -> rehearsal.Sizes:
+        """Return what a rank computes at a time."""
+        split = self.task.split
+        return rehearsal.Sizes(
+            micro_batch=split.micro_batch,
+            accumulation=split.accumulation,
+            eval_batch=self.task.eval_batch_size,
+        )
 
 
 class Run:
     """The life of one run on one rank. Rank 0 writes the record; the others only train."""
 
-    def __init__(self, settings: Settings, backend: Backend, world: World, benchmark: Any) -> None:
+    def __init__(
+        self, settings: Settings, backend: Backend, world: World, benchmark: Benchmark
+    ) -> None:
         self.settings, self.backend, self.world = settings, backend, world
         self.benchmark = benchmark
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
-        self.source: Any = None
-        self.task: Any = None
-        self.telemetry: Telemetry | None = None
+        self.built: Built | None = None
         self.progress = Progress()
         self.init_s: float | None = None
         self.began = time.time()
-        self.resumed: Path | None = None
-        self.devices: list[DeviceInfo] = []
-        self.facts: dict[str, Any] = {}
 
     def execute(self) -> int:
-        """Everything, from the first file to the exit code."""
+        """Do everything from the first file to the record; returns the exit code."""
         unexpected: Exception | None = None
         try:
             outcome = self._train()
         except Exception as error:
             if self.record is None:  # nothing was written: the caller says why
-                if self.facts and isinstance(error, self.backend.oom_errors):
-                    raise rehearsal.DoesNotFit(self._out_of_memory(error)) from error
+                if self.built is not None and isinstance(error, self.backend.oom_errors):
+                    raise rehearsal.DoesNotFit(self._out_of_memory(self.built, error)) from error
                 raise
-            outcome = Outcome(status="failed", reason=str(error), progress=self.progress)
-            if isinstance(error, rehearsal.DoesNotFit):
-                outcome.status = "oom"
-            elif isinstance(error, self.backend.oom_errors):
-                outcome.status = "oom"
-                outcome.reason = self._out_of_memory(error)
-            elif isinstance(error, Unsupported):
-                outcome.status = "unsupported"
-            elif not isinstance(error, BertbenchError):
+            outcome = self._failed(error)
+            if not isinstance(error, (BertbenchError, *self.backend.oom_errors)):
                 unexpected = error
-                outcome.reason = f"{type(error).__name__}: {error}"
         self._close(outcome)
         if unexpected is not None:
             raise unexpected
         return EXIT_CODES.get(outcome.status, 1)
 
     def _train(self) -> Outcome:
-        settings, backend, world = self.settings, self.backend, self.world
-        # Rank 0 first: where data has to be made, one process makes it.
-        if world.is_main:
-            self.source = self.benchmark.prepare(settings)
-        world.gather(None)
-        if not world.is_main:
-            self.source = self.benchmark.prepare(settings)
-        division = self.benchmark.division(settings)
-        self.resumed = resumed = find_checkpoint(settings)
-
+        source = self._prepare()
         begin, self.began = time.perf_counter(), time.time()
-        self.task = task = self.benchmark.build(settings, backend, world, self.source)
+        self.built = built = self._build(source)
+        if self.world.is_main:
+            self._open_record(built)
+        self._rehearse(built)
+        for o in self.observers:
+            o.init_stop()
+        self.world.gather(None)
+        self.init_s = time.perf_counter() - begin
+
+        self._check_start(built)
+        checkpoints = self._checkpoints()
+        self.backend.reset_peak_memory()
+        if self.record is not None:
+            self.record.telemetry = built.telemetry
+        return train(
+            built.task,
+            backend=self.backend,
+            world=self.world,
+            plan=built.plan,
+            observers=self.observers,
+            checkpoints=checkpoints,
+            progress=self.progress,
+            resume=built.saved,
+            telemetry=built.telemetry,
+        )
+
+    def _prepare(self) -> Source:
+        """Return the data; where it has to be made, rank 0 makes it."""
+        source = self.benchmark.prepare(self.settings) if self.world.is_main else None
+        self.world.gather(None)
+        return source or self.benchmark.prepare(self.settings)
+
+    def _build(self, source: Source) -> Built:
+        settings, backend, world = self.settings, self.backend, self.world
+        resumed = find_checkpoint(settings)
+        task = self.benchmark.build(settings, backend, world, source)
         plan = task.plan(settings)
         checks = backend.verify_precision(plan.precision)
         choice = None
         if settings.impl.micro_batch == AUTO:
             choice = rehearsal.find_micro_batch(task, backend, world, plan, task.share)
-            task.use_micro_batch(choice["chosen"])
-        self.devices = devices = world.gather(backend.describe())
-        self.telemetry = backend.telemetry()
-        self.facts = task.facts() | {"micro_batch_choice": choice}
-        self.facts |= device_facts(
-            backend, world, device=devices[0], telemetry=self.telemetry, checks=checks,
+            task.use_micro_batch(choice.chosen)
+        devices: list[DeviceInfo] = world.gather(backend.describe())
+        telemetry = backend.telemetry()
+        device = DeviceFacts.of(
+            backend,
+            device=devices[0],
+            telemetry=telemetry,
+            checks=checks,
+            world_size=world.size,
             dist_backend=settings.impl.dist_backend,
-        )  # fmt: skip
-        saved = load(resumed) if resumed else None
-        if world.is_main:
-            self._open_record(task, devices, division, resumed, saved)
-        self._rehearse(plan)
-        for o in self.observers:
-            o.init_stop()
-        world.gather(None)
-        self.init_s = time.perf_counter() - begin
-
-        notes = task.check_start(
-            lambda: evaluate(
-                task, backend=backend, world=world, plan=plan, progress=self.progress, observers=[]
-            )
         )
-        for text in notes:
-            for o in self.observers:
-                o.note(text)
-        checkpoints = None
-        if not settings.run.skip_checkpoint:
-            folder = world.gather(self.record.path if self.record else None)[0]
-            keep = settings.run.keep_n_most_recent_checkpoints
-            checkpoints = Checkpoints(folder / "checkpoints", keep)
-        backend.reset_peak_memory()
-        if self.record is not None:
-            self.record.telemetry = self.telemetry
-        return train(
-            task,
-            backend=backend,
-            world=world,
+        return Built(
+            source=source,
+            task=task,
             plan=plan,
-            observers=self.observers,
-            checkpoints=checkpoints,
-            progress=self.progress,
-            resume=saved,
-            telemetry=self.telemetry,
+            devices=devices,
+            telemetry=telemetry,
+            facts=RunFacts(task=task.facts(), device=device, micro_batch_choice=choice),
+            resumed=resumed,
+            saved=load(resumed) if resumed else None,
         )
 
-    def _open_record(
-        self,
-        task: Any,
-        devices: list[DeviceInfo],
-        division: Literal["closed", "open"] | None,
-        resumed: Path | None,
-        saved: tuple[Any, Any] | None,
-    ) -> None:
-        """Create record, console and the benchmark's own log, and tell what was chosen."""
-        settings, run = self.settings, self.settings.run
-        system = self._system
+    def _open_record(self, built: Built) -> None:
+        """Create record, console and the benchmark's own files, and print what was chosen."""
+        settings, run, resumed = self.settings, self.settings.run, built.resumed
+        division = self.benchmark.division(settings)
         self.record = record = RunRecord.create(
             run.output_dir,
-            system=system,
+            system=self._system(built),
             benchmark=settings.preset.benchmark,
             config=settings.as_dict(),
-            devices=devices,
+            devices=built.devices,
             seed=run.seed,
             world_size=self.world.size,
             mlperf=None if division is None else {"division": division, "ruleset": "5.0.0"},
             command=sys.argv[1:],
             resumed_from=str(resumed.parent.parent.name) if resumed else None,
         )
-        recipe, plan = task.recipe, task.plan(settings)
         console = ConsoleObserver(
-            max_steps=plan.max_steps,
-            target=plan.target_value,
+            max_steps=built.plan.max_steps,
+            target=built.plan.target_value,
             log=record.console,
             console=Console(stderr=run.json, highlight=False, soft_wrap=True),
         )
-        self.observers = [console, record]  # so that a failure from here on is told and kept
+        self.observers = [console, record]  # so that a failure from here on is shown and kept
         own = self.benchmark.observers(
-            task, settings, record.path, system=system, began=self.began, resumed=resumed
-        )
+            built.task, settings, record.path,
+            system=self._system(built), began=self.began, resumed=resumed,
+        )  # fmt: skip
         if run.tensorboard is not None:
             own = [*own, TensorBoard(run.tensorboard / record.run_id)]
         self.observers = [console, *own, record]
         for o in self.observers:
             o.init_start()
-        facts = self.facts
         console.say(
             f"{settings.preset.name}{f' ({division})' if division else ''} on "
-            f"{self.backend.name}: {devices[0].name}"
+            f"{self.backend.name}: {built.devices[0].name}"
         )
-        console.say(f"  record      {record.path}")
-        console.say(f"  data        {facts['data']}, seed {run.seed}")
-        console.say(
-            f"  batch       {recipe.global_batch} = {facts['micro_batch']} sequences x "
-            f"{facts['gradient_accumulation_steps']} accumulated x {self.world.size} processes"
-        )
-        if facts["micro_batch_choice"] is not None:
-            tried = facts["micro_batch_choice"]["tried"].items()
-            found = ", ".join(f"{size} {'fits' if why == 'fits' else 'not'}" for size, why in tried)
-            console.say(f"  tried       micro-batches of full length: {found}")
-        kernels = ", ".join(sorted(set(facts["kernels"].values())))
-        console.say(f"  compute     {facts['precision']}, kernels {kernels}")
-        if why := automatic(self.backend, settings.impl.precision, facts["precision"]):
-            console.say(f"              {why}")
-        console.say(f"  threads     {torch.get_num_threads()} in each process")
-        notes = [
-            *settings.notes,
-            *task.notes,
-            *device_notes(self.backend, devices[0], facts["device_checks"], gelu=recipe.model.gelu),
-        ]
-        if saved is not None and saved[1]["world_size"] != self.world.size:
-            notes.append(
-                f"resumed on {self.world.size} processes, saved on {saved[1]['world_size']}: the "
-                f"dropout masks from here on are new"
-            )
-        for text in notes:
-            for o in self.observers:
-                o.note(text)
+        for line in chosen(settings, self.backend, built.facts, record.path):
+            console.say(line)
+        checks = built.facts.device.device_checks
+        notes = device_notes(self.backend, built.devices[0], checks, gelu=built.task.gelu)
+        self._note([*settings.notes, *built.task.notes, *notes])
+        if built.saved is not None and (before := built.saved[1]["world_size"]) != self.world.size:
+            ranks = f"{self.world.size} processes, saved on {before}"
+            self._note([f"resumed on {ranks}: the dropout masks from here on are new"])
 
-    def _identify(self) -> None:
-        """Hash recipe and inputs: after the run, since data may not be touched before it."""
-        assert self.record is not None
-        inputs = {"data": self.source.hash(), "checkpoint": self.source.checkpoint_hash()}
-        self.record.identify(
-            recipe_hash=recipe_hash(self.settings.recipe, **inputs),
-            recipe_kind=type(self.settings.recipe).__name__,
-            inputs=inputs,
-            global_batch=self.task.recipe.global_batch,
-        )
-
-    @property
-    def _system(self) -> str:
-        count = len({(d.name, d.index) for d in self.devices})
-        return self.settings.run.system or system_name(self.devices[0].name, count)
-
-    def _sizes(self) -> rehearsal.Sizes:
-        return rehearsal.Sizes(
-            micro_batch=self.facts["micro_batch"],
-            accumulation=self.facts["gradient_accumulation_steps"],
-            eval_batch=self.task.eval_batch_size,
-        )
-
-    def _rehearse(self, plan: Plan) -> None:
+    def _rehearse(self, built: Built) -> None:
         """Before the clock starts: does it fit, and what does the host compute in its place?"""
-        if not rehearsal.is_worthwhile(self.backend) or not plan.max_steps:
+        if not rehearsal.is_worthwhile(self.backend) or not built.plan.max_steps:
             return
-        done = rehearsal.rehearse(self.task, self.backend, self.world, plan, self._sizes())
-        self.facts["fallbacks"] = done.fallbacks
-        notes = [*done.notes, *fallback_notes(done.fallbacks)]
+        done = rehearsal.rehearse(built.task, self.backend, self.world, built.plan, built.sizes())
+        built.facts.fallbacks = done.fallbacks
+        self._note([*done.notes, *fallback_notes(done.fallbacks)])
+
+    def _check_start(self, built: Built) -> None:
+        backend, world, plan = self.backend, self.world, built.plan
+        score = partial(
+            evaluate, built.task,
+            backend=backend, world=world, plan=plan, progress=self.progress, observers=[],
+        )  # fmt: skip
+        self._note(built.task.check_start(score))
+
+    def _checkpoints(self) -> Checkpoints | None:
+        run = self.settings.run
+        if run.skip_checkpoint:
+            return None
+        folder: Path = self.world.gather(self.record.path if self.record else None)[0]
+        return Checkpoints(folder / "checkpoints", run.keep_n_most_recent_checkpoints)
+
+    def _note(self, notes: list[str]) -> None:
         for text in notes:
             for o in self.observers:
                 o.note(text)
 
-    def _out_of_memory(self, error: BaseException) -> str:
-        """What ran out, where, and which setting to lower."""
-        evaluating = not self.task.model.training
+    def _system(self, built: Built) -> str:
+        count = len({(d.name, d.index) for d in built.devices})
+        return self.settings.run.system or system_name(built.devices[0].name, count)
+
+    def _failed(self, error: Exception) -> Outcome:
+        """Return the outcome of a run that ``error`` ended."""
+        status, reason = "failed", str(error)
+        if isinstance(error, rehearsal.DoesNotFit):
+            status = "oom"
+        elif isinstance(error, self.backend.oom_errors):
+            assert self.built is not None
+            status, reason = "oom", self._out_of_memory(self.built, error)
+        elif isinstance(error, Unsupported):
+            status = "unsupported"
+        elif not isinstance(error, BertbenchError):
+            reason = f"{type(error).__name__}: {error}"
+        return Outcome(status=status, reason=reason, progress=self.progress)
+
+    def _out_of_memory(self, built: Built, error: BaseException) -> str:
+        """Return what ran out, where, and which setting to lower."""
+        evaluating = not built.task.model.training
         where = "an evaluation" if evaluating else "training"
         first = str(error).strip().split("\n")[0]
-        hint = rehearsal.advice(self._sizes(), evaluating=evaluating)
+        hint = rehearsal.advice(built.sizes(), evaluating=evaluating)
         return f"out of device memory in {where}: {first}. {hint}"
 
+    # -- the end ----------------------------------------------------------------------------------
     def _close(self, outcome: Outcome) -> None:
         """Finish console, log and record."""
-        metrics: list[Metric] = []
-        if outcome.train_window is not None:  # every rank got this far, so every rank answers
-            sensors = self.world.gather(reading(self.telemetry))
-            e2e_s = time.time() - psutil.Process().create_time()
-            memory = self.world.gather(self.backend.peak_memory())
-            metrics = summarise(
-                outcome,
-                whole=self.resumed is None,
-                init_s=self.init_s,
-                e2e_s=e2e_s,
-                memory=memory,
-                sensors=sensors,
-                all_reduce_s=self._all_reduce_s(outcome),
-                quality=[m for e in outcome.evals[-1:] for m in self.task.quality(e)],
-            )
-            metrics += self._utilisation(outcome.train_window.model_flops_per_second)
-            problems = {f"rank {i}: {r.problem}" for i, r in enumerate(sensors) if r and r.problem}
-            for text in sorted(problems):
-                self.facts.setdefault("telemetry_problems", []).append(text)
-                for o in self.observers:
-                    o.note(f"telemetry stopped, so power and energy are unknown: {text}")
+        built = self.built
+        assert built is not None
+        # With a window every rank got this far, so every rank answers.
+        metrics = [] if outcome.train_window is None else self._metrics(built, outcome)
         if self.record is None:
             return
-        self._identify()
-        self.facts |= self.task.results()
+        self._identify(built, self.record)
+        built.facts.results = built.task.results()
         summary = RunSummary(
             status=outcome.status,
             reason=outcome.reason,
             step=outcome.progress.step,
             samples=outcome.progress.samples,
             metrics=tuple(metrics),
-            extras=self.facts,
+            extras=built.facts.extras(),
         )
         for o in self.observers:
             o.close(summary)
@@ -326,72 +332,72 @@ class Run:
         if self.settings.run.json:
             print(json.dumps({"record": str(path), "status": status, "reason": outcome.reason,
                               "metrics": {m.name: m.value for m in metrics}}))  # fmt: skip
-        else:
-            print("\n".join((f"record      {path}", *self.benchmark.closing(path))))
-            if status == "interrupted" and (path / "checkpoints").is_dir():
-                print(f"to go on    the same command with --resume {path}")
+            return
+        print("\n".join((f"record      {path}", *self.benchmark.closing(path))))
+        if status == "interrupted" and (path / "checkpoints").is_dir():
+            print(f"to go on    the same command with --resume {path}")
 
-    def _all_reduce_s(self, outcome: Outcome) -> float | None:
-        """Of the gradients alone; None where nothing was trained, or somebody waits for the end."""
+    def _identify(self, built: Built, record: RunRecord) -> None:
+        """Hash recipe and inputs: after the run, since data may not be touched before it."""
+        source, recipe = built.source, self.settings.recipe
+        inputs = {"data": source.hash(), "checkpoint": source.checkpoint_hash()}
+        record.identify(
+            recipe_hash=recipe_hash(recipe, **inputs),
+            recipe_kind=type(recipe).__name__,
+            inputs=inputs,
+            global_batch=recipe.global_batch,
+        )
+
+    def _metrics(self, built: Built, outcome: Outcome) -> list[Metric]:
+        """Return what was measured; every rank must call it."""
+        sensors = self.world.gather(reading(built.telemetry))
+        e2e_s = time.time() - psutil.Process().create_time()
+        metrics = summarise(
+            outcome,
+            whole=built.resumed is None,
+            init_s=self.init_s,
+            e2e_s=e2e_s,
+            memory=self.world.gather(self.backend.peak_memory()),
+            sensors=sensors,
+            all_reduce_s=self._all_reduce_s(built.task, outcome),
+            quality=[m for e in outcome.evals[-1:] for m in built.task.quality(e)],
+        )
+        problems = {f"rank {i}: {r.problem}" for i, r in enumerate(sensors) if r and r.problem}
+        built.facts.telemetry_problems = sorted(problems)
+        self._note(
+            [f"telemetry stopped, so power and energy are unknown: {t}" for t in sorted(problems)]
+        )
+        assert outcome.train_window is not None
+        return metrics + self._utilisation(built, outcome.train_window.model_flops_per_second)
+
+    def _all_reduce_s(self, task: Task, outcome: Outcome) -> float | None:
+        """Seconds of the gradients' all-reduce; None where nothing was trained, or interrupted."""
         if not outcome.steps_done or outcome.status == "interrupted":
             return None
         return gradient_all_reduce_s(
-            self.task.model.parameters(),
+            task.model.parameters(),
             world=self.world,
             device=self.backend.device,
             synchronize=self.backend.synchronize,
         )
 
-    def _utilisation(self, flops_per_second: float | None) -> list[Metric]:
+    def _utilisation(self, built: Built, flops_per_second: float | None) -> list[Metric]:
         """Shares of the peaks known for this device; none for a simulated one."""
-        device, precision = self.devices[0], self.facts["precision"]
-        if device.simulated or any(d.name != device.name for d in self.devices):
+        device, precision = built.devices[0], built.plan.precision
+        if device.simulated or any(d.name != device.name for d in built.devices):
             return []
         run, world = self.settings.run, self.world
         # Processes of one node may share a device (a host's processor), those of several do not.
         on_each = min(world.local_size, max(1, self.backend.device_count()))
-        folders = [run.output_dir / name for name in (self._system, system_name(device.name, 1))]
+        names = (self._system(built), system_name(device.name, 1))
         return utilisation(
             flops_per_second,
             devices=world.size // world.local_size * on_each,
             peaks=peaks.peaks_of(device.name, precision, run.peaks),
-            calibrated=find_calibration(folders, plain(device), precision),
+            calibrated=find_calibration(
+                [run.output_dir / name for name in names], plain(device), precision
+            ),
         )
-
-
-def _dry_run(settings: Settings, backend: Backend, world: World, benchmark: Any) -> None:
-    """Say what would run; touches no data and writes nothing."""
-    precision = backend.resolve_precision(settings.impl.precision)
-    content = {
-        "would_run": settings.preset.name,
-        "division": benchmark.division(settings),
-        "backend": backend.name,
-        "device": backend.describe().name,
-        "precision": precision,
-        "why": automatic(backend, settings.impl.precision, precision),
-        "kernels": backend.ops(settings.impl.kernels, precision).name,
-        "threads": torch.get_num_threads(),
-        **benchmark.split_of(settings, world),
-        "settings": settings.as_dict(),
-    }
-    if settings.run.json:
-        print(json.dumps(content, indent=1))
-        return
-    for key, value in content.items():
-        if key != "settings" and value is not None:
-            print(f"{key:<14}{value}")
-    for name, origin in settings.origins.items():
-        if origin in ("flag", "environment"):
-            print(f"  --{name} from {origin}")
-    for text in settings.notes:
-        print(f"note: {text}")
-
-
-def automatic(backend: Backend, asked: str, chosen: str) -> str | None:
-    """Return the reason why ``auto`` chose no 16-bit mode, or None."""
-    why = backend.capabilities.notes.get("bf16", "the device has no 16-bit mode")
-    lacking = asked == "auto" and chosen not in ("bf16", "fp16")
-    return f"--precision auto: no bf16, {why}" if lacking else None
 
 
 def _cores() -> int:

@@ -18,9 +18,13 @@ from bertbench.common.data.batch import PretrainingBatch, Tokens
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
-        default="cpu_ref",
         metavar="NAME",
         help="the adapter that tests/contract is about; see `bertbench doctor` (default: cpu_ref)",
+    )
+    parser.addoption(
+        "--benchmark",
+        metavar="NAME",
+        help="the benchmark that tests/contract is about (default: those built in)",
     )
 
 

@@ -8,28 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from bertbench.benchmarks.bert_pretraining.recipes import PretrainingRecipe
-from bertbench.common.config.recipe import RunOptions, Settings
+from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
+from bertbench.common.config.recipe import Settings
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.hdf5 import count
 from bertbench.common.data.shards import dataset_hash, find_shards, locate
 from bertbench.common.data.stream import TrainStream, eval_batches
 from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256
 from bertbench.common.prepare.quickstart import quickstart_data
 from bertbench.common.training.distributed import World
+from bertbench.common.training.task import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """The samples of one run; with no files they are synthetic."""
+class PretrainingSource(Source):
+    """The samples of one run; without files they are synthetic."""
 
     recipe: PretrainingRecipe
-    description: str
     train_files: tuple[Path, ...] = ()
     eval_files: tuple[Path, ...] = ()
-    init_checkpoint: Path | None = None
 
     @property
     def synthetic(self) -> bool:
@@ -42,12 +40,8 @@ class Source:
         return bool(self.eval_files)
 
     def hash(self) -> str | None:
-        """Identity of training and evaluation data; None for synthetic data."""
+        """Return the identity of training and evaluation data; None for synthetic data."""
         return None if self.synthetic else dataset_hash([*self.train_files, *self.eval_files])
-
-    def checkpoint_hash(self) -> str | None:
-        """sha256 of the starting weights; None when training starts from random ones."""
-        return None if self.init_checkpoint is None else file_sha256(self.init_checkpoint)
 
     def train(
         self,
@@ -102,9 +96,23 @@ class Source:
         return eval_batches(self.eval_files, **shape)
 
 
-def find_source(settings: Settings) -> Source:
-    """Resolve the flags to files, or say which flag is missing. Reads no sample."""
-    recipe, run = cast("PretrainingRecipe", settings.recipe), settings.run
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """The files of a data folder and of the flags; None where there are none."""
+
+    root: Path | None = None
+    train: tuple[Path, ...] = ()
+    held_out: tuple[Path, ...] = ()
+    config: Path | None = None
+    checkpoint: Path | None = None
+
+
+def check_data(settings: Settings) -> None:
+    """Refuse flags that do not name a complete data set; reads no sample and writes nothing.
+
+    Raises BadInput with the flag that is missing or too much.
+    """
+    recipe, run = _parts(settings)
     ignored = _ignored(run)
     if ignored:
         given = "--synthetic" if run.synthetic else "--data or --input_dir"
@@ -112,19 +120,35 @@ def find_source(settings: Settings) -> Source:
     if run.synthetic:
         if run.bert_config_path is not None:
             _check_config(recipe, run.bert_config_path)
-        return Source(
+        if run.verify_checkpoint:
+            raise BadInput("--verify_checkpoint needs held-out samples: give --data or --eval_dir")
+        return
+    if _quick_start(settings):
+        return
+    if run.data is None and run.input_dir is None:
+        raise BadInput(
+            f"{settings.preset.name} needs data: {settings.preset.data}. Give --data PATH (or "
+            f"--input_dir and --eval_dir), or --synthetic for a pure speed run."
+        )
+    _check_files(settings, _locate(settings, run.data))
+
+
+def find_source(settings: Settings) -> PretrainingSource:
+    """Return the run's samples; makes or fetches the quick-start corpus where it is meant.
+
+    Raises BadInput as ``check_data``.
+    """
+    recipe, run = _parts(settings)
+    check_data(settings)
+    if run.synthetic:
+        return PretrainingSource(
             recipe=recipe,
             description="synthetic tokens, Wikipedia-like lengths",
             init_checkpoint=run.init_checkpoint,
+            notes=("synthetic data: nothing is evaluated, and there is no target",),
         )
-    root = run.data
-    described = f"files under {root}"
-    if root is None and run.input_dir is None:
-        if settings.preset.name != "mini":
-            raise BadInput(
-                f"{settings.preset.name} needs data: {settings.preset.data}. Give --data PATH (or "
-                f"--input_dir and --eval_dir), or --synthetic for a pure speed run."
-            )
+    root, described = run.data, f"files under {run.data}"
+    if _quick_start(settings):
         root = quickstart_data(
             vocab_size=recipe.model.vocab_size,
             max_seq_length=recipe.max_seq_length,
@@ -133,44 +157,74 @@ def find_source(settings: Settings) -> Source:
             text=run.text,
         )
         described = "the quick-start corpus" if run.text is None else f"text from {run.text}"
+    elif run.input_dir is not None:
+        described = f"files in {run.input_dir}"
+    files = _locate(settings, root)
+    _check_files(settings, files)
+    return PretrainingSource(
+        recipe=recipe,
+        description=described,
+        train_files=files.train,
+        eval_files=files.held_out,
+        init_checkpoint=files.checkpoint,
+    )
+
+
+def _parts(settings: Settings) -> tuple[PretrainingRecipe, PretrainingOptions]:
+    return cast("PretrainingRecipe", settings.recipe), cast("PretrainingOptions", settings.run)
+
+
+def _quick_start(settings: Settings) -> bool:
+    """Whether the corpus is ours to make: ``mini`` without any data of the user's."""
+    _, run = _parts(settings)
+    return settings.preset.name == "mini" and run.data is None and run.input_dir is None
+
+
+def _locate(settings: Settings, root: Path | None) -> _Files:
+    """Return the files under ``root``, with those that flags name in their place."""
+    recipe, run = _parts(settings)
     train: Sequence[Path] = ()
     held_out: Sequence[Path] = ()
     config, checkpoint = None, None
     if root is not None:
         train, held_out, config, checkpoint = locate(root)
     if run.input_dir is not None:
-        train, described = find_shards(run.input_dir, "train"), f"files in {run.input_dir}"
+        train = find_shards(run.input_dir, "train")
     if run.eval_dir is not None:
         held_out = find_shards(run.eval_dir, "eval")
-    if recipe.target_mlm_accuracy is not None and not held_out:
+    return _Files(
+        root=root,
+        train=tuple(train),
+        held_out=tuple(held_out),
+        config=run.bert_config_path or config,
+        checkpoint=run.init_checkpoint
+        or (checkpoint if recipe.initial_mlm_accuracy is not None else None),
+    )
+
+
+def _check_files(settings: Settings, files: _Files) -> None:
+    recipe, run = _parts(settings)
+    if recipe.target_mlm_accuracy is not None and not files.held_out:
         raise BadInput(
             f"the target accuracy {recipe.target_mlm_accuracy} needs held-out samples and there "
-            f"are none in {run.eval_dir or root}: give --eval_dir, or --target_mlm_accuracy None"
+            f"are none in {run.eval_dir or files.root}: give --eval_dir, or "
+            f"--target_mlm_accuracy None"
         )
-    config = run.bert_config_path or config
-    if config is not None:
-        _check_config(recipe, config)
-    wants_checkpoint = recipe.initial_mlm_accuracy is not None
-    if wants_checkpoint and run.init_checkpoint is None and checkpoint is None:
+    if files.config is not None:
+        _check_config(recipe, files.config)
+    if recipe.initial_mlm_accuracy is not None and files.checkpoint is None:
         raise BadInput(
             f"{settings.preset.name} starts from MLPerf's checkpoint and there is no "
-            f"model.ckpt-28252.pt in {root or run.input_dir}: give --init_checkpoint PATH; to "
-            f"start from random weights, --initial_mlm_accuracy None"
+            f"model.ckpt-28252.pt in {files.root or run.input_dir}: give --init_checkpoint PATH; "
+            f"to start from random weights, --initial_mlm_accuracy None"
         )
-    return Source(
-        recipe=recipe,
-        description=described,
-        train_files=tuple(train),
-        eval_files=tuple(held_out),
-        init_checkpoint=run.init_checkpoint or (checkpoint if wants_checkpoint else None),
-    )
 
 
 def _check_config(recipe: PretrainingRecipe, config: Path) -> None:
     recipe.model.check_agrees(config / "bert_config.json" if config.is_dir() else config)
 
 
-def _ignored(run: RunOptions) -> list[str]:
+def _ignored(run: PretrainingOptions) -> list[str]:
     """Flags for data that is not what is trained on; launchers add --data by themselves."""
     if run.synthetic:
         names = ["input_dir", "eval_dir", "text"]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bertbench.benchmarks.bert_pretraining.recipes import PretrainingRecipe
+from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
 from bertbench.benchmarks.bert_pretraining.reference_flags import REFERENCE, WARMUP
-from bertbench.common.config.recipe import Impl, RunOptions
+from bertbench.common.config.recipe import Impl
 from bertbench.common.config.reference_flags import (
     BATCHES,
     Flags,
@@ -21,7 +21,7 @@ from bertbench.common.config.reference_flags import (
     world_size,
 )
 
-OWN = fields(PretrainingRecipe, Impl, RunOptions)
+OWN = fields(PretrainingRecipe, Impl, PretrainingOptions)
 DERIVED = {**BATCHES, "average_packing_rate": "", "packed_samples": ""}
 """Quantities from which fields of ours are computed: naming the field directly undoes them."""
 FLAGS = Flags(OWN, {**REFERENCE, "warmup": WARMUP}, DERIVED)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions
-from bertbench.common.model.config import BertConfig
+from bertbench.common.model.config import BERT_BASE, BERT_LARGE, BertConfig
 
 MLPERF_TARGET = 0.72
 """MLPerf's quality target: masked-token accuracy over the 10,000 held-out samples."""
@@ -102,20 +103,30 @@ def mlperf_eval_interval(global_batch: int) -> int:
     return math.floor(0.05 * (230.23 * global_batch + 3_000_000) / 25_000) * 25_000
 
 
-LARGE = BertConfig(
-    vocab_size=30528,  # 30522 padded to a multiple of 8, as NVIDIA's converter does
-    hidden_size=1024,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    intermediate_size=4096,
-    max_position_embeddings=512,
-    gelu="tanh",
-)
+@dataclass(frozen=True, kw_only=True)
+class PretrainingOptions(RunOptions):
+    """Data sets of pretraining and fields of MLPerf's log, besides the options of every run."""
 
-BASE = replace(
-    LARGE, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
-)
+    input_dir: Path | None = None
+    """Folder of the training shards, when not under --data."""
+    eval_dir: Path | None = None
+    """Folder of the evaluation file, when not under --data."""
+    text: Path | None = None
+    """Text for the quick-start data set, instead of the one that is downloaded."""
+    verify_checkpoint: bool = False
+    """Evaluate before training and compare with the accuracy the recipe expects."""
+    submission_org: str = "bertbench"
+    """MLPerf log: submitter."""
+    submission_platform: str | None = None
+    """MLPerf log: platform; default: the system's name."""
+    submission_status: Literal["cloud", "onprem", "preview", "research"] = "onprem"
+    """MLPerf log: availability of the system."""
+    division: Literal["auto", "closed", "open"] = "auto"
+    """MLPerf division; auto is closed only where the recipe keeps MLPerf's rules."""
 
+
+LARGE = replace(BERT_LARGE, gelu="tanh")
+BASE = replace(BERT_BASE, gelu="tanh")
 MINI = BertConfig(
     vocab_size=2048,
     hidden_size=256,
@@ -221,13 +232,13 @@ def _large(name: str, summary: str, recipe: PretrainingRecipe, micro_batch: int)
         summary=summary,
         recipe=recipe,
         impl=Impl(max_micro_batch=micro_batch, eval_batch_size=128),
-        run=RunOptions(),
+        run=PretrainingOptions(),
         data=_MLPERF_DATA,
         duration="8 x H100: about 6 min; 8 x A100: about 20 min (published results)",
     )
 
 
-def _presets() -> list[Preset]:
+def _from_scratch() -> list[Preset]:
     return [
         Preset(
             name="mini",
@@ -235,7 +246,7 @@ def _presets() -> list[Preset]:
             summary="4 x 256 from scratch on Wikipedia summaries, to its own target, on a laptop",
             recipe=mini(),
             impl=Impl(max_micro_batch=16, eval_batch_size=64),
-            run=RunOptions(log_freq=20, num_samples_per_checkpoint=6_400),
+            run=PretrainingOptions(log_freq=20, num_samples_per_checkpoint=6_400),
             data="downloaded (5 MB) and prepared by itself, or --text PATH",
             duration="minutes on 2 CPU cores",
         ),
@@ -245,6 +256,7 @@ def _presets() -> list[Preset]:
             summary="6 x 512 from scratch at length 512 on a prepared corpus",
             recipe=small(),
             impl=Impl(max_micro_batch=64, eval_batch_size=128),
+            run=PretrainingOptions(),
             data=_PREPARED,
             duration="sized for an hour on one accelerator",
         ),
@@ -254,9 +266,15 @@ def _presets() -> list[Preset]:
             summary="BERT-base from scratch at length 512",
             recipe=base(),
             impl=Impl(max_micro_batch=32, eval_batch_size=64),
+            run=PretrainingOptions(),
             data=_PREPARED,
             duration="hours on eight accelerators",
         ),
+    ]
+
+
+def _from_mlperfs_checkpoint() -> list[Preset]:
+    return [
         _large(
             "mlperf_large_256",
             "MLPerf BERT-large, batch 256: 8 devices of 32-40 GB (partners, v1.0 to v3.1)",
@@ -306,4 +324,4 @@ def _presets() -> list[Preset]:
     ]
 
 
-PRESETS = {preset.name: preset for preset in _presets()}
+PRESETS = {preset.name: preset for preset in (*_from_scratch(), *_from_mlperfs_checkpoint())}

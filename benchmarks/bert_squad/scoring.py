@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertbench.benchmarks.bert_squad.answers import AnswerOptions, Answers, find_answers
-from bertbench.benchmarks.bert_squad.data import Source
+from bertbench.benchmarks.bert_squad.data import SquadSource
 from bertbench.benchmarks.bert_squad.examples import read_squad
 from bertbench.benchmarks.bert_squad.features import Features
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
@@ -66,7 +66,7 @@ def assemble(features: Features, parts: Sequence[NDArray[Any] | None]) -> NDArra
 
 
 def answer_and_score(
-    source: Source, recipe: SquadRecipe, run: SquadOptions, logits: NDArray[Any], folder: Path
+    source: SquadSource, recipe: SquadRecipe, run: SquadOptions, logits: NDArray[Any], folder: Path
 ) -> tuple[Answers, dict[str, float], dict[str, Any]]:
     """Answers to all questions, the metrics of an evaluation, and what else scoring counted.
 

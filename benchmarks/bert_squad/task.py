@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bertbench.benchmarks.bert_squad.answers import Answers
-from bertbench.benchmarks.bert_squad.data import Source, made_up_features
+from bertbench.benchmarks.bert_squad.data import SquadSource, made_up_features
 from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch, span_loss
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from bertbench.benchmarks.bert_squad.scoring import (
@@ -30,79 +30,68 @@ from bertbench.benchmarks.bert_squad.stream import (
     collate,
     share,
 )
-from bertbench.common.config.batch_split import asked
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.flops import span_flops
 from bertbench.common.measure.metric import Metric
-from bertbench.common.model.config import SIZES
-from bertbench.common.model.weights import WeightsReport, load_pretrained
-from bertbench.common.optim.factory import build_optimizer
-from bertbench.common.optim.lamb import parameter_groups
+from bertbench.common.model.config import SIZES, Gelu
+from bertbench.common.model.ops import Ops
+from bertbench.common.model.weights import WeightsReport
 from bertbench.common.optim.schedule import warmup_linear
 from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent
-from bertbench.common.training.task import Plan, SharedTask
+from bertbench.common.training.task import OptimizerOptions, Plan, Task
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
 
 
-class SquadTask(SharedTask):
-    """Model, optimizer, data and scores of one recipe on one rank."""
+class SquadTask(Task):
+    """Model, data and scores of one SQuAD recipe on one rank."""
 
     recipe: SquadRecipe
     sum_names = ("loss", "sequences")
 
-    def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
-        self.recipe = recipe = cast("SquadRecipe", settings.recipe)
-        self.run = cast("SquadOptions", settings.run)
-        self.source, self.notes = source, source.notes
+    def __init__(
+        self, settings: Settings, backend: Backend, world: World, source: SquadSource
+    ) -> None:
+        self.recipe, self.source = cast("SquadRecipe", settings.recipe), source
+        self.run = run = cast("SquadOptions", settings.run)
+        # Weights that answer without training must include the head.
+        self.required_weights = "encoder" if run.do_train else "all"
+        self._check_schedule()
+        super().__init__(settings, backend, world, source)
         self.backend_name = backend.name
-        impl, seed = settings.impl, settings.run.seed
-        self.precision = backend.resolve_precision(impl.precision)
-        self.ops = backend.ops(impl.kernels, self.precision)
-        self.split = asked(recipe.global_batch, impl, world)
-        self.eval_batch_size = impl.eval_batch_size if source.has_eval else None
-        self.target_metric = "f1" if self.run.do_eval else "questions"
-        self.target_f1 = recipe.target_f1 if source.has_eval and self.run.do_eval else None
+        self.eval_batch_size = settings.impl.eval_batch_size if source.has_eval else None
+        self.target_metric = "f1" if run.do_eval else "questions"
+        self.target_f1 = self.recipe.target_f1 if source.has_eval and run.do_eval else None
         self.answers: Answers | None = None
         """Of the last evaluation; on rank 0 only."""
         self.scores: dict[str, Any] = {}
         """What scoring counted, beyond the metrics; on rank 0 only."""
-        self._world, self._seed = world, seed
-        self._pin = backend.capabilities.pinned_memory
         self._eval: Sequence[SpanBatch] | None = None
-        self._keep_eval = impl.cache_eval_data
+        self._keep_eval = settings.impl.cache_eval_data
         self._logits: list[Tensor] = []
-
-        backend.seed(seed)  # the same weights on every rank
-        model = BertForQuestionAnswering(recipe.model, self.ops)
-        if source.init_checkpoint is not None:
-            # Weights that answer without training must have learnt to.
-            require = "encoder" if self.run.do_train else "all"
-            self.weights_report = load_pretrained(
-                model, source.init_checkpoint, require=cast("Any", require)
-            )
         self.notes += (_weights_note(source, self.weights_report),)
-        self._check_schedule()
         self._check_target(settings)
         self.notes += self._uncounted(world)
-        model.to(backend.device)
-        self.model = model
-        self._compile(backend, impl.compile)
-        backend.seed(seed + 1 + world.rank)  # other dropout on every rank
-        name = "adamw" if recipe.bias_correction else "bert_adam"
-        kernel = "torch-fused" if backend.fused_adamw else "torch-unfused"
-        self._optimizer_kernel = f"{kernel} {name}"
-        self.optimizer = build_optimizer(
-            name,
-            parameter_groups(self.model, recipe.weight_decay_rate),
-            lr=recipe.learning_rate,
-            betas=(recipe.adam_beta_1, recipe.adam_beta_2),
-            eps=recipe.adam_epsilon,
-            fused=backend.fused_adamw,
+
+    def make_model(self, ops: Ops) -> BertForQuestionAnswering:
+        return BertForQuestionAnswering(self.recipe.model, ops)
+
+    def optimizer_options(self) -> OptimizerOptions:
+        r = self.recipe
+        return OptimizerOptions(
+            name="adamw" if r.bias_correction else "bert_adam",
+            learning_rate=r.learning_rate,
+            betas=(r.adam_beta_1, r.adam_beta_2),
+            eps=r.adam_epsilon,
+            weight_decay_rate=r.weight_decay_rate,
         )
+
+    @property
+    def gelu(self) -> Gelu:
+        return self.recipe.model.gelu
 
     def _check_schedule(self) -> None:
         """Refuse to train with a rate that is 0 from the first step to the last."""
@@ -174,12 +163,12 @@ class SquadTask(SharedTask):
         return min(self._epochs_steps, self.recipe.max_steps or self._epochs_steps)
 
     def plan(self, settings: Settings) -> Plan:
-        """When the loop evaluates, saves, reports and stops."""
         r, run = self.recipe, settings.run
         steps = self.total_steps
         samples = steps * r.global_batch
         every = min(run.num_samples_per_checkpoint, samples)
-        return Plan(
+        return Plan.of(
+            settings,
             precision=self.precision,
             max_steps=steps,
             max_samples=max(1, samples),
@@ -191,20 +180,14 @@ class SquadTask(SharedTask):
             skip_steps=self.run.skip_steps,
             max_grad_norm=None if r.gradient_clipping == "none" else r.max_grad_norm,
             clipping="per_parameter" if r.gradient_clipping == "per_parameter" else "global",
-            init_loss_scale=settings.impl.init_loss_scale,
-            log_freq=run.log_freq,
             checkpoint_every_samples=0 if run.skip_checkpoint else every,
             checkpoint_start_samples=min(run.min_samples_to_start_checkpoints, samples),
-            max_minutes=run.max_minutes,
         )
 
-    # -- what the record says ------------------------------------------------------------------
-    def facts(self) -> dict[str, Any]:
-        """Of any task, and what is particular to this benchmark."""
+    def own_facts(self) -> dict[str, Any]:
         source = self.source
         data = {"train": source.train, "predict": source.predict}
-        return super().facts() | {
-            "data": source.description,
+        return {
             "pooler": "none: the answer does not depend on it, nor is it trained in the references",
             "padding": "none: the references' softmax also runs over padded positions",
             "schedule_steps": self.schedule_steps,
@@ -222,27 +205,21 @@ class SquadTask(SharedTask):
         }
 
     def results(self) -> dict[str, Any]:
-        """What is known only at the end."""
         return {"scoring": self.scores} if self.scores else {}
 
-    def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
-        """Nothing is known of the starting weights' F1."""
-        return []
-
-    # -- what the loop asks for ---------------------------------------------------------------
     def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
         if self.source.train is None:
             return _nothing()
         return iter(
             FeatureStream(
                 self.source.train.features,
-                seed=self._seed,
+                seed=self.seed,
                 global_batch=self.recipe.global_batch,
                 micro_batch=self.split.micro_batch,
-                world=self._world.size,
-                rank=self._world.rank,
+                world=self.world.size,
+                rank=self.world.rank,
                 position=position,
-                pin=self._pin,
+                pin=self.pin_memory,
             )
         )
 
@@ -260,8 +237,8 @@ class SquadTask(SharedTask):
         assert self.source.predict is not None and self.eval_batch_size is not None
         if self._eval is None or not self._keep_eval:
             features = self.source.predict.features
-            rows = share(len(features), self._world.size, self._world.rank)
-            self._eval = answer_batches(features, rows, self.eval_batch_size, pin=self._pin)
+            rows = share(len(features), self.world.size, self.world.rank)
+            self._eval = answer_batches(features, rows, self.eval_batch_size, pin=self.pin_memory)
         return self._eval
 
     def eval_sums(self, model: nn.Module, batch: SpanBatch) -> Tensor:
@@ -272,7 +249,7 @@ class SquadTask(SharedTask):
 
     def eval_result(self, sums: Mapping[str, float]) -> dict[str, float]:
         """All ranks' logits to answers and scores, on rank 0; every rank is told."""
-        source, world = self.source, self._world
+        source, world = self.source, self.world
         assert source.predict is not None
         own = torch.cat(self._logits).float().cpu().numpy() if self._logits else None
         self._logits = []
@@ -327,7 +304,7 @@ class SquadTask(SharedTask):
         )
 
 
-def _weights_note(source: Source, report: WeightsReport | None) -> str:
+def _weights_note(source: SquadSource, report: WeightsReport | None) -> str:
     """What a user should know of the starting weights."""
     if report is None or source.init_checkpoint is None:
         return "random starting weights: an F1 says nothing of a pretrained model"

@@ -60,7 +60,10 @@ _TABLE = (
      "export_mlperf"),
     ("import-mlperf", "FILE", "published MLPerf BERT logs as figures to compare with",
      "import_mlperf"),
-    ("new-backend", "NAME", "a package for a device that is not here yet", "new_backend"),
+    ("new-backend", "NAME", "a package for a device that is not here yet", "skeletons",
+     "new_backend"),
+    ("new-benchmark", "NAME", "a package with a benchmark of your own", "skeletons",
+     "new_benchmark"),
 )  # fmt: skip
 VERBS = {row[0]: Verb(*row) for row in _TABLE}
 

@@ -84,4 +84,4 @@ def run_main(argv: Sequence[str]) -> int:
     settings = resolve(words[0], words[1:])
     from bertbench.common.run import run
 
-    return run(settings)
+    return run(settings).exit_code

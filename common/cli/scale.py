@@ -80,7 +80,7 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
     if devices[0] != 1:
         devices = [1, *devices]
         says.append("1 device is run, too: efficiency is relative to it")
-    batch = int(settings.recipe.global_batch)  # type: ignore[attr-defined]
+    batch = int(settings.recipe.global_batch)
     uneven = [n for n in devices if batch % n]
     if given.strong and uneven:
         fitting = ",".join(str(n) for n in devices if n not in uneven)

@@ -3,20 +3,22 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
-from bertbench.benchmarks import load
+from bertbench import benchmarks
 from bertbench.common.errors import BadInput
-
-SCORED = ("squad",)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Hand the words to the benchmark's verb."""
-    words = list(argv)
-    if not words or words[0] not in (*SCORED, "-h", "--help"):
-        raise BadInput(f"name what to score: bertbench score {'|'.join(SCORED)} [flags]")
-    if words[0] not in SCORED:
-        print(f"usage: bertbench score {'|'.join(SCORED)} [flags]; each takes --help")
+    """Hand the words to the benchmark that scores such files; raises BadInput for another."""
+    verbs = {k: v for name in benchmarks.names() for k, v in benchmarks.load(name).verbs.items()}
+    scored = {verb.split()[1]: target for verb, target in verbs.items() if verb[:6] == "score "}
+    usage = f"bertbench score {'|'.join(scored)} [flags]"
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"usage: {usage}; each takes --help")
         return 0
-    return int(load(f"bert_{words[0]}", "verbs").score_main(words[1:]))
+    if not argv or argv[0] not in scored:
+        raise BadInput(f"name what to score: {usage}")
+    module, _, function = scored[argv[0]].partition(":")
+    return int(getattr(importlib.import_module(module), function)(argv[1:]))

@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Final
 
 from bertbench.common.config.recipe import Impl
 from bertbench.common.errors import BadInput
-
-if TYPE_CHECKING:
-    from bertbench.common.training.distributed import World
 
 AUTO: Final = "auto"
 
@@ -44,17 +41,13 @@ def split(global_batch: int, micro: int | None, largest: int, world_size: int) -
     return Split(micro_batch=micro, accumulation=per_rank // micro, world_size=world_size)
 
 
-def asked(global_batch: int, impl: Impl, world: World) -> Split:
-    """The division that the settings ask for; with ``auto`` the default, until one was found."""
+def requested(global_batch: int, impl: Impl, world_size: int) -> Split:
+    """Return the division that the settings ask for; ``auto`` starts from the default.
+
+    Raises BadInput where the batch does not divide.
+    """
     micro = None if impl.micro_batch == AUTO else impl.micro_batch
-    return split(global_batch, micro, impl.max_micro_batch, world.size)
-
-
-def told(global_batch: int, impl: Impl, world: World) -> dict[str, Any]:
-    """The division for --dry_run, where ``auto`` is not tried."""
-    if impl.micro_batch == AUTO:
-        return {"micro_batch": AUTO, "accumulation": None, "world_size": world.size}
-    return asdict(asked(global_batch, impl, world))
+    return split(global_batch, micro, impl.max_micro_batch, world_size)
 
 
 def divisors(n: int) -> Sequence[int]:

@@ -20,6 +20,9 @@ from typing import Any, Literal
 class Recipe:
     """Base of every benchmark's recipe: frozen values that may change the result."""
 
+    global_batch: int
+    """Sequences per optimizer step, over all devices."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Impl:
@@ -65,20 +68,12 @@ class RunOptions:
     """Seeds initialisation, data order and dropout; recorded, not part of the recipe's hash."""
     data: Path | None = None
     """Root of the data set (the launcher's DATA): shards, evaluation set, config, checkpoint."""
-    input_dir: Path | None = None
-    """Folder of the training shards, when not under --data."""
-    eval_dir: Path | None = None
-    """Folder of the evaluation file, when not under --data."""
     bert_config_path: Path | None = None
     """bert_config.json (or the folder it is in): must agree with the recipe's model."""
     init_checkpoint: Path | None = None
     """Weights to start from."""
-    text: Path | None = None
-    """Text for the quick-start data set, instead of the one that is downloaded."""
     synthetic: bool = False
     """Random tokens with the real mix of lengths, for pure speed runs."""
-    verify_checkpoint: bool = False
-    """Evaluate before training and compare with the accuracy the recipe expects."""
     output_dir: Path = Path("results")
     """Records are written to <output_dir>/<system>/<benchmark>/<run>/."""
     system: str | None = None
@@ -97,14 +92,6 @@ class RunOptions:
     """No checkpoint before this many samples."""
     max_minutes: float | None = None
     """Stop (status below_quality) after this much training time."""
-    submission_org: str = "bertbench"
-    """MLPerf log: submitter."""
-    submission_platform: str | None = None
-    """MLPerf log: platform; default: the system's name."""
-    submission_status: Literal["cloud", "onprem", "preview", "research"] = "onprem"
-    """MLPerf log: availability of the system."""
-    division: Literal["auto", "closed", "open"] = "auto"
-    """MLPerf division; auto is closed only where the recipe keeps MLPerf's rules."""
     dry_run: bool = False
     """Say what would run and stop."""
     json: bool = False

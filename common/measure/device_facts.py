@@ -1,44 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the device really did and is, for the record and for the reader of a result."""
+"""Facts about the device of a run, for the record and for the reader of a result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend, DeviceInfo, Telemetry
-    from bertbench.common.training.distributed import World
 
 EXPECTED = ("native", "bf16", "power")
-"""Capabilities whose absence is told at the start."""
+"""Capabilities whose absence is a note at the start."""
 
 
-def device_facts(
-    backend: Backend,
-    world: World,
-    *,
-    device: DeviceInfo,
-    telemetry: Telemetry | None,
-    checks: Mapping[str, str],
-    dist_backend: str | None,
-) -> dict[str, Any]:
-    """Values for the record. Unknown is None: ``fallbacks`` until a rehearsal has looked."""
-    return {
-        "backend": backend.name,
-        "verified": backend.verified,
-        "simulated": device.simulated,
-        "collective": None if world.size == 1 else backend.resolve_collective(dist_backend),
-        "device_checks": dict(checks),
-        "telemetry": None if telemetry is None else telemetry.source,
-        "fallbacks": None,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What is recorded of the device; unknown is None."""
+
+    backend: str
+    verified: str
+    """hardware, simulator or documents: where the backend has run."""
+    simulated: bool
+    collective: str | None
+    """None: one process."""
+    device_checks: Mapping[str, str]
+    """What ``Backend.verify_precision`` found."""
+    telemetry: str | None
+
+    @classmethod
+    def of(
+        cls,
+        backend: Backend,
+        *,
+        device: DeviceInfo,
+        telemetry: Telemetry | None,
+        checks: Mapping[str, str],
+        world_size: int,
+        dist_backend: str | None,
+    ) -> DeviceFacts:
+        """Return the facts of ``device``; raises Unsupported for another collective library."""
+        collective = backend.resolve_collective(dist_backend)
+        return cls(
+            backend=backend.name,
+            verified=backend.verified,
+            simulated=device.simulated,
+            collective=None if world_size == 1 else collective,
+            device_checks=dict(checks),
+            telemetry=None if telemetry is None else telemetry.source,
+        )
 
 
 def device_notes(
-    backend: Backend, device: DeviceInfo, checks: Mapping[str, str], gelu: str
+    backend: Backend, device: DeviceInfo, checks: Mapping[str, str], gelu: str | None
 ) -> list[str]:
-    """What a user would expect and this device does not give, and what its results are worth.
+    """Return notes on what the device lacks, and on what its results are worth.
 
     ``gelu`` is the form that the model asks for; ``checks`` come from ``verify_precision``.
     """
@@ -50,7 +66,7 @@ def device_notes(
             f"the model's GELU is the exact one, the device computes {checks['gelu']}{why}"
         )
     if device.simulated:
-        notes.append("simulated device: its figures are no result")
+        notes.append("simulated device: its figures are not results")
     elif backend.verified == "documents":
         notes.append(
             f"untested backend: {backend.name} was written from its vendor's documents and has run "
@@ -60,7 +76,7 @@ def device_notes(
 
 
 def fallback_notes(fallbacks: Mapping[str, int] | None) -> list[str]:
-    """What the rehearsal found that the host computed instead."""
+    """Return a note on the operations that the host computed during the rehearsal."""
     if not fallbacks:
         return []
     counted = ", ".join(f"{op} ({n})" for op, n in sorted(fallbacks.items()))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,3 +178,19 @@ def _gelu(hidden_act: object) -> Gelu:
     if not isinstance(hidden_act, str) or hidden_act not in GELU_OF_HIDDEN_ACT:
         raise BadInput(f"hidden_act is {hidden_act!r}; supported: {', '.join(GELU_OF_HIDDEN_ACT)}")
     return GELU_OF_HIDDEN_ACT[hidden_act]
+
+
+BERT_LARGE = BertConfig(
+    vocab_size=30528,  # 30522 padded to a multiple of 8, as NVIDIA's scripts do
+    hidden_size=1024,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    intermediate_size=4096,
+)
+"""Devlin et al. 2018, table of models; GELU is the exact one."""
+
+BERT_BASE = replace(
+    BERT_LARGE, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    intermediate_size=3072,
+)  # fmt: skip
+"""Likewise."""

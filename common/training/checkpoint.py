@@ -38,6 +38,8 @@ _GROUP = re.compile(r"[a-z][a-z0-9_]*")
 _PARTIAL = ".partial-"
 
 Groups = dict[str, dict[str, Tensor]]
+Saved = tuple[Groups, dict[str, Any]]
+"""The tensors by group and name, and the state that is not tensors."""
 
 
 def rank_group(rank: int) -> str:
@@ -138,7 +140,7 @@ def resolve(path: Path) -> Path:
     )
 
 
-def load(path: Path) -> tuple[Groups, dict[str, Any]]:
+def load(path: Path) -> Saved:
     """Verify and read one checkpoint folder; see ``Checkpoints.load``."""
     problem = verify(path)
     if problem:

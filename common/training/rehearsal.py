@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from bertbench.common.config.batch_split import AUTO, divisors
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.training.distributed import World
+from bertbench.common.training.facts import MicroBatchChoice
 from bertbench.common.training.loop import train_step
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan, Task
@@ -191,14 +192,14 @@ def check_auto(backend: Backend) -> None:
 
 def find_micro_batch(
     task: Task, backend: Backend, world: World, plan: Plan, share: int
-) -> dict[str, Any]:
+) -> MicroBatchChoice:
     """The largest micro-batch that fits every rank, by bisection over the divisors of ``share``.
 
     Args:
         share: sequences that each rank trains per step.
 
     Returns:
-        ``chosen``, and for the record what each rank could do and what this one tried.
+        The choice, with what each rank could do and what this one tried.
 
     Raises:
         DoesNotFit: not even one sequence at a time does.
@@ -228,7 +229,7 @@ def find_micro_batch(
             f"--micro_batch auto: not one sequence at a time fits the device's memory{reason}; "
             f"try a 16-bit --precision, or a smaller model"
         )
-    return {"asked": AUTO, "chosen": min(per_rank), "per_rank": per_rank, "tried": tried}
+    return MicroBatchChoice(asked=AUTO, chosen=min(per_rank), per_rank=per_rank, tried=dict(tried))
 
 
 def advice(sizes: Sizes, *, evaluating: bool, micro_batch: int | None = None) -> str:

@@ -1,27 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is trained: the contract between a benchmark and the loop."""
+"""The contract between a benchmark and the loop: a task, its data, its plan and its facts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bertbench.common.training.distributed import World
-
-if TYPE_CHECKING:
-    from bertbench.backends.base import Backend
-from typing import TYPE_CHECKING
-
-from bertbench.common.config.batch_split import Split, split
+from bertbench.common.config.batch_split import requested, split
+from bertbench.common.config.recipe import Recipe, Settings
+from bertbench.common.files import file_sha256
 from bertbench.common.model.ops import Ops
-from bertbench.common.model.weights import WeightsReport
+from bertbench.common.model.weights import WeightsReport, load_pretrained
+from bertbench.common.optim.factory import build_optimizer
+from bertbench.common.optim.lamb import parameter_groups
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
+    from bertbench.common.measure.metric import Metric
+    from bertbench.common.training.distributed import World
+    from bertbench.common.training.events import EvalEvent
 
 
 class Batch(Protocol):
@@ -45,42 +48,29 @@ class StepBatch(Protocol):
     def position(self) -> dict[str, int]: ...
 
 
-class Task(Protocol):
-    """What is trained. Sums are vectors named by ``sum_names``, added over ranks and passes."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The files or synthetic samples of one run; benchmarks add their own fields."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    sum_names: tuple[str, ...]
-    target_metric: str
+    description: str
+    """For the console and the record."""
+    init_checkpoint: Path | None = None
+    """Weights to start from; None: random ones."""
+    notes: tuple[str, ...] = ()
+    """Facts about the data that the user should see."""
 
-    def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
-        """Endless steps, from ``position`` of a checkpoint or from the beginning; a generator."""
+    @property
+    def has_eval(self) -> bool:
+        """Whether there are samples to evaluate on."""
+        return False
 
-    def loss(self, model: nn.Module, batch: Any, step: Any) -> tuple[Tensor, Tensor]:
-        """This micro-batch's share of the step's global mean loss, and its sums (detached)."""
+    def hash(self) -> str | None:
+        """Return the identity of the data; None for synthetic data."""
+        return None
 
-    def eval_batches(self) -> Sequence[Any]:
-        """This rank's part of the held-out samples."""
-
-    def eval_sums(self, model: nn.Module, batch: Any) -> Tensor:
-        """The sums of one evaluation batch."""
-
-    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Named results of a training step's globally added sums; includes ``loss``."""
-
-    def eval_result(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Named results of the evaluation whose last batch just ended, the same on every rank;
-        includes ``target_metric``. Called on every rank: here results beyond sums are gathered."""
-
-    def learning_rate(self, step: int) -> float:
-        """Of the step with this index, from 0."""
-
-    def model_flops(self, batch: Any) -> int:
-        """Of training on this micro-batch once (common/measure/flops.py)."""
-
-    def made_up_step(self, size: int, passes: int, *, typical: bool = False) -> Any:
-        """A step of ``passes`` micro-batches of the largest shape there can be, or of the usual
-        one, for common/training/rehearsal.py. It touches no data and no random state."""
+    def checkpoint_hash(self) -> str | None:
+        """Return the sha256 of the starting weights; None for random ones."""
+        return None if self.init_checkpoint is None else file_sha256(self.init_checkpoint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,46 +101,221 @@ class Plan:
     checkpoint_start_samples: int = 0
     max_minutes: float | None = None
 
+    @classmethod
+    def of(cls, settings: Settings, **own: Any) -> Plan:
+        """Return a plan with the fields that follow from the settings of any benchmark.
 
-class SharedTask:
-    """Base of a benchmark's task (Task), which sets these attributes."""
+        ``own`` are the other fields, and those that differ.
+        """
+        run = settings.run
+        every = 0 if run.skip_checkpoint else run.num_samples_per_checkpoint
+        common: dict[str, Any] = {
+            "init_loss_scale": settings.impl.init_loss_scale,
+            "log_freq": run.log_freq,
+            "checkpoint_every_samples": every,
+            "checkpoint_start_samples": run.min_samples_to_start_checkpoints,
+            "max_minutes": run.max_minutes,
+        }
+        return cls(**common | own)
 
-    recipe: Any
-    model: nn.Module
-    ops: Ops
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """The optimizer of a recipe."""
+
+    name: str
+    """lamb, adamw or bert_adam (common/optim/factory.py)."""
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay_rate: float
+    """Not applied to biases and LayerNorm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """Choices that a task made for the user; all of them are recorded."""
+
+    data: str
     precision: str
-    split: Split
-    weights_report: WeightsReport | None = None
-    """Of the starting checkpoint; None where there is none."""
-    _world: World
-    _optimizer_kernel: str
+    kernels: Mapping[str, str]
+    parameters: int
+    micro_batch: int
+    gradient_accumulation_steps: int
+    world_size: int
+    init_checkpoint: Mapping[str, Any] | None
+    """Tensors of the starting weights that were used, missing and unexpected."""
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the record, of one benchmark."""
 
-    def _compile(self, backend: Backend, compiler: str | None) -> None:
-        """Compile the model's layers in place where ``--compile`` asks for it."""
-        if compiler is not None:
+
+class Task(ABC):
+    """Model, optimizer, data, loss and scores of one recipe on one rank.
+
+    A subclass names its sums and gives the abstract methods. Its constructor may refuse settings
+    before it calls this one, which builds the model, loads the weights and makes the optimizer.
+    Sums are vectors named by ``sum_names``, added over ranks and micro-batches.
+    """
+
+    recipe: Recipe
+    sum_names: tuple[str, ...]
+    target_metric: str
+    required_weights: Literal["all", "encoder"] = "all"
+    """Tensors that the starting weights must hold."""
+    eval_batch_size: int | None = None
+    """Most sequences of an evaluation batch; None where nothing is evaluated."""
+
+    def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
+        impl, seed = settings.impl, settings.run.seed
+        self.recipe = settings.recipe
+        self.world, self.seed = world, seed
+        self.data_description, self.notes = source.description, source.notes
+        self.pin_memory = backend.capabilities.pinned_memory
+        self.precision = backend.resolve_precision(impl.precision)
+        self.ops = backend.ops(impl.kernels, self.precision)
+        self.split = requested(self.recipe.global_batch, impl, world.size)
+        self.weights_report: WeightsReport | None = None
+        backend.seed(seed)  # the same weights on every rank
+        self.model = self.make_model(self.ops)
+        if source.init_checkpoint is not None:
+            self.weights_report = load_pretrained(
+                self.model, source.init_checkpoint, require=self.required_weights
+            )
+        self.model.to(backend.device)
+        if impl.compile is not None:
             self.ops.keep_out_of_graphs()
-        backend.compile(self.model, compiler)
+        backend.compile(self.model, impl.compile)
+        backend.seed(seed + 1 + world.rank)  # other dropout on every rank
+        self._make_optimizer(backend, impl.kernels)
 
-    def use_micro_batch(self, size: int) -> None:
-        """Another division of the same global batch, before the first step."""
-        self.split = split(self.recipe.global_batch, size, size, self._world.size)
+    def _make_optimizer(self, backend: Backend, kernels: str) -> None:
+        options = self.optimizer_options()
+        kernel = backend.lamb_kernel(kernels) if options.name == "lamb" else None
+        self.optimizer: torch.optim.Optimizer = build_optimizer(
+            options.name,
+            parameter_groups(self.model, options.weight_decay_rate),
+            lr=options.learning_rate,
+            betas=options.betas,
+            eps=options.eps,
+            lamb_kernel=kernel,
+            fused=backend.fused_adamw,
+        )
+        if options.name == "lamb":
+            self._optimizer_kernel = f"lamb-{'fused' if kernel else 'foreach'}"
+        else:
+            fused = "fused" if backend.fused_adamw else "unfused"
+            self._optimizer_kernel = f"torch-{fused} {options.name}"
+
+    # -- given by each benchmark ------------------------------------------------------------------
+    @abstractmethod
+    def make_model(self, ops: Ops) -> nn.Module:
+        """Return the initialised model on the host; ``ops`` are the operations of the device."""
+
+    @abstractmethod
+    def optimizer_options(self) -> OptimizerOptions:
+        """Return the recipe's optimizer."""
+
+    @abstractmethod
+    def plan(self, settings: Settings) -> Plan:
+        """Return when the loop evaluates, saves, reports and stops (``Plan.of``)."""
+
+    @abstractmethod
+    def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
+        """Return endless steps (``StepBatch``), from a checkpoint's ``position`` or the start.
+
+        The iterator is a generator: the loop closes it.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any, step: Any) -> tuple[Tensor, Tensor]:
+        """Return this micro-batch's share of the step's global mean loss, a scalar, and its sums.
+
+        The sums are detached, [len(sum_names)]. Divide by ``step.num_samples`` (or another global
+        count), so that every split into micro-batches and ranks gives the same gradient.
+        """
+
+    @abstractmethod
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the results of a training step from its global sums; includes ``loss``."""
+
+    @abstractmethod
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of the step with this index, from 0."""
+
+    @abstractmethod
+    def model_flops(self, batch: Any) -> int:
+        """Return the FLOPs of training on this micro-batch once (common/measure/flops.py)."""
+
+    @abstractmethod
+    def made_up_step(self, size: int, passes: int, *, typical: bool = False) -> Any:
+        """Return a step of ``passes`` micro-batches of ``size`` sequences for a rehearsal.
+
+        The sequences have the largest shape that the recipe allows, or the usual one. It touches
+        no data and no random state.
+        """
+
+    # -- given where there is something to evaluate -----------------------------------------------
+    def eval_batches(self) -> Sequence[Any]:
+        """Return this rank's part of the held-out samples."""
+        return ()
+
+    def eval_sums(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the sums of one evaluation batch: [len(sum_names)]."""
+        raise NotImplementedError(f"{type(self).__name__} evaluates nothing")
+
+    def eval_result(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return the results of an evaluation, the same on every rank; includes ``target_metric``.
+
+        Called on every rank, so that results beyond sums can be gathered here.
+        """
+        return self.metrics(sums)
+
+    def quality(self, event: EvalEvent) -> list[Metric]:
+        """Return the metrics that the record keeps of the last evaluation."""
+        return []
+
+    def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
+        """Return notes on the starting weights; ``evaluate`` scores them before the clock starts.
+
+        Raises BadInput where they are not the weights that the recipe expects.
+        """
+        return []
+
+    # -- the record -------------------------------------------------------------------------------
+    @property
+    def gelu(self) -> Literal["erf", "tanh"] | None:
+        """The form of GELU that the model asks for; None where it has none."""
+        return None
 
     @property
     def share(self) -> int:
         """Sequences that this rank trains per step."""
         return self.split.micro_batch * self.split.accumulation
 
-    def facts(self) -> dict[str, Any]:
-        """What was chosen for the user: all of it recorded, none of it silent."""
+    def use_micro_batch(self, size: int) -> None:
+        """Divide the same global batch differently, before the first step."""
+        self.split = split(self.recipe.global_batch, size, size, self.world.size)
+
+    def own_facts(self) -> dict[str, Any]:
+        """Return further keys of the record that are known at the start."""
+        return {}
+
+    def results(self) -> dict[str, Any]:
+        """Return further keys of the record that are known only at the end."""
+        return {}
+
+    def facts(self) -> TaskFacts:
+        """Return what was chosen for the user."""
         report = self.weights_report
-        return {
-            "precision": self.precision,
-            "kernels": dict(self.ops.kernels) | {"optimizer": self._optimizer_kernel},
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "micro_batch": self.split.micro_batch,
-            "gradient_accumulation_steps": self.split.accumulation,
-            "world_size": self.split.world_size,
-            "init_checkpoint": None
+        return TaskFacts(
+            data=self.data_description,
+            precision=self.precision,
+            kernels=dict(self.ops.kernels) | {"optimizer": self._optimizer_kernel},
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            micro_batch=self.split.micro_batch,
+            gradient_accumulation_steps=self.split.accumulation,
+            world_size=self.split.world_size,
+            init_checkpoint=None
             if report is None
             else {
                 "matched": len(report.matched),
@@ -158,4 +323,5 @@ class SharedTask:
                 "unexpected": list(report.unexpected),
                 "notes": list(report.notes),
             },
-        }
+            own=self.own_facts(),
+        )

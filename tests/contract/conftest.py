@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +23,26 @@ from tests.contract.tiny_task import (
 )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With one of --backend and --benchmark, only its own tests of this folder are run."""
+    chosen = {n: config.getoption(f"--{n}") is not None for n in ("backend", "benchmark")}
+    if chosen["backend"] == chosen["benchmark"]:
+        return
+    here = Path(__file__).parent
+    kept = [
+        item
+        for item in items
+        if here not in item.path.parents
+        or item.path.name.startswith("test_benchmark") == chosen["benchmark"]
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
 @pytest.fixture(scope="session")
 def backend_class(request: pytest.FixtureRequest) -> type[Backend]:
     """The class that ``--backend`` names; everything fails with the reason if it cannot run."""
-    name = request.config.getoption("--backend")
+    name = request.config.getoption("--backend") or "cpu_ref"
     try:
         cls = backends.load(name)
     except BertbenchError as error:

@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertbench.backends.base import Backend
 from bertbench.benchmarks import resolve
-from bertbench.benchmarks.bert_pretraining.benchmark import build
-from bertbench.benchmarks.bert_pretraining.data import Source
+from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.config.recipe import Settings
 from bertbench.common.data.synthetic import SyntheticStream
@@ -52,7 +51,7 @@ def exact_precision(backend: Backend) -> str:
     return "fp32" if "fp32" in have else "tf32"
 
 
-class TinySource(Source):
+class TinySource(PretrainingSource):
     """One batch of synthetic samples, again and again: that can be learnt in ten steps."""
 
     def train(self, *, world: World, **options: Any) -> Iterator[Any]:
@@ -89,7 +88,7 @@ def tiny_task(backend: Backend, *flags: str) -> tuple[PretrainingTask, Plan]:
     """The real task of `bertbench run mini` with TINY's and these flags."""
     settings = _settings(*TINY, *flags)
     source = TinySource(recipe=settings.recipe, description="synthetic")  # type: ignore[arg-type]
-    task = build(settings, backend, World(), source)
+    task = PretrainingTask(settings, backend, World(), source)
     return task, task.plan(settings)
 
 

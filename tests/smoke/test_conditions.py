@@ -10,10 +10,9 @@ import pytest
 
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.common.cli import main as cli
-from bertbench.common.measure.device_facts import device_facts, device_notes, fallback_notes
+from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.telemetry import Sampler
 from bertbench.common.results.validate import validate
-from bertbench.common.training.distributed import World
 from tests.smoke.conftest import manifest
 
 PEAKS = """
@@ -106,10 +105,10 @@ def test_notes_say_what_results_are_worth() -> None:
     told = device_notes(backend, info, checks, gelu="erf")
     assert any("computes tanh (SWITCH=1 gives it)" in n for n in told)
     assert not any("GELU" in n for n in device_notes(backend, info, checks, gelu="tanh"))
-    facts = device_facts(
-        backend, World(size=2), device=info, telemetry=None, checks=checks, dist_backend=None
+    facts = DeviceFacts.of(
+        backend, device=info, telemetry=None, checks=checks, world_size=2, dist_backend=None
     )
-    assert (facts["collective"], facts["telemetry"], facts["fallbacks"]) == ("gloo", None, None)
+    assert (facts.collective, facts.telemetry) == ("gloo", None)
     assert fallback_notes({}) == fallback_notes(None) == []
     assert fallback_notes({"aten::erf": 3}) == [
         "computed by the host in the device's place, with times in the rehearsal: aten::erf (3)"

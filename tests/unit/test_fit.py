@@ -13,7 +13,7 @@ import torch
 
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks import resolve
-from bertbench.benchmarks.bert_pretraining.data import Source
+from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.cli import main as cli
 from bertbench.common.errors import Unsupported
@@ -55,7 +55,7 @@ def backend() -> Limited:
 
 def make(backend: CpuRef, *flags: str) -> tuple[PretrainingTask, Any]:
     settings = resolve("mini", [*TINY, *flags])
-    source = Source(recipe=settings.recipe, description="made up")
+    source = PretrainingSource(recipe=settings.recipe, description="made up")
     task = PretrainingTask(settings, backend, ALONE, source)
     return task, task.plan(settings)
 
@@ -155,17 +155,17 @@ def test_auto_finds_the_largest_divisor_that_fits(backend, sequences: int, chose
     task, plan = make(backend, "--micro_batch", "auto")
     seen = limit(task, tokens=64 * sequences)
     found = find_micro_batch(task, backend, ALONE, plan, task.share)
-    assert found["chosen"] == chosen and found["per_rank"] == [chosen]
-    assert found["tried"][str(chosen)] == "fits"
-    refused = [int(size) for size, why in found["tried"].items() if why == "no memory for"]
+    assert found.chosen == chosen and found.per_rank == [chosen]
+    assert found.tried[str(chosen)] == "fits"
+    refused = [int(size) for size, why in found.tried.items() if why == "no memory for"]
     assert all(size > sequences for size in refused)
-    assert len(found["tried"]) <= 4
+    assert len(found.tried) <= 4
     # All but the very first try have the optimizer's state beside them; second passes gradients.
     assert all(state for _, state, _ in seen[1:])
     assert (chosen == 12) or (chosen, True, True) in seen
-    task.use_micro_batch(found["chosen"])
+    task.use_micro_batch(found.chosen)
     assert task.split.accumulation == 12 // chosen
-    assert task.facts()["micro_batch"] == chosen
+    assert task.facts().micro_batch == chosen
 
 
 class TwoRanks:
@@ -184,7 +184,7 @@ def test_the_rank_with_the_least_memory_decides(backend) -> None:
     task, plan = make(backend)
     limit(task, tokens=64 * 99)
     found = find_micro_batch(task, backend, TwoRanks(3), plan, 12)
-    assert (found["chosen"], found["per_rank"]) == (3, [12, 3])
+    assert (found.chosen, found.per_rank) == (3, [12, 3])
     with pytest.raises(DoesNotFit, match="not one sequence"):
         find_micro_batch(task, backend, TwoRanks(0), plan, 12)
 

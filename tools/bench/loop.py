@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from bertbench.backends.cpu_ref.backend import CpuRef
-from bertbench.benchmarks.bert_pretraining.benchmark import prepare
+from bertbench.benchmarks.bert_pretraining.data import find_source
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.config.recipe import Settings
@@ -30,7 +30,7 @@ def loop(rounds: int, steps: int = 50) -> dict[str, object]:
     run = replace(preset.run, synthetic=True, backend="cpu_ref", log_freq=10)
     settings = Settings(preset=preset, recipe=preset.recipe, impl=preset.impl, run=run)
     backend, world = CpuRef(), World()
-    task = PretrainingTask(settings, backend, world, prepare(settings))
+    task = PretrainingTask(settings, backend, world, find_source(settings))
     plan = replace(
         task.plan(settings), max_steps=steps, eval_every_samples=0, checkpoint_every_samples=0
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks import resolve
-from bertbench.benchmarks.bert_squad.benchmark import prepare
+from bertbench.benchmarks.bert_squad.data import find_source
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.task import SquadTask
 from bertbench.common.config.recipe import Settings
@@ -35,7 +35,7 @@ class Own:
     def __init__(self, flags: Sequence[str]) -> None:
         self.settings: Settings = resolve(RECIPE, flags)
         self.backend, self.world = CpuRef(), World()
-        self.task = SquadTask(self.settings, self.backend, self.world, prepare(self.settings))
+        self.task = SquadTask(self.settings, self.backend, self.world, find_source(self.settings))
         self.plan: Plan = self.task.plan(self.settings)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from bertbench.backends.base import Backend
 from bertbench.benchmarks import resolve
-from bertbench.benchmarks.bert_pretraining.benchmark import build, prepare
+from bertbench.benchmarks.bert_pretraining.data import find_source
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.data.steps import StepBatch
 from bertbench.common.measure.flops import BACKWARD
@@ -70,7 +70,7 @@ def subject(check: Check, backend: Backend, precision: str, micro: int, count: i
     """Build BERT-large and ``count`` steps of 1 x ``micro`` sequences for it."""
     recipe, *flags = pretraining_arguments(check, precision, 1, micro, 1)
     settings = resolve(recipe, flags)
-    task = build(settings, backend, World(), prepare(settings))
+    task = PretrainingTask(settings, backend, World(), find_source(settings))
     task.model.train()
     with closing(task.train_batches(None)) as stream:  # type: ignore[type-var]
         batches = list(itertools.islice(stream, count))

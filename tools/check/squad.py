@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bertbench.benchmarks import resolve
-from bertbench.benchmarks.bert_squad.benchmark import prepare
+from bertbench.benchmarks.bert_squad.data import find_source
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.stream import answer_batches
 from bertbench.benchmarks.bert_squad.task import SquadTask
@@ -78,7 +78,7 @@ def answer(check: Check, report: Report, flags: Sequence[str], precision: str) -
     """Report rate and latency of answering, measured by the suite's own evaluation."""
     settings = resolve("squad_large_1", flags)
     backend, size = check.open(), settings.impl.eval_batch_size
-    source = prepare(settings)
+    source = find_source(settings)
     task = Answering(settings, backend, World(), source)
     assert source.train is not None
     count = min(len(source.train.features), size * (WARM_UP + check.size(60, 4)))

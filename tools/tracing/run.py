@@ -60,7 +60,7 @@ def trace(
     """
     settings = resolve(name, [*flags, "--synthetic"])
     _check(settings)
-    benchmark = load_benchmark(settings.preset.benchmark, "benchmark")
+    benchmark = load_benchmark(settings.preset.benchmark)
     source = benchmark.prepare(settings)
     tally = Tally(root, rates, limits=LIMITS[argument_kb])
     phases = Phases(tally)
@@ -88,7 +88,7 @@ def trace(
     return Trace(
         name=name,
         precision=task.precision,
-        kernels=task.facts()["kernels"],
+        kernels=dict(task.facts().kernels),
         lengths=lengths,
         masked=None if labels is None else len(labels),
         model_flops=task.model_flops(micro),

@@ -29,7 +29,7 @@ def made(folder, *, trains=True, resumed=False, **run):
         recipe=preset.recipe,
         source=SimpleNamespace(train=stored if trains else None, predict=stored),
         split=SimpleNamespace(micro_batch=4, accumulation=2),
-        facts=lambda: {"init_checkpoint": {}, "parameters": 1234},
+        facts=lambda: SimpleNamespace(init_checkpoint={}, parameters=1234),
         total_steps=4,
         eval_batch_size=8,
         backend_name="gcu",

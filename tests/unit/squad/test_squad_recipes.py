@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from bertbench.benchmarks.bert_squad.recipes import (
-    LARGE,
     PRESETS,
     SquadOptions,
     enflame,
@@ -19,6 +18,7 @@ from bertbench.benchmarks.bert_squad.recipes import (
     nvidia_2021,
 )
 from bertbench.common.config.recipe import plain, recipe_hash
+from bertbench.common.model.config import BERT_LARGE
 
 ROOT = Path(__file__).parents[3]
 
@@ -46,7 +46,7 @@ def test_the_forks_differ_in_just_this() -> None:
     for recipe in (head, old, theirs):
         assert not recipe["bias_correction"]
         assert recipe["schedule_length"] == "examples"
-        assert recipe["model"]["vocab_size"] == 30528 == LARGE.vocab_size
+        assert recipe["model"]["vocab_size"] == 30528 == BERT_LARGE.vocab_size
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks.bert_squad.cache import StoredFeatures
-from bertbench.benchmarks.bert_squad.data import Source, made_up_features
+from bertbench.benchmarks.bert_squad.data import SquadSource, made_up_features
 from bertbench.benchmarks.bert_squad.recipes import PRESETS, SquadOptions
 from bertbench.benchmarks.bert_squad.stream import FeatureStream, answer_batches, share
 from bertbench.benchmarks.bert_squad.task import SquadTask
@@ -133,7 +133,7 @@ def task(name="squad_large_enflame_1", stored=(88_641, 87_599), answers=0, origi
         preset=preset, recipe=recipe, impl=preset.impl, run=run or SquadOptions(),
         origins=origins or {},
     )  # fmt: skip
-    source = Source(recipe=recipe, description="made up", train=train, predict=predict)
+    source = SquadSource(recipe=recipe, description="made up", train=train, predict=predict)
     return SquadTask(settings, CpuRef(), World(), source), settings
 
 
@@ -211,7 +211,7 @@ def test_without_training_there_is_no_step():
 )
 def test_the_optimizer_is_the_recipes(bias_correction, name):
     made, _ = task(bias_correction=bias_correction, stored=(16, 16), weight_decay_rate=0.5)
-    assert made.facts()["kernels"]["optimizer"] == name
+    assert made.facts().kernels["optimizer"] == name
     decayed = {g["weight_decay"]: len(g["params"]) for g in made.optimizer.param_groups}
     vectors = [p for p in made.model.parameters() if p.ndim == 1]
     assert decayed[0.0] == len(vectors)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs that a notebook or another program calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bertbench.common.errors import BadInput
+from bertbench.common.results.comparable import Side, load_side
+from bertbench.common.results.compare import Comparison
+from bertbench.common.results.compare import compare as compare_sides
+from bertbench.common.results.result import Result
+from bertbench.common.results.store import load_results
+
+
+def run(recipe: str, **options: object) -> Result:
+    """Run a recipe in this process and return its record, whose ``status`` says how it ended.
+
+    ``options`` are the flags of ``bertbench run RECIPE``, e.g. ``max_steps=20, synthetic=True``.
+    Raises BadInput or Unsupported where the run is refused before it has a record.
+    """
+    from bertbench.benchmarks import resolve
+    from bertbench.common.run import run as run_settings
+
+    record = run_settings(resolve(recipe, flags(options))).record
+    if record is None:
+        raise BadInput("run needs a record to return: leave dry_run out, and call it on rank 0")
+    return load_records(record)[0]
+
+
+def flags(options: dict[str, object]) -> list[str]:
+    """Return ``options`` as words of the command line."""
+    words: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no_'}{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def load_records(*paths: str | Path) -> list[Result]:
+    """Return the runs in folders of records, in the order of their paths.
+
+    Raises BadInput where there is no record, or one is damaged.
+    """
+    results, damaged = load_results([Path(path) for path in paths], references=False)
+    if damaged:
+        raise BadInput("; ".join(f"{d.path}: {d.problem}" for d in damaged))
+    if not results:
+        raise BadInput(f"no record in {', '.join(map(str, paths))}: name a folder of results")
+    return results
+
+
+def compare(
+    lhs: str | Path | Sequence[Result],
+    rhs: str | Path | Sequence[Result],
+    *,
+    metrics: Sequence[str] = (),
+    threshold: float = 1.0,
+    force: bool = False,
+) -> Comparison:
+    """Compare the runs ``rhs`` with the baseline ``lhs``: folders, patterns or records.
+
+    ``threshold`` is the change in percent that is a regression. ``force`` compares what is not the
+    same benchmark. Raises BadInput where a side has no run, or a metric is nowhere.
+    """
+    sides = (_side(lhs, "baseline"), _side(rhs, "candidate"))
+    return compare_sides(*sides, metrics=metrics, threshold=threshold, force=force)
+
+
+def _side(runs: str | Path | Sequence[Result], label: str) -> Side:
+    if isinstance(runs, (str, Path)):
+        return load_side(str(runs))
+    return Side(label, list(runs), [])
