@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_layering import ORDER
 
 from bertbench.benchmarks import presets, resolve
 from bertbench.benchmarks.bert_pretraining.launch import plan
@@ -139,6 +140,13 @@ def test_links_lead_somewhere(files: list[Path]) -> None:
     for path in (p for p in files if p.suffix == ".md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / path).read_text()):
             assert (ROOT / path).parent.joinpath(target).exists(), f"{path}: {target}"
+
+
+def test_the_architecture_names_every_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = [name.split(".")[-1] for name in ORDER if name != "__main__"]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+)\|", page, re.M))))
+    assert not set(rooms) - named
 
 
 def test_the_index_lists_every_page() -> None:
