@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write the pages' tables of results from the records in results/.
 
-python tools/readme_results.py           # write them
-python tools/readme_results.py --check   # exit with 1 if they differ from the records
+python tools/readme_results.py           # writes them
+python tools/readme_results.py --check   # exits with 1 if they are out of date
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bertbench.common.results.store import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = "peers"
-"""Folder of the measurements of tools/bench_* beside other software."""
+"""Folder of the comparisons with other software by tools/bench_*."""
 BEGIN, END = "<!-- results: written by tools/readme_results.py -->", "<!-- end of results -->"
 TABLES = ("configurations", "scaling-table")
 
@@ -33,13 +33,13 @@ def of_records(results: Path) -> str:
 
 
 def repeated(results: Path) -> str:
-    """Return the rows that have a confidence interval."""
+    """Return the rows of ``of_records`` that have a confidence interval."""
     rows = of_records(results).split("\n\n")[1].splitlines()
     return "\n".join(row for row in rows if "(indicative)" not in row)
 
 
 def of_squad(results: Path) -> str:
-    """Return the measurements of tools/bench_squad.py as Markdown."""
+    """Return the tables of tools/bench_squad.py's saved results."""
     from bench import squad_features, squad_quality, squad_speed
 
     parts = {
@@ -65,14 +65,13 @@ PAGES = {
 }
 
 
-def written(page: str, tables: str) -> str:
-    """Return ``page`` with ``tables`` between its two marks."""
-    head, rest = page.split(BEGIN)
+def written(readme: str, tables: str) -> str:
+    """Return ``readme`` with ``tables`` between its two marks."""
+    head, rest = readme.split(BEGIN)
     return f"{head}{BEGIN}\n{tables}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> int:
-    """Write or check the pages; return the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +86,7 @@ def main() -> int:
             continue
         wrong = 1
         if given.check:
-            print(f"{name} differs from the records in results/: run tools/readme_results.py")
+            print(f"{name}: its tables are out of date: run tools/readme_results.py")
         else:
             page.write_text(new, encoding="utf-8")
     return wrong if given.check else 0
