@@ -142,6 +142,13 @@ def test_links_lead_somewhere(files: list[Path]) -> None:
             assert (ROOT / path).parent.joinpath(target).exists(), f"{path}: {target}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_the_page_names_exist(path: Path) -> None:
+    folders = "backends|benchmarks|common|docs|scripts|tests|tools|requirements"
+    named = set(re.findall(rf"`((?:{folders})/[\w./-]+)`", path.read_text()))
+    assert not {name for name in named if not (ROOT / name).exists()}
+
+
 def test_the_architecture_names_every_room() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     rooms = [name.split(".")[-1] for name in ORDER if name != "__main__"]
