@@ -88,10 +88,10 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
             f"a global batch of {batch} cannot be shared evenly by {_and(uneven)} devices: "
             f"--devices {fitting}, another --global_batch, or --weak"
         )
-    wish = launch.Wish(
-        recipe=words[1], given={"backend": settings.run.backend}, rest=(), global_batch=batch
+    request = launch.Request(
+        recipe=words[1], values={"backend": settings.run.backend}, flags=(), global_batch=batch
     )
-    chosen = launch.choose_devices(wish, {}, examine(settings.run.backend))
+    chosen = launch.choose_devices(request, {}, examine(settings.run.backend))
     shares_host = not chosen.backend["accelerator"]
     there = int(chosen.backend["device_count"])
     if not shares_host and devices[-1] > there:

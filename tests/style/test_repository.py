@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from bertbench.benchmarks import presets, resolve
-from bertbench.benchmarks.bert_pretraining.launch import plan
+from bertbench.benchmarks.bert_pretraining.launch import read
 from bertbench.common.cli.main import VERBS
+from bertbench.common.launch.launcher import plan
 
 try:
     import tomllib
@@ -97,7 +98,8 @@ def test_readme_commands_exist(command: str) -> None:
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
         if "train" in words[1]:
-            plan([w for w in words[2:] if w != "--help"], {}, ONE_DEVICE, "python")
+            request = read([w for w in words[2:] if w != "--help"], {})
+            plan(request, {}, ONE_DEVICE, "python")
     elif words[0].endswith("bertbench"):
         verb = words[1]
         assert verb in VERBS
