@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from bertbench.backends.base import Backend, DeviceInfo, Telemetry
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain, recipe_hash
 from bertbench.common.errors import BertbenchError, Unsupported
+from bertbench.common.files import host_cores
 from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.device_facts import device_facts, device_notes, fallback_notes
 from bertbench.common.measure.metric import Metric
@@ -47,7 +47,7 @@ def run(settings: Settings) -> int:
     """Run a resolved recipe; returns the exit code (see common/cli/main.py)."""
     world = World.from_env()
     backend = backends.resolve(settings.run.backend)(world.local_rank)
-    torch.set_num_threads(settings.impl.num_threads or max(1, _cores() // world.local_size))
+    torch.set_num_threads(settings.impl.num_threads or max(1, host_cores() // world.local_size))
     benchmark = benchmarks.load(settings.preset.benchmark, "benchmark")
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.impl.micro_batch == AUTO:
@@ -392,9 +392,3 @@ def automatic(backend: Backend, asked: str, chosen: str) -> str | None:
     why = backend.capabilities.notes.get("bf16", "the device has no 16-bit mode")
     lacking = asked == "auto" and chosen not in ("bf16", "fp16")
     return f"--precision auto: no bf16, {why}" if lacking else None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -26,7 +26,7 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.data.samples import from_lengths
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256
+from bertbench.common.files import file_sha256, host_cores
 from bertbench.common.model.weights import VOCAB_MULTIPLE
 from bertbench.common.native import cache_dir
 
@@ -194,7 +194,7 @@ def _features(settings: Settings, file: Path, vocab: Path, *, training: bool) ->
             training=training,
             v2=training and recipe.v2,
             folder=Path(nowhere) if run.skip_cache else run.cache_dir or cache_dir() / "squad",
-            processes=min(8, _cores()),
+            processes=min(8, host_cores()),
             say=_say,
         )
 
@@ -211,12 +211,6 @@ def _feature_options(recipe: SquadRecipe) -> FeatureOptions:
 def _say(text: str) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(text, file=sys.stderr)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_scorable(file: Path, v2: bool) -> None:

@@ -134,7 +134,7 @@ def _data(
 def _advice(
     name: str, recipe: SquadRecipe, lacking: list[str], files: Files, root: str, v2: bool
 ) -> str:
-    """Return what is missing, where it is published, and what runs without it."""
+    """Return the missing files, where they are published, and a command that needs none of them."""
     train, predict = (
         str(file) if file is not None and file.is_file() else name
         for file, name in zip((files.train, files.predict), names(v2), strict=True)

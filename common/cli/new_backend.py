@@ -67,6 +67,7 @@ def create(name: str, output: Path) -> Path:
 def next_steps(name: str, package: Path) -> list[str]:
     """The commands that lead from the skeleton to a tested backend, in order."""
     return [
+        "bash init.sh --dev",
         f"python -m pip install --no-deps --no-build-isolation -e {package}",
         f"bertbench doctor {name}",
         f"python -m pytest tests/contract --backend {name}",
