@@ -14,6 +14,7 @@ import pytest
 from bertbench.benchmarks.bert_pretraining.launch import USAGE, read
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
 from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.files import host_cores
 from bertbench.common.launch import torchrun as elastic
 from bertbench.common.launch.launcher import Launch, main, plan
 
@@ -178,11 +179,19 @@ def test_sigterm_reaches_the_processes() -> None:
         ("--lerning_rate 1", {}, "did you mean --learning_rate"),
         ("--backend tpu", {}, "unknown backend 'tpu'"),
         ("--backend gcu", {}, "torch_gcu is not installed"),
+        ("--backend gpu", {}, "needs one of cuda, rocm, corex"),
     ],
 )
 def test_refusals(argv: str, environment: dict[str, str], message: str) -> None:
     with pytest.raises((BadInput, Unsupported), match=message):
         go(argv, **environment)
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7}, raising=False)
+    assert host_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert host_cores() == (os.cpu_count() or 1)
 
 
 def test_only_the_backend_that_was_named_is_examined(
