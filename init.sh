@@ -14,13 +14,13 @@ usage() {
 usage: bash init.sh [--dev] [--backend NAME] [--dry-run]
 
 Makes .venv beside this file and installs bertbench into it.
-  --dev            also what the tests and linters need
-  --backend NAME   a folder of backends/; cpu_ref ignores any torch that is already installed,
-                   other backends need the vendor's own torch in the Python that is used; kept
-                   for later calls until --backend auto
-  --dry-run        say what would be done
-Environment: PYTHON=/path/to/python picks the Python (3.10 to 3.13); pip's own settings apply.
-A torch that came with a vendor's container or SDK is used as it is and never replaced.
+  --dev            add the packages of the tests and linters
+  --backend NAME   a folder of backends/; cpu_ref ignores any installed torch, other backends
+                   need the vendor's torch in the same Python; kept for later calls until
+                   --backend auto
+  --dry-run        print the steps and do nothing
+Environment: PYTHON=/path/to/python picks the Python (3.10 to 3.13); pip's settings apply.
+The torch of a vendor's container or SDK is used unchanged and never replaced.
 TEXT
 }
 
@@ -29,7 +29,7 @@ fail() {
     echo "init: error: $*" >&2
     exit 1
 }
-act() { # act "what it does" command...
+act() { # act "description" command...
     say "$1"
     shift
     if [ "$dry" = no ]; then "$@"; fi
@@ -51,7 +51,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if [ -z "$backend" ]; then # what an earlier call forced stays until --backend auto
+if [ -z "$backend" ]; then # an earlier call's backend stays until --backend auto
     backend="$(sed -n 4p "$stamp" 2> /dev/null || true)"
     [ -z "$backend" ] || [ "$backend" = auto ] || say "keeping --backend $backend of an earlier call"
 fi
@@ -60,7 +60,7 @@ if [ "$backend" != auto ] && [ ! -f "backends/$backend/backend.py" ]; then
     fail "no backend '$backend' here; there are: $(cd backends && echo */backend.py | sed 's,/backend.py,,g')"
 fi
 
-# The same inputs were installed before: nothing to do.
+# Up to date, where the same inputs were installed before.
 key="$(cat init.sh pyproject.toml requirements/*.lock requirements/torch.txt scripts/outer_torch.py | cksum)"
 if [ -f "$stamp" ] && "$venv/bin/python" -c pass 2> /dev/null; then
     done_key="$(sed -n 1p "$stamp")" done_dev="$(sed -n 2p "$stamp")"
@@ -68,7 +68,7 @@ if [ -f "$stamp" ] && "$venv/bin/python" -c pass 2> /dev/null; then
         say ".venv is up to date; '.venv/bin/bertbench doctor' shows what runs here"
         exit 0
     fi
-    [ "$done_dev" = no ] || dev=yes # never take away what an earlier --dev installed
+    [ "$done_dev" = no ] || dev=yes # keep the packages of an earlier --dev
 fi
 
 usable() { # is "$1" a Python 3.10 to 3.13?
@@ -101,13 +101,13 @@ say "Python is $python ($("$python" -c 'import platform; print(platform.python_v
 mode=locked
 if [ "$backend" = cpu_ref ]; then
     outer_kind=none
-    say "--backend cpu_ref: a torch of its own goes into .venv, whatever is installed outside"
+    say "--backend cpu_ref: installing torch into .venv, whatever is installed outside"
 elif [ "$outer_kind" = broken ]; then
-    fail "the torch of $python does not import ($outer_what). Repair it, or set it aside with --backend cpu_ref or PYTHON=/another/python"
+    fail "the torch of $python does not import ($outer_what). Repair it, or ignore it with --backend cpu_ref or PYTHON=/another/python"
 elif [ "$outer_kind" = vendor ]; then
-    [ "$outer_supported" = yes ] || fail "$python has $outer_what; bertbench needs torch 2.10 to 2.15 and does not replace a vendor's. Use a newer container, or set it aside with --backend cpu_ref or PYTHON=/another/python"
+    [ "$outer_supported" = yes ] || fail "$python has $outer_what; bertbench needs torch 2.10 to 2.15 and does not replace a vendor's. Use a newer container, or ignore it with --backend cpu_ref or PYTHON=/another/python"
     mode=vendor
-    say "found $outer_what: used as it is, not replaced (--backend cpu_ref or PYTHON=... to change that)"
+    say "found $outer_what: used unchanged (--backend cpu_ref or PYTHON=... to change that)"
 elif [[ ! "$backend" =~ ^(auto|cuda|mps)$ ]]; then
     fail "backend '$backend' needs its vendor's torch, and $python has none. Run this inside the vendor's container, or name its Python with PYTHON=/path/to/python"
 fi
@@ -166,7 +166,7 @@ PY
         "$venv/bin/python" "$work/wanted.py" ${extras[@]+"${extras[@]}"} > "$work/wanted.txt"
         "$venv/bin/python" scripts/outer_torch.py --constraints > "$work/pins.txt"
     fi
-    act "installing what is missing beside $outer_what (lower bounds of pyproject.toml, not the lock)" \
+    act "installing the missing packages beside $outer_what (lower bounds of pyproject.toml, not the lock)" \
         pip -r "$work/wanted.txt" -c "$work/pins.txt"
 fi
 act "installing bertbench, editable" pip --no-deps --no-build-isolation -e .
@@ -174,7 +174,7 @@ if [ "$dry" = yes ]; then exit 0; fi
 [ "$mode" = vendor ] || "$venv/bin/python" -m pip check > "$work/check.log" || fail "$(cat "$work/check.log")"
 
 if [ -z "${CC:-}" ] && ! command -v cc > /dev/null && ! command -v gcc > /dev/null; then
-    say "warning: no C compiler: data preparation and the CPU kernels fall back to slower plain code, said in every record. To have them: apt install gcc (or clang), or set CC"
+    say "warning: no C compiler: data preparation and the CPU kernels fall back to slower plain code, as every record shows. Install gcc or clang, or set CC"
 fi
 printf '%s\n' "$key" "$dev" "$wanted_layout" "$backend" > "$stamp"
 "$venv/bin/bertbench" doctor

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bertbench.common.config.recipe import Impl, Preset, Settings
 from bertbench.common.config.reference_flags import BATCHES, Flags, derive_batches, fields
-from bertbench.common.config.reference_flags import world_size as launched_world_size
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
@@ -62,12 +62,8 @@ class Benchmark(ABC):
         Raises BadInput for an unknown flag.
         """
         flags = Flags(fields(type(preset.recipe), Impl, type(preset.run)), {}, BATCHES)
-        values, notes = flags.read(argv)
-        if "help" in values:
-            return ["--help"], []
-        batch = preset.recipe.global_batch
-        derive_batches(values, notes, global_batch=batch, world=launched_world_size())
-        return flags.write(values, notes)
+        derive = partial(derive_batches, global_batch=preset.recipe.global_batch)
+        return flags.translate(argv, derive)
 
     def check(self, settings: Settings) -> None:
         """Refuse settings that no run can honour; ``--dry_run`` calls it as well.

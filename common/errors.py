@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors that people see: each message says what is wrong, where, and how to fix it."""
+"""Errors for users: each message says what is wrong, where, and how to fix it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ class BertbenchError(Exception):
 
 
 class Unsupported(BertbenchError):
-    """The request cannot be honoured as asked. Nothing is ever downgraded silently."""
+    """The request cannot be honoured. bertbench never downgrades one silently."""
 
 
 class BadInput(BertbenchError):
-    """A file or value that a user handed in is wrong: the message names it and the fix."""
+    """A user's file or value is wrong: the message names it and the fix."""
 
 
 class DivergedError(BertbenchError):
-    """Training produced a loss or gradient that is not finite."""
+    """Training produced a non-finite loss or gradient."""

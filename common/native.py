@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile one C file of ours with the system compiler and load it with ctypes.
+"""Compile a C file of bertbench with the system compiler and load it with ctypes.
 
-No headers of torch are needed, so a build takes a second or two; the object is cached by the hash
-of source, compiler and machine. OpenMP symbols are left undefined on purpose: they then resolve to
-the runtime that torch has already loaded globally, so both share one thread pool and
-``torch.set_num_threads`` governs our kernels too.
+A build needs no headers of torch and takes a second or two. The object is cached by the hash of
+source, compiler and machine. OpenMP symbols stay undefined on purpose: they resolve to the runtime
+that torch has loaded, so both share one thread pool and ``torch.set_num_threads`` sets its size.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ FLAGS = ("-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fopen
 
 
 class NativeUnavailable(Unsupported):
-    """No compiler, or the compiler refused; the message says which and what to install."""
+    """There is no working compiler; the message has the reason and the fix."""
 
 
 def cache_dir() -> Path:
-    """Where built objects and downloaded corpora live: ``$BERTBENCH_CACHE`` or the user's cache."""
+    """Return the folder of builds and downloads: ``$BERTBENCH_CACHE`` or the user's cache."""
     base = os.environ.get("BERTBENCH_CACHE")
     if base:
         return Path(base)
@@ -42,7 +41,7 @@ def cache_dir() -> Path:
 def load(source: Path) -> ctypes.CDLL:
     """Build ``source`` unless an identical build is cached, and load it.
 
-    Raises NativeUnavailable when there is no C compiler or it fails; callers record the reason.
+    Raises NativeUnavailable when the C compiler is missing or fails; callers record the reason.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
@@ -63,34 +62,29 @@ def load(source: Path) -> ctypes.CDLL:
 
 
 def _text(source: Path) -> str:
-    """The source and the headers beside it, any of which it may include."""
+    """Return the source and the headers beside it, any of which it may include."""
     return "".join(f.read_text() for f in (source, *sorted(source.parent.glob("*.h"))))
-
-
-def _texts(source: Path) -> list[str]:
-    """The file and the headers beside it."""
-    return [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
 
 
 def _build(compiler: str, source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Ranks may build at the same time: each builds its own file and the rename decides.
+    # Ranks may build at the same time: each builds its own file, and the last rename wins.
     with tempfile.TemporaryDirectory(dir=target.parent) as work:
         obj, lib = Path(work) / "k.o", Path(work) / "k.so"
         for command in (
             [compiler, *FLAGS, "-c", str(source), "-o", str(obj)],
             [compiler, "-shared", str(obj), "-o", str(lib), "-lm"],
         ):
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
+            process = subprocess.run(command, capture_output=True, text=True)
+            if process.returncode:
                 raise NativeUnavailable(
-                    f"{' '.join(command)} failed:\n{done.stderr.strip()[-2000:]}"
+                    f"{' '.join(command)} failed:\n{process.stderr.strip()[-2000:]}"
                 )
         lib.replace(target)
 
 
 def _cpu_identity() -> str:
-    """-march=native differs between machines that share a home folder."""
+    """Return the CPU's features: machines with a shared home folder may differ in -march=native."""
     try:
         text = Path("/proc/cpuinfo").read_text()
         return next(line for line in text.splitlines() if line.startswith(("flags", "Features")))

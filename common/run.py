@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain, recipe_hash
 from bertbench.common.errors import BertbenchError, Unsupported
+from bertbench.common.files import host_cores
 from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.metric import Metric
@@ -64,7 +64,7 @@ def run(settings: Settings) -> Finished:
     """
     world = World.from_env()
     backend = backends.resolve(settings.run.backend)(world.local_rank)
-    torch.set_num_threads(settings.impl.num_threads or max(1, _cores() // world.local_size))
+    torch.set_num_threads(settings.impl.num_threads or max(1, host_cores() // world.local_size))
     benchmark = benchmarks.load(settings.preset.benchmark)
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.impl.micro_batch == AUTO:
@@ -398,9 +398,3 @@ class Run:
                 [run.output_dir / name for name in names], plain(device), precision
             ),
         )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

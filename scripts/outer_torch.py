@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tell init.sh what torch the Python that runs this file has: a vendor's own build, or none.
+"""Print, as shell assignments for init.sh, whether this Python's torch is a vendor's build.
 
-Printed as shell assignments. A vendor's build comes from its container or SDK, cannot be had from
-a package index and must never be replaced; a plain CPU build can be had anywhere. Several vendors
-show up as CUDA (CoreX, MACA, DTK), so what counts is that the build is not the plain one.
-Standard library only, and any Python 3.
+A vendor's build comes from a container or SDK, is in no package index and must never be replaced; a
+plain CPU build is available anywhere. Several vendors appear as CUDA (CoreX, MACA, DTK), so every
+build but the plain one counts as a vendor's. Standard library only, and any Python 3.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ PLUGINS = (
     "habana_frameworks",
     "intel_extension_for_pytorch",
 )
-"""Packages by which vendors add their device to torch; others are found by their entry point."""
+"""Packages that add a vendor's device to torch; others are found by their entry point."""
 
 
 def describe() -> dict[str, str]:
-    """``kind`` is none, plain, vendor or broken; ``what`` says it in words."""
+    """Return ``kind``, which is none, plain, vendor or broken, and ``what``, its description."""
     if importlib.util.find_spec("torch") is None:
         return {"kind": "none", "what": "no torch"}
     plugins = find_plugins()
-    # A broken plugin is not a broken torch: `bertbench doctor` says what is wrong with it.
+    # A broken plugin does not make torch broken; `bertbench doctor` reports it.
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     try:
         import torch
@@ -68,7 +67,7 @@ def describe() -> dict[str, str]:
 
 
 def find_plugins() -> list[str]:
-    """Installed packages that add a device to torch, found without importing them."""
+    """Find the installed packages that add a device to torch, without importing them."""
     found = [name for name in PLUGINS if importlib.util.find_spec(name)]
     for distribution in importlib.metadata.distributions():
         for entry in distribution.entry_points:
@@ -79,13 +78,13 @@ def find_plugins() -> list[str]:
 
 
 def supported(version: str) -> bool:
-    """The range that pyproject.toml states, 2.10 to 2.15; containers ship 2.10.0a0+... builds."""
+    """Return whether torch is 2.10 to 2.15, as pyproject.toml requires, or a 2.10.0a0+... build."""
     major, minor = version.split(".")[:2]
     return (2, 10) <= (int(major), int(minor)) < (2, 16)
 
 
 def constraints() -> str:
-    """Pins for what pip must leave alone: torch and everything that is tied to its build."""
+    """Return pins for torch and the packages tied to its build, which pip must not change."""
     tied = ("torch", "triton", "nvidia-", "cuda-", "pytorch-triton", "intel-extension", "habana")
     pins = {
         f"{d.metadata['Name']}=={d.version}"
@@ -97,7 +96,7 @@ def constraints() -> str:
 
 
 def main() -> None:
-    """``--constraints`` prints the pins, otherwise the description."""
+    """Print the pins with ``--constraints``, else the description."""
     if "--constraints" in sys.argv:
         print(constraints())
         return

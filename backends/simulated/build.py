@@ -34,7 +34,7 @@ def library() -> Path:
         raise Unsupported(
             "the simulated accelerator needs a C++ compiler: install g++ or clang, or set CXX"
         )
-    root = Path(torch.__file__).parent
+    root = Path(torch.__file__).resolve().parent  # the same build through every link to torch
     if not (root / "include" / "ATen").is_dir():
         raise Unsupported(
             f"torch {torch.__version__} came without its C++ headers; the simulated accelerator "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MLPerf's rules say of a recipe, and the values its log must state.
+"""MLPerf's rules for a recipe, and the values that its log must have.
 
 Source: mlcommons/training_policies training_rules.adoc (BERT, until v5.0) and the compliance
 checker's closed_bert.yaml.
@@ -19,7 +19,7 @@ from bertbench.benchmarks.bert_pretraining.recipes import (
 
 
 def why_not_closed(recipe: PretrainingRecipe) -> list[str]:
-    """The rules of the closed division that a recipe breaks; empty if it keeps them all.
+    """Return the rules of the closed division that a recipe breaks.
 
     Batch size, learning rate, schedule, betas and weight decay are free in the closed division.
     """
@@ -44,7 +44,7 @@ def why_not_closed(recipe: PretrainingRecipe) -> list[str]:
 
 
 def log_values(recipe: PretrainingRecipe, accumulation: int, warmup_steps: int) -> dict[str, Any]:
-    """Keys of the MLPerf log that come from the recipe, with the values really used."""
+    """Return the MLPerf log's keys that come from the recipe, with the values used."""
     return {
         "global_batch_size": recipe.global_batch,
         "gradient_accumulation_steps": accumulation,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each flag of the reference pretraining scripts means in this benchmark.
+"""The meaning of each flag of the reference pretraining scripts in this benchmark.
 
 The references are NVIDIA's run_pretraining.py of MLPerf Training v1.0 and v5.0 and DeepSparkHub's.
 """
@@ -7,6 +7,7 @@ The references are NVIDIA's run_pretraining.py of MLPerf Training v1.0 and v5.0 
 from __future__ import annotations
 
 from bertbench.common.config.reference_flags import (
+    FUSED,
     Divides,
     Meaning,
     Notes,
@@ -15,41 +16,38 @@ from bertbench.common.config.reference_flags import (
     as_float,
     as_whole,
     each,
-    log_freq,
 )
 
 
 def _interval(text: str) -> str:
-    """Theirs: -1 is off. Ours: 0 is off."""
+    """Convert -1 (off) to 0."""
     return str(max(0, int(as_whole(text))))
 
 
 def _target(text: str) -> str:
-    """Theirs: 0.0 never stops. Ours: None."""
+    """Convert 0.0 (no target) to None."""
     return "None" if text.lower() == "none" or as_float(text) <= 0 else text
 
 
 def _warmup(text: str) -> dict[str, str]:
-    """Both warm-up flags at once: below 1 it is a share of the steps, else their number."""
-    share = as_float(text) < 1
+    """Set both warm-up fields: a value below 1 is a proportion of the steps, else their number."""
+    proportion = as_float(text) < 1
     return {
-        "warmup_proportion": text if share else "0",
-        "warmup_steps": "0" if share else as_whole(text),
+        "warmup_proportion": text if proportion else "0",
+        "warmup_steps": "0" if proportion else as_whole(text),
     }
 
 
 WARMUP = Divides(_warmup)
-"""The meaning of a --warmup, which only we have."""
+"""The meaning of --warmup, which no reference has."""
 
-UNPADDED = "padding is never computed here: sequences lie end to end"
+UNPADDED = "padding is never computed: sequences lie end to end"
 BALANCED = "every rank always gets a near-equal share of the real tokens"
-FUSED = "the backend decides what is fused; choose with --kernels (see `bertbench doctor`)"
 GRAPHS = "graphs are not captured here; the backend decides how its kernels are launched"
-RANKS = "rank and device come from the launcher's environment"
 REDUCED = "gradients are all-reduced by torch's DDP in float32, overlapped with the backward pass"
-UPDATE = "LAMB updates the whole model on every rank; there is nothing to tune"
-PACKED = "packed files are recognised and taken apart; true sequences are counted"
-EVALUATION = "evaluation needs no such switch here"
+UPDATE = "LAMB updates the whole model on every rank and needs no tuning"
+PACKED = "packed files are recognised and unpacked; single sequences are counted"
+EVALUATION = "evaluation needs no such switch"
 
 _DWU_VALUES = (
     "dwu_group_size dwugs dwu_num_blocks dwunb dwu_num_chunks dwunc dwuchks dwu_num_rs_pg dwurspg "
@@ -73,14 +71,10 @@ REFERENCE: dict[str, Meaning] = {
     "eval_iter_samples": Sets("eval_iter_samples", _interval),
     "num_samples_per_checkpoint": Sets("num_samples_per_checkpoint", _interval),
     "target_mlm_accuracy": Sets("target_mlm_accuracy", _target),
-    "log_freq": Sets("log_freq", log_freq),
-    "train_batch_size": Sets("train_batch_size", as_whole),
-    "gradient_accumulation_steps": Sets("gradient_accumulation_steps", as_whole),
     "average_packing_rate": Sets("average_packing_rate", as_whole),
-    "fp16": Sets("precision", "fp16"),
     "resume_from_checkpoint": Sets("resume", "last"),
     "synthetic_input": Sets("synthetic", "True"),
-    # -- asked for by the references, always so or never needed here
+    # -- always so, or never needed here
     **each("unpad unpad_fmha pad pad_fmha", Notes(UNPADDED)),
     **each("exchange_padding order_samples", Notes(BALANCED)),
     **each(_FUSIONS, Notes(FUSED)),
@@ -91,13 +85,11 @@ REFERENCE: dict[str, Meaning] = {
     "ddp_type": Notes(REDUCED, takes_value=True),
     **each("distributed_lamb dwu_overlap_reductions dwu_e5m2_allgather", Notes(UPDATE)),
     **each(_DWU_VALUES, Notes(UPDATE, takes_value=True)),
-    "local_rank": Notes(RANKS, takes_value=True),
-    "use_env": Notes(RANKS),
     "packed_samples": Notes(PACKED, keeps=True),
     "max_pack_factor": Notes(PACKED, takes_value=True),
     "load_eval_synchronously": Notes(EVALUATION),
     "dense_seq_output": Notes("the output layer always sees masked positions only"),
-    "do_train": Notes("training is what this benchmark does"),
+    "do_train": Notes("this benchmark always trains"),
     "phase2": Notes("it only names checkpoint files in the reference"),
     "bert_model": Notes("the model is the recipe's, as in the reference", takes_value=True),
     "num_epochs_to_generate_seeds_for": Notes(
@@ -105,19 +97,13 @@ REFERENCE: dict[str, Meaning] = {
     ),
     # -- would change the numbers or their meaning
     "init_tf_checkpoint": Refuses(
-        "TensorFlow checkpoints are not read; give the converted .pt or .safetensors file with "
-        "--init_checkpoint",
+        "TensorFlow checkpoints are not supported; give the converted .pt or .safetensors file "
+        "with --init_checkpoint",
         takes_value=True,
     ),
     "checkpoint_activations": Refuses(
-        "activations are always kept; to save memory give a smaller --micro_batch, which leaves "
-        "the result as it is"
-    ),
-    "loss_scale": Refuses(
-        "a fixed loss scale is not offered: fp16 scales dynamically from --init_loss_scale, other "
-        "precisions need none",
-        takes_value=True,
-        off=("0", "0.0"),
+        "activations are always kept; a smaller --micro_batch saves memory and gives the same "
+        "result"
     ),
     "opt_level": Refuses(
         "parameters are always float32 with 16-bit matrix products (apex O1/O2); for all-float32 "
@@ -125,9 +111,9 @@ REFERENCE: dict[str, Meaning] = {
         takes_value=True,
         off=("O1", "O2"),
     ),
-    "bypass_amp": Refuses("overflow checks are part of every result; nothing skips them"),
+    "bypass_amp": Refuses("overflow checks are part of every result and always run"),
     "train_mlm_accuracy_window_size": Refuses(
-        "training accuracy never stops a run; the held-out one does, by --target_mlm_accuracy",
+        "only held-out accuracy stops a run: give --target_mlm_accuracy",
         takes_value=True,
         off=("0",),
     ),
@@ -139,4 +125,4 @@ REFERENCE: dict[str, Meaning] = {
     "use_transformer_engine": FP8,
     "use_transformer_engine2": FP8,
 }
-"""What the references' flags mean here; those not listed are fields of ours under their name."""
+"""The references' flags; those not listed, nor in SHARED, are fields of the same name."""

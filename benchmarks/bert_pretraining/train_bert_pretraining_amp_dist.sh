@@ -3,7 +3,7 @@
 # BERT pretraining on every accelerator of this machine, from any folder:
 #   bash train_bert_pretraining_amp_dist.sh                 a small run on real text, minutes
 #   DATA=/path bash train_bert_pretraining_amp_dist.sh      MLPerf's BERT-large
-# Flags of NVIDIA's and DeepSparkHub's run_pretraining.py are taken; --help lists the rest.
+# It accepts the flags of NVIDIA's and DeepSparkHub's run_pretraining.py; see --help.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 [ -f "$root/.venv/.bertbench" ] || bash "$root/init.sh"

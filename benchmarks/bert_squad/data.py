@@ -210,7 +210,7 @@ def _features(settings: Settings, file: Path, vocab: Path, *, training: bool) ->
             training=training,
             v2=training and recipe.v2,
             folder=Path(nowhere) if run.skip_cache else run.cache_dir or cache_dir() / "squad",
-            processes=min(8, _cores()),
+            processes=min(8, host_cores()),
             say=_say,
         )
 
@@ -227,12 +227,6 @@ def _feature_options(recipe: SquadRecipe) -> FeatureOptions:
 def _say(text: str) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         print(text, file=sys.stderr)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_scorable(file: Path, v2: bool) -> None:

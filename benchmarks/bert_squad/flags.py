@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of this benchmark: our fields and the reference scripts' flags, as our fields.
-
-common/config/reference_flags.py reads them; the references' are in reference_flags.py.
-"""
+"""The command line of this benchmark: our fields and the reference scripts' flags."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from bertbench.common.config.reference_flags import (
     Values,
     derive_batches,
     fields,
-    world_size,
 )
 from bertbench.common.model.config import BertConfig
 
@@ -28,44 +24,32 @@ OWN = fields(SquadRecipe, Impl, SquadOptions)
 FLAGS = Flags(OWN, REFERENCE, BATCHES)
 PARTS = ("do_train", "do_predict", "do_eval")
 VOCAB_MULTIPLE = 8
-"""run_squad.py pads the vocabulary of its configuration file to this."""
+"""run_squad.py pads the configuration file's vocabulary to a multiple of this."""
 
 
 def translate(
     argv: Sequence[str], recipe: SquadRecipe | None = None, world: int | None = None
 ) -> tuple[list[str], list[str]]:
-    """Flags of ours or of a reference script -> (flags of ours, notes for the user).
+    """Translate flags for ``recipe`` and ``world`` processes; see ``Flags.translate``.
 
-    Args:
-        argv: what follows the recipe's name on the command line.
-        recipe: the preset that the flags change.
-        world: processes over all nodes, which ``--train_batch_size`` is multiplied by; default:
-            the launcher's WORLD_SIZE, else 1.
-
-    Raises:
-        BadInput: an unknown or ambiguous flag, a missing or impossible value; says what was meant.
-        Unsupported: a flag that cannot be honoured; says why and what to do instead.
+    ``world`` defaults to the launcher's WORLD_SIZE.
     """
-    values, notes = FLAGS.read(argv)
-    if "help" in values:
-        return ["--help"], []
-    derive_parts(values, notes)
-    if recipe is not None:
-        _model(values, notes, recipe)
-        if recipe.starts_from != "checkpoint" and "init_checkpoint" in values:
-            values.setdefault("starts_from", "checkpoint")
-        _clipping(values, notes, recipe)
-    derive_batches(
-        values,
-        notes,
-        global_batch=recipe.global_batch if recipe is not None else None,
-        world=world_size() if world is None else world,
-    )
-    return FLAGS.write(values, notes)
+
+    def derive(values: Values, notes: Remarks) -> None:
+        derive_parts(values, notes)
+        if recipe is not None:
+            _model(values, notes, recipe)
+            if recipe.starts_from != "checkpoint" and "init_checkpoint" in values:
+                values.setdefault("starts_from", "checkpoint")
+            _clipping(values, notes, recipe)
+        batch = recipe.global_batch if recipe is not None else None
+        derive_batches(values, notes, global_batch=batch, world=world)
+
+    return FLAGS.translate(argv, derive)
 
 
 def derive_parts(values: Values, notes: Remarks) -> None:
-    """Theirs: only the parts that are named are done. Ours: all are, where none is named."""
+    """Switch off the parts that are not named, as the references do; none named means all."""
     named = [part for part in PARTS if values.get(part) == "True"]
     if named:
         if any(part not in values for part in PARTS):
@@ -75,13 +59,13 @@ def derive_parts(values: Values, notes: Remarks) -> None:
     if values.get("do_predict") == "False":
         if values.get("do_eval") == "True":
             values["do_predict"] = "True"
-            notes["there must be answers to score: --do_predict is on, too"] = ["--do_eval"]
+            notes["scoring needs answers: --do_predict is on, too"] = ["--do_eval"]
         else:
             values["do_eval"] = "False"
 
 
 def _clipping(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:
-    """Enflame's run_squad.py, whose recipes are those without clipping, clips in its AMP path."""
+    """Clip in mixed precision, as Enflame's run_squad.py does; its FP32 recipes do not clip."""
     mixed = values.get("precision", "fp32") not in ("fp32", "tf32")
     if recipe.gradient_clipping == "none" and mixed and "gradient_clipping" not in values:
         values["gradient_clipping"] = "global"
@@ -91,9 +75,9 @@ def _clipping(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:
 
 
 def _model(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:
-    """The model is what the configuration file says, as in the references; GELU is the recipe's.
+    """Take the model from the configuration file, as the references do.
 
-    Unless the file names the approximate one: their "gelu" stands for either.
+    GELU stays the recipe's where the file says "gelu", which may be the exact or the approximate.
     """
     given = values.get("bert_config_path")
     if given is None:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The positional parameters of NVIDIA's scripts/run_squad.sh, in both of their orders.
 
-At DeepLearningExamples' head (729963dd) there are 14; until 2021, and in the examples of its README
-still, there are 13, without warmup_proportion. They are told apart by the fifth (or, where that is
-empty, the sixth): a precision is a word, a share and a number of devices are numbers.
+DeepLearningExamples' head (729963dd) has 14. Until 2021 there were 13, without warmup_proportion,
+and the examples of its README still have 13. The fifth parameter (the sixth, where that is empty)
+shows the order: a precision is a word, a proportion and a number of devices are numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bertbench.benchmarks.bert_squad.layout import names
@@ -32,8 +32,8 @@ DEFAULTS = {
     "CONFIG_FILE": "",
     "max_steps": "-1",
 }
-"""Of the script at its head, by the names and in the order that it has; empty: a file of NVIDIA's
-container, for which DATA_PATH, the recipe's model or our defaults stand here."""
+"""The script's defaults at its head, in its order. An empty one is a file of NVIDIA's container;
+DATA_PATH, the recipe's model or our default replaces it."""
 PRECISIONS = ("fp16", "fp32", "tf32", "bf16", "amp")
 MODES = {
     "train": ("--do_train",),
@@ -45,18 +45,17 @@ MODES = {
 
 @dataclass(slots=True)
 class Positional:
-    """What the parameters come to."""
+    """The parameters as a number of devices, flags and messages."""
 
-    cards: int
+    devices: int
     flags: list[str]
-    says: list[str] = field(default_factory=list)
+    messages: list[str]
 
 
 def read(words: Sequence[str], environment: Mapping[str, str], *, v2: bool = False) -> Positional:
-    """Parameters in either order -> flags of this benchmark; empty ones have their default.
+    """Convert parameters in either order to flags; an empty one has its default.
 
-    ``v2`` says which of SQuAD's files squad_dir holds.
-    Raises BadInput for too many, or where the order cannot be told.
+    ``v2``: squad_dir holds SQuAD v2.0. Raises BadInput for too many, or an unclear order.
     """
     order = _order(words)
     if len(words) > len(order):
@@ -71,12 +70,12 @@ def read(words: Sequence[str], environment: Mapping[str, str], *, v2: bool = Fal
             f"precision {values['precision']!r}: give one of {', '.join(PRECISIONS)} (parameter "
             f"{order.index('precision') + 1} of {len(order)})"
         )
-    cards = _count("num_gpu", values)
+    devices = _count("num_gpu", values)
     batch = _count("batch_size", values)
     flags = [
         *("--num_train_epochs", values["epochs"]),
-        # Batches are theirs times their number of devices, on whatever this runs.
-        *("--global_batch", str(batch * cards), "--max_micro_batch", str(batch)),
+        # The script's batch is per device; ours is for all the devices it names.
+        *("--global_batch", str(batch * devices), "--max_micro_batch", str(batch)),
         *("--eval_batch_size", str(batch)),
         *("--learning_rate", values["learning_rate"]),
         *("--warmup_proportion", values["warmup_proportion"]),
@@ -95,14 +94,14 @@ def read(words: Sequence[str], environment: Mapping[str, str], *, v2: bool = Fal
     if values["squad_dir"]:
         for flag, file in zip(("--train_file", "--predict_file"), names(v2), strict=True):
             flags += [flag, str(Path(values["squad_dir"]) / file)]
-    says = [f"run_squad.sh with {_kind(order)}:"]
-    says += [
+    messages = [f"run_squad.sh with {_kind(order)}:"]
+    messages += [
         f"  {name}={values[name] or '(not given)'}{'' if name in given else ' (default)'}"
         for name in order
     ]
     if values["precision"] in ("fp32", "tf32"):
-        says.append("precision is taken at its word; NVIDIA's script lets torch choose TF32")
-    return Positional(cards, flags, says)
+        messages.append("precision is exactly the one named; NVIDIA's script lets torch use TF32")
+    return Positional(devices, flags, messages)
 
 
 def _kind(order: Sequence[str]) -> str:
@@ -112,7 +111,7 @@ def _kind(order: Sequence[str]) -> str:
 
 
 def _order(words: Sequence[str]) -> list[str]:
-    """The parameters' names: today's, or those of 2021."""
+    """Return the parameters' names: today's, or those of 2021."""
     today = list(DEFAULTS)
     before = [name for name in today if name != "warmup_proportion"]
     fifth, sixth = ([*words, *[""] * 6])[4:6]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from bertbench import backends
 from bertbench.backends import probing
 from bertbench.common.config.parser import Parser
 from bertbench.common.errors import Unsupported
+from bertbench.common.files import host_cores
 
 VERIFIED = {
     "hardware": "on hardware",
@@ -47,9 +47,7 @@ def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": host_cores(),
         "cache": str(cache_dir()),
         "refused": backends.refused(),
         "backends": list(probing.examine(wanted, details=True, timeout_s=timeout_s).values()),

@@ -23,7 +23,7 @@ from bertbench.common.cli.runs import run_words, settings_of, split_words, stopp
 from bertbench.common.config.parser import Parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, shown, write_atomic
-from bertbench.common.launch.subprocess_runs import Done, Starter
+from bertbench.common.launch.subprocess_runs import Outcome, Starter
 from bertbench.common.results import statistics
 from bertbench.common.results.comparable import Side, differences
 from bertbench.common.results.compare import Comparison, compare, render
@@ -72,7 +72,7 @@ class Ledger:
                 return run if (Path(run["record"] or "") / MANIFEST).exists() else None
         return None
 
-    def add(self, side: str, seed: int, began: datetime, ended: Done) -> None:
+    def add(self, side: str, seed: int, began: datetime, ended: Outcome) -> None:
         self.runs.append(
             {
                 "side": side,
@@ -188,7 +188,7 @@ class Repeat:
             if ledger.done(name, seed) is None
         ]
         self.all = count * len(ledger.sides)
-        self.silent: list[tuple[str, int, Done]] = []
+        self.silent: list[tuple[str, int, Outcome]] = []
         """Runs of this invocation that left no result."""
         self.refusal: list[str] = []
 

@@ -25,7 +25,7 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.files import clock, shown, write_atomic
 from bertbench.common.launch import launcher as launch
-from bertbench.common.launch.subprocess_runs import Done, Starter
+from bertbench.common.launch.subprocess_runs import Outcome, Starter
 from bertbench.common.results.scaling import (
     DEFINITIONS,
     HOST_NOTE,
@@ -88,10 +88,10 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
             f"a global batch of {batch} cannot be shared evenly by {_and(uneven)} devices: "
             f"--devices {fitting}, another --global_batch, or --weak"
         )
-    wish = launch.Wish(
-        recipe=words[1], given={"backend": settings.run.backend}, rest=(), global_batch=batch
+    request = launch.Request(
+        recipe=words[1], values={"backend": settings.run.backend}, flags=(), global_batch=batch
     )
-    chosen = launch.choose_devices(wish, {}, examine(settings.run.backend))
+    chosen = launch.choose_devices(request, {}, examine(settings.run.backend))
     shares_host = not chosen.backend["accelerator"]
     there = int(chosen.backend["device_count"])
     if not shares_host and devices[-1] > there:
@@ -153,13 +153,13 @@ class Budget:
         self._overhead = max(seconds - trained, 1.0)
 
 
-def execute(plan: Plan, starter: Starter, say: Callable[[str], None]) -> tuple[list[Row], Done]:
+def execute(plan: Plan, starter: Starter, say: Callable[[str], None]) -> tuple[list[Row], Outcome]:
     """All runs, in turns where they are repeated; the rows, and the run that ended it."""
     rows = [Row(devices=n, global_batch=plan.batch(n)) for n in plan.devices]
     todo = [row for _ in range(plan.repeats) for row in rows]
     budget = Budget(plan.minutes, len(todo))
     found: dict[int, list[Result]] = {row.devices: [] for row in rows}
-    ended = Done(status="none", reason="", exit_code=0, seconds=0.0)
+    ended = Outcome(status="none", reason="", exit_code=0, seconds=0.0)
     for number, row in enumerate(todo, 1):
         seconds = budget.next() if plan.synthetic else None
         limit = f", {seconds:.0f} s of training at most" if seconds is not None else ""
@@ -173,7 +173,7 @@ def execute(plan: Plan, starter: Starter, say: Callable[[str], None]) -> tuple[l
             results, damaged = load_results([ended.record], references=False)
             found[row.devices] += results
             for problem in damaged:
-                ended = Done(**asdict(ended) | {"reason": f"its record: {problem.problem}"})
+                ended = Outcome(**asdict(ended) | {"reason": f"its record: {problem.problem}"})
         fill(row, found[row.devices], quality=not plan.synthetic)
         rate = "no rate" if row.rate is None else f"{row.rate:.5g} sequences/s"
         say(f"  {ended.status} after {clock(ended.seconds)}: {shown(ended.reason, 400)}; {rate}")

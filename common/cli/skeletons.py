@@ -126,4 +126,4 @@ def create(skeleton: Skeleton, name: str, output: Path) -> Path:
 def next_steps(skeleton: Skeleton, name: str, package: Path) -> list[str]:
     """Return the commands that lead from the skeleton to a tested package, in order."""
     install = f"python -m pip install --no-deps --no-build-isolation -e {package}"
-    return [install, *(step.replace("NAME", name) for step in skeleton.steps)]
+    return ["bash init.sh --dev", install, *(step.replace("NAME", name) for step in skeleton.steps)]

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines of reference scripts, as our flags. Each benchmark brings its two tables.
+"""Translation of the reference scripts' flags into our fields, from a benchmark's table.
 
-A reference's flag is a field of ours under the same name (in no table); a field under another name
-or with another spelling of its values (``Sets``); a choice that changes nothing here, said in a
-note (``Notes``); or a request that cannot be honoured (``Refuses``): whatever would change the
-maths, the precision or the meaning of the numbers. Nothing is ignored silently. As in the
-references, the last of two flags wins and an abbreviation that is not ambiguous is taken for its
-flag.
+A reference's flag is one of our fields under the same name (in no table), or under another name or
+with other values (``Sets``); a choice that changes nothing here (``Notes``); or a request that
+bertbench cannot honour, since it would change the maths, the precision or the meaning of the
+numbers (``Refuses``). No flag is ignored silently. As in the references, the last of two flags
+wins, and an unambiguous abbreviation is accepted.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from dataclasses import dataclass
 from bertbench.common.errors import BadInput, Unsupported
 
 Values = dict[str, str]
-"""What is given, by the names of our fields (or of derived quantities); the last one last."""
+"""Values by the name of our field or of a derived quantity, in the order given."""
 Remarks = dict[str, list[str]]
-"""What the user must be told -> the flags it is about."""
+"""Note for the user -> the flags it concerns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """Our ``field`` in place of theirs; ``value`` converts, or is the value where none is given."""
+    """A flag that sets our ``field``; ``value`` converts the flag's value or is a constant."""
 
     field: str
     value: str | Callable[[str], str]
     note: str = ""
-    """Said where theirs means something near, but not the same."""
+    """The difference, where the meanings are close but not the same."""
 
     @property
     def takes_value(self) -> bool:
@@ -42,7 +41,7 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class Divides:
-    """One flag of theirs for several fields of ours."""
+    """A flag that sets several fields."""
 
     values: Callable[[str], dict[str, str]]
     takes_value: bool = True
@@ -50,17 +49,17 @@ class Divides:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Accepted, changes nothing; ``text`` says why."""
+    """A flag that changes nothing; ``text`` is the reason."""
 
     text: str
     takes_value: bool = False
     keeps: bool = False
-    """Kept among the values, for the benchmark's derived quantities."""
+    """Whether the flag stays among the values, for the benchmark's derived quantities."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refuses:
-    """Cannot be honoured; with one of the values ``off`` it asks for nothing and is noted."""
+    """A flag that bertbench cannot honour; with a value in ``off`` it changes nothing."""
 
     text: str
     takes_value: bool = False
@@ -71,12 +70,12 @@ Meaning = Sets | Divides | Notes | Refuses
 
 
 def each(names: str, meaning: Meaning) -> dict[str, Meaning]:
-    """The same meaning for all of ``names``, which blanks separate."""
+    """Give all ``names``, separated by blanks, the same meaning."""
     return dict.fromkeys(names.split(), meaning)
 
 
 def as_float(text: str) -> float:
-    """A number, or BadInput."""
+    """Read a number. Raises BadInput for anything else."""
     try:
         return float(text)
     except ValueError:
@@ -84,7 +83,7 @@ def as_float(text: str) -> float:
 
 
 def as_whole(text: str) -> str:
-    """The references declare counts as floats: 7100.0 and 4.5e6 are whole numbers."""
+    """Read a whole number. Raises BadInput for others; the references allow 7100.0 and 4.5e6."""
     value = as_float(text)
     if value != value or value in (float("inf"), float("-inf")) or value != int(value):
         raise BadInput(f"{text!r} is not a whole number")
@@ -92,12 +91,12 @@ def as_whole(text: str) -> str:
 
 
 def log_freq(text: str) -> str:
-    """Theirs: nothing is reported where it is not positive. Ours: only the last step then."""
+    """Convert the references' "never" (0 or below) to an interval that only the last step ends."""
     return str(2**31 - 1) if as_float(text) <= 0 else as_whole(text)
 
 
 def fields(*kinds: type) -> dict[str, type]:
-    """Field name -> type, nested dataclasses flattened, as the command line has them."""
+    """Return field name -> type, with nested dataclasses flattened as on the command line."""
     found: dict[str, type] = {}
     for kind in kinds:
         hints = typing.get_type_hints(kind)
@@ -107,6 +106,25 @@ def fields(*kinds: type) -> dict[str, type]:
             else:
                 found[f.name] = hints[f.name]
     return found
+
+
+RANKS = "rank and device come from the launcher's environment"
+FUSED = "the backend chooses the fused kernels; change them with --kernels (`bertbench doctor`)"
+SHARED: dict[str, Meaning] = {
+    "fp16": Sets("precision", "fp16"),
+    "log_freq": Sets("log_freq", log_freq),
+    "train_batch_size": Sets("train_batch_size", as_whole),
+    "gradient_accumulation_steps": Sets("gradient_accumulation_steps", as_whole),
+    "local_rank": Notes(RANKS, takes_value=True),
+    "use_env": Notes(RANKS),
+    "loss_scale": Refuses(
+        "a fixed loss scale is not supported: fp16 scales dynamically from --init_loss_scale, "
+        "other precisions need none",
+        takes_value=True,
+        off=("0", "0.", "0.0"),
+    ),
+}
+"""Flags that the references of all benchmarks have, with one meaning."""
 
 
 class Flags:
@@ -120,23 +138,32 @@ class Flags:
     ) -> None:
         """Args:
         own: our fields and their types (``fields``).
-        reference: what the references' flags mean.
-        derived: quantities of theirs -> the field of ours that is computed from them ("": of
-            none alone). Naming one of the two undoes the other.
+        reference: the meaning of the references' flags; SHARED is added.
+        derived: the references' quantities -> the field computed from each ("": from none
+            alone). The last of the two that is given replaces the other.
         """
-        self.own, self._reference, self._derived = own, reference, derived
-        self.names = sorted({*own, *reference, "help"})
+        self.own, self._reference, self._derived = own, {**SHARED, **reference}, derived
+        self.names = sorted({*own, *self._reference, "help"})
+
+    def translate(
+        self, argv: Sequence[str], derive: Callable[[Values, Remarks], None]
+    ) -> tuple[list[str], list[str]]:
+        """Translate flags to our own: (our flags, notes for the user).
+
+        ``derive`` replaces the references' quantities by our fields. Raises as ``read`` does.
+        """
+        values, notes = self.read(argv)
+        if "help" in values:
+            return ["--help"], []
+        derive(values, notes)
+        return self.write(values, notes)
 
     def read(self, argv: Sequence[str]) -> tuple[Values, Remarks]:
-        """The values given, and flags by the note they need.
-
-        Quantities of theirs that ours are computed from are still theirs; ``help`` stands for
-        --help.
+        """Return the values and the notes; only ``help`` for --help.
 
         Raises:
-            BadInput: an unknown or ambiguous flag, a missing or impossible value; says what was
-                meant.
-            Unsupported: a flag that cannot be honoured; says why and what to do instead.
+            BadInput: an unknown or ambiguous flag, a missing or impossible value.
+            Unsupported: a flag that bertbench cannot honour; the message has the alternative.
         """
         values: Values = {}
         notes: Remarks = {}
@@ -150,7 +177,7 @@ class Flags:
         return values, notes
 
     def write(self, values: Values, notes: Remarks) -> tuple[list[str], list[str]]:
-        """Flags of ours that say ``values``, and a line for each note."""
+        """Return our flags for ``values``, and a line for each note."""
         argv: list[str] = []
         for name, value in values.items():
             if self.own[name] is bool:
@@ -160,7 +187,7 @@ class Flags:
         return argv, [f"{', '.join(dict.fromkeys(flags))}: {text}" for text, flags in notes.items()]
 
     def _parse(self, argv: Sequence[str], notes: Remarks) -> Iterator[tuple[str, str, str | None]]:
-        """(as written, full name, value or None) for each flag in turn."""
+        """Yield (as written, full name, value or None) for each flag."""
         rest = list(argv)
         while rest:
             word = rest.pop(0)
@@ -171,7 +198,7 @@ class Flags:
             written, equals, joined = word[2:].partition("=")
             name = self._full_name(written)
             if name != written.replace("-", "_"):
-                notes.setdefault(f"taken as --{name}", []).append(f"--{written}")
+                notes.setdefault(f"read as --{name}", []).append(f"--{written}")
             value: str | None = joined if equals else None
             if value is not None and not self._takes_value(name) and not self._is_switch(name):
                 raise BadInput(f"--{written} takes no value, not {value!r}")
@@ -195,7 +222,7 @@ class Flags:
         raise BadInput(f"unknown flag --{written}; {hint}`bertbench run RECIPE --help` lists all")
 
     def _is_switch(self, name: str) -> bool:
-        """Whether it is a yes-or-no field of ours, or its negation."""
+        """Return whether ``name`` is a yes-or-no field, or its negation."""
         return self.own.get(name, self.own.get(name.removeprefix("no_"))) is bool
 
     def _takes_value(self, name: str) -> bool:
@@ -228,7 +255,7 @@ class Flags:
             notes.setdefault(meaning.text, []).append(f"--{name}")
 
     def _switch_or_value(self, name: str, value: str | None) -> tuple[str, str]:
-        """A field of ours: name and value, with a switch's value spelled True or False."""
+        """Return one of our fields and its value; a switch's value is True or False."""
         if name not in self.own:
             name, no = name.removeprefix("no_"), True
         else:
@@ -244,7 +271,7 @@ class Flags:
         return name, str(on != no)
 
     def _set(self, values: Values, name: str, value: str) -> None:
-        """The last one wins, also between a field and what it could be derived from."""
+        """Set a value. The last one wins, also between a field and a quantity it derives from."""
         for source, field in self._derived.items():
             if name == source:
                 values.pop(field, None)
@@ -255,23 +282,28 @@ class Flags:
 
 
 BATCHES = {"train_batch_size": "global_batch", "gradient_accumulation_steps": "micro_batch"}
-"""For ``derived``: the references' batch sizes (``derive_batches``)."""
-
-
-def world_size() -> int:
-    """Processes over all nodes, from the launcher's environment."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+"""The references' batch sizes and our fields, for ``derived`` (``derive_batches``)."""
 
 
 def derive_batches(
-    values: Values, notes: Remarks, *, global_batch: int | None, world: int, rows: int = 1
+    values: Values, notes: Remarks, *, global_batch: int | None, world: int | None, rows: int = 1
 ) -> None:
-    """Global batch and micro-batch from the references' batch sizes, which are per device.
+    """Replace the references' batch sizes, which are per device, by global batch and micro-batch.
 
-    Theirs: global batch = train_batch_size x processes (x ``rows`` sequences in a packed row), and
-    train_batch_size is what one device sees in a step, before it is split into accumulation steps.
-    ``global_batch`` is the recipe's. Raises BadInput where it cannot be split.
+    In the references, global batch = train_batch_size x processes (x sequences in a packed row),
+    and a step splits train_batch_size into accumulation steps.
+
+    Args:
+        values: replaced in place.
+        notes: added to in place.
+        global_batch: the recipe's.
+        world: processes over all nodes; default: the launcher's WORLD_SIZE, else 1.
+        rows: sequences in a packed row.
+
+    Raises:
+        BadInput: the accumulation steps do not divide the batch, or no batch is known.
     """
+    world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
     per_device = values.pop("train_batch_size", None)
     accumulation = values.pop("gradient_accumulation_steps", None)
     total = global_batch
@@ -288,7 +320,7 @@ def derive_batches(
         return
     steps = int(accumulation)
     if total is None:
-        raise BadInput("--gradient_accumulation_steps needs --train_batch_size beside it")
+        raise BadInput("--gradient_accumulation_steps needs --train_batch_size")
     if steps < 1 or total % (world * steps):
         raise BadInput(
             f"--gradient_accumulation_steps {steps}: a global batch of {total} on {world} "

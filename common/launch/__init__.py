@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starting runs: launcher scripts, torchrun, processes of their own."""
+"""Starting runs: launcher scripts, torchrun, subprocesses."""

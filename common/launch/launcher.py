@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a launcher script does once there is an environment: choose, say so, start.
+"""Launcher scripts: choose the backend and the processes, print the command, run it.
 
-The benchmark says which recipe its script means and what that needs (``Wish``); here the backend
-(by what `bertbench doctor` finds) and the number of processes are chosen, and the command that this
-comes to is printed and run. Torch is not imported, so that a vendor package cannot upset the
-launcher.
+A benchmark's ``launch.py`` reads the script's words into a ``Request``; the rest is here. This
+module does not import torch, so a vendor's package cannot break the launcher.
 """
 
 from __future__ import annotations
@@ -19,73 +17,86 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bertbench.common.config.recipe import Preset
 from bertbench.common.errors import BadInput, BertbenchError, Unsupported
 
 CPU = "cpu_ref"
 Report = Mapping[str, Any]
-"""What `bertbench doctor --json` prints."""
+"""The output of `bertbench doctor --json`."""
+
+USAGE = """\
+  flags             the recipe's flags (`.venv/bin/bertbench run RECIPE --help`) and those of the
+                    reference scripts; the last of two wins
+  --dry-run         print the settings and run nothing
+
+Environment: NPROC (processes on this node; default: the number that the script's name says, or one
+per accelerator), the vendor's variable of visible devices and, to start the script on each of
+several nodes, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT."""
+"""The end of every script's usage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What a benchmark wants to be run, before it is known on what."""
+class Request:
+    """The meaning of a script's words, before the devices are known."""
 
     recipe: str
-    given: Mapping[str, str]
-    """What the user's flags set, by our fields' names."""
-    rest: Sequence[str]
-    """The user's flags, as they came."""
-    own: Sequence[str] = ()
-    """Flags of the script itself; the user's come after them."""
+    values: Mapping[str, str]
+    """Values that the flags set, by field name."""
+    flags: Sequence[str]
+    """The user's flags, unchanged."""
+    script_flags: Sequence[str] = ()
+    """The script's own flags; the user's follow and win."""
     global_batch: int
     """Sequences per step of the recipe."""
     small: bool = False
-    """Whether it runs on the CPU without being asked, and on fewer devices than there are."""
-    cards: int | None = None
-    """Devices that the script's name or its parameters promise."""
-    says: Sequence[str] = ()
+    """Whether the recipe falls back to the CPU, and to as many devices as divide its batch."""
+    devices: int | None = None
+    """Number of devices in the script's name or its parameters."""
+    precision: str | None = None
+    """Precision where no flag sets one; fp32 on a device that lacks it."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the run, unless the user sets them."""
+    messages: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A command, its environment, and what the user is told first."""
+    """A command, its environment, and the messages to print first."""
 
     command: list[str]
     environment: dict[str, str]
-    says: list[str]
+    messages: list[str]
     rehearsal: list[str] | None = None
-    """Run first by itself where several processes follow: it refuses once, and says it once."""
+    """A dry run before several processes start: it refuses once, and not once per process."""
 
 
 @dataclass(slots=True)
 class Devices:
-    """What was chosen to run on."""
+    """The chosen backend and number of processes."""
 
     backend: Mapping[str, Any]
-    """Its entry in the doctor's report."""
+    """The backend's entry in the doctor's report."""
     processes: int
-    """On this node."""
+    """Number of processes on this node."""
     nodes: int
-    says: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         return str(self.backend["name"])
 
 
-def split_recipe(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The last --recipe and all other words."""
-    return take(argv, "--recipe", "a name")
+def take(argv: Sequence[str], flag: str, value: str) -> tuple[str | None, list[str]]:
+    """Return the value of the last ``flag``, and all other words.
 
-
-def take(argv: Sequence[str], flag: str, what: str) -> tuple[str | None, list[str]]:
-    """The value of the last ``flag`` and all other words; BadInput where it has none."""
+    Raises BadInput with a description of the ``value`` where it is missing.
+    """
     taken, rest, words = None, [], list(argv)
     while words:
         word = words.pop(0)
         if word == flag:
             if not words:
-                raise BadInput(f"{flag} needs {what}")
+                raise BadInput(f"{flag} needs {value}")
             taken = words.pop(0)
         elif word.startswith(f"{flag}="):
             taken = word.partition("=")[2]
@@ -94,115 +105,124 @@ def take(argv: Sequence[str], flag: str, what: str) -> tuple[str | None, list[st
     return taken, rest
 
 
-def choose_devices(
-    wish: Wish,
-    environment: Mapping[str, str],
-    report: Report,
-    families: Mapping[str, Sequence[str]] | None = None,
-) -> Devices:
-    """The backend and the number of processes; Unsupported or BadInput with the fix.
+def find_preset(name: str, presets: Mapping[str, Preset]) -> Preset:
+    """Return the recipe called ``name``. Raises BadInput with the names there are."""
+    if name not in presets:
+        raise BadInput(f"unknown recipe {name!r}; there are: {', '.join(presets)}")
+    return presets[name]
 
-    ``families`` are names that may stand for several backends.
+
+def plan(request: Request, environment: Mapping[str, str], report: Report, python: str) -> Launch:
+    """Return the command for ``request`` on the devices in ``report``.
+
+    ``python`` is the interpreter of the environment to run in. Raises BadInput or Unsupported.
     """
-    asked = wish.given.get("backend", "auto")
-    backend = _choose_backend(asked, wish, report, families or {})
-    chosen = Devices(backend, 1, count(environment, "NNODES", 1))
-    if backend["name"] == CPU and asked != CPU:
-        chosen.says.append(f"no accelerator was found: running on the CPU ({CPU})")
-    chosen.processes = _processes(wish, environment, chosen)
-    return chosen
-
-
-def assemble(
-    wish: Wish, devices: Devices, environment: Mapping[str, str], report: Report, python: str
-) -> Launch:
-    """The command for ``wish`` on ``devices``; ``python`` is that of the environment."""
+    environment = {**request.variables, **environment}
+    devices = choose_devices(request, environment, report)
+    messages = [*request.messages, *devices.messages]
+    script_flags = [*request.script_flags]
+    if request.precision is not None and "precision" not in request.values:
+        precision = request.precision
+        if precision not in ("fp32", *devices.backend["precisions"]):
+            messages.append(f"{devices.name} has no {precision.upper()} here: FP32 (or --amp)")
+            precision = "fp32"
+        script_flags += ["--precision", precision]
     processes, nodes = devices.processes, devices.nodes
-    says = [*wish.says, *devices.says]
-    command = [str(Path(python).parent / "bertbench"), "run", wish.recipe]
-    command += ["--backend", devices.name, *wish.own, *wish.rest]
-    if wish.given.get("backend", devices.name) != devices.name:
-        command += ["--backend", devices.name]  # auto, say: it was looked for just now
-    says.append(f"{processes * nodes} x {devices.name} ({devices.backend['device']})")
-    extra = {"PYTHONSAFEPATH": "1"}  # the folder we are called from is not a source of modules
+    command = [str(Path(python).parent / "bertbench"), "run", request.recipe]
+    command += ["--backend", devices.name, *script_flags, *request.flags]
+    if request.values.get("backend", devices.name) != devices.name:
+        command += ["--backend", devices.name]  # every process takes the one chosen for auto
+    messages.append(f"{processes * nodes} x {devices.name} ({devices.backend['device']})")
+    extra = {"PYTHONSAFEPATH": "1"}  # no modules from the working directory
     if processes * nodes == 1:
-        return Launch(command, {**environment, **extra}, says)
+        return Launch(command, {**environment, **extra}, messages)
     rehearsal = [*command, "--dry_run"]
-    if wish.given.get("dry_run") != "True":
+    if request.values.get("dry_run") != "True":
         command = [*_torchrun(python, environment, processes, nodes), *command]
     if "OMP_NUM_THREADS" not in environment:
         extra["OMP_NUM_THREADS"] = str(max(1, int(report["cores"]) // processes))
-    # What torchrun will set for each process; here it is for the one that rehearses.
+    # torchrun sets these for each process; the rehearsal needs them, too.
     extra |= {"WORLD_SIZE": str(processes * nodes), "LOCAL_WORLD_SIZE": str(processes)}
-    return Launch(command, {**environment, **extra}, says, rehearsal)
+    return Launch(command, {**environment, **extra}, messages, rehearsal)
 
 
-def count(environment: Mapping[str, str], name: str, default: int) -> int:
-    """The whole number from 1 in a variable; BadInput for anything else."""
+def choose_devices(request: Request, environment: Mapping[str, str], report: Report) -> Devices:
+    """Return the backend and the number of processes. Raises Unsupported or BadInput."""
+    name = request.values.get("backend", "auto")
+    chosen = Devices(_choose_backend(name, request, report), 1, _count(environment, "NNODES", 1))
+    if chosen.name == CPU and name != CPU:
+        chosen.messages.append(f"no accelerator was found: running on the CPU ({CPU})")
+    chosen.processes = _processes(request, environment, chosen)
+    return chosen
+
+
+def _count(environment: Mapping[str, str], name: str, default: int) -> int:
+    """Return the variable's whole number from 1; BadInput for anything else."""
     text = environment.get(name) or str(default)
     if not text.isdecimal() or int(text) < 1:
         raise BadInput(f"{name}={text} is not a count: give a whole number from 1")
     return int(text)
 
 
-def _choose_backend(
-    asked: str, wish: Wish, report: Report, families: Mapping[str, Sequence[str]]
-) -> Mapping[str, Any]:
-    """The backend asked for, else the first accelerator; the CPU only for a small recipe."""
+def _choose_backend(name: str, request: Request, report: Report) -> Mapping[str, Any]:
+    """Return the named backend, else the first accelerator, else the CPU for a small recipe."""
+    from bertbench.backends import FAMILIES  # here: it refuses a wrong BERTBENCH_SIMULATE
+
     found = {b["name"]: b for b in report["backends"]}
-    if asked in families:
-        found = {n: b for n, b in found.items() if n in families[asked]}
-    elif asked != "auto":
-        if asked not in found:
-            raise Unsupported(f"unknown backend {asked!r}; known: {', '.join(found)}")
-        if not found[asked]["ok"]:
+    if name in FAMILIES:
+        found = {n: b for n, b in found.items() if n in FAMILIES[name]}
+    elif name != "auto":
+        if name not in found:
+            raise Unsupported(f"unknown backend {name!r}; known: {', '.join(found)}")
+        if not found[name]["ok"]:
             raise Unsupported(
-                f"backend {asked!r} cannot run here: {found[asked]['reason']}"
-                + (_way_out(asked, report) if wish.cards else "")
+                f"backend {name!r} cannot run here: {found[name]['reason']}"
+                + (_alternatives(name, report) if request.devices else "")
             )
-        return dict(found[asked])
+        return dict(found[name])
     for b in found.values():
         if b["ok"] and b["accelerator"]:
             return dict(b)
-    if wish.small and asked == "auto":
+    if request.small and name == "auto":
         return dict(found[CPU])
     reasons = "; ".join(f"{n}: {b['reason']}" for n, b in found.items() if not b["ok"])
-    what = "an accelerator" if asked == "auto" else f"one of {', '.join(families[asked])}"
+    needed = "an accelerator" if name == "auto" else f"one of {', '.join(FAMILIES[name])}"
     raise Unsupported(
-        f"{wish.recipe} needs {what} and none was found{f' ({reasons})' if reasons else ''}. "
-        f"`.venv/bin/bertbench doctor` shows why." + _way_out(asked, report)
+        f"{request.recipe} needs {needed} and none was found{f' ({reasons})' if reasons else ''}. "
+        f"`.venv/bin/bertbench doctor` shows why." + _alternatives(name, report)
     )
 
 
-def _way_out(asked: str, report: Report) -> str:
-    """What else there is to run on."""
+def _alternatives(name: str, report: Report) -> str:
+    """Return the backends that can run here besides ``name``, as flags."""
     others = [b["name"] for b in report["backends"] if b["ok"] and b["accelerator"]]
-    others = [name for name in others if name != asked]
-    there = f" Here is: --backend {' or --backend '.join(others)}." if others else ""
-    return f"{there} To run it on the CPU: --backend {CPU}"
+    others = [other for other in others if other != name]
+    available = f" Available: --backend {' or --backend '.join(others)}." if others else ""
+    return f"{available} To run it on the CPU: --backend {CPU}"
 
 
-def _processes(wish: Wish, environment: Mapping[str, str], chosen: Devices) -> int:
-    """NPROC, else one per device or as many as promised; a small recipe shares its batch evenly."""
-    devices = int(chosen.backend["device_count"])
+def _processes(request: Request, environment: Mapping[str, str], chosen: Devices) -> int:
+    """Return NPROC, else the promised number, else one per device that shares the batch evenly."""
+    available = int(chosen.backend["device_count"])
     if environment.get("NPROC"):
-        processes = count(environment, "NPROC", devices)
-        if wish.cards not in (None, processes):
-            chosen.says.append(f"NPROC: {processes} processes instead of {wish.cards}")
+        processes = _count(environment, "NPROC", available)
+        if request.devices not in (None, processes):
+            chosen.messages.append(f"NPROC: {processes} processes instead of {request.devices}")
         return processes
-    if wish.cards is not None and chosen.name != CPU:
-        if devices < wish.cards:
+    if request.devices is not None and chosen.name != CPU:
+        if available < request.devices:
             raise Unsupported(
-                f"this is for {wish.cards} devices and {chosen.name} has {devices}: "
-                f"NPROC={devices} runs the same recipe on what is here, --backend {CPU} on the CPU"
+                f"this script is for {request.devices} devices and {chosen.name} has {available}: "
+                f"NPROC={available} runs the same recipe on those, --backend {CPU} on the CPU"
             )
-        return wish.cards
-    processes = devices
-    if wish.small:
-        batch, nodes = wish.global_batch, chosen.nodes
-        processes = max(n for n in range(1, devices + 1) if batch % (n * nodes) == 0 or n == 1)
-        if processes < devices:
-            chosen.says.append(f"{processes} of {devices} devices share a batch of {batch} evenly")
+        return request.devices
+    processes = available
+    if request.small:
+        batch, nodes = request.global_batch, chosen.nodes
+        processes = max(n for n in range(1, available + 1) if batch % (n * nodes) == 0 or n == 1)
+        if processes < available:
+            text = f"{processes} of {available} devices share a batch of {batch} evenly"
+            chosen.messages.append(text)
     return processes
 
 
@@ -219,36 +239,53 @@ def _torchrun(python: str, environment: Mapping[str, str], processes: int, nodes
 
 
 def doctor(python: str, backend: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """The doctor's report (on the one backend that was named), from a process of its own."""
+    """Run `bertbench doctor` on the named backend, or on all for ``auto`` and for a family.
+
+    Raises Unsupported for an unknown backend, BertbenchError for a doctor that fails.
+    """
+    from bertbench.backends import FAMILIES
+
     command = [str(Path(python).parent / "bertbench"), "doctor", "--json"]
-    command += [] if backend == "auto" else [backend]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(environment))
-    if done.returncode == 2:
-        raise Unsupported(done.stderr.strip().removeprefix("bertbench doctor: "))
-    begin = done.stdout.find("{\n")  # a vendor's torch may greet on stdout before the report
+    command += [] if backend in ("auto", *FAMILIES) else [backend]
+    process = subprocess.run(command, capture_output=True, text=True, env=dict(environment))
+    if process.returncode == 2:
+        raise Unsupported(process.stderr.strip().removeprefix("bertbench doctor: "))
+    begin = process.stdout.find("{\n")  # a vendor's torch may print before the report
     if begin < 0:
-        raise BertbenchError(f"`{shlex.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
-    report: dict[str, Any] = json.loads(done.stdout[begin:])
+        raise BertbenchError(f"`{shlex.join(command)}` failed:\n{process.stderr.strip()[-2000:]}")
+    report: dict[str, Any] = json.loads(process.stdout[begin:])
     return report
 
 
 def _become(launch: Launch) -> NoReturn:
-    for text in launch.says:
-        print(f"launch: {text}")
-    print(f"launch: {shlex.join(launch.command)}", flush=True)
+    for text in [*launch.messages, shlex.join(launch.command)]:
+        print(f"launch: {text}", flush=True)
     if launch.rehearsal is not None:
-        done = subprocess.run(
-            launch.rehearsal, env=launch.environment, stdout=subprocess.DEVNULL, text=True
-        )
-        if done.returncode:
-            sys.exit(done.returncode)
+        command, output = launch.rehearsal, subprocess.DEVNULL
+        code = subprocess.run(command, env=launch.environment, stdout=output).returncode
+        if code:
+            sys.exit(code)
     os.execve(launch.command[0], launch.command, launch.environment)
 
 
-def start(make: Callable[[], Launch]) -> int:
-    """Become the run that ``make`` plans; returns only when it refuses (2)."""
+def main(
+    argv: Sequence[str], usage: str, read: Callable[[Sequence[str], Mapping[str, str]], Request]
+) -> int:
+    """Replace this process by the run; return 0 after the help, 2 after an error.
+
+    Args:
+        argv: the script's words.
+        usage: the benchmark's part of the help.
+        read: turns words and environment into a request, or raises BertbenchError.
+    """
+    if any(word in ("-h", "--help") for word in argv):
+        print(usage + USAGE)
+        return 0
     try:
-        launch = make()
+        request = read(argv, os.environ)
+        environment = {**request.variables, **os.environ}
+        report = doctor(sys.executable, request.values.get("backend", "auto"), environment)
+        launch = plan(request, environment, report, sys.executable)
     except BertbenchError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in processes of their own, one after the other, for ``repeat`` and ``scale``."""
+"""Runs as subprocesses, one after the other, for ``repeat`` and ``scale``."""
 
 from __future__ import annotations
 
@@ -16,69 +16,69 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from bertbench.common.files import shown
+from bertbench.common.files import host_cores, shown
 
 PROGRAM = (sys.executable, "-m", "bertbench")
-ELASTIC = (sys.executable, "-m", "bertbench.common.launch.torchrun")
-_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TORCHRUN = (sys.executable, "-m", "bertbench.common.launch.torchrun")
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """How a run ended, as it said itself."""
+class Outcome:
+    """The end of a run, as its own output reports it."""
 
     status: str
-    """The record's status; ``refused`` before there was one, ``killed`` without a word."""
+    """The record's status; without a record ``refused``, ``interrupted`` or ``killed``."""
     reason: str
     exit_code: int
     seconds: float
     """Wall-clock time of the process."""
     record: Path | None = None
     stopped: bool = False
-    """Whether it ended because we were told to."""
+    """Whether Ctrl-C or SIGTERM ended it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Starter:
-    """Starts ``bertbench run``; through torchrun where it is for several devices."""
+    """Starts ``bertbench run``, through torchrun for several devices."""
 
     program: Sequence[str] = PROGRAM
-    elastic: Sequence[str] = ELASTIC
+    torchrun: Sequence[str] = TORCHRUN
     verbose: bool = False
-    """Show what the runs print, which their records keep in any case."""
+    """Whether to show the runs' output, which their records keep anyway."""
 
     def command(self, words: Sequence[str], processes: int = 1) -> list[str]:
-        """``words`` are ``run RECIPE [flags]``."""
+        """Return the command for ``words``: ``run RECIPE [flags]``."""
         own = [*self.program, *words, "--json"]
         if processes == 1:
             return own
-        torchrun = [f"--nproc-per-node={processes}", "--standalone", "--no-python"]
-        return [*self.elastic, *torchrun, *own]
+        flags = [f"--nproc-per-node={processes}", "--standalone", "--no-python"]
+        return [*self.torchrun, *flags, *own]
 
-    def run(self, words: Sequence[str], processes: int = 1) -> Done:
-        """Run to the end. Ctrl-C and SIGTERM are passed on, and the run ends in order."""
-        environment = {k: v for k, v in os.environ.items() if k not in _TORCHRUN}
-        environment["PYTHONSAFEPATH"] = "1"  # the folder we are called from is no source of modules
+    def run(self, words: Sequence[str], processes: int = 1) -> Outcome:
+        """Run to the end. Ctrl-C and SIGTERM are passed on, so that the run can save and stop."""
+        environment = {k: v for k, v in os.environ.items() if k not in _VARIABLES}
+        environment["PYTHONSAFEPATH"] = "1"  # no modules from the working directory
         if processes > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, host_cores() // processes)))
         began = time.monotonic()
-        with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as complaints:
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
                 self.command(words, processes),
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=told,
-                stderr=None if self.verbose else complaints,
-                start_new_session=True,  # signals of the terminal reach it through us alone
+                stdout=output,
+                stderr=None if self.verbose else errors,
+                start_new_session=True,  # the terminal's signals reach it only through us
             )
             stopped = _wait(process)
             seconds = time.monotonic() - began
-            last = _last_lines(complaints)
-            return _done(process.returncode, _answer(told), last, seconds, stopped)
+            answer, last = _answer(output), _last_lines(errors)
+            return _outcome(process.returncode, answer, last, seconds, stopped)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it had to be stopped."""
+    """Wait for the end; return whether Ctrl-C or SIGTERM stopped the process."""
     try:
         process.wait()
         return False
@@ -86,7 +86,7 @@ def _wait(process: subprocess.Popen[bytes]) -> bool:
         process.terminate()
     try:
         process.wait()
-    except KeyboardInterrupt:  # asked twice
+    except KeyboardInterrupt:  # a second Ctrl-C
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -94,13 +94,13 @@ def _wait(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _answer(file: IO[bytes]) -> dict[str, Any]:
-    """The last line that ``run --json`` printed; torchrun and vendors may print others."""
+    """Return the last line of ``run --json``; torchrun and vendors may print others."""
     file.seek(0)
     for line in reversed(file.read().decode("utf-8", "replace").splitlines()):
         with contextlib.suppress(ValueError):
-            told = json.loads(line)
-            if isinstance(told, dict) and ("record" in told or "error" in told):
-                return told
+            answer = json.loads(line)
+            if isinstance(answer, dict) and ("record" in answer or "error" in answer):
+                return answer
     return {}
 
 
@@ -110,11 +110,11 @@ def _last_lines(file: IO[bytes], most: int = 3) -> str:
     return " | ".join(shown(line, 300) for line in [line for line in lines if line][-most:])
 
 
-def _done(
-    code: int, answer: dict[str, Any], complaints: str, seconds: float, stopped: bool
-) -> Done:
+def _outcome(
+    code: int, answer: dict[str, Any], errors: str, seconds: float, stopped: bool
+) -> Outcome:
     if "record" in answer:
-        return Done(
+        return Outcome(
             status=str(answer.get("status")),
             reason=str(answer.get("reason")),
             exit_code=code,
@@ -123,14 +123,8 @@ def _done(
             stopped=stopped,
         )
     if "error" in answer or code == 2:
-        status, reason = "refused", str(answer.get("error") or complaints)
+        status, reason = "refused", str(answer.get("error") or errors)
     else:
         status = "interrupted" if stopped or code == 130 else "killed"
-        reason = f"exit code {code}: {complaints or 'it said nothing'}"
-    return Done(status=status, reason=reason, exit_code=code, seconds=seconds, stopped=stopped)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        reason = f"exit code {code}: {errors or 'no output'}"
+    return Outcome(status=status, reason=reason, exit_code=code, seconds=seconds, stopped=stopped)

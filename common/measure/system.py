@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import torch
 
+from bertbench.common.files import host_cores
 from bertbench.common.measure.code import git_state
 
 PACKAGES = ("torch", "numpy", "h5py", "safetensors", "tokenizers", "mlperf-logging")
@@ -79,13 +80,12 @@ def compiler_version() -> str | None:
 def _processor() -> dict[str, Any]:
     info = _cpuinfo()
     frequency = _or_none(psutil.cpu_freq)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
         "model": info.get("model name") or platform.processor() or platform.machine(),
         "sockets": _sockets(),
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(logical=True),
-        "usable_threads": usable,
+        "usable_threads": host_cores(),
         "caches": _caches(),
         "frequency_mhz": None
         if frequency is None

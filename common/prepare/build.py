@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from bertbench.common.data.schema import write_fixed, write_varlen
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, write_atomic
+from bertbench.common.files import file_sha256, host_cores, write_atomic
 from bertbench.common.prepare.spool import Mixture, open_spool
 from bertbench.common.prepare.track import track
 
@@ -184,7 +184,7 @@ def _end_with_parent() -> None:
 
 def processes_for(num_bytes: int, per_process: int) -> int:
     """One process a core, but no more than have ``per_process`` bytes each: starting one costs."""
-    return max(1, min(len(os.sched_getaffinity(0)), num_bytes // per_process))
+    return max(1, min(host_cores(), num_bytes // per_process))
 
 
 def read_json(path: Path) -> Any:

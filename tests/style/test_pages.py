@@ -15,8 +15,9 @@ import pytest
 from test_layering import ORDER
 
 from bertbench.benchmarks import presets, resolve
-from bertbench.benchmarks.bert_pretraining.launch import plan
+from bertbench.benchmarks.bert_pretraining.launch import read
 from bertbench.common.cli.main import VERBS
+from bertbench.common.launch.launcher import plan
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -93,7 +94,8 @@ def check(command: str) -> None:
     if words[0] == "bash":
         assert (ROOT / words[1]).is_file()
         if "train" in words[1]:
-            plan([w for w in words[2:] if w != "--help"], {}, ONE_DEVICE, "python")
+            request = read([w for w in words[2:] if w != "--help"], {})
+            plan(request, {}, ONE_DEVICE, "python")
     elif words[0].endswith("bertbench"):
         check_bertbench(words[1:])
     elif words[0].endswith("python") and words[1] == "-m":

@@ -122,7 +122,7 @@ def test_a_plugin_that_nobody_knows_is_seen_by_its_entry_point(
     (info / "entry_points.txt").write_text("[torch.backends]\nacme = acme_torch:_autoload\n")
     done = init(checkout, python)
     assert done.returncode == 0, done.stderr
-    assert "found torch 2.10.0+cpu (acme_torch): used as it is" in done.stdout
+    assert "found torch 2.10.0+cpu (acme_torch): used unchanged" in done.stdout
 
 
 def test_a_broken_plugin_is_not_a_broken_torch(checkout: Path, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from bertbench.benchmarks.bert_pretraining.launch import Launch, main, plan
+from bertbench.benchmarks.bert_pretraining.launch import USAGE, read
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
 from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.files import host_cores
 from bertbench.common.launch import torchrun as elastic
+from bertbench.common.launch.launcher import Launch, main, plan
 
 ROOT = Path(__file__).parents[2]
 CPU = {"name": "cpu_ref", "ok": True, "reason": "", "accelerator": False, "device_count": 1,
@@ -29,14 +31,14 @@ def accelerators(count: int) -> dict[str, Any]:
 
 def go(argv: str = "", count: int = 0, **environment: str) -> Launch:
     report = {"cores": 16, "backends": [accelerators(count) if count else ABSENT, CPU]}
-    return plan(argv.split(), environment, report, PYTHON)
+    return plan(read(argv.split(), environment), environment, report, PYTHON)
 
 
 def test_without_data_and_accelerator_mini_runs_on_the_cpu_and_says_so() -> None:
     launch = go()
     assert launch.command == ["/venv/bin/bertbench", "run", "mini", "--backend", "cpu_ref"]
-    assert any("DATA is not set" in text for text in launch.says)
-    assert any("no accelerator was found" in text for text in launch.says)
+    assert any("DATA is not set" in text for text in launch.messages)
+    assert any("no accelerator was found" in text for text in launch.messages)
 
 
 def test_without_data_mini_takes_the_accelerators() -> None:
@@ -49,7 +51,7 @@ def test_without_data_mini_takes_the_accelerators() -> None:
     assert launch.environment["OMP_NUM_THREADS"] == "2"
     assert launch.rehearsal == [*launch.command[6:], "--dry_run"]
     assert launch.environment["WORLD_SIZE"] == "8"
-    assert not any("no accelerator" in text for text in launch.says)
+    assert not any("no accelerator" in text for text in launch.messages)
 
 
 def test_one_accelerator_needs_no_torchrun() -> None:
@@ -97,7 +99,7 @@ def test_mini_uses_as_many_devices_as_share_its_batch(count: int) -> None:
     batch = PRESETS["mini"].recipe.global_batch  # type: ignore[attr-defined]
     assert batch % processes == 0
     assert processes <= count < 2 * processes or processes == batch
-    assert (processes < count) == any(f"of {count} devices" in text for text in launch.says)
+    assert (processes < count) == any(f"of {count} devices" in text for text in launch.messages)
 
 
 def test_data_runs_deepsparks_command_on_the_accelerators(tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_data_without_accelerator_is_refused_with_the_way_out(tmp_path: Path) ->
         go(DATA=str(tmp_path))
     launch = go("--backend cpu_ref", DATA=str(tmp_path))
     assert launch.command[1:5] == ["run", "deepspark_416", "--backend", "cpu_ref"]
-    assert not any("no accelerator" in text for text in launch.says), "it was asked for"
+    assert not any("no accelerator" in text for text in launch.messages), "it was asked for"
 
 
 def test_named_recipe_never_falls_back_to_the_cpu() -> None:
@@ -138,7 +140,7 @@ def test_variables_of_the_reference_and_of_torchrun(tmp_path: Path) -> None:
     )
     assert "--init_loss_scale 1024" in command
     assert launch.environment["OMP_NUM_THREADS"] == "7"
-    assert any(text.startswith("4 x gcu") for text in launch.says)
+    assert any(text.startswith("4 x gcu") for text in launch.messages)
 
 
 STOPPABLE = """
@@ -177,6 +179,7 @@ def test_sigterm_reaches_the_processes() -> None:
         ("--lerning_rate 1", {}, "did you mean --learning_rate"),
         ("--backend tpu", {}, "unknown backend 'tpu'"),
         ("--backend gcu", {}, "torch_gcu is not installed"),
+        ("--backend gpu", {}, "needs one of cuda, rocm, corex"),
     ],
 )
 def test_refusals(argv: str, environment: dict[str, str], message: str) -> None:
@@ -184,10 +187,17 @@ def test_refusals(argv: str, environment: dict[str, str], message: str) -> None:
         go(argv, **environment)
 
 
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 5, 7}, raising=False)
+    assert host_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert host_cores() == (os.cpu_count() or 1)
+
+
 def test_only_the_backend_that_was_named_is_examined(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["--backend", "tpu"]) == 2
+    assert main(["--backend", "tpu"], USAGE, read) == 2
     assert "launch: unknown backend 'tpu'; known: cuda" in capsys.readouterr().err
     asked: list[list[str]] = []
 
@@ -197,7 +207,7 @@ def test_only_the_backend_that_was_named_is_examined(
 
     monkeypatch.setattr(subprocess, "run", run)
     for flags in (["--backend", "gcu"], []):
-        assert main(flags) == 2
+        assert main(flags, USAGE, read) == 2
         assert "torch is broken" in capsys.readouterr().err
     assert asked == [["doctor", "--json", "gcu"], ["doctor", "--json"]]
 

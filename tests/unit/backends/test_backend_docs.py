@@ -1,89 +1,106 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/adding-a-backend.md, followed step by step in a fresh checkout and environment."""
+"""docs/adding-a-backend.md, followed from top to bottom in a fresh checkout."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PAGE = ROOT / "docs" / "adding-a-backend.md"
+PAGE = (ROOT / "docs" / "adding-a-backend.md").read_text()
 EXAMPLE = ROOT / "tests" / "example_backend"
 ADAPTER = "bertbench-acme/acme_bertbench.py"
 
 QUICK = "probe or describe or vocabulary or beyond or units or (ten_steps and fp32)"
 """The contract tests that are run here: some of each kind, to save time."""
 
+INIT = f"""\
+{shlex.quote(sys.executable)} -m venv --without-pip .venv
+lock=core
+if [ "${{1:-}}" = --dev ]; then lock=dev; fi
+site="$(echo .venv/lib/python*/site-packages)"
+cp -a "packages/$lock/." "$site"
+echo "$PWD" > "$site/bertbench.pth"
+printf '#!/bin/sh\\nexec "%s" -m bertbench "$@"\\n' "$PWD/.venv/bin/python" > .venv/bin/bertbench
+chmod +x .venv/bin/bertbench
+"""
+"""What init.sh does in the container of Acme, offline: links to the packages of a lock."""
 
-def blocks() -> list[tuple[str, str]]:
-    """The page's blocks: language and text, in order."""
-    return re.findall(r"^```(bash|python)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Return the page's blocks in order: language and text."""
+    return re.findall(r"^```(bash|python)\n(.*?)^```$", page, re.M | re.S)
 
 
 def test_the_adapter_shown_is_the_example_package() -> None:
-    shown = [text for language, text in blocks() if language == "python"]
+    shown = [text for language, text in blocks(PAGE) if language == "python"]
     assert shown == [f"# {ADAPTER}\n" + (EXAMPLE / "src" / "acme_bertbench.py").read_text()]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A checkout, and the variables of an environment of its own in which Acme's package is.
+def link_packages(lock: str, folder: Path) -> None:
+    """Link what ``init.sh`` installs from a lock, and the vendor's packages, into ``folder``."""
+    text = (ROOT / "requirements" / f"{lock}.lock").read_text()
+    locked = {"pip", "torch", *re.findall(r"^([a-z0-9.-]+)==", text, re.M)}
+    folder.mkdir(parents=True)
+    shutil.copy(EXAMPLE / "src" / "acme_torch.py", folder)
+    for distribution in importlib.metadata.distributions():
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"]).lower()
+        if name not in locked and not name.startswith(("nvidia-", "cuda-", "triton")):
+            continue
+        tops = {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}
+        for top in tops:
+            if not (folder / top).is_symlink():
+                (folder / top).symlink_to(str(distribution.locate_file(top)))
 
-    The environment sees what this one has installed, and is empty itself.
-    """
-    environment = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    site = environment / "lib" / version / "site-packages"
-    outer = sysconfig.get_path("purelib")
-    (site / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
-    shutil.copy(EXAMPLE / "src" / "acme_torch.py", site)
-    command = environment / "bin" / "bertbench"
-    command.write_text(f'#!/bin/sh\nexec "{environment}/bin/python" -m bertbench "$@"\n')
-    command.chmod(0o755)
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose init.sh makes a .venv that holds only the packages of a lock."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for name in ("backends", "benchmarks", "common", "tests", "pyproject.toml", "README.md"):
+    for name in ("backends", "benchmarks", "bertbench", "common", "tests", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
-    variables = {
-        **os.environ,
-        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    (folder / "init.sh").write_text(INIT)
+    for lock in ("core", "dev"):
+        link_packages(lock, folder / "packages" / lock)
+    return folder
+
+
+def follow(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the commands of ``page`` as one script and write its Python files."""
+    script = ""
+    for language, text in blocks(page):
+        if language == "python":
+            target, _, content = text.removeprefix("# ").partition("\n")
+            script += f"test -f {target}  # the skeleton has it\ncat > {target} <<'END'\n"
+            script += f"{content}END\n"
+        else:
+            script += text
+    own = ("PYTHONPATH", "VIRTUAL_ENV", "PYTEST_XDIST_WORKER")
+    variables = {name: value for name, value in os.environ.items() if name not in own} | {
         "PIP_NO_INDEX": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PYTHONPATH": str(folder),
         "PYTEST_ADDOPTS": f"-k '{QUICK}' -p no:cacheprovider",
         "BERTBENCH_PROBE_TIMEOUT": "300",  # the simulated device may have to be compiled
         "OMP_NUM_THREADS": "1",
     }
-    variables.pop("PYTEST_XDIST_WORKER", None)
-    yield folder, variables
+    return subprocess.run(
+        ["bash", "-ex", "-c", script], cwd=folder, env=variables, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
 
 
-def test_the_page_leads_to_passing_contract_tests(
-    checkout: tuple[Path, dict[str, str]],
-) -> None:
-    folder, variables = checkout
-    said = ""
-    for language, text in blocks():
-        if language == "python":
-            target = folder / text.split("\n")[0].removeprefix("# ")
-            assert target.is_file(), "the skeleton has no file of that name"
-            target.write_text(text.partition("\n")[2])
-            continue
-        for command in text.splitlines():
-            done = subprocess.run(
-                ["sh", "-c", command], cwd=folder, env=variables, capture_output=True, text=True
-            )
-            said += f"$ {command}\n{done.stdout}{done.stderr}"
-            assert done.returncode == 0, said
+def test_the_page_leads_to_passing_contract_tests(checkout: Path) -> None:
+    done = follow(PAGE, checkout)
+    assert done.returncode == 0, done.stdout
     for expected in (
         "acme: ok (2 devices)",
         "collective   acccl",
@@ -91,4 +108,14 @@ def test_the_page_leads_to_passing_contract_tests(
         "telemetry    acme_torch.sensors",
         " passed",
     ):
-        assert expected in said, said
+        assert expected in done.stdout, done.stdout
+
+
+def test_a_step_that_the_page_leaves_out_is_missed(checkout: Path) -> None:
+    """The environment of these tests has pytest; a checkout without --dev does not."""
+    page = PAGE.replace("bash init.sh --dev\n", "bash init.sh\n")
+    assert page != PAGE
+    page = page.replace("bertbench doctor acme\n", "")  # takes longest, and changes nothing
+    done = follow(page, checkout)
+    assert done.returncode == 1
+    assert done.stdout.endswith("No module named pytest\n"), done.stdout

@@ -41,6 +41,7 @@ def test_skeleton_is_installed_and_found(
     package = tmp_path / "bertbench-big-abacus"
     said = capsys.readouterr().out
     for command in (
+        "bash init.sh --dev",
         f"python -m pip install --no-deps --no-build-isolation -e {package}",
         "bertbench doctor big_abacus",
         "python -m pytest tests/contract --backend big_abacus",
@@ -111,7 +112,7 @@ def test_new_backend_for_machines_and_help(
     assert main(["new-backend", "abacus", "--output", str(tmp_path), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["package"] == str(tmp_path / "bertbench-abacus")
-    assert len(said["next"]) == 3
+    assert len(said["next"]) == 4
     with pytest.raises(SystemExit) as stopped:
         main(["new-backend", "--help"])
     assert stopped.value.code == 0

@@ -23,7 +23,7 @@ from bertbench.common.launch.subprocess_runs import Starter
 
 ROOT = Path(__file__).parents[3]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
-FAKES = Starter(program=FAKE, elastic=FAKE)
+FAKES = Starter(program=FAKE, torchrun=FAKE)
 RATE = "sequences_per_second"
 
 

@@ -23,7 +23,7 @@ from tests.unit.results.constructed import device, make_run
 
 ROOT = Path(__file__).parents[3]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
-FAKES = Starter(program=FAKE, elastic=FAKE)
+FAKES = Starter(program=FAKE, torchrun=FAKE)
 CPU = {"name": "cpu_ref", "ok": True, "reason": "", "accelerator": False, "device_count": 1,
        "device": "a CPU"}  # fmt: skip
 CARDS = {**CPU, "name": "accel", "accelerator": True, "device_count": 4, "device": "a card"}

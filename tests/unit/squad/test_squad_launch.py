@@ -16,10 +16,10 @@ from bertbench.backends import probing
 from bertbench.benchmarks.bert_squad import launch as squad
 from bertbench.benchmarks.bert_squad import positional
 from bertbench.benchmarks.bert_squad.flags import FLAGS, translate
-from bertbench.benchmarks.bert_squad.launch import main, plan
+from bertbench.benchmarks.bert_squad.launch import USAGE, read
 from bertbench.benchmarks.bert_squad.recipes import PRESETS
 from bertbench.common.errors import BadInput, Unsupported
-from bertbench.common.launch.launcher import Launch
+from bertbench.common.launch.launcher import Launch, main, plan
 
 ROOT = Path(__file__).parents[3]
 SCRIPTS = {
@@ -59,7 +59,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def go(script: str, argv: str | list[str], found: list[dict[str, Any]], **env: str) -> Launch:
     words = argv.split() if isinstance(argv, str) else argv
     report = {"cores": 16, "backends": [*found, CPU]}
-    return plan([*SCRIPTS[script].split(), *words], env, report, "/venv/bin/python")
+    request = read([*SCRIPTS[script].split(), *words], env)
+    return plan(request, env, report, "/venv/bin/python")
 
 
 def given(launch: Launch) -> tuple[str, dict[str, str]]:
@@ -107,7 +108,7 @@ def test_scripts_need_no_argument(
         "precision": "tf32",
     }  # fmt: skip
     assert launch.environment["ENFLAME_ENABLE_TF32"] == "true"
-    assert any(text == f"{cards} x {backend} (a {backend})" for text in launch.says)
+    assert any(text == f"{cards} x {backend} (a {backend})" for text in launch.messages)
 
 
 def test_data_is_looked_for_where_enflames_scripts_do(
@@ -129,7 +130,7 @@ def test_fewer_devices_than_the_name_says(data: Path) -> None:
     launch = go("run_squad_8gcu.sh", "", two, NPROC="2", **env)
     assert processes(launch) == 2
     assert "global_batch" not in given(launch)[1], "the recipe stays"
-    assert any("2 processes instead of 8" in text for text in launch.says)
+    assert any("2 processes instead of 8" in text for text in launch.messages)
     on_cpu = go("run_squad_8gcu.sh", "--backend cpu_ref", two, **env)
     assert (processes(on_cpu), given(on_cpu)[1]["backend"]) == (1, "cpu_ref")
     assert processes(go("run_squad_8gcu.sh", "--device cpu", two, NPROC="2", **env)) == 2
@@ -183,7 +184,8 @@ def test_precision_follows_enflames_variable(
     launch = go("run_squad_1gcu.sh", argv, [device("gcu", 1, *device_has)], **env)
     assert given(launch)[1]["precision"] == precision
     assert launch.environment["ENFLAME_ENABLE_TF32"] == switch
-    assert ("no TF32" in " ".join(launch.says)) == (variable is None and "tf32" not in device_has)
+    lacking = variable is None and "tf32" not in device_has
+    assert ("no TF32" in " ".join(launch.messages)) == lacking
 
 
 def test_without_data_it_says_where_to_get_it_and_what_runs_without(data: Path) -> None:
@@ -261,7 +263,7 @@ BEFORE = [*TODAY[:4], *TODAY[5:]]
 
 def test_both_orders_come_to_the_same() -> None:
     today, before = (positional.read(words, {}) for words in (TODAY, BEFORE))
-    assert (today.cards, before.cards) == (4, 4)
+    assert (today.devices, before.devices) == (4, 4)
     assert FLAGS.read(today.flags)[0] == {
         "num_train_epochs": "2.0", "global_batch": "128", "max_micro_batch": "32",
         "eval_batch_size": "32", "learning_rate": "4.6e-5", "warmup_proportion": "0.2",
@@ -272,9 +274,9 @@ def test_both_orders_come_to_the_same() -> None:
     }  # fmt: skip
     at = today.flags.index("0.2")
     assert before.flags == [*today.flags[:at], "0.1", *today.flags[at + 1 :]]
-    assert "14 parameters, in today's order" in today.says[0]
-    assert "13 parameters, in the order of 2021" in before.says[0]
-    for said, words in ((today.says, TODAY), (before.says, BEFORE)):
+    assert "14 parameters, in today's order" in today.messages[0]
+    assert "13 parameters, in the order of 2021" in before.messages[0]
+    for said, words in ((today.messages, TODAY), (before.messages, BEFORE)):
         for name, word in zip(
             [n for n in positional.DEFAULTS if len(words) == 14 or n != "warmup_proportion"],
             words, strict=True,
@@ -300,25 +302,25 @@ def test_parameters_that_are_left_out_have_their_defaults(number: int) -> None:
     values = FLAGS.read(some.flags)[0]
     assert values["learning_rate"] == ("4.6e-5" if number > 3 else "3e-5")
     assert values["warmup_proportion"] == ("0.2" if number > 4 else "0.1")
-    assert some.cards == (4 if number > 6 else 8)
+    assert some.devices == (4 if number > 6 else 8)
     assert values["seed"] == ("7" if number > 7 else "1")
     assert ("init_checkpoint" in values) == (number > 0)
-    assert sum("(default)" in text for text in some.says) == 14 - number
+    assert sum("(default)" in text for text in some.messages) == 14 - number
     assert positional.read([*TODAY[:number], *[""] * (14 - number)], {}).flags == some.flags
 
 
 @pytest.mark.parametrize("number", range(5, 14))
 def test_the_older_order_is_seen_from_its_precision_on(number: int) -> None:
     some = positional.read(BEFORE[:number], {})
-    assert "order of 2021" in some.says[0]
-    assert some.cards == (4 if number > 5 else 8)
+    assert "order of 2021" in some.messages[0]
+    assert some.devices == (4 if number > 5 else 8)
 
 
 def test_an_empty_fifth_parameter_is_told_by_the_sixth() -> None:
     older = positional.read([*BEFORE[:4], "", "2"], {})
-    assert (older.cards, "2021" in older.says[0]) == (2, True)
+    assert (older.devices, "2021" in older.messages[0]) == (2, True)
     newer = positional.read([*TODAY[:4], "", "fp32", "2"], {})
-    assert (newer.cards, "--precision fp32" in " ".join(newer.flags)) == (2, True)
+    assert (newer.devices, "--precision fp32" in " ".join(newer.flags)) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -362,7 +364,7 @@ def test_run_squad_sh_takes_parameters_then_flags(data: Path) -> None:
     assert (flags["global_batch"], flags["eval_batch_size"]) == ("32", "64")
     assert (flags["precision"], flags["backend"], flags["data"]) == ("fp32", "npu", str(data))
     assert launch.environment["ENFLAME_ENABLE_TF32"] == "false"
-    assert "  num_gpu=2" in launch.says
+    assert "  num_gpu=2" in launch.messages
     assert go("run_squad.sh", "--recipe squad_base", [device("npu", 8)], DATA_PATH=str(data))
     with pytest.raises(Unsupported, match="8 devices and npu has 2"):
         go("run_squad.sh", [], [device("npu", 2)], DATA_PATH=str(data))
@@ -380,10 +382,10 @@ def test_refusals_of_the_script(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DATA_PATH", raising=False)
-    assert main(["--cards", "1gcu", "--recipe", "squad_large_enflame_1"]) == 2
+    assert main(["--cards", "1gcu", "--recipe", "squad_large_enflame_1"], USAGE, read) == 2
     assert "squad_large_enflame_1 lacks" in capsys.readouterr().err
-    assert main(["--cards", "many"]) == 2
-    assert main(["--help"]) == 0
+    assert main(["--cards", "many"], USAGE, read) == 2
+    assert main(["--help"], USAGE, read) == 0
     assert "bash scripts/run_squad_{1,8}{gpu,gcu}.sh" in capsys.readouterr().out
 
 
@@ -399,8 +401,8 @@ def test_the_doctor_is_asked_with_the_variable_that_the_run_will_have(
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("DATA_PATH", str(data))
     monkeypatch.delenv(squad.TF32_SWITCH, raising=False)
-    assert main("--cards 1gcu --precision fp32".split()) == 2
-    assert main("--cards 8gpu".split()) == 2
+    assert main("--cards 1gcu --precision fp32".split(), USAGE, read) == 2
+    assert main("--cards 8gpu".split(), USAGE, read) == 2
     assert "nothing works" in capsys.readouterr().err
     assert asked == [(["doctor", "--json", "gcu"], "false"), (["doctor", "--json"], "true")]
 
