@@ -26,6 +26,7 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.data.samples import from_lengths
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
+from bertbench.common.files import host_cores
 from bertbench.common.model.weights import VOCAB_MULTIPLE
 from bertbench.common.native import cache_dir
 from bertbench.common.training.task import Source
