@@ -19,7 +19,7 @@ import numpy as np
 
 from bertbench.benchmarks.bert_squad.examples import NO_WORD, WORD, Squad
 from bertbench.benchmarks.bert_squad.wordpieces import WordPieces
-from bertbench.common.data.samples import IntArray, from_lengths, ragged_index
+from bertbench.common.data.samples import IntArray, Sequences, from_lengths, ragged_index
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare.build import each
@@ -50,7 +50,7 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Features:
+class Features(Sequences):
     """F features laid end to end; feature f is tokens offsets[f]:offsets[f + 1]."""
 
     input_ids: IntArray
@@ -73,14 +73,6 @@ class Features:
     all of it. None unless read for training."""
     end: IntArray | None = None
     """int32 [F], its last token, inclusive."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> IntArray:
-        """int64 [F], tokens of each feature."""
-        return np.diff(self.offsets)
 
     @property
     def segment_ids(self) -> IntArray:

@@ -6,67 +6,28 @@ There is no pooler: nothing reads it, and the reference keeps it out of the opti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertbench.common.data.batch import Tokens
+from bertbench.common.data.batch import Batch
 from bertbench.common.model.bert import BertEncoder, initialize, linear
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.ops import Ops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpanBatch:
-    """One micro-batch of features: a question and a window of its paragraph each."""
+class SpanBatch(Batch):
+    """One micro-batch of features, each a question and a window of its paragraph."""
 
-    tokens: Tokens
     rows: Tensor
-    """int64 [T], the sequence that each token is of."""
+    """int64 [T], each token's sequence."""
     start: Tensor | None = None
     """int64 [B], position in its sequence of the answer's first token; None without answers."""
     end: Tensor | None = None
     """int64 [B], of its last token, inclusive."""
-
-    @property
-    def num_samples(self) -> int:
-        """B, known on the host."""
-        return len(self.tokens.lengths)
-
-    @property
-    def num_tokens(self) -> int:
-        """T, known on the host."""
-        return self.tokens.num_tokens
-
-    def to(self, device: torch.device, non_blocking: bool = True) -> SpanBatch:
-        """The same batch on ``device``."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            tokens=self.tokens.to(device, non_blocking),
-            rows=self.rows.to(device, non_blocking=non_blocking),
-            start=move(self.start),
-            end=move(self.end),
-        )
-
-    def pinned(self) -> SpanBatch:
-        """The same batch in page-locked host memory."""
-
-        def pin(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.pin_memory()
-
-        return replace(
-            self,
-            tokens=self.tokens.pinned(),
-            rows=self.rows.pin_memory(),
-            start=pin(self.start),
-            end=pin(self.end),
-        )
 
 
 class BertForQuestionAnswering(nn.Module):

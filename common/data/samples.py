@@ -18,8 +18,26 @@ IntArray = NDArray[Any]
 """An integer array whose width the field's docstring gives."""
 
 
+class Sequences:
+    """N sequences of T tokens laid end to end: i is tokens ``offsets[i]:offsets[i + 1]``."""
+
+    __slots__ = ()
+
+    input_ids: IntArray
+    offsets: IntArray
+    split: IntArray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """int64 [N], tokens of each sequence."""
+        return np.diff(self.offsets)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Samples:
+class Samples(Sequences):
     """N masked-language-model and next-sentence examples, as they are on disk less the padding."""
 
     input_ids: IntArray
@@ -36,14 +54,6 @@ class Samples:
     """int64 [N + 1], ascending from 0 to M."""
     next_sentence_labels: IntArray
     """int8 [N], 1 = B is random, 0 = B follows A."""
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> IntArray:
-        """int64 [N], tokens of each sample."""
-        return np.diff(self.offsets)
 
     @property
     def masked_counts(self) -> IntArray:

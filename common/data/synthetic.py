@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.samples import IntArray, Samples, from_lengths, token_dtype
-from bertbench.common.data.steps import StepStream, Window
-from bertbench.common.data.stream import batches_of
+from bertbench.common.data.steps import Division
+from bertbench.common.data.stream import Window, WindowStream, batches_of
 from bertbench.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FULL_LENGTH = 512
 FULL_SHARE = 0.2343
@@ -54,36 +58,22 @@ class _Random:
         yield random_samples(self.num_samples, self.limits, self.seed)
 
 
-class SyntheticStream(StepStream):
+class SyntheticStream(WindowStream):
     """TrainStream without files."""
 
     def __init__(
         self,
         *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        world: int,
-        rank: int,
         max_seq_length: int,
         max_predictions: int,
         vocab_size: int,
         num_samples: int = NUM_SAMPLES,
-        position: dict[str, int] | None = None,
-        pin: bool = False,
+        **division: Unpack[Division],
     ) -> None:
         """As TrainStream; an epoch is ``num_samples`` long and in memory."""
         self.num_samples = num_samples
-        super().__init__(
-            _Random(seed, num_samples, _limits(max_seq_length, max_predictions, vocab_size)),
-            seed=seed,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            world=world,
-            rank=rank,
-            position=position,
-            pin=pin,
-        )
+        limits = _limits(max_seq_length, max_predictions, vocab_size)
+        super().__init__(_Random(division["seed"], num_samples, limits), **division)
 
 
 def synthetic_eval_batches(
