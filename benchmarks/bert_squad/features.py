@@ -19,7 +19,7 @@ import numpy as np
 
 from bertbench.benchmarks.bert_squad.examples import NO_WORD, WORD, Squad
 from bertbench.benchmarks.bert_squad.wordpieces import WordPieces
-from bertbench.common.data.samples import IntArray, Sequences, from_lengths, ragged_index
+from bertbench.common.data.samples import IntArray, Sequences, from_lengths, places, ragged_index
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare.build import each
@@ -77,8 +77,8 @@ class Features(Sequences):
     @property
     def segment_ids(self) -> IntArray:
         """uint8 [T], 0 for [CLS] question [SEP], 1 for window [SEP]."""
-        position = _ranges(np.zeros(len(self), np.int64), self.lengths)
-        return (position >= np.repeat(self.split, self.lengths)).astype(np.uint8)
+        starts = np.repeat(self.split, self.lengths)
+        return (places(self.offsets) >= starts).astype(np.uint8)
 
     @property
     def unique_ids(self) -> IntArray:
@@ -179,13 +179,12 @@ def _tokenize(squad: Squad, pieces: WordPieces) -> _Tokens:
 
     paragraphs, number = len(squad.paragraphs), len(squad.examples)
     words = text_words[: paragraphs + 1]
-    in_paragraph = _ranges(np.zeros(paragraphs, np.int64), np.diff(words))
     counts = np.diff(per_word[: words[-1] + 1])
     questions = slice(per_text[paragraphs], per_text[paragraphs + number])
     return _Tokens(
         docs=ids[: per_text[paragraphs]],
         doc_offsets=per_text[: paragraphs + 1],
-        doc_words=np.repeat(in_paragraph, counts).astype(np.int32),
+        doc_words=np.repeat(places(words), counts).astype(np.int32),
         questions=ids[questions],
         question_offsets=per_text[paragraphs : paragraphs + number + 1] - questions.start,
         paragraph=np.array([e.paragraph for e in squad.examples], np.int64),
@@ -237,7 +236,7 @@ def _windows(
     number = np.where(size > room, 1 - (room - size) // step, size > 0)
 
     owner = np.repeat(np.arange(len(rows)), number)
-    window = _ranges(np.zeros(len(rows), np.int64), number)
+    window = places(from_lengths(number))
     begin = window * step[owner]
     length = np.minimum(room[owner], size[owner] - begin)
     split = asked[owner] + 2
@@ -287,7 +286,7 @@ def _max_context(
     A window's score is the smaller of the token's distances to its two ends plus 0.01 times its
     length; among equals the first window has it.
     """
-    left = _ranges(np.zeros(len(begin), np.int64), length)
+    left = places(from_lengths(length))
     lengths = np.repeat(length, length)
     score = np.minimum(left, lengths - 1 - left) + 0.01 * lengths
     token = _ranges(from_lengths(size)[owner] + begin, length)

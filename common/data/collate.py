@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from bertbench.common.data.batch import PretrainingBatch, Tokens
-from bertbench.common.data.samples import IntArray, Samples, Sequences, ragged_index
+from bertbench.common.data.samples import IntArray, Samples, Sequences, places, ragged_index
 
 
 def collate(samples: Samples, rows: IntArray) -> PretrainingBatch:
@@ -28,8 +28,7 @@ def collate_tokens(sequences: Sequences, rows: IntArray) -> Tokens:
     """Lay the tokens of ``rows`` [B] end to end, in that order."""
     index, offsets = ragged_index(sequences.offsets, rows)
     lengths = np.diff(offsets)
-    position = np.arange(offsets[-1])
-    position -= np.repeat(offsets[:-1], lengths)
+    position = places(offsets)
     segment = position >= np.repeat(sequences.split[rows].astype(np.int64), lengths)
     return Tokens(
         input_ids=int64(sequences.input_ids[index]),

@@ -8,14 +8,14 @@ kind or corrupt raises BadInput naming file, dataset and row; nothing of it is r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import h5py
 import numpy as np
 
-from bertbench.common.data.samples import IntArray, Samples, from_lengths, token_dtype
+from bertbench.common.data.samples import IntArray, Samples, from_lengths, places, token_dtype
 from bertbench.common.data.schema import (
     DATASETS,
     INPUT_IDS,
@@ -184,6 +184,10 @@ class _File:
         )
 
     def _varlen(self, start: int, stop: int) -> _Chunk:
+        return self._rows(start, stop, self._read(NEXT_SENTENCE, start, stop))
+
+    def _rows(self, start: int, stop: int, next_sentence: IntArray) -> _Chunk:
+        """Read variable-length rows; ``next_sentence`` holds their labels, in any number."""
         rows = np.arange(start, stop)
         ids, lengths = self._ragged(INPUT_IDS, start, stop)
         segments, segment_lengths = self._ragged(SEGMENT_IDS, start, stop)
@@ -199,45 +203,37 @@ class _File:
             masked_counts=counts,
             positions=positions,
             labels=labels,
-            next_sentence=self._read(NEXT_SENTENCE, start, stop),
+            next_sentence=next_sentence,
         )
 
     def _packed(self, start: int, stop: int) -> _Chunk:
-        """As varlen, then each row is taken apart into its sequences."""
-        rows = np.arange(start, stop)
-        ids, row_lengths = self._ragged(INPUT_IDS, start, stop)
-        segments, segment_lengths = self._ragged(SEGMENT_IDS, start, stop)
-        positions, row_counts = self._ragged(MASKED_POSITIONS, start, stop)
-        labels, label_counts = self._ragged(MASKED_IDS, start, stop)
+        """Read rows, then take each apart into its sequences."""
+        next_sentence, labels_per_row = self._ragged(NEXT_SENTENCE, start, stop)
+        whole = self._rows(start, stop, next_sentence)
+        rows, row_lengths, row_counts = whole.rows, whole.lengths, whole.masked_counts
         lengths, per_row = self._ragged(PACKED_LENGTHS, start, stop)
         counts, counts_per_row = self._ragged(PACKED_MASKED_LENGTHS, start, stop)
-        next_sentence, labels_per_row = self._ragged(NEXT_SENTENCE, start, stop)
         lengths, counts = lengths.astype(np.int64), counts.astype(np.int64)
-        self._same_sizes(SEGMENT_IDS, segment_lengths, INPUT_IDS, row_lengths, rows)
-        self._same_sizes(MASKED_IDS, label_counts, MASKED_POSITIONS, row_counts, rows)
         self._same_sizes(PACKED_MASKED_LENGTHS, counts_per_row, PACKED_LENGTHS, per_row, rows)
         self._same_sizes(NEXT_SENTENCE, labels_per_row, PACKED_LENGTHS, per_row, rows)
         self.fail_first(PACKED_LENGTHS, per_row == 0, rows, "has no sequences")
         sample_rows = np.repeat(rows, per_row)
         bounds = from_lengths(per_row)
-        for name, sizes, whole in (
+        for name, sizes, row_sizes in (
             (PACKED_LENGTHS, lengths, row_lengths),
             (PACKED_MASKED_LENGTHS, counts, row_counts),
         ):
             self.fail_first(name, sizes < 0, sample_rows, "has a negative length")
             total = from_lengths(sizes)
-            self._same_sizes(name, np.diff(total[bounds]), "the row", whole, rows)
+            self._same_sizes(name, np.diff(total[bounds]), "the row", row_sizes, rows)
         # A masked position counts from the row's start; subtract where its sequence starts.
         starts = from_lengths(lengths)[:-1] - np.repeat(from_lengths(row_lengths)[:-1], per_row)
-        return _Chunk(
+        return replace(
+            whole,
             rows=sample_rows,
             lengths=lengths,
-            ids=ids,
-            segments=segments,
             masked_counts=counts,
-            positions=positions.astype(np.int64) - np.repeat(starts, counts),
-            labels=labels,
-            next_sentence=next_sentence,
+            positions=whole.positions.astype(np.int64) - np.repeat(starts, counts),
         )
 
     def _same_sizes(
@@ -321,8 +317,7 @@ def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] |
     ascending[masked_offsets[:-1][counts > 0]] = True
     file.fail_first(MASKED_POSITIONS, ~ascending, masked_rows, "is not strictly ascending")
     split = lengths - np.add.reduceat(chunk.segments, offsets[:-1], dtype=np.int64)
-    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    bad = chunk.segments != (position >= np.repeat(split, lengths))
+    bad = chunk.segments != (places(offsets) >= np.repeat(split, lengths))
     file.fail_first(SEGMENT_IDS, bad, token_rows, "is not zeros followed by ones")
     first, last = chunk.ids[offsets[:-1]], chunk.ids[offsets[1:] - 1]
     cls, sep = edge or (int(first[0]), int(last[0]))

@@ -14,7 +14,7 @@ import numpy as np
 
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.hdf5 import Limits
-from bertbench.common.data.samples import IntArray, Samples, from_lengths, token_dtype
+from bertbench.common.data.samples import IntArray, Samples, from_lengths, places, token_dtype
 from bertbench.common.data.steps import Division
 from bertbench.common.data.stream import Window, WindowStream, batches_of
 from bertbench.common.errors import BadInput
@@ -129,7 +129,7 @@ def _fill(lengths: IntArray, counts: IntArray, limits: Limits, rng: np.random.Ge
     ids[offsets[1:] - 1] = SEP
     # The k-th of c positions lies in the k-th c-th of the words, so that they ascend.
     pitch = (lengths - 2) / counts
-    nth = np.arange(masked_offsets[-1]) - np.repeat(masked_offsets[:-1], counts)
+    nth = places(masked_offsets)
     wide = np.repeat(pitch, counts)
     position = 1 + np.floor(nth * wide) + np.floor(rng.random(len(nth)) * np.floor(wide))
     position = position.astype(np.int64)

@@ -20,7 +20,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from bertbench.common.data.hdf5 import Limits, read
-from bertbench.common.data.samples import IntArray, Samples
+from bertbench.common.data.samples import IntArray, Samples, places
 from bertbench.common.data.shards import Kind, dataset_hash, locate
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
@@ -214,10 +214,9 @@ def _hashes(samples: Samples) -> tuple[IntArray, IntArray]:
     hashes, texts = [], []
     for start in range(0, len(samples), _HASH_ROWS):
         part = cut(samples, start, min(start + _HASH_ROWS, len(samples)))
-        place = np.arange(part.offsets[-1]) - np.repeat(part.offsets[:-1], part.lengths)
-        ids = _sums((part.input_ids.astype(np.uint64) + 1) * token[place], part.offsets)
-        rank = np.arange(part.masked_offsets[-1])
-        rank -= np.repeat(part.masked_offsets[:-1], part.masked_counts)
+        weights = token[places(part.offsets)]
+        ids = _sums((part.input_ids.astype(np.uint64) + 1) * weights, part.offsets)
+        rank = places(part.masked_offsets)
         labels = part.masked_labels.astype(np.uint64)
         masked = part.masked_positions * position[rank] + (labels + 1) * label[rank]
         one = ids + _sums(masked, part.masked_offsets)
