@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions and paragraphs to what a model is fed: the reference's windows, without its padding.
+"""Questions and paragraphs to the model's input: the reference's windows, without its padding.
 
 Source: ``convert_examples_to_features`` of NVIDIA's and Enflame's ``run_squad.py``. A feature is
 [CLS] question [SEP] window [SEP]; a paragraph too long for one window gets several, each
@@ -27,7 +27,7 @@ from bertbench.common.prepare.build import each
 FIRST_UNIQUE_ID = 1_000_000_000
 
 NO_TOKEN = -1
-"""The word of a token that is of no word: [CLS], [SEP] and the question."""
+"""The word of tokens outside the paragraph: [CLS], [SEP] and the question."""
 
 _BLOCK = 8192
 """Questions made into features at a time: bounds the memory of intermediate arrays."""
@@ -35,18 +35,18 @@ _BLOCK = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureOptions:
-    """What features depend on besides the file and the vocabulary."""
+    """The options that features depend on, besides the file and the vocabulary."""
 
     max_seq_length: int = 384
     doc_stride: int = 128
     max_query_length: int = 64
-    """Wordpieces of a question that are kept, from its beginning."""
+    """Wordpieces kept of a question, from its beginning."""
     lowercase: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("max_seq_length", 4), ("doc_stride", 1), ("max_query_length", 0)):
             if getattr(self, name) < least:
-                raise BadInput(f"--{name} {getattr(self, name)}: it must be at least {least}")
+                raise BadInput(f"--{name} {getattr(self, name)} must be at least {least}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,10 +60,10 @@ class Features(Sequences):
     split: IntArray
     """int32 [F], tokens of segment 0, [CLS] question [SEP]; the window begins here."""
     words: IntArray
-    """int32 [T], the word of the paragraph that a token is of, else NO_TOKEN."""
+    """int32 [T], each token's word in the paragraph, else NO_TOKEN."""
     max_context: IntArray
-    """bool [T], whether no other window of the question shows more around this token of the
-    paragraph. An answer may start only where it is true."""
+    """bool [T], whether this window has the most context around this token of the paragraph. An
+    answer may start only where it is true."""
     example: IntArray
     """int32 [F], index of the question, never descending."""
     window: IntArray
@@ -87,7 +87,7 @@ class Features(Sequences):
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
-        """All features of ``parts`` in order; at least one part."""
+        """Join all features of ``parts``, at least one, in order."""
         if len(parts) == 1:
             return parts[0]
         joined: dict[str, IntArray | None] = {}
@@ -101,7 +101,7 @@ class Features(Sequences):
 def make_features(
     squad: Squad, vocab: Sequence[str], options: FeatureOptions, *, processes: int = 1
 ) -> Features:
-    """The features of all questions in order; their number and content do not depend on processes.
+    """Return the features of all questions in order, whatever the number of processes.
 
     Args:
         squad: the questions.
@@ -125,7 +125,7 @@ def make_features(
 
 
 def _parts(squad: Squad, number: int) -> Iterator[Squad]:
-    """About ``number`` runs of questions of near-equal length, each with its paragraphs only."""
+    """Yield about ``number`` runs of near-equally many questions, each with its paragraphs."""
     total = len(squad.examples)
     bounds = sorted({total * i // number for i in range(number + 1)})
     for low, high in pairwise(bounds):
@@ -195,7 +195,7 @@ def _tokenize(squad: Squad, pieces: WordPieces) -> _Tokens:
 def _answers(
     squad: Squad, ids: IntArray, per_word: IntArray, per_text: IntArray, words: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """Each answer's wordpieces: those of its words, or the stretch of these that spells it."""
+    """Return each answer's wordpieces: those of its words, or the part of them that spells it."""
     first_answer = len(squad.paragraphs) + len(squad.examples)
     spans = np.full((2, len(squad.examples)), NO_WORD, np.int64)
     for row, example in enumerate(squad.examples):
@@ -219,16 +219,16 @@ def _answers(
 def _windows(
     squad: Squad, tokens: _Tokens, rows: IntArray, pieces: WordPieces, options: FeatureOptions
 ) -> Features:
-    """The features of the questions ``rows``."""
+    """Return the features of the questions ``rows``."""
     doc = tokens.paragraph[rows]
     size = np.diff(tokens.doc_offsets)[doc]
-    asked = np.minimum(np.diff(tokens.question_offsets)[rows], options.max_query_length)
-    room = options.max_seq_length - asked - 3
+    kept = np.minimum(np.diff(tokens.question_offsets)[rows], options.max_query_length)
+    room = options.max_seq_length - kept - 3
     if room.min() < 1:
         worst = int(np.argmin(room))
         raise BadInput(
             f"question {shown(squad.examples[rows[worst]].id, 60)} of {squad.path} has "
-            f"{asked[worst]} wordpieces and leaves no room for its paragraph: make "
+            f"{kept[worst]} wordpieces and leaves no room for its paragraph: make "
             f"--max_seq_length {options.max_seq_length} larger or --max_query_length "
             f"{options.max_query_length} smaller than --max_seq_length - 3"
         )
@@ -239,16 +239,16 @@ def _windows(
     window = places(from_lengths(number))
     begin = window * step[owner]
     length = np.minimum(room[owner], size[owner] - begin)
-    split = asked[owner] + 2
+    split = kept[owner] + 2
     offsets = from_lengths(split + length + 1)
 
     ids = np.empty(offsets[-1], np.int32)
     ids[offsets[:-1]] = pieces.cls
     ids[offsets[:-1] + split - 1] = pieces.sep
     ids[offsets[1:] - 1] = pieces.sep
-    asked_from = tokens.question_offsets[rows][owner]
-    ids[_ranges(offsets[:-1] + 1, asked[owner])] = tokens.questions[
-        _ranges(asked_from, asked[owner])
+    question_from = tokens.question_offsets[rows][owner]
+    ids[_ranges(offsets[:-1] + 1, kept[owner])] = tokens.questions[
+        _ranges(question_from, kept[owner])
     ]
     at = _ranges(offsets[:-1] + split, length)
     source = _ranges(tokens.doc_offsets[doc][owner] + begin, length)
@@ -281,7 +281,7 @@ def _windows(
 def _max_context(
     owner: IntArray, window: IntArray, begin: IntArray, length: IntArray, size: IntArray
 ) -> IntArray:
-    """bool, for the windows' tokens end to end: whether this window scores best for the token.
+    """Return bool [t], for the windows' tokens end to end: whether this window scores best.
 
     A window's score is the smaller of the token's distances to its two ends plus 0.01 times its
     length; among equals the first window has it.
@@ -301,6 +301,6 @@ def _max_context(
 
 
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
-    """int64, the integers start .. start + length - 1 of each pair, end to end."""
+    """Return the integers start .. start + length - 1 of each pair, end to end, int64."""
     offsets = np.stack([starts, starts + lengths], axis=1).reshape(-1)
     return ragged_index(offsets, np.arange(0, len(offsets), 2))[0]

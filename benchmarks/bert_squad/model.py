@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """BERT that marks the answer's first and last token. Shapes as in common/model/ops.py.
 
-There is no pooler: nothing reads it, and the reference keeps it out of the optimizer.
+There is no pooler: its output is unused, and the reference keeps it out of the optimizer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BertForQuestionAnswering(nn.Module):
         initialize(self, config.initializer_range)
 
     def forward(self, batch: SpanBatch) -> Tensor:
-        """Scores of each token as the answer's first and as its last: [T, 2], float32."""
+        """Return scores of each token as the answer's first and last, float32 [T, 2]."""
         # In float32 whatever the encoder's precision: answers are ranked by these few sums, and in
         # 16 bits many would tie. Written out, since a matrix product would follow autocast.
         hidden = self.encoder(batch.tokens).float()
@@ -50,9 +50,9 @@ class BertForQuestionAnswering(nn.Module):
 
 
 def span_loss(logits: Tensor, batch: SpanBatch) -> Tensor:
-    """Mean of the two cross-entropies over each sequence's own tokens, summed over B: a scalar.
+    """Return the mean of the two cross-entropies over each sequence's tokens, summed over B.
 
-    The references also let padding compete in these softmaxes; here there is none.
+    ``logits`` is [T, 2], the result []. The references' softmax also includes padding.
     """
     assert batch.start is not None and batch.end is not None
     tokens = batch.tokens

@@ -29,7 +29,7 @@ class FeatureStream(StepStream[Features, SpanBatch]):
     places = ("epoch",)
 
     def __init__(self, features: Features, **division: Unpack[Division]) -> None:
-        """As StepStream, which raises BadInput."""
+        """As StepStream, which may raise BadInput."""
         self._features = features
         super().__init__({"data": _fingerprint(features)}, **division)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read MLPerf's fixed, varlen and packed HDF5 into ``Samples``, checking every value on the way.
 
-The layout is recognised by the dataset names (schema.py). A file that is cut short, of another
-kind or corrupt raises BadInput naming file, dataset and row; nothing of it is returned.
+The layout is recognised by the dataset names (schema.py). A truncated, foreign or corrupt file
+raises BadInput, which names file, dataset and row.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VLEN_DESCRIPTOR = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the model can take; a sample beyond it is an error, never cut. Defaults: MLPerf's."""
+    """Limits of the model; a sample beyond them is an error, never cut. Defaults: MLPerf's."""
 
     max_seq_length: int = 512
     max_predictions: int = 76
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chunk:
-    """Some rows laid flat, still in the file's integer types, nothing checked yet."""
+    """Some rows laid flat, in the file's integer types, unchecked."""
 
     rows: IntArray
     """int64 [n], the file row of each sample (packed rows hold several)."""
@@ -92,7 +92,7 @@ class _File:
         self.handle.close()
 
     def _check_types(self) -> Any:
-        """Every dataset has integers, its layout's rank and as many rows as the others."""
+        """Refuse datasets without integers, their layout's rank and equally many rows."""
         for name, dataset in self.datasets.items():
             if not isinstance(dataset, h5py.Dataset):
                 raise BadInput(f"{self.path}: {name} is not a dataset")
@@ -127,7 +127,7 @@ class _File:
         return self.datasets[INPUT_IDS]
 
     def chunks(self) -> Iterator[_Chunk]:
-        """All rows in order, CHUNK_ROWS at a time."""
+        """Yield all rows in order, CHUNK_ROWS at a time."""
         read = {"fixed": self._fixed, "varlen": self._varlen, "packed": self._packed}[self.layout]
         for start in range(0, self.num_rows, CHUNK_ROWS):
             yield read(start, min(start + CHUNK_ROWS, self.num_rows))
@@ -142,18 +142,19 @@ class _File:
             ) from error
 
     def _ragged(self, name: str, start: int, stop: int) -> tuple[IntArray, IntArray]:
-        """Flat values of vlen rows and their lengths, int64."""
+        """Return the flat values of vlen rows and their lengths, int64."""
         rows = self._read(name, start, stop)
         return np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
 
     def fail(self, name: str, row: int, what: str) -> NoReturn:
+        """Raise BadInput for a row of a dataset."""
         raise BadInput(
             f"{self.path}: dataset {name}, row {row}: {what}; the file is damaged or was made "
             f"for another model, make or copy it again"
         )
 
     def fail_first(self, name: str, bad: IntArray, rows: IntArray, what: str) -> None:
-        """Raise for the first true entry of ``bad`` [n], which belongs to ``rows`` [n]."""
+        """Raise BadInput for the first true entry of ``bad`` [n], which belongs to ``rows`` [n]."""
         if bad.any():
             self.fail(name, int(rows[bad.argmax()]), what)
 
@@ -246,9 +247,9 @@ class _File:
 
 
 def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
-    """All samples of one file, or at most its ``first`` ones, validated.
+    """Read and validate all samples of one file, or at most the ``first``.
 
-    Raises BadInput (file, dataset, row) for anything that is not sound pretraining data.
+    Raises BadInput, with file, dataset and row, for invalid pretraining data.
     """
     parts: list[Samples] = []
     left = first
@@ -267,7 +268,7 @@ def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
 
 
 def count(path: Path) -> int:
-    """Samples in one file, without reading the text."""
+    """Count the samples of one file, without reading the text. Raises BadInput like ``read``."""
     with _File(path) as file:
         if file.layout != "packed":
             return file.num_rows
@@ -282,7 +283,7 @@ def count(path: Path) -> int:
 
 
 def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] | None) -> Samples:
-    """``chunk`` as Samples, once every value is in range.
+    """Return ``chunk`` as Samples, once every value is in range.
 
     ``edge`` holds the [CLS] and [SEP] that the file's first sample begins and ends with: they
     differ between vocabularies, but all samples of a file must agree.

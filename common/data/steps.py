@@ -108,8 +108,8 @@ class StepStream(ABC, Generic[Pool, B]):
             self.global_batch, micro_batch, micro_batch, self.world
         ).accumulation
         self.identity = {"seed": self.seed, **identity}
-        fresh = dict.fromkeys((*self.places, "index"), 0) | self.identity
-        self.start = division.get("position") or fresh
+        beginning = dict.fromkeys((*self.places, "index"), 0) | self.identity
+        self.start = division.get("position") or beginning
         self._check_start()
 
     @abstractmethod
@@ -148,7 +148,7 @@ class StepStream(ABC, Generic[Pool, B]):
         try:
             for place, pool, order in parts:
                 if index > len(order):
-                    raise self._beyond(f"{len(order)} samples there")
+                    raise BadInput(self._beyond(f"{len(order)} samples there"))
                 while index < len(order):
                     rows = order[index : index + missing]
                     pieces.append((pool, rows))
@@ -187,8 +187,8 @@ class StepStream(ABC, Generic[Pool, B]):
                     f"with the same seed and data, or start a new run"
                 )
 
-    def _beyond(self, limit: str) -> BadInput:
-        return BadInput(
+    def _beyond(self, limit: str) -> str:
+        return (
             f"the checkpoint's data position {self.start} is beyond the {limit}: resume with the "
             f"same data, or start a new run"
         )

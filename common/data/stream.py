@@ -51,7 +51,7 @@ class WindowStream(StepStream[Samples, PretrainingBatch]):
     places = ("epoch", "window")
 
     def __init__(self, source: Source, **division: Unpack[Division]) -> None:
-        """As StepStream, which raises BadInput."""
+        """As StepStream, which may raise BadInput."""
         self.source = source
         super().__init__(source.identity, **division)
 
@@ -65,7 +65,7 @@ class WindowStream(StepStream[Samples, PretrainingBatch]):
         while True:
             windows = self.source.windows(epoch)
             if window >= len(windows):
-                raise self._beyond(f"{len(windows)} windows of an epoch")
+                raise BadInput(self._beyond(f"{len(windows)} windows of an epoch"))
             for number in range(window, len(windows)):
                 if loaded != windows[number]:
                     parts = []

@@ -44,7 +44,7 @@ from bertbench.common.prepare.spool import save_spool
 from bertbench.common.prepare.track import track
 
 PROCESS_BYTES = 200_000_000
-"""HDF5 that is worth a process of its own."""
+"""HDF5 that is worth a separate process."""
 
 ESTIMATE_ROWS = 4096
 """Samples of the first file that the size is estimated from."""
