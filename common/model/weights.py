@@ -190,7 +190,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         raise BadInput(
             f"{path}: holds more than plain tensors, or is not a PyTorch file (convert a "
-            f"TensorFlow checkpoint first). No code in it was executed. If you trust its origin, "
+            f"TensorFlow checkpoint first). Nothing in it was executed. If you trust its origin, "
             f"save only the weights: "
             f"torch.save({{'model': model.state_dict()}}, file), or a .safetensors file"
         ) from error
