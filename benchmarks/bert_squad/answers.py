@@ -49,13 +49,13 @@ class AnswerOptions:
     def __post_init__(self) -> None:
         for name in ("n_best_size", "max_answer_length"):
             if getattr(self, name) < 1:
-                raise BadInput(f"--{name} {getattr(self, name)}: it must be at least 1")
+                raise BadInput(f"--{name} {getattr(self, name)} must be at least 1")
         if math.isnan(self.null_score_diff_threshold):
-            raise BadInput("--null_score_diff_threshold nan: it must be a number")
+            raise BadInput("--null_score_diff_threshold nan must be a number")
 
     @classmethod
     def of(cls, recipe: SquadRecipe) -> AnswerOptions:
-        """A recipe's; BadInput for values that no answer can come of."""
+        """Return a recipe's options; raise BadInput for values that allow no answer."""
         return cls(
             n_best_size=recipe.n_best_size,
             max_answer_length=recipe.max_answer_length,
@@ -90,7 +90,7 @@ def find_answers(
     lowercase: bool,
     options: AnswerOptions,
 ) -> Answers:
-    """The answers to all questions.
+    """Return the answers to all questions.
 
     Args:
         squad: the questions that ``features`` were made from, with the paragraphs' words.
@@ -99,10 +99,10 @@ def find_answers(
         end_logits: floating [T].
         vocab: the tokens by their ids, as for ``features``.
         lowercase: as for ``features``.
-        options: how many and how long.
+        options: their number and length.
 
     Raises:
-        BadInput: a logit is not finite, so that candidates have no order.
+        BadInput: a logit is not finite, so candidates have no order.
     """
     assert start_logits.shape == end_logits.shape == features.input_ids.shape
     starts, ends = start_logits.astype(np.float64), end_logits.astype(np.float64)
@@ -148,7 +148,7 @@ def _spans(
     end: NDArray[Any],
     options: AnswerOptions,
 ) -> Iterator[_Span]:
-    """The possible answers of one feature, best first; equals in the order of their starts."""
+    """Yield the possible answers of one feature, best first; equals in order of their starts."""
     # A stable sort: equal logits keep the order of their tokens, as in the reference.
     firsts = np.argsort(-start, kind="stable")[: options.n_best_size]
     lasts = np.argsort(-end, kind="stable")[: options.n_best_size]
@@ -171,7 +171,7 @@ def _texts_of(
     texts: _Texts,
     most: int,
 ) -> list[_Candidate]:
-    """The first ``most`` different texts among ``spans`` of a feature (ids and words)."""
+    """Return the first ``most`` different texts among ``spans`` of a feature (ids and words)."""
     ids, owners = (array.tolist() for array in tokens)
     seen: dict[str, _Candidate] = {}
     for first, last, start, end in spans:
@@ -187,7 +187,7 @@ def _texts_of(
 def _answer(
     found: list[_Candidate], null: _Candidate | None, options: AnswerOptions
 ) -> tuple[str, list[dict[str, Any]]]:
-    """The answer to one question and its n-best list, from all its features' candidates."""
+    """Return a question's answer and n-best list, from all its features' candidates."""
     if options.v2 and null is not None:
         found = [*found, null]
     best = sorted(found, key=lambda c: c.start + c.end, reverse=True)[: options.n_best_size]
@@ -214,7 +214,7 @@ def _answer(
 
 
 class _Texts:
-    """Wordpieces to the stretch of the paragraph that they came from."""
+    """Wordpieces to their original text in the paragraph."""
 
     def __init__(self, vocab: Sequence[str], lowercase: bool) -> None:
         self._vocab = vocab
@@ -222,7 +222,7 @@ class _Texts:
         self._basic: dict[str, str] = {}
 
     def final(self, ids: list[int], words: list[str]) -> str:
-        """The part of ``words`` that ``ids``, cut from them, stands for; all of it when in doubt.
+        """Return the part of ``words`` that ``ids``, cut from them, spell; all when in doubt.
 
         Wordpieces lack capitals, accents and spacing, so their place is found by counting: after
         BERT's first step both texts must have equally many characters other than spaces.
@@ -231,7 +231,7 @@ class _Texts:
         pieces = " ".join(map(self._vocab.__getitem__, ids))
         wanted = " ".join(pieces.replace(" ##", "").replace("##", "").split())
         tokens = " ".join(filter(None, map(self._basic_text, words)))
-        if tokens == wanted:  # all of it, aligned or in doubt
+        if tokens == wanted:  # all, aligned or in doubt
             return original
         first = tokens.find(wanted)
         if first < 0 or not wanted:

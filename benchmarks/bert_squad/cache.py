@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features kept on disk, named by the hash of all that they depend on.
 
-The reference's cache is a pickle whose name leaves out the vocabulary, lower case and the v2 flag,
-and which is used without a look inside. This one is arrays only (safetensors, never a pickle), and
-its content is compared with its name's ingredients and with its own digest before it is used.
+The reference's cache is a pickle, used unchecked, whose name leaves out the vocabulary, lower case
+and the v2 flag. This one is arrays only (safetensors), and its content is compared with its name's
+ingredients and with its digest before use.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _CODE = (
     *("benchmarks/bert_squad/features.py", "common/data/samples.py"),
     "common/data/tokenization.py",
 )
-"""What makes features, from the root of the sources."""
+"""The code that makes features, from the root of the sources."""
 _META = "bertbench"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StoredFeatures:
-    """A file's features, with what a record of a run says of them."""
+    """A file's features, and facts about them for the record of a run."""
 
     features: Features
     num_examples: int
     dropped: list[str]
     """Ids of the questions left out (Squad.dropped)."""
     ingredients: dict[str, Any]
-    """What the features depend on."""
+    """Everything the features depend on."""
     path: Path | None
     """The cache file; None where it could not be written."""
     reused: bool
@@ -57,10 +57,10 @@ class StoredFeatures:
 def ingredients(
     dataset: Path, vocab: Path, options: FeatureOptions, *, training: bool, v2: bool
 ) -> dict[str, Any]:
-    """All that features depend on: two files' bytes, the options, and the code that makes them.
+    """Return all that features depend on: two files' bytes, the options, and the code.
 
-    The code is our source, and what it takes from Python's Unicode tables, from the tokenizers
-    library and from the platform's byte order.
+    The code is our source, Python's Unicode tables and the tokenizers library. Raises BadInput for
+    a missing file.
     """
     for path, what in ((dataset, "SQuAD file"), (vocab, "vocabulary")):
         if not path.is_file():
@@ -81,7 +81,7 @@ def ingredients(
 
 
 def cache_file(folder: Path, dataset: Path, parts: dict[str, Any]) -> Path:
-    """The name of the cache of ``parts`` (see ``ingredients``) in ``folder``."""
+    """Return the path of the cache of ``parts`` (see ``ingredients``) in ``folder``."""
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return folder / f"{dataset.stem}-features-{key[:24]}.safetensors"
 
@@ -97,7 +97,7 @@ def stored_features(
     processes: int = 1,
     say: Callable[[str], None],
 ) -> StoredFeatures:
-    """The features of ``dataset``, from ``folder`` when they are there and whole, else made anew.
+    """Return the features of ``dataset``, from a valid cache in ``folder``, else made again.
 
     Args:
         dataset: a SQuAD file.
@@ -105,9 +105,9 @@ def stored_features(
         options: lengths and lower case.
         training: whether answers are read.
         v2: whether impossible questions are kept (training only).
-        folder: where caches live; made when missing. A folder that cannot be written is no error.
-        processes: how many share the making of features.
-        say: is told in one line why a cache was made, made again or not written.
+        folder: of the caches; made when missing. An unwritable folder is not an error.
+        processes: how many share the work.
+        say: receives one line when a cache is made, made again or not written.
 
     Raises:
         BadInput: a file is missing or damaged.
@@ -127,7 +127,7 @@ def stored_features(
     except FileNotFoundError:
         say(f"{dataset.name}: no feature cache for this file, vocabulary and options: making it")
     except _Damaged as reason:
-        say(f"{dataset.name}: feature cache {path} is not used ({reason}): making it anew")
+        say(f"{dataset.name}: feature cache {path} is not used ({reason}): making it again")
 
     squad = read_squad(dataset, training=training, v2=v2)
     features = make_features(squad, read_vocab(vocab), options, processes=processes)
@@ -169,10 +169,10 @@ def _save(path: Path, meta: dict[str, Any], features: Features) -> None:
     arrays = _arrays(features)
     text = json.dumps({**meta, "digest": _digest(meta, arrays)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under a name of its own first: ranks may write the same cache at the same time.
+    # First under a unique name: ranks may write the same cache at the same time.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as work:
         made = Path(work) / path.name
-        # Not save_file, which leaves a file that nobody else on the machine may read.
+        # Not save_file, whose file only its owner may read.
         made.write_bytes(save(arrays, metadata={_META: text}))
         sync(made)
         made.replace(path)
@@ -180,7 +180,7 @@ def _save(path: Path, meta: dict[str, Any], features: Features) -> None:
 
 
 def _load(path: Path, parts: dict[str, Any]) -> tuple[dict[str, Any], Features]:
-    """What ``path`` holds. Raises FileNotFoundError, or _Damaged with the reason."""
+    """Read ``path``. Raises FileNotFoundError, or _Damaged with the reason."""
     try:
         with safe_open(path, framework="numpy") as file:
             meta = json.loads(file.metadata()[_META])
@@ -189,11 +189,11 @@ def _load(path: Path, parts: dict[str, Any]) -> tuple[dict[str, Any], Features]:
             other = [k for k in parts if meta["ingredients"].get(k) != parts[k]]
             raise _Damaged(f"it was made from another {shown(', '.join(other))}")
         if meta.pop("digest") != _digest(meta, arrays):
-            raise _Damaged("its content is not what was written")
+            raise _Damaged("its content does not match its digest")
         return meta, Features(**arrays)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise _Damaged(f"it cannot be read: {shown(error.strerror)}") from error
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Damaged(f"it is no feature cache: {shown(error)}") from error
+        raise _Damaged(f"it is not a feature cache: {shown(error)}") from error

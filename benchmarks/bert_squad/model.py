@@ -1,72 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """BERT that marks the answer's first and last token. Shapes as in common/model/ops.py.
 
-There is no pooler: nothing reads it, and the reference keeps it out of the optimizer.
+There is no pooler: its output is unused, and the reference keeps it out of the optimizer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertbench.common.data.batch import Tokens
+from bertbench.common.data.batch import Batch
 from bertbench.common.model.bert import BertEncoder, initialize, linear
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.ops import Ops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpanBatch:
-    """One micro-batch of features: a question and a window of its paragraph each."""
+class SpanBatch(Batch):
+    """One micro-batch of features, each a question and a window of its paragraph."""
 
-    tokens: Tokens
     rows: Tensor
-    """int64 [T], the sequence that each token is of."""
+    """int64 [T], each token's sequence."""
     start: Tensor | None = None
     """int64 [B], position in its sequence of the answer's first token; None without answers."""
     end: Tensor | None = None
     """int64 [B], of its last token, inclusive."""
-
-    @property
-    def num_samples(self) -> int:
-        """B, known on the host."""
-        return len(self.tokens.lengths)
-
-    @property
-    def num_tokens(self) -> int:
-        """T, known on the host."""
-        return self.tokens.num_tokens
-
-    def to(self, device: torch.device, non_blocking: bool = True) -> SpanBatch:
-        """The same batch on ``device``."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
-
-        return replace(
-            self,
-            tokens=self.tokens.to(device, non_blocking),
-            rows=self.rows.to(device, non_blocking=non_blocking),
-            start=move(self.start),
-            end=move(self.end),
-        )
-
-    def pinned(self) -> SpanBatch:
-        """The same batch in page-locked host memory."""
-
-        def pin(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.pin_memory()
-
-        return replace(
-            self,
-            tokens=self.tokens.pinned(),
-            rows=self.rows.pin_memory(),
-            start=pin(self.start),
-            end=pin(self.end),
-        )
 
 
 class BertForQuestionAnswering(nn.Module):
@@ -80,7 +41,7 @@ class BertForQuestionAnswering(nn.Module):
         initialize(self, config.initializer_range)
 
     def forward(self, batch: SpanBatch) -> Tensor:
-        """Scores of each token as the answer's first and as its last: [T, 2], float32."""
+        """Return scores of each token as the answer's first and last, float32 [T, 2]."""
         # In float32 whatever the encoder's precision: answers are ranked by these few sums, and in
         # 16 bits many would tie. Written out, since a matrix product would follow autocast.
         hidden = self.encoder(batch.tokens).float()
@@ -89,9 +50,9 @@ class BertForQuestionAnswering(nn.Module):
 
 
 def span_loss(logits: Tensor, batch: SpanBatch) -> Tensor:
-    """Mean of the two cross-entropies over each sequence's own tokens, summed over B: a scalar.
+    """Return the mean of the two cross-entropies over each sequence's tokens, summed over B.
 
-    The references also let padding compete in these softmaxes; here there is none.
+    ``logits`` is [T, 2], the result []. The references' softmax also includes padding.
     """
     assert batch.start is not None and batch.end is not None
     tokens = batch.tokens

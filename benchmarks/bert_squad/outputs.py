@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the reference scripts leave behind, in the record of the run and under their names.
+"""The reference scripts' output files, under their names, in the record of the run.
 
 ==========================  ======================================================================
 predictions.json            question id to answer
@@ -8,9 +8,9 @@ dllogger.json               lines ``DLLL {...}`` as NVIDIA's DLLogger writes the
 final_report.json           what Enflame's scripts print as "Final report:"
 ==========================  ======================================================================
 
-The names of keys and their units are the references'; what the numbers mean is defined here
-(``DEFINITIONS``, also written into dllogger.json), since the references' own definitions count
-warm-up steps out of the numerator and into the time, and leave synchronisation out.
+Keys and units are the references'; ``DEFINITIONS``, also written into dllogger.json, defines the
+numbers. The references leave warm-up steps out of the numerator but not out of the time, and do
+not synchronise.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Outputs(Observer):
         self._began = time.time()
         self._files: list[IO[str]] = [(folder / DLLOGGER).open("w", encoding="utf-8")]
         if self._run.json_summary is not None:
-            # Of a run that goes on, the first part's lines stay.
+            # A resumed run keeps the first part's lines.
             self._files.append(opened(self._run.json_summary, "a" if resumed else "w"))
         self._loss: float | None = None
         self._first = 0
@@ -156,9 +156,9 @@ class Outputs(Observer):
         return data | {"final_loss": self._loss}
 
     def report(self, named: Mapping[str, float]) -> dict[str, Any]:
-        """Enflame's final report; what was not measured is left out.
+        """Return Enflame's final report, without values that were not measured.
 
-        ``train_fps_mean`` is our sequences_per_second, least and most are of single reports.
+        ``train_fps_mean`` is our sequences_per_second; minimum and maximum are of single reports.
         """
         task, r = self._task, self._task.recipe
         report: dict[str, Any] = {"model": "bert"}
@@ -208,25 +208,25 @@ class Outputs(Observer):
 
 
 def closing(folder: Path) -> list[str]:
-    """What the reader of a terminal is told at the very end."""
+    """Return the lines that a terminal shows at the end."""
     lines = []
     if (folder / PREDICTIONS).is_file():
         lines.append(f"predictions {folder / PREDICTIONS}")
     script = _scoring(folder).get("eval_script", {}) if (folder / MANIFEST).is_file() else {}
     if "error" in script:
-        lines.append(f"--eval_script told no scores: {script['error']}")
+        lines.append(f"--eval_script reported no scores: {script['error']}")
     if (folder / REPORT).is_file():
         lines.append(f"Final report:\n{(folder / REPORT).read_text(encoding='utf-8').rstrip()}")
     return lines
 
 
 def _scoring(folder: Path) -> dict[str, Any]:
-    """What scoring counted, from the closed record; none where nothing was scored."""
+    """Return scoring's counts from the closed record; empty without scoring."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return dict(manifest["extras"].get("scoring", {}))
 
 
 def _clock(seconds: float) -> str:
-    """h:mm:ss."""
+    """Return h:mm:ss."""
     minutes, s = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"

@@ -3,8 +3,8 @@
 
 Sources: ``evaluate-v1.1.py`` and ``evaluate-v2.0.py`` of SQuAD (the latter without its
 ``--na-prob-file``). Sums are made in the same order by the same operations. A missing answer scores
-0; so does one that is no text, on which the official scripts stop. On v2.0 they also stop on
-missing answers, so there is nothing to be equal to in that case.
+0, and so does one that is not text. The official scripts stop on the latter, and on v2.0 also on
+missing answers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _NO_SIGNS = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> list[str]:
-    """The words of ``text`` in lower case, without ASCII signs and articles."""
+    """Return the words of ``text`` in lower case, without ASCII signs and articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_NO_SIGNS)).split()
 
 
 def f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
-    """F1 of two normalized texts as bags of words; 0 when they share none, even if both empty."""
+    """Return F1 of two normalized texts as bags of words; 0 when both are empty."""
     same = sum((Counter(prediction) & Counter(truth)).values())
     if same == 0:
         return 0
@@ -39,7 +39,7 @@ def f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
 
 
 def f1_v2(prediction: Sequence[str], truth: Sequence[str]) -> float:
-    """The same for v2.0, where two empty texts agree."""
+    """Return F1 by v2.0's rule, by which two empty texts agree."""
     if not prediction or not truth:
         return int(prediction == truth)
     return f1(prediction, truth)
@@ -60,15 +60,14 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
     Args:
         dataset: the SQuAD file with the true answers.
         predictions: the answers.
-        v2: which of the official scripts to follow; None asks the file: v2.0 says so in its
-            ``version``, or marks some question ``is_impossible``.
+        v2: which official script to follow; None detects v2.0 by the file's ``version`` or by a
+            question marked ``is_impossible``.
 
     Returns:
-        exact_match and f1, in percent of all questions; total; missing, extra and not_text, which
-        count answers that are absent, that belong to no question, and that are no text (the first
-        and the last score 0); version, the script followed. For v2 also HasAns_ and NoAns_ with
-        exact, f1 and total, where the file has such questions; the official script's ``exact`` is
-        our exact_match.
+        exact_match and f1, in percent of all questions; total; the counts missing, extra (without
+        a question) and not_text, of which the first and last score 0; version, the script
+        followed. For v2 also HasAns_ and NoAns_ with exact, f1 and total, where the file has such
+        questions; the official script's ``exact`` is our exact_match.
 
     Raises:
         BadInput: a file cannot be read or is damaged.
@@ -79,17 +78,17 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
         raise BadInput(
             f"predictions file {predictions} must be one JSON object of question ids to answers"
         )
-    asked = list(questions(dataset, content))
-    if not asked:
-        raise BadInput(f"SQuAD file {dataset} has no question: name one that has")
+    found = list(questions(dataset, content))
+    if not found:
+        raise BadInput(f"SQuAD file {dataset} has no question: name another file")
     if v2 is None:
-        v2 = _is_v2(content, [question.fields for question in asked])
+        v2 = _is_v2(content, [question.fields for question in found])
     grade = f1_v2 if v2 else f1
     graded = [
         _grade(_truths(q.fields, q.where, v2), answers.get(q.fields["id"]), grade, v2)
-        for q in asked
+        for q in found
     ]
-    ids = {question.fields["id"] for question in asked}
+    ids = {question.fields["id"] for question in found}
     return {
         **_totals(graded, v2),
         "total": len(graded),
@@ -100,10 +99,10 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
     }
 
 
-def _is_v2(content: Any, asked: Iterable[dict[str, Any]]) -> bool:
+def _is_v2(content: Any, every: Iterable[dict[str, Any]]) -> bool:
     version = str(content.get("version", "")).lower().removeprefix("v")
     return re.fullmatch(r"2(\.\d+)*", version) is not None or any(
-        fields.get("is_impossible") for fields in asked
+        fields.get("is_impossible") for fields in every
     )
 
 
@@ -155,6 +154,6 @@ def _totals(graded: list[_Graded], v2: bool) -> dict[str, Any]:
 
 
 def _mean(graded: list[_Graded]) -> tuple[float, float]:
-    """In percent, by sum() as the official v2.0 script does."""
+    """Return means in percent, by sum() as in the official v2.0 script."""
     size = len(graded)
     return 100.0 * sum(g.exact for g in graded) / size, 100.0 * sum(g.f1 for g in graded) / size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to answers to scores: ours, and those of a script that the user brings."""
+"""From logits to answers to scores: ours, and those of the user's script."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _OFFICIAL = "over all questions, as the official script of SQuAD"
 QUALITY = {
     "exact_match": f"answers equal to a true one, after normalisation; {_OFFICIAL}",
     "f1": f"F1 of the answer and the best true one as bags of words; {_OFFICIAL}",
-    "eval_script_exact_match": "what --eval_script told",
-    "eval_script_f1": "what --eval_script told",
+    "eval_script_exact_match": "as --eval_script reports",
+    "eval_script_f1": "as --eval_script reports",
 }
-"""Metrics of an evaluation that are results, in percent, and what they mean."""
+"""The result metrics of an evaluation, in percent, and their definitions."""
 
 
 def quality(metrics: Mapping[str, float]) -> list[Metric]:
-    """Those of QUALITY that an evaluation has."""
+    """Return the metrics of QUALITY that an evaluation has."""
     return [
         Metric(
             name=name,
@@ -56,7 +56,7 @@ def quality(metrics: Mapping[str, float]) -> list[Metric]:
 
 
 def assemble(features: Features, parts: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
-    """float32 [T, 2], the logits of all features' tokens from each rank's share of them."""
+    """Return the logits of all tokens, float32 [T, 2], from each rank's [t, 2]."""
     logits = np.full((len(features.input_ids), 2), np.nan, np.float32)
     for rank, part in enumerate(parts):
         if part is not None:
@@ -68,14 +68,14 @@ def assemble(features: Features, parts: Sequence[NDArray[Any] | None]) -> NDArra
 def answer_and_score(
     source: SquadSource, recipe: SquadRecipe, run: SquadOptions, logits: NDArray[Any], folder: Path
 ) -> tuple[Answers, dict[str, float], dict[str, Any]]:
-    """Answers to all questions, the metrics of an evaluation, and what else scoring counted.
+    """Return answers to all questions, the evaluation's metrics, and scoring's other counts.
 
     Args:
         source: its ``predict`` features and file.
-        recipe: how many answers, and how long.
+        recipe: number and length of the answers.
         run: whether to score.
         logits: float [T, 2], start and end, of all features' tokens.
-        folder: for files that live no longer than the call.
+        folder: for temporary files.
     """
     assert source.predict is not None and source.predict_file is not None
     begin = time.perf_counter()
@@ -104,29 +104,29 @@ def answer_and_score(
 def script_scores(
     script: Path, dataset: Path, predictions: Mapping[str, str]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The metrics that a user's script tells of the answers, and all that it told.
+    """Return the metrics that a user's script reports, and its whole output.
 
     v2.0's official script calls the first of the two ``exact``.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "predictions.json"
         file.write_text(json.dumps(predictions), encoding="utf-8")
-        told = run_script(script, dataset, file)
+        reported = run_script(script, dataset, file)
     metrics = {}
     for name, theirs in (("exact_match", "exact"), ("f1", "f1")):
-        value = told.get(name, told.get(theirs))
+        value = reported.get(name, reported.get(theirs))
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             metrics[f"eval_script_{name}"] = float(value)
-    if not metrics and "error" not in told:
-        told["error"] = "told neither exact_match nor f1 as a number"
-    return metrics, told
+    if not metrics and "error" not in reported:
+        reported["error"] = "reports neither exact_match nor f1 as a number"
+    return metrics, reported
 
 
 def run_script(script: Path, dataset: Path, predictions: Path) -> dict[str, Any]:
     """Run ``script dataset predictions`` and read the JSON object that ends its output.
 
-    It may take several lines, as v2.0's official script prints it. A script that fails is no
-    reason to lose a run: then the answer is ``{"error": why}``.
+    It may take several lines, as v2.0's official script prints it. A script that fails does not
+    lose the run: the result is then ``{"error": why}``.
     """
     command = [sys.executable, str(script), str(dataset), str(predictions)]
     try:
@@ -141,8 +141,8 @@ def run_script(script: Path, dataset: Path, predictions: Path) -> dict[str, Any]
         return {"error": f"exit code {done.returncode}: {shown(last)}"}
     text = "\n" + done.stdout.strip()
     try:
-        told = json.loads(text[text.rindex("\n{") :], parse_constant=shown)
+        reported = json.loads(text[text.rindex("\n{") :], parse_constant=shown)
     except ValueError:
         last = text.splitlines()[-1]
         return {"error": f"its output does not end with a JSON object but with: {shown(last)}"}
-    return dict(told)
+    return dict(reported)

@@ -14,20 +14,20 @@ from bertbench.common.config.parser import Parser
 COUNTED = {
     "missing": "questions have no answer in the file and score 0",
     "extra": "answers belong to no question and are left out",
-    "not_text": "answers are no text and score 0",
+    "not_text": "answers are not text and score 0",
 }
 
 
 def score_main(argv: Sequence[str]) -> int:
-    """Print the official script's line on stdout, and on stderr what it would not have told.
+    """Print the official script's line on stdout, and the other counts on stderr.
 
-    With ``--json`` the one line holds the counts as well. Raises BadInput for damaged files.
+    With ``--json`` the line holds these counts, too. Raises BadInput for damaged files.
     """
     parser = Parser("score squad", __doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="SQuAD file with the answers")
     parser.add_argument("--predictions", type=Path, required=True, help="JSON: id to answer")
     parser.add_argument(
-        "--version", choices=("1.1", "2.0"), help="whose rules; default: the data set's own"
+        "--version", choices=("1.1", "2.0"), help="rules to apply; default: the data set's"
     )
     given = parser.parse_args(argv)
     v2 = None if given.version is None else given.version == "2.0"
@@ -35,9 +35,9 @@ def score_main(argv: Sequence[str]) -> int:
     if given.json:
         print(json.dumps(found))
         return 0
-    told = {"total", "version", *COUNTED}
+    counts = {"total", "version", *COUNTED}
     for name, text in COUNTED.items():
         if found[name]:
             print(f"{found[name]} {text}", file=sys.stderr)
-    print(json.dumps({name: value for name, value in found.items() if name not in told}))
+    print(json.dumps({name: value for name, value in found.items() if name not in counts}))
     return 0

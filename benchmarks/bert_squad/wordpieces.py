@@ -20,11 +20,11 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from bertbench.common.data.samples import IntArray, from_lengths, ragged_index
+from bertbench.common.data.tokenization import CLS, SEP, SPECIAL, UNK
 
-UNK, CLS, SEP = "[UNK]", "[CLS]", "[SEP]"
-NEVER_SPLIT = frozenset({UNK, SEP, "[PAD]", CLS, "[MASK]"})
-"""Kept whole where they stand alone between blanks, and found in the vocabulary as what they are
-for: the reference's rule, unlike pretraining's here, where they are text."""
+NEVER_SPLIT = frozenset(SPECIAL)
+"""Special tokens even in text, when alone between blanks: the reference's rule. In our pretraining
+they are plain text."""
 
 _ASCII_SIGN = r"!-/:-@\[-`{-~"
 _ASCII_TOKENS = re.compile(f"[{_ASCII_SIGN}]|[^ {_ASCII_SIGN}]+")
@@ -41,7 +41,7 @@ _CJK = (
 
 
 def basic_tokens(text: str, *, lowercase: bool) -> list[str]:
-    """BERT's first step: signs and CJK characters apart, the rest split at blanks.
+    """Run BERT's first step: separate signs and CJK characters, split the rest at blanks.
 
     Characters of the categories C are dropped (tab, line feed and carriage return are blanks), and
     with ``lowercase`` capitals and accents go, word by word.
@@ -65,7 +65,7 @@ def _holds_special(text: str) -> bool:
 
 
 def _cleaned(character: str) -> str:
-    """What becomes of one character before the text is split at blanks."""
+    """Return a character's replacement before the text is split at blanks."""
     if character in "\t\n\r":
         return " "
     category = unicodedata.category(character)
@@ -94,7 +94,7 @@ class WordPieces:
         self._tokenizer = Tokenizer(model)
 
     def encode(self, words: Iterable[str]) -> tuple[IntArray, IntArray]:
-        """Ids of all ``words`` (W of them) end to end, int32 [T], and their offsets, int64 [W + 1].
+        """Return the ids of W ``words`` end to end, int32 [T], and their offsets, int64 [W + 1].
 
         A word may hold blanks, and may give no id at all.
         """
@@ -107,8 +107,8 @@ class WordPieces:
         return pieces[taken], offsets
 
     def _pieces(self, tokens: list[str]) -> tuple[IntArray, IntArray]:
-        """Ids [t] of the distinct words' tokens, and the tokens' offsets [len(tokens) + 1]."""
-        # One call for all: word_ids tells, ascending, which token each id came from.
+        """Return ids [t] of the distinct words' tokens, and the tokens' offsets."""
+        # One call for all: word_ids holds, ascending, each id's token.
         encoding = self._tokenizer.encode(tokens, is_pretokenized=True, add_special_tokens=False)
         owners = np.array(encoding.word_ids, np.int64)
         counts = np.bincount(owners, minlength=len(tokens))

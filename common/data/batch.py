@@ -1,19 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is fed: sequences without padding, laid end to end.
+"""The model's input: sequences without padding, laid end to end.
 
 Shapes: T real tokens in the micro-batch, B sequences, M masked positions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _Movable:
+    """A dataclass of tensors that moves as one."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+        """Return a copy on ``device``."""
+        return _changed(self, lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> Self:
+        """Return a copy in page-locked host memory: its transfers overlap with computation."""
+        return _changed(self, Tensor.pin_memory)
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``change`` to each tensor of ``value``."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if not isinstance(value, _Movable):
+        return value
+    own = [f.name for f in fields(value) if f.init]  # type: ignore[arg-type]
+    changes = {name: _changed(getattr(value, name), change) for name in own}
+    return replace(value, **changes)  # type: ignore[type-var]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
+class Tokens(_Movable):
     """B sequences laid end to end as T tokens; no padding anywhere."""
 
     input_ids: Tensor
@@ -27,8 +57,8 @@ class Tokens:
     lengths: tuple[int, ...]
     """The B lengths on the host, so that no kernel choice needs a device read."""
     max_length: int = field(init=False)
-    """The longest of the B lengths. A number of its own and not ``max(lengths)`` at each use:
-    torch.compile would guard on every single length and compile again for each batch."""
+    """The longest of the B lengths. A separate number, since torch.compile would guard on every
+    length that ``max(lengths)`` reads, and compile again for each batch."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_length", max(self.lengths))
@@ -38,38 +68,12 @@ class Tokens:
         """T, known on the host."""
         return self.input_ids.shape[0]
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> Tokens:
-        """The same tokens on ``device``."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=non_blocking),
-            segment_ids=self.segment_ids.to(device, non_blocking=non_blocking),
-            position_ids=self.position_ids.to(device, non_blocking=non_blocking),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking),
-        )
-
-    def pinned(self) -> Tokens:
-        """The same tokens in page-locked host memory: copies from it overlap with computation."""
-        return replace(
-            self,
-            input_ids=self.input_ids.pin_memory(),
-            segment_ids=self.segment_ids.pin_memory(),
-            position_ids=self.position_ids.pin_memory(),
-            cu_seqlens=self.cu_seqlens.pin_memory(),
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainingBatch:
-    """One micro-batch of masked-language-model and next-sentence examples."""
+class Batch(_Movable):
+    """One micro-batch; a benchmark adds its labels."""
 
     tokens: Tokens
-    masked_indices: Tensor
-    """int64 [M], flat indices into the T tokens, ascending."""
-    masked_labels: Tensor
-    """int64 [M], the original token ids."""
-    next_sentence_labels: Tensor
-    """int64 [B], 1 = random next, 0 = true next."""
 
     @property
     def num_samples(self) -> int:
@@ -81,22 +85,14 @@ class PretrainingBatch:
         """T, known on the host."""
         return self.tokens.num_tokens
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> PretrainingBatch:
-        """The same batch on ``device``."""
-        return replace(
-            self,
-            tokens=self.tokens.to(device, non_blocking),
-            masked_indices=self.masked_indices.to(device, non_blocking=non_blocking),
-            masked_labels=self.masked_labels.to(device, non_blocking=non_blocking),
-            next_sentence_labels=self.next_sentence_labels.to(device, non_blocking=non_blocking),
-        )
 
-    def pinned(self) -> PretrainingBatch:
-        """The same batch in page-locked host memory."""
-        return replace(
-            self,
-            tokens=self.tokens.pinned(),
-            masked_indices=self.masked_indices.pin_memory(),
-            masked_labels=self.masked_labels.pin_memory(),
-            next_sentence_labels=self.next_sentence_labels.pin_memory(),
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainingBatch(Batch):
+    """One micro-batch of masked-language-model and next-sentence examples."""
+
+    masked_indices: Tensor
+    """int64 [M], flat indices into the T tokens, ascending."""
+    masked_labels: Tensor
+    """int64 [M], the original token ids."""
+    next_sentence_labels: Tensor
+    """int64 [B], 1 = random next, 0 = true next."""

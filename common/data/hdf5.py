@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read MLPerf's fixed, varlen and packed HDF5 into ``Samples``, checking every value on the way.
 
-The layout is recognised by the dataset names (schema.py). A file that is cut short, of another
-kind or corrupt raises BadInput naming file, dataset and row; nothing of it is returned.
+The layout is recognised by the dataset names (schema.py). A truncated, foreign or corrupt file
+raises BadInput, which names file, dataset and row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import h5py
 import numpy as np
 
-from bertbench.common.data.samples import IntArray, Samples, from_lengths, token_dtype
+from bertbench.common.data.samples import IntArray, Samples, from_lengths, places, token_dtype
 from bertbench.common.data.schema import (
     DATASETS,
     INPUT_IDS,
@@ -40,7 +40,7 @@ VLEN_DESCRIPTOR = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the model can take; a sample beyond it is an error, never cut. Defaults: MLPerf's."""
+    """Limits of the model; a sample beyond them is an error, never cut. Defaults: MLPerf's."""
 
     max_seq_length: int = 512
     max_predictions: int = 76
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chunk:
-    """Some rows laid flat, still in the file's integer types, nothing checked yet."""
+    """Some rows laid flat, in the file's integer types, unchecked."""
 
     rows: IntArray
     """int64 [n], the file row of each sample (packed rows hold several)."""
@@ -92,7 +92,7 @@ class _File:
         self.handle.close()
 
     def _check_types(self) -> Any:
-        """Every dataset has integers, its layout's rank and as many rows as the others."""
+        """Refuse datasets without integers, their layout's rank and equally many rows."""
         for name, dataset in self.datasets.items():
             if not isinstance(dataset, h5py.Dataset):
                 raise BadInput(f"{self.path}: {name} is not a dataset")
@@ -127,7 +127,7 @@ class _File:
         return self.datasets[INPUT_IDS]
 
     def chunks(self) -> Iterator[_Chunk]:
-        """All rows in order, CHUNK_ROWS at a time."""
+        """Yield all rows in order, CHUNK_ROWS at a time."""
         read = {"fixed": self._fixed, "varlen": self._varlen, "packed": self._packed}[self.layout]
         for start in range(0, self.num_rows, CHUNK_ROWS):
             yield read(start, min(start + CHUNK_ROWS, self.num_rows))
@@ -142,18 +142,19 @@ class _File:
             ) from error
 
     def _ragged(self, name: str, start: int, stop: int) -> tuple[IntArray, IntArray]:
-        """Flat values of vlen rows and their lengths, int64."""
+        """Return the flat values of vlen rows and their lengths, int64."""
         rows = self._read(name, start, stop)
         return np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
 
     def fail(self, name: str, row: int, what: str) -> NoReturn:
+        """Raise BadInput for a row of a dataset."""
         raise BadInput(
             f"{self.path}: dataset {name}, row {row}: {what}; the file is damaged or was made "
             f"for another model, make or copy it again"
         )
 
     def fail_first(self, name: str, bad: IntArray, rows: IntArray, what: str) -> None:
-        """Raise for the first true entry of ``bad`` [n], which belongs to ``rows`` [n]."""
+        """Raise BadInput for the first true entry of ``bad`` [n], which belongs to ``rows`` [n]."""
         if bad.any():
             self.fail(name, int(rows[bad.argmax()]), what)
 
@@ -184,6 +185,10 @@ class _File:
         )
 
     def _varlen(self, start: int, stop: int) -> _Chunk:
+        return self._rows(start, stop, self._read(NEXT_SENTENCE, start, stop))
+
+    def _rows(self, start: int, stop: int, next_sentence: IntArray) -> _Chunk:
+        """Read variable-length rows; ``next_sentence`` holds their labels, in any number."""
         rows = np.arange(start, stop)
         ids, lengths = self._ragged(INPUT_IDS, start, stop)
         segments, segment_lengths = self._ragged(SEGMENT_IDS, start, stop)
@@ -199,45 +204,37 @@ class _File:
             masked_counts=counts,
             positions=positions,
             labels=labels,
-            next_sentence=self._read(NEXT_SENTENCE, start, stop),
+            next_sentence=next_sentence,
         )
 
     def _packed(self, start: int, stop: int) -> _Chunk:
-        """As varlen, then each row is taken apart into its sequences."""
-        rows = np.arange(start, stop)
-        ids, row_lengths = self._ragged(INPUT_IDS, start, stop)
-        segments, segment_lengths = self._ragged(SEGMENT_IDS, start, stop)
-        positions, row_counts = self._ragged(MASKED_POSITIONS, start, stop)
-        labels, label_counts = self._ragged(MASKED_IDS, start, stop)
+        """Read rows, then take each apart into its sequences."""
+        next_sentence, labels_per_row = self._ragged(NEXT_SENTENCE, start, stop)
+        whole = self._rows(start, stop, next_sentence)
+        rows, row_lengths, row_counts = whole.rows, whole.lengths, whole.masked_counts
         lengths, per_row = self._ragged(PACKED_LENGTHS, start, stop)
         counts, counts_per_row = self._ragged(PACKED_MASKED_LENGTHS, start, stop)
-        next_sentence, labels_per_row = self._ragged(NEXT_SENTENCE, start, stop)
         lengths, counts = lengths.astype(np.int64), counts.astype(np.int64)
-        self._same_sizes(SEGMENT_IDS, segment_lengths, INPUT_IDS, row_lengths, rows)
-        self._same_sizes(MASKED_IDS, label_counts, MASKED_POSITIONS, row_counts, rows)
         self._same_sizes(PACKED_MASKED_LENGTHS, counts_per_row, PACKED_LENGTHS, per_row, rows)
         self._same_sizes(NEXT_SENTENCE, labels_per_row, PACKED_LENGTHS, per_row, rows)
         self.fail_first(PACKED_LENGTHS, per_row == 0, rows, "has no sequences")
         sample_rows = np.repeat(rows, per_row)
         bounds = from_lengths(per_row)
-        for name, sizes, whole in (
+        for name, sizes, row_sizes in (
             (PACKED_LENGTHS, lengths, row_lengths),
             (PACKED_MASKED_LENGTHS, counts, row_counts),
         ):
             self.fail_first(name, sizes < 0, sample_rows, "has a negative length")
             total = from_lengths(sizes)
-            self._same_sizes(name, np.diff(total[bounds]), "the row", whole, rows)
+            self._same_sizes(name, np.diff(total[bounds]), "the row", row_sizes, rows)
         # A masked position counts from the row's start; subtract where its sequence starts.
         starts = from_lengths(lengths)[:-1] - np.repeat(from_lengths(row_lengths)[:-1], per_row)
-        return _Chunk(
+        return replace(
+            whole,
             rows=sample_rows,
             lengths=lengths,
-            ids=ids,
-            segments=segments,
             masked_counts=counts,
-            positions=positions.astype(np.int64) - np.repeat(starts, counts),
-            labels=labels,
-            next_sentence=next_sentence,
+            positions=whole.positions.astype(np.int64) - np.repeat(starts, counts),
         )
 
     def _same_sizes(
@@ -250,9 +247,9 @@ class _File:
 
 
 def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
-    """All samples of one file, or at most its ``first`` ones, validated.
+    """Read and validate all samples of one file, or at most the ``first``.
 
-    Raises BadInput (file, dataset, row) for anything that is not sound pretraining data.
+    Raises BadInput, with file, dataset and row, for invalid pretraining data.
     """
     parts: list[Samples] = []
     left = first
@@ -271,7 +268,7 @@ def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
 
 
 def count(path: Path) -> int:
-    """Samples in one file, without reading the text."""
+    """Count the samples of one file, without reading the text. Raises BadInput like ``read``."""
     with _File(path) as file:
         if file.layout != "packed":
             return file.num_rows
@@ -286,7 +283,7 @@ def count(path: Path) -> int:
 
 
 def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] | None) -> Samples:
-    """``chunk`` as Samples, once every value is in range.
+    """Return ``chunk`` as Samples, once every value is in range.
 
     ``edge`` holds the [CLS] and [SEP] that the file's first sample begins and ends with: they
     differ between vocabularies, but all samples of a file must agree.
@@ -321,8 +318,7 @@ def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] |
     ascending[masked_offsets[:-1][counts > 0]] = True
     file.fail_first(MASKED_POSITIONS, ~ascending, masked_rows, "is not strictly ascending")
     split = lengths - np.add.reduceat(chunk.segments, offsets[:-1], dtype=np.int64)
-    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    bad = chunk.segments != (position >= np.repeat(split, lengths))
+    bad = chunk.segments != (places(offsets) >= np.repeat(split, lengths))
     file.fail_first(SEGMENT_IDS, bad, token_rows, "is not zeros followed by ones")
     first, last = chunk.ids[offsets[:-1]], chunk.ids[offsets[1:] - 1]
     cls, sep = edge or (int(first[0]), int(last[0]))

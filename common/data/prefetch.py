@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-    """The items of ``source``, produced by a thread of their own.
+    """The items of ``source``, produced in a background thread.
 
-    At most ``depth`` items exist that the consumer has not taken, the one being made included: with
-    ``depth`` 1 a consumer that holds one item has at most two in memory. What ``source`` raises is
-    raised by ``next``. ``close`` ends the thread after the item in the making and closes
-    the generator ``source``, whose ``finally`` runs in that thread.
+    At most ``depth`` items wait for the consumer, the one in the making included: with ``depth`` 1
+    a consumer that holds one item has at most two in memory. ``next`` raises the errors of
+    ``source``. ``close`` ends the thread after the item in the making and closes the generator
+    ``source``, whose ``finally`` runs in that thread.
     """
 
     def __init__(self, source: Generator[T, None, None], depth: int) -> None:
@@ -73,7 +73,7 @@ class Prefetcher(Iterator[T], Generic[T]):
                 self._changed.notify_all()
 
     def _wait_for_room(self) -> bool:
-        """Block until an item may be made; False once closed."""
+        """Block until an item may be made; return False once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
             return not self._closed

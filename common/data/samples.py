@@ -18,8 +18,26 @@ IntArray = NDArray[Any]
 """An integer array whose width the field's docstring gives."""
 
 
+class Sequences:
+    """N sequences of T tokens laid end to end: i is tokens ``offsets[i]:offsets[i + 1]``."""
+
+    __slots__ = ()
+
+    input_ids: IntArray
+    offsets: IntArray
+    split: IntArray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """int64 [N], tokens of each sequence."""
+        return np.diff(self.offsets)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Samples:
+class Samples(Sequences):
     """N masked-language-model and next-sentence examples, as they are on disk less the padding."""
 
     input_ids: IntArray
@@ -37,21 +55,13 @@ class Samples:
     next_sentence_labels: IntArray
     """int8 [N], 1 = B is random, 0 = B follows A."""
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> IntArray:
-        """int64 [N], tokens of each sample."""
-        return np.diff(self.offsets)
-
     @property
     def masked_counts(self) -> IntArray:
         """int64 [N], masked positions of each sample."""
         return np.diff(self.masked_offsets)
 
     def take(self, rows: IntArray) -> Samples:
-        """Copies of ``rows`` (integer indices [n]), in that order."""
+        """Return copies of ``rows`` [n], in that order."""
         tokens, offsets = ragged_index(self.offsets, rows)
         masked, masked_offsets = ragged_index(self.masked_offsets, rows)
         return Samples(
@@ -66,7 +76,7 @@ class Samples:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Samples]) -> Samples:
-        """All samples of ``parts`` in order; at least one part."""
+        """Join all samples of ``parts``, at least one, in order."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -81,19 +91,34 @@ class Samples:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The smallest integer type used for ids of a vocabulary: uint16 up to 65,536, else int32."""
+    """Return the type of a vocabulary's ids: uint16 up to 65,536, else int32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.int32)
 
 
 def from_lengths(lengths: IntArray) -> IntArray:
-    """int64 [n + 1] offsets of n pieces laid end to end."""
+    """Return the offsets, int64 [n + 1], of pieces of ``lengths`` [n] laid end to end."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
+def places(offsets: IntArray) -> IntArray:
+    """Return int64 [t], each element's index in its own piece, from ``offsets`` [n + 1]."""
+    index = np.arange(offsets[-1])
+    index -= np.repeat(offsets[:-1], np.diff(offsets))
+    return index
+
+
 def ragged_index(offsets: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
-    """Indices [t] of all elements of ``rows`` end to end, and the rows' new offsets [n + 1]."""
+    """Return the rows' elements end to end, and where each row begins.
+
+    Args:
+        offsets: int64 [N + 1] of all rows.
+        rows: [n].
+
+    Returns:
+        int64 indices [t], and new offsets, int64 [n + 1].
+    """
     start = offsets[rows]
     new = from_lengths(offsets[rows + 1] - start)
     index = np.arange(new[-1])

@@ -70,7 +70,7 @@ WRITE_ROWS = 8192
 
 
 def layout_of(names: Collection[str]) -> Layout | None:
-    """The layout with these dataset names, or None; extra datasets are ignored."""
+    """Return the layout with these dataset names, or None; extra datasets are ignored."""
     layouts: tuple[Layout, ...] = ("packed", "fixed", "varlen")
     for layout in layouts:  # most specific first: varlen's names are part of both others
         if set(DATASETS[layout]) <= set(names):
@@ -104,10 +104,10 @@ def write_varlen(path: Path, samples: Samples) -> None:
 
 
 def _write_ragged(file: h5py.File, name: str, flat: IntArray, offsets: IntArray) -> None:
-    """A vlen dataset whose row i is ``flat[offsets[i]:offsets[i + 1]]``.
+    """Write a vlen dataset whose row i is ``flat[offsets[i]:offsets[i + 1]]``.
 
-    HDF5 gets its own ``hvl_t`` records (length, address) rather than one array object per row,
-    which h5py would turn into the same records at three times the cost.
+    HDF5 takes ``hvl_t`` records (length, address) directly. From one array object per row h5py
+    would make the same records at three times the cost.
     """
     dataset = file.create_dataset(name, (len(offsets) - 1,), h5py.vlen_dtype(flat.dtype))
     records = np.zeros(len(dataset), [("length", np.uintp), ("address", np.uintp)])
@@ -163,7 +163,7 @@ def write_fixed(path: Path, samples: Samples, max_seq_length: int, max_predictio
 
 
 def _padded(flat: IntArray, mask: IntArray, dtype: np.dtype[Any]) -> IntArray:
-    """``flat`` spread over the true cells of ``mask`` [n, width], row by row; 0 elsewhere."""
+    """Spread ``flat`` over the true cells of ``mask`` [n, width], row by row; 0 elsewhere."""
     result = np.zeros(mask.shape, dtype)
     result[mask] = flat
     return result
@@ -171,7 +171,7 @@ def _padded(flat: IntArray, mask: IntArray, dtype: np.dtype[Any]) -> IntArray:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file under a temporary name in the same folder, renamed to ``path`` at the end."""
+    """Open a new HDF5 file under a temporary name; rename it to ``path`` at the end."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     os.close(handle)

@@ -46,7 +46,7 @@ HASH_BLOCK = 4096
 
 
 class DataRoot(NamedTuple):
-    """What ``locate`` found under one folder."""
+    """The files under one folder."""
 
     train_files: list[Path]
     eval_files: list[Path]
@@ -55,9 +55,9 @@ class DataRoot(NamedTuple):
 
 
 def locate(data_root: Path) -> DataRoot:
-    """Training shards, and evaluation files, config and start checkpoint where they are there.
+    """Find training shards, and evaluation files, config and start checkpoint where present.
 
-    Raises BadInput when there are no training files: nothing else may take their place.
+    Raises BadInput when there are no training files.
     """
     return DataRoot(
         train_files=find_shards(data_root, "train"),
@@ -68,7 +68,7 @@ def locate(data_root: Path) -> DataRoot:
 
 
 def find_shards(folder: Path, kind: Kind) -> list[Path]:
-    """The data files of ``folder``, or of the known subfolder for ``kind``, in natural order.
+    """Return the data files of ``folder`` or of its subfolder for ``kind``, in natural order.
 
     A data file is one whose name contains ``part`` (MLPerf's own rule) and does not begin with a
     dot. ``folder`` may also be a single file. Raises BadInput when there is none.
@@ -87,12 +87,12 @@ def find_shards(folder: Path, kind: Kind) -> list[Path]:
 
 
 def dataset_hash(files: Sequence[Path]) -> str:
-    """Identity of a data set, cheap even for 537 GiB: sha256 in hexadecimal.
+    """Return the identity of a data set: a sha256 in hexadecimal, cheap even for 537 GiB.
 
-    Over each file in natural order of the names: its name, its size, and three blocks of 4 KiB at
-    its beginning, middle and end. It does not depend on where the folder is. It tells data sets
-    apart and finds a missing, cut or exchanged file; it is no proof against a changed value, which
-    is what reading every row is for (`bertbench data check`).
+    It covers each file in natural order of the names: name, size, and three blocks of 4 KiB at the
+    beginning, middle and end, but not the folder. It detects another data set and a missing,
+    truncated or exchanged file. A single changed value needs `bertbench data check`, which reads
+    every row.
     """
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda p: _natural(p.name)):
@@ -106,7 +106,7 @@ def dataset_hash(files: Sequence[Path]) -> str:
 
 
 def _search(root: Path, kind: Kind) -> list[Path]:
-    """The data files of the first known subfolder for ``kind`` that has any, else none."""
+    """Return the data files of the first known subfolder for ``kind`` that has any."""
     folders = (folder for name in FOLDERS[kind] for folder in sorted(root.glob(name)))
     return next(filter(None, map(_parts, folders)), [])
 
@@ -119,7 +119,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key under which part_2 comes before part_10."""
+    """Return a sort key under which part_2 comes before part_10."""
     return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", name)]
 
 

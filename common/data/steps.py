@@ -1,108 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which samples are trained, and the batches of every step.
+"""Endless training steps: how an order of samples becomes batches, and how it is resumed.
 
-The order depends on the seed, the epoch and the files only. An epoch takes the shards in shuffled
-order, up to ``window_shards`` at a time; the samples of such a window are in memory together and
-are shuffled among themselves. Consecutive samples make the global batches, across the ends of
-windows and epochs, so that each sample is used exactly once per epoch.
+A benchmark defines the order, which depends on the seed, the epoch and the data only. Consecutive
+samples make the global batches, across the ends of epochs, so that each sample is used exactly
+once per epoch.
 
 World size, micro-batch and accumulation only divide a global batch. Every rank knows all lengths
-and therefore computes the same division by itself, in which all micro-batches have the same
-number of sequences and near-equal tokens.
+and computes the same division, in which all micro-batches have the same number of sequences and
+near-equal tokens.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypedDict, TypeVar
 
 import numpy as np
 
-from bertbench.common.data.batch import PretrainingBatch
-from bertbench.common.data.collate import collate, deal
+from bertbench.common.config.batch_split import split
+from bertbench.common.data.batch import Batch
+from bertbench.common.data.collate import balance
 from bertbench.common.data.prefetch import Prefetcher
-from bertbench.common.data.samples import IntArray, Samples
+from bertbench.common.data.samples import IntArray, Sequences
 from bertbench.common.errors import BadInput
 
-STEPS_AHEAD = 4
-"""Steps that are collated before they are asked for."""
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-Window = tuple[int, ...]
-"""What is in memory together: numbers of shards, ascending."""
+STEPS_AHEAD = 4
+"""Steps that are collated in advance."""
+
+Pool = TypeVar("Pool", bound=Sequences)
+B = TypeVar("B", bound=Batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """What one rank needs for one optimizer step."""
+    """One rank's data for one optimizer step."""
 
-    micro_batches: tuple[PretrainingBatch, ...]
+    micro_batches: tuple[Batch, ...]
     """This rank's, one per accumulation step, longest sequence first in each."""
     num_samples: int
     """Sequences of the global batch."""
-    num_masked: int
+    num_masked: int = 0
     """Masked positions of the global batch: the denominator of the MLM loss."""
     num_tokens: int
     """Real tokens of the global batch."""
     position: dict[str, int]
-    """Where the stream stands after this batch: what TrainStream continues from."""
+    """The stream's position after this batch, for resuming."""
 
 
-class Source(Protocol):
-    """Where samples come from; must give the same ones every time."""
-
-    @property
-    def identity(self) -> dict[str, int]:
-        """What a position is only valid with, by name."""
-
-    def windows(self, epoch: int) -> list[Window]:
-        """The windows of an epoch, in order, never empty."""
-
-    def load(self, window: Window) -> Iterator[Samples]:
-        """The samples of a window, in pieces."""
+class _Division(TypedDict):
+    seed: int
+    global_batch: int
+    micro_batch: int
+    world: int
+    rank: int
 
 
-class _Loaded(NamedTuple):
-    """A window in memory and the order of its samples."""
+class Division(_Division, total=False):
+    """Arguments of every StepStream."""
 
-    epoch: int
-    window: int
-    samples: Samples
+    position: dict[str, int] | None
+    pin: bool
+
+
+class Ordered(NamedTuple, Generic[Pool]):
+    """Samples in memory and their order: a part of an epoch, or all of it."""
+
+    place: dict[str, int]
+    """Its part of a position, such as the epoch's number."""
+    pool: Pool
     order: IntArray
+    """int64 [n], rows of ``pool``."""
 
 
-class StepStream:
-    """Endless steps over a Source; iterate it, and close the iterator (or drop it) when done."""
+class StepStream(ABC, Generic[Pool, B]):
+    """Endless steps; iterate it, and close the iterator (or drop it) when done."""
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        world: int,
-        rank: int,
-        position: dict[str, int] | None = None,
-        pin: bool = False,
-    ) -> None:
-        """``position`` comes from a StepBatch; BadInput when it or the division does not fit.
+    places: Sequence[str]
+    """Names of the numbers that ``Ordered.place`` holds."""
 
-        ``pin`` puts the micro-batches into page-locked memory, in the thread that makes them.
+    def __init__(self, identity: dict[str, int], **division: Unpack[Division]) -> None:
+        """Prepare; the first sample is read on iteration.
+
+        Args:
+            identity: numbers that a position must share with the data to be valid.
+            division: ``seed`` seeds the order, the same on all ranks; ``global_batch`` sequences
+                per step over all ranks; ``micro_batch`` sequences per rank and pass; ``world``
+                ranks, of which this is ``rank``; ``position`` of a StepBatch to continue after;
+                ``pin`` puts the micro-batches into page-locked memory, in the prefetch thread.
+
+        Raises:
+            BadInput: the micro-batches do not divide the global batch, or the position belongs to
+                other data.
         """
-        if not 0 <= seed < 1 << 64:
-            raise BadInput(f"seed {seed}: must be within 0 and 2**64 - 1")
-        self.source = source
-        self.seed = seed
-        self.global_batch = global_batch
-        self.world = world
-        self.rank = rank
-        self.pin = pin
-        self.accumulation = accumulation_of(global_batch, micro_batch, world)
-        self.identity = {"seed": seed, **source.identity}
-        self.start = position or {"epoch": 0, "window": 0, "index": 0, **self.identity}
+        self.seed = division["seed"]
+        if not 0 <= self.seed < 1 << 64:
+            raise BadInput(f"--seed {self.seed}: must be within 0 and 2**64 - 1")
+        self.global_batch, micro_batch = division["global_batch"], division["micro_batch"]
+        self.world, self.rank = division["world"], division["rank"]
+        self.pin = division.get("pin", False)
+        self.accumulation = split(
+            self.global_batch, micro_batch, micro_batch, self.world
+        ).accumulation
+        self.identity = {"seed": self.seed, **identity}
+        beginning = dict.fromkeys((*self.places, "index"), 0) | self.identity
+        self.start = division.get("position") or beginning
         self._check_start()
+
+    @abstractmethod
+    def ordered(self, stopping: threading.Event) -> Generator[Ordered[Pool], None, None]:
+        """Yield the samples in order from ``start`` on, without end; return once ``stopping``."""
+
+    @abstractmethod
+    def join(self, pieces: list[tuple[Pool, IntArray]]) -> tuple[Pool, IntArray]:
+        """Return the rows [n] of all pieces, each rows [m] of a pool, as rows of one pool."""
+
+    @abstractmethod
+    def collate(self, pool: Pool, rows: IntArray) -> B:
+        """Lay ``rows`` [B] of ``pool`` end to end, in that order."""
+
+    def num_masked(self, pool: Pool, rows: IntArray) -> int:
+        """Return the masked positions of ``rows`` [B]."""
+        return 0
 
     def __iter__(self) -> Generator[StepBatch, None, None]:
         stopping = threading.Event()
@@ -116,78 +140,43 @@ class StepStream:
             steps.close()
 
     def _steps(self, stopping: threading.Event) -> Generator[StepBatch, None, None]:
-        """Runs in a thread of its own, fed by a second one that loads the windows."""
-        pieces: list[tuple[Samples, IntArray]] = []
+        """Yield steps; runs in its own thread, fed by a second one that loads the samples."""
+        pieces: list[tuple[Pool, IntArray]] = []
         missing = self.global_batch
         index = self.start["index"]
-        windows = Prefetcher(self._windows(stopping), depth=1)
+        parts = Prefetcher(self.ordered(stopping), depth=1)
         try:
-            for epoch, window, samples, order in windows:
+            for place, pool, order in parts:
                 if index > len(order):
-                    raise BadInput(
-                        f"the checkpoint's data position {self.start} is beyond the "
-                        f"{len(order)} samples there: it belongs to other data"
-                    )
+                    raise BadInput(self._beyond(f"{len(order)} samples there"))
                 while index < len(order):
                     rows = order[index : index + missing]
-                    pieces.append((samples, rows))
+                    pieces.append((pool, rows))
                     index += len(rows)
                     missing -= len(rows)
                     if not missing:
-                        yield self._step(
-                            pieces,
-                            {"epoch": epoch, "window": window, "index": index, **self.identity},
-                        )
+                        yield self._step(pieces, {**place, "index": index, **self.identity})
                         pieces, missing = [], self.global_batch
                 index = 0
         finally:
-            windows.close()
+            parts.close()
 
-    def _windows(self, stopping: threading.Event) -> Generator[_Loaded, None, None]:
-        """All windows from the start position on; one that stays the same is not loaded again."""
-        epoch, window = self.start["epoch"], self.start["window"]
-        loaded: Window | None = None
-        while True:
-            windows = self.source.windows(epoch)
-            if window >= len(windows):
-                raise BadInput(
-                    f"the checkpoint's data position {self.start} is beyond the "
-                    f"{len(windows)} windows of an epoch: it belongs to other data"
-                )
-            for number in range(window, len(windows)):
-                if loaded != windows[number]:
-                    parts = []
-                    for part in self.source.load(windows[number]):
-                        if stopping.is_set():
-                            return
-                        parts.append(part)
-                    samples = Samples.concatenate(parts)
-                    loaded = windows[number]
-                    del part, parts
-                order = shuffled(len(samples), self.seed, epoch, 1 + number)
-                yield _Loaded(epoch, number, samples, order)
-            epoch, window = epoch + 1, 0
-
-    def _step(self, pieces: list[tuple[Samples, IntArray]], position: dict[str, int]) -> StepBatch:
-        samples, rows = pieces[0]
-        if len(pieces) > 1:
-            samples = Samples.concatenate([part.take(chosen) for part, chosen in pieces])
-            rows = np.arange(len(samples))
-        lengths = samples.offsets[rows + 1] - samples.offsets[rows]
-        masked = samples.masked_offsets[rows + 1] - samples.masked_offsets[rows]
-        parts = deal(lengths, self.world * self.accumulation)
-        mine = deal(lengths[parts].sum(axis=1), self.world)[self.rank]
-        batches = (collate(samples, rows[parts[part]]) for part in mine)
+    def _step(self, pieces: list[tuple[Pool, IntArray]], position: dict[str, int]) -> StepBatch:
+        pool, rows = self.join(pieces)
+        lengths = pool.offsets[rows + 1] - pool.offsets[rows]
+        parts = balance(lengths, self.world * self.accumulation)
+        mine = balance(lengths[parts].sum(axis=1), self.world)[self.rank]
+        batches = (self.collate(pool, rows[parts[part]]) for part in mine)
         return StepBatch(
             micro_batches=tuple(batch.pinned() if self.pin else batch for batch in batches),
             num_samples=self.global_batch,
-            num_masked=int(masked.sum()),
+            num_masked=self.num_masked(pool, rows),
             num_tokens=int(lengths.sum()),
             position=position,
         )
 
     def _check_start(self) -> None:
-        for name in ("epoch", "window", "index"):
+        for name in (*self.places, "index"):
             if not isinstance(self.start.get(name), int) or self.start[name] < 0:
                 raise BadInput(f"data position {self.start}: {name} is missing or negative")
         for name, value in self.identity.items():
@@ -195,42 +184,21 @@ class StepStream:
                 raise BadInput(
                     f"the checkpoint's data position was made with {name} "
                     f"{self.start.get(name, '(none: other data)')}, this run has {value}: resume "
-                    f"with the same seed and data, or start anew"
+                    f"with the same seed and data, or start a new run"
                 )
+
+    def _beyond(self, limit: str) -> str:
+        return (
+            f"the checkpoint's data position {self.start} is beyond the {limit}: resume with the "
+            f"same data, or start a new run"
+        )
 
 
 def shuffled(n: int, *key: int) -> IntArray:
-    """A permutation of n that depends on ``key`` only, the same under every NumPy release.
+    """Return a permutation int64 [n] that depends on ``key`` only, under every NumPy release.
 
     Generator.permutation may change between releases (NEP 19); seed sequences and the raw output
     of bit generators may not.
     """
     bits = np.random.PCG64(np.random.SeedSequence(key)).random_raw(n)
     return np.argsort(bits, kind="stable")
-
-
-def accumulation_of(global_batch: int, micro_batch: int, world: int) -> int:
-    """Micro-batches per rank and step; BadInput, naming what fits, unless all are full."""
-    if min(global_batch, micro_batch, world) < 1:
-        raise BadInput(
-            f"global batch {global_batch}, micro-batch {micro_batch} and world size {world} "
-            f"must be at least 1"
-        )
-    if global_batch % world:
-        near = global_batch // world * world
-        fits = ", ".join(str(n) for n in (near, near + world) if n)
-        raise BadInput(
-            f"global batch {global_batch} cannot be shared equally by {world} ranks; the nearest "
-            f"global batches that can: {fits}"
-        )
-    share = global_batch // world
-    if share % micro_batch:
-        divisors = [n for n in range(1, share + 1) if share % n == 0]
-        below = max(n for n in divisors if n < micro_batch)
-        above = min((n for n in divisors if n > micro_batch), default=below)
-        raise BadInput(
-            f"micro-batch {micro_batch} does not divide the {share} sequences that each of "
-            f"{world} ranks trains per step; the nearest that do: "
-            f"{', '.join(str(n) for n in sorted({below, above}))}"
-        )
-    return share // micro_batch

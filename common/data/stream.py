@@ -1,88 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps and evaluation batches from MLPerf's files (order and division: steps.py)."""
+"""Training steps and evaluation batches from MLPerf's files.
+
+An epoch takes the shards in shuffled order, up to ``window_shards`` at a time; the samples of such
+a window are in memory together and are shuffled among themselves.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.collate import collate
 from bertbench.common.data.hdf5 import Limits, count, read
-from bertbench.common.data.samples import Samples
-from bertbench.common.data.shards import dataset_hash, find_shards, locate
-from bertbench.common.data.steps import StepBatch, StepStream, Window, shuffled
+from bertbench.common.data.samples import IntArray, Samples
+from bertbench.common.data.shards import dataset_hash
+from bertbench.common.data.steps import Division, Ordered, StepStream, shuffled
 from bertbench.common.errors import BadInput
 
-__all__ = [
-    "StepBatch",
-    "TrainStream",
-    "batches_of",
-    "dataset_hash",
-    "eval_batches",
-    "find_shards",
-    "locate",
-]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Window = tuple[int, ...]
+"""Numbers of the shards that are in memory together, ascending."""
 
 
-class TrainStream(StepStream):
+class Source(Protocol):
+    """Samples in windows; the same ones every time."""
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """Numbers that a position must share with the data to be valid, by name."""
+
+    def windows(self, epoch: int) -> list[Window]:
+        """Return the windows of an epoch in order, none of them empty."""
+
+    def load(self, window: Window) -> Iterator[Samples]:
+        """Yield the samples of a window in pieces."""
+
+
+class WindowStream(StepStream[Samples, PretrainingBatch]):
+    """Endless steps over the windows of a Source."""
+
+    places = ("epoch", "window")
+
+    def __init__(self, source: Source, **division: Unpack[Division]) -> None:
+        """As StepStream, which may raise BadInput."""
+        self.source = source
+        super().__init__(source.identity, **division)
+
+    def ordered(self, stopping: threading.Event) -> Generator[Ordered[Samples], None, None]:
+        """Yield windows with their orders; one that stays the same is not loaded again.
+
+        Raises BadInput when ``start`` is beyond an epoch's windows.
+        """
+        epoch, window = self.start["epoch"], self.start["window"]
+        loaded: Window | None = None
+        while True:
+            windows = self.source.windows(epoch)
+            if window >= len(windows):
+                raise BadInput(self._beyond(f"{len(windows)} windows of an epoch"))
+            for number in range(window, len(windows)):
+                if loaded != windows[number]:
+                    parts = []
+                    for part in self.source.load(windows[number]):
+                        if stopping.is_set():
+                            return
+                        parts.append(part)
+                    samples = Samples.concatenate(parts)
+                    loaded = windows[number]
+                    del part, parts
+                order = shuffled(len(samples), self.seed, epoch, 1 + number)
+                yield Ordered({"epoch": epoch, "window": number}, samples, order)
+            epoch, window = epoch + 1, 0
+
+    def join(self, pieces: list[tuple[Samples, IntArray]]) -> tuple[Samples, IntArray]:
+        """Return all pieces, each rows [m] of a window, as rows [n] of one; copies for several."""
+        if len(pieces) == 1:
+            return pieces[0]
+        samples = Samples.concatenate([part.take(chosen) for part, chosen in pieces])
+        return samples, np.arange(len(samples))
+
+    def collate(self, pool: Samples, rows: IntArray) -> PretrainingBatch:
+        """Lay the samples ``rows`` [B] end to end, in that order."""
+        return collate(pool, rows)
+
+    def num_masked(self, pool: Samples, rows: IntArray) -> int:
+        """Return the masked positions of ``rows`` [B]."""
+        return int((pool.masked_offsets[rows + 1] - pool.masked_offsets[rows]).sum())
+
+
+class TrainStream(WindowStream):
     """Endless steps over MLPerf files."""
 
     def __init__(
         self,
         files: Sequence[Path],
         *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        world: int,
-        rank: int,
         max_seq_length: int,
         max_predictions: int,
         vocab_size: int,
         window_shards: int = 8,
-        position: dict[str, int] | None = None,
-        pin: bool = False,
+        **division: Unpack[Division],
     ) -> None:
-        """Nothing is read before iteration; see StepStream for the rest.
+        """Prepare; the first file is read on iteration.
 
         Args:
             files: the shards; their order is part of the sample order (``find_shards`` sorts).
-            seed: seeds the order, the same on all ranks.
-            global_batch: sequences per step over all ranks.
-            micro_batch: sequences per rank and pass; must divide global_batch / world.
-            world: number of ranks.
-            rank: this one.
             max_seq_length: a longer sample in the files is an error.
             max_predictions: so is one with more masked positions,
             vocab_size: or an id that is not below this.
             window_shards: shards shuffled together. MLPerf's 2048 hold 76,500 samples of about
                 700 bytes, so 8 are 430 MB; up to three times that while the next are loaded.
-            position: continue after the StepBatch that had it.
-            pin: put the batches into page-locked memory.
+            division: see StepStream.
+
+        Raises:
+            BadInput: no files, no shard in a window, or StepStream's reasons.
         """
         if not files:
             raise BadInput("no training files were given")
         if window_shards < 1:
             raise BadInput(f"window_shards {window_shards}: must be at least 1")
         self.files = tuple(files)
-        self._limits = Limits(
+        limits = Limits(
             max_seq_length=max_seq_length, max_predictions=max_predictions, vocab_size=vocab_size
         )
-        super().__init__(
-            _Files(self.files, self._limits, window_shards, seed),
-            seed=seed,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            world=world,
-            rank=rank,
-            position=position,
-            pin=pin,
-        )
+        super().__init__(_Files(self.files, limits, window_shards, division["seed"]), **division)
 
     @functools.cached_property
     def num_samples(self) -> int:
@@ -108,7 +157,7 @@ class _Files:
         }
 
     def windows(self, epoch: int) -> list[Window]:
-        """All shards at once if they fit, else 1, 2, 4, ... up to ``window_shards`` of them.
+        """Return all shards at once if they fit, else 1, 2, 4, ... up to ``window_shards`` each.
 
         The first step of a run waits for the first window only, so that one is small.
         """
@@ -137,7 +186,7 @@ def eval_batches(
     max_predictions: int,
     vocab_size: int,
 ) -> list[PretrainingBatch]:
-    """This rank's share of the first ``num_examples`` samples of ``files``.
+    """Return this rank's share of the first ``num_examples`` samples of ``files``.
 
     The shares are contiguous and the first ``num_examples % world`` ranks have one sample more
     (NVIDIA's v1.0 run_pretraining.py). Inside a share samples are ordered by length, which no sum
@@ -166,7 +215,7 @@ def eval_batches(
 def batches_of(
     samples: Samples, *, batch_size: int, world: int, rank: int
 ) -> list[PretrainingBatch]:
-    """One rank's contiguous share of ``samples``, longest first, ``batch_size`` at a time."""
+    """Return a rank's contiguous share of ``samples``, longest first, ``batch_size`` at a time."""
     share, extra = divmod(len(samples), world)
     start = rank * share + min(rank, extra)
     rows = np.arange(start, start + share + (rank < extra))

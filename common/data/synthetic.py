@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random tokens with the lengths of real data: pure speed runs without files.
+"""Random tokens with the lengths of real data, for speed runs without files.
 
 The text means nothing, so accuracy and loss do not either; lengths, masks and shapes are real.
 """
@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.hdf5 import Limits
-from bertbench.common.data.samples import IntArray, Samples, from_lengths, token_dtype
-from bertbench.common.data.steps import StepStream, Window
-from bertbench.common.data.stream import batches_of
+from bertbench.common.data.samples import IntArray, Samples, from_lengths, places, token_dtype
+from bertbench.common.data.steps import Division
+from bertbench.common.data.stream import Window, WindowStream, batches_of
 from bertbench.common.errors import BadInput
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FULL_LENGTH = 512
 FULL_SHARE = 0.2343
@@ -54,36 +58,22 @@ class _Random:
         yield random_samples(self.num_samples, self.limits, self.seed)
 
 
-class SyntheticStream(StepStream):
+class SyntheticStream(WindowStream):
     """TrainStream without files."""
 
     def __init__(
         self,
         *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        world: int,
-        rank: int,
         max_seq_length: int,
         max_predictions: int,
         vocab_size: int,
         num_samples: int = NUM_SAMPLES,
-        position: dict[str, int] | None = None,
-        pin: bool = False,
+        **division: Unpack[Division],
     ) -> None:
         """As TrainStream; an epoch is ``num_samples`` long and in memory."""
         self.num_samples = num_samples
-        super().__init__(
-            _Random(seed, num_samples, _limits(max_seq_length, max_predictions, vocab_size)),
-            seed=seed,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
-            world=world,
-            rank=rank,
-            position=position,
-            pin=pin,
-        )
+        limits = _limits(max_seq_length, max_predictions, vocab_size)
+        super().__init__(_Random(division["seed"], num_samples, limits), **division)
 
 
 def synthetic_eval_batches(
@@ -97,14 +87,17 @@ def synthetic_eval_batches(
     vocab_size: int,
     seed: int = 0,
 ) -> list[PretrainingBatch]:
-    """``eval_batches`` without files."""
+    """Return what ``eval_batches`` returns, without files."""
     limits = _limits(max_seq_length, max_predictions, vocab_size)
     samples = random_samples(num_examples, limits, seed)
     return batches_of(samples, batch_size=batch_size, world=world, rank=rank)
 
 
 def random_samples(n: int, limits: Limits, seed: int) -> Samples:
-    """``n`` samples with real lengths, 15 % of each masked, spread evenly over it."""
+    """Return ``n`` samples with real lengths, 15 % of each masked, spread evenly over it.
+
+    Raises BadInput for limits that leave no sample.
+    """
     if limits.max_seq_length < SHORTEST or limits.vocab_size <= FIRST_WORD:
         raise BadInput(
             f"synthetic data needs at least {SHORTEST} tokens and {FIRST_WORD + 1} words, not "
@@ -117,18 +110,18 @@ def random_samples(n: int, limits: Limits, seed: int) -> Samples:
 
 
 def equal_samples(n: int, limits: Limits, length: int, masked: int) -> Samples:
-    """``n`` samples of ``length`` tokens, ``masked`` of them masked: always the same ones."""
+    """Return the same ``n`` samples of ``length`` tokens each time, ``masked`` of each masked."""
     rng = np.random.default_rng(0)
     return _fill(np.full(n, length), np.full(n, min(masked, length - 2)), limits, rng)
 
 
 def typical_length(max_seq_length: int) -> int:
-    """Mean tokens of a sample at this limit."""
+    """Return the mean tokens of a sample at this limit."""
     return round(random_lengths(4096, max_seq_length, np.random.default_rng(0)).mean())
 
 
 def _fill(lengths: IntArray, counts: IntArray, limits: Limits, rng: np.random.Generator) -> Samples:
-    """Random tokens of ``lengths`` [n], ``counts`` [n] of them masked."""
+    """Return random samples of ``lengths`` [n] tokens, ``counts`` [n] of them masked."""
     n = len(lengths)
     offsets, masked_offsets = from_lengths(lengths), from_lengths(counts)
     dtype = token_dtype(limits.vocab_size)
@@ -139,7 +132,7 @@ def _fill(lengths: IntArray, counts: IntArray, limits: Limits, rng: np.random.Ge
     ids[offsets[1:] - 1] = SEP
     # The k-th of c positions lies in the k-th c-th of the words, so that they ascend.
     pitch = (lengths - 2) / counts
-    nth = np.arange(masked_offsets[-1]) - np.repeat(masked_offsets[:-1], counts)
+    nth = places(masked_offsets)
     wide = np.repeat(pitch, counts)
     position = 1 + np.floor(nth * wide) + np.floor(rng.random(len(nth)) * np.floor(wide))
     position = position.astype(np.int64)
@@ -158,7 +151,7 @@ def _fill(lengths: IntArray, counts: IntArray, limits: Limits, rng: np.random.Ge
 
 
 def random_lengths(n: int, max_seq_length: int, rng: np.random.Generator) -> IntArray:
-    """int64 [n] token counts as Wikipedia gives them at this limit.
+    """Return int64 [n], token counts distributed as Wikipedia's at this limit.
 
     Up to 512 the samples drawn for 512 are cut into pieces of the limit, as a text would be (at
     128 the mean is 107, 84 %); above it they are stretched in proportion.

@@ -28,10 +28,10 @@ SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 
 
 def read_vocab(path: Path) -> list[str]:
-    """The tokens of a ``vocab.txt``, one a line, the line number (from 0) being the id.
+    """Read the tokens of a ``vocab.txt``, one a line; the line number, from 0, is the id.
 
-    Raises BadInput for an empty or repeated line, a missing special token, or [PAD] not being 0,
-    which the HDF5 layouts use as padding.
+    Raises BadInput for an unreadable file, an empty or repeated line, a missing special token, or
+    [PAD] other than 0, the padding of the HDF5 layouts.
     """
     try:
         lines = path.read_bytes().decode("utf-8").split("\n")
@@ -64,7 +64,7 @@ def read_vocab(path: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialIds:
-    """What the creation of samples needs to know of a vocabulary."""
+    """The properties of a vocabulary that the creation of samples needs."""
 
     cls: int
     sep: int
@@ -91,11 +91,11 @@ class BertTokenizer:
             self.implementation = f"tokenizers: {str(reason).splitlines()[0]}"
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text, by the plain path."""
+        """Return the ids of one text, by the plain path."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_lines(self, lines: Sequence[str]) -> tuple[IntArray, IntArray]:
-        """Ids of all ``lines`` end to end, int32 [T], and how many each gave, int64 [len(lines)].
+        """Return the ids of L ``lines`` end to end, int32 [T], and their counts, int64 [L].
 
         No line may hold a line feed.
         """
@@ -108,7 +108,7 @@ class BertTokenizer:
 
 
 class _Words:
-    """The bulk path: wordpiece.c remembers words, and asks the plain path about unusual ones."""
+    """The bulk path: wordpiece.c remembers words; the plain path tokenises new ones."""
 
     def __init__(self, vocab: Sequence[str], unknown: int, lowercase: bool) -> None:
         self._library = load(Path(__file__).with_name("wordpiece.c"))
@@ -126,6 +126,7 @@ class _Words:
         weakref.finalize(self, self._library.wordpiece_free, self._handle)
 
     def encode(self, lines: Sequence[str], plain: Tokenizer) -> tuple[IntArray, IntArray]:
+        """As ``BertTokenizer.encode_lines``. Raises MemoryError."""
         text = "".join(f"{line}\n" for line in lines).encode()
         ids = np.empty(2 * len(text), np.int32)
         counts = np.empty(len(lines), np.int64)
@@ -152,7 +153,7 @@ class _Words:
 
     def _learn(self, text: bytes, spans: IntArray, plain: Tokenizer) -> None:
         words = [text[start:end].decode() for start, end in spans.tolist()]
-        # One call for many words: word_ids tells, ascending, which word each id came from.
+        # One call for many words: word_ids holds, ascending, each id's word.
         encoding = plain.encode(words, is_pretokenized=True, add_special_tokens=False)
         owners = np.array(encoding.word_ids, np.int64)
         offsets = from_lengths(np.bincount(owners, minlength=len(words)))
@@ -171,11 +172,12 @@ def _at(array: IntArray) -> ctypes.c_void_p:
 def train_vocab(
     lines: Sequence[str], size: int, *, lowercase: bool = True, coverage: float = 0.9999
 ) -> list[str]:
-    """A WordPiece vocabulary of at most ``size`` tokens learned from ``lines``; deterministic.
+    """Train a WordPiece vocabulary of at most ``size`` tokens on ``lines``; deterministic.
 
     The special tokens come first, then the most frequent characters that make up ``coverage`` of
-    the text, alone and as continuation, then what the trainer merges. Fewer than ``size`` tokens
-    come back from a text too small for more. Words with a rarer character become [UNK].
+    the text, alone and as continuation, then the trainer's merges. A small text gives fewer than
+    ``size`` tokens. Words with a rarer character become [UNK]. Raises BadInput when ``size`` is
+    too small for the characters.
     """
     counts: Counter[str] = Counter()
     normalize = _normalizer(lowercase).normalize_str
@@ -193,7 +195,7 @@ def train_vocab(
     if size < len(fixed):
         raise BadInput(
             f"a vocabulary of {size} does not hold the {len(fixed)} characters and special tokens "
-            f"of this text: ask for at least {len(fixed) + 100}"
+            f"of this text: give at least {len(fixed) + 100}"
         )
     tokenizer = _pipeline(models.WordPiece(unk_token=UNK), lowercase)
     trainer = trainers.WordPieceTrainer(

@@ -20,15 +20,15 @@ TIMEOUT_S = 600
 
 
 class WheelUnavailable(Unsupported):
-    """The wheel is not in the cache and the package index did not give it; the message says why."""
+    """The wheel is neither in the cache nor available from the package index."""
 
 
 def fetch_wheel(requirement: str, sha256: str) -> Path:
-    """The wheel of ``requirement`` (``name==version``) as a file whose sha256 is ``sha256``.
+    """Return the wheel of ``requirement`` (``name==version``), a file with that ``sha256``.
 
-    It is taken from ``cache_dir()/wheels`` when there, else downloaded with pip, which follows the
-    user's own index settings. Raises WheelUnavailable when it cannot be had, and BadInput when the
-    bytes are not those expected: they are then neither kept nor used.
+    It comes from ``cache_dir()/wheels`` when there, else from pip, which follows the user's index
+    settings. Raises WheelUnavailable when the download fails, BadInput when the sha256 differs (the
+    file is discarded), and ValueError for an unpinned requirement.
     """
     name, _, version = requirement.partition("==")
     if not version:
@@ -52,7 +52,7 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """``pip download`` into ``folder``; the Python version a package asks for does not matter."""
+    """Run ``pip download`` into ``folder``, whatever Python version the package requires."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
         *("--no-deps", "--only-binary", ":all:", "--ignore-requires-python"),

@@ -23,12 +23,12 @@ class FusedQKV(nn.Linear):
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
-    """A linear layer whose parameters are left for ``initialize`` to fill."""
+    """Return a linear layer whose parameters ``initialize`` fills."""
     return skip_init(nn.Linear, in_features, out_features)
 
 
 def initialize(module: nn.Module, std: float) -> None:
-    """BERT's initialisation: matrices normal(0, ``std``), LayerNorm gains one, vectors zero."""
+    """Initialise as BERT: matrices normal(0, ``std``), LayerNorm gains one, vectors zero."""
     for part in module.modules():
         for parameter in part.parameters(recurse=False):
             if parameter.ndim > 1:
@@ -53,7 +53,7 @@ class Embeddings(nn.Module):
             self.norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """[T, H]."""
+        """Return the tokens' embeddings, [T, H]."""
         tables = self.word.weight, self.position.weight, self.token_type.weight
         dropout = self.config.hidden_dropout if self.training else 0.0
         if self.config.norm_position == "pre":
@@ -79,11 +79,11 @@ class Layer(nn.Module):
         self.output_norm = nn.LayerNorm(hidden, eps=eps)
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        """Post-LN: norm(x + sublayer(x)). Pre-LN: x + sublayer(norm(x))."""
+        """Return [T, H]. Post-LN: norm(x + sublayer(x)). Pre-LN: x + sublayer(norm(x))."""
         ops = self.ops
         qkv = ops.linear(self._before(x, self.attention_norm), self.qkv.weight, self.qkv.bias)
-        # Called here and not from a method: where a compiler leaves attention to Python, the layer
-        # is two graphs instead of three.
+        # Inline, not in a method: with attention outside the graph, the layer is then two graphs
+        # instead of three.
         context = ops.attention(
             qkv,
             tokens,
@@ -102,13 +102,13 @@ class Layer(nn.Module):
         return self._after(out, x, self.output_norm)
 
     def _before(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """A sublayer's input."""
+        """Return a sublayer's input."""
         if self.config.norm_position == "post":
             return x
         return self.ops.norm(x, norm.weight, norm.bias, eps=norm.eps)
 
     def _after(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """A sublayer's output: dropout, residual and, in post-LN, LayerNorm."""
+        """Return a sublayer's output: dropout, residual and, in post-LN, LayerNorm."""
         dropout = self.config.hidden_dropout if self.training else 0.0
         if self.config.norm_position == "pre":
             return self.ops.dropout_add(x, residual, dropout=dropout)
@@ -129,7 +129,7 @@ class BertEncoder(nn.Module):
             self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """The hidden state of every token, [T, H]."""
+        """Return the hidden state of every token, [T, H]."""
         x: Tensor = self.embeddings(tokens)
         for layer in self.layers:
             x = layer(x, tokens)

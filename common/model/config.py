@@ -19,9 +19,9 @@ GELU_OF_HIDDEN_ACT: dict[str, Gelu] = {
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-"""``hidden_act`` of configuration files in the wild -> the formula it stands for."""
+"""``hidden_act`` of published configuration files -> its formula."""
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-"""What tells one BERT from another; the vocabulary may be padded."""
+"""The sizes that identify a BERT; the vocabulary may be padded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +75,14 @@ class BertConfig:
 
     @property
     def approximate(self) -> str:
-        """The GELU in torch's words."""
+        """The GELU as torch's ``approximate``."""
         return "tanh" if self.gelu == "tanh" else "none"
 
     def check_agrees(self, path: Path) -> None:
         """Refuse a ``bert_config.json`` that describes another model; padding rows may differ.
 
         So may GELU where the file calls it "gelu", which NVIDIA's and MLPerf's code computes in
-        either form.
+        either form. Raises BadInput.
         """
         found = BertConfig.from_json(path)
         for name in SIZES:
@@ -100,8 +100,7 @@ class BertConfig:
                 ours, theirs = getattr(self, name), getattr(found, name)
                 raise BadInput(
                     f"{path}: {name} is {theirs} but the recipe's model has {ours}: other numbers "
-                    f"from the same weights. Pass --{name} {theirs}, or {ours} in the file if it "
-                    f"is wrong"
+                    f"from the same weights. Pass --{name} {theirs}, or correct the file"
                 )
         if not found.vocab_size <= self.vocab_size < found.vocab_size + 128:
             raise BadInput(
@@ -124,7 +123,7 @@ class BertConfig:
         except (OSError, ValueError) as error:
             raise BadInput(f"{path}: cannot be read as a model configuration: {error}") from error
         if not isinstance(raw, dict):
-            raise BadInput(f"{path}: a model configuration is a JSON object, this is not one")
+            raise BadInput(f"{path}: a model configuration must be a JSON object")
         try:
             written = _gelu(raw.get("hidden_act", "gelu"))
             return cls(
@@ -145,7 +144,7 @@ class BertConfig:
             raise BadInput(f"{path}: {error}") from error
 
     def as_huggingface(self) -> dict[str, Any]:
-        """The contents of a Hugging Face ``config.json``; ``from_json`` reads it back."""
+        """Return the contents of a Hugging Face ``config.json``; ``from_json`` reads it back."""
         pre = self.norm_position == "pre"
         return {
             "model_type": "megatron-bert" if pre else "bert",
@@ -165,7 +164,7 @@ class BertConfig:
 
 
 def _number(raw: dict[str, Any], key: str, kind: type, default: float | None = None) -> Any:
-    """``raw[key]`` as ``kind``; a missing key without default, or another type, is BadInput."""
+    """Return ``raw[key]`` as ``kind``; raise BadInput for another type or a missing key."""
     value = raw.get(key, default)
     if value is None:
         raise BadInput(f"{key} is missing; is this a BERT configuration?")

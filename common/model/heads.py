@@ -38,6 +38,7 @@ class Pooler(nn.Module):
         self.dense = linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """Return each sequence's pooled state: [T, H] -> [B, H]."""
         first = self.ops.gather(hidden, tokens.cu_seqlens[:-1].long())
         return torch.tanh(self.ops.linear(first, self.dense.weight, self.dense.bias))
 
@@ -53,7 +54,7 @@ class MaskedTokenHead(nn.Module):
         self.decoder_bias = nn.Parameter(torch.empty(config.vocab_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the decoder reads, for the rows that are to be predicted: [M, H] -> [M, H]."""
+        """Return the decoder's input for the rows to predict: [M, H] -> [M, H]."""
         x = self.ops.linear_gelu(
             x, self.transform.weight, self.transform.bias, approximate=self.config.approximate
         )
@@ -73,7 +74,7 @@ class BertForPreTraining(nn.Module):
         initialize(self, config.initializer_range)
 
     def forward(self, batch: PretrainingBatch) -> PretrainingSums:
-        """Both losses and both counts of a micro-batch. Only masked positions are decoded."""
+        """Return both losses and counts of a micro-batch. Only masked positions are decoded."""
         hidden = self.encoder(batch.tokens)
         features = self.masked_token(self.ops.gather(hidden, batch.masked_indices))
         mlm_loss, mlm_correct = self.ops.masked_cross_entropy(
@@ -89,11 +90,11 @@ class BertForPreTraining(nn.Module):
         )
 
     def masked_token_logits(self, hidden: Tensor) -> Tensor:
-        """Scores over the vocabulary for the given rows of the encoder's output: [M, V]."""
+        """Return scores over the vocabulary for rows of the encoder's output: [M, H] -> [M, V]."""
         return self.ops.linear(self.masked_token(hidden), *self._decoder)
 
     def next_sentence_logits(self, hidden: Tensor, tokens: Tokens) -> Tensor:
-        """[B, 2]: true next, random next."""
+        """Return scores of true next and random next: [T, H] -> [B, 2]."""
         pooled = self.pooler(hidden, tokens)
         return self.ops.linear(pooled, self.next_sentence.weight, self.next_sentence.bias)
 

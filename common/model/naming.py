@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter names of other BERTs, translated from and to ours.
 
-Hugging Face's names are the common language: every file's names are brought into that form, and
-each of our parameters says which of them it is made of. NVIDIA's scripts differ in ``dense_act``,
-files converted from TensorFlow in ``gamma`` and ``beta``, a bare encoder in the missing ``bert.``.
+Hugging Face's names are the common form: every file's names are translated to it, and each of our
+parameters maps to one or more of them. NVIDIA's scripts differ in ``dense_act``, files converted
+from TensorFlow in ``gamma`` and ``beta``, a bare encoder in the missing ``bert.``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LAYER_MODULES = {
     "output": ("output.dense",),
     "output_norm": ("output.LayerNorm",),
 }
-# Where a norm stands before its sublayer, Hugging Face (MegatronBert) names it otherwise.
+# Pre-LN norms have other names in Hugging Face (MegatronBert).
 _PRE_NORM_MODULES = {"attention_norm": ("attention.ln",), "output_norm": ("ln",)}
 
 # DistributedDataParallel, torch.compile, NVIDIA's MLPerf model
@@ -63,10 +63,9 @@ _TO_NVIDIA = (
 
 
 def huggingface_names(name: str, norm_position: str) -> tuple[str, ...]:
-    """A parameter's name, ours or from any known file, as the Hugging Face names it stands for.
+    """Return the Hugging Face names of a parameter, whose name is ours or from any known file.
 
-    Our fused QKV stands for three. A name without counterpart, such as a task's own head, stays
-    as it is.
+    Our fused QKV has three. A name without counterpart, such as a task's head, is unchanged.
     """
     name = _WRAPPERS.sub("", name)
     names = _from_own(name, norm_position)
@@ -74,7 +73,7 @@ def huggingface_names(name: str, norm_position: str) -> tuple[str, ...]:
 
 
 def to_nvidia(name: str) -> str:
-    """A Hugging Face name in the form of NVIDIA's scripts."""
+    """Return a Hugging Face name in the form of NVIDIA's scripts."""
     return _rewrite(name, _TO_NVIDIA)
 
 

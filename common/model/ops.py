@@ -2,7 +2,7 @@
 """The operations a BERT is made of, in plain PyTorch.
 
 This is the reference. A backend that has faster kernels subclasses ``Ops`` and returns an instance
-from ``Backend.ops``; tests hold every override equal to what is here. The model calls nothing else.
+from ``Backend.ops``; tests hold every override equal to this one. The model calls only these.
 
 Shapes: T real tokens, H hidden, N heads, D = H / N, F intermediate, M masked positions,
 V vocabulary, B sequences.
@@ -27,11 +27,11 @@ class Ops:
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        """Which implementation each operation uses: goes into the record of the run."""
+        """The implementation of each operation, for the record of the run."""
         return {"attention": "unfused-per-sequence", "other": "torch"}
 
     def keep_out_of_graphs(self) -> None:
-        """Leave to Python what a compiler must not trace; called once, before torch.compile.
+        """Exclude from compilation what must not be traced; called once, before torch.compile.
 
         Here that is attention: it loops over lengths that differ in each batch.
         """
@@ -49,14 +49,17 @@ class Ops:
         eps: float,
         dropout: float,
     ) -> Tensor:
-        """LayerNorm(word + position + token type), then dropout: [T, H]."""
+        """Return Dropout(LayerNorm(word + position + token type)), [T, H].
+
+        The tables are word [V, H], position [P, H] and token_type [2, H]; the norm's are [H].
+        """
         x = self.embed_sum(tokens, word, position, token_type, dropout=0.0)
         return F.dropout(self.norm(x, norm_weight, norm_bias, eps=eps), dropout)
 
     def embed_sum(
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float
     ) -> Tensor:
-        """Dropout(word + position + token type): [T, H]; pre-LN has no LayerNorm here."""
+        """Return Dropout(word + position + token type), [T, H]; pre-LN has no LayerNorm here."""
         x = (
             F.embedding(tokens.input_ids, word)
             + F.embedding(tokens.position_ids, position)
@@ -65,19 +68,22 @@ class Ops:
         return F.dropout(x, dropout)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x @ weight.T + bias."""
+        """Return x @ weight.T + bias: [T, in], [out, in], [out] -> [T, out]."""
         return F.linear(x, weight, bias)
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
-        """GELU(x @ weight.T + bias); ``approximate`` is torch's: "none" (erf) or "tanh"."""
+        """Return GELU(x @ weight.T + bias): [T, in], [out, in], [out] -> [T, out].
+
+        ``approximate`` is torch's: "none" (erf) or "tanh".
+        """
         return F.gelu(self.linear(x, weight, bias), approximate=approximate)
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
-        """Self-attention within each sequence. [T, 3H] (q, k, v side by side) -> [T, H]."""
+        """Return self-attention within each sequence: [T, 3H] (q, k, v side by side) -> [T, H]."""
         hidden = qkv.shape[1] // 3
         out = []
-        # No fused kernel, which is what this checks. Before torch 2.15 three dimensions rule them
-        # out on every device, also where a vendor's choice of kernel does not ask for the backend.
+        # Unfused: this is the reference for fused kernels. Before torch 2.15 three dimensions rule
+        # those out on every device, even where a vendor's kernel choice ignores sdpa_kernel.
         with sdpa_kernel(SDPBackend.MATH):
             for part in qkv.split(tokens.lengths):
                 heads = part.view(len(part), 3, num_heads, hidden // num_heads)
@@ -87,11 +93,11 @@ class Ops:
         return torch.cat(out)
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
-        """Dropout(x) + residual: the pre-LN sublayer's end."""
+        """Return Dropout(x) + residual, [T, H]: the pre-LN sublayer's end."""
         return F.dropout(x, dropout) + residual
 
     def norm(self, x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-        """LayerNorm over the last dimension."""
+        """Return LayerNorm over the last dimension: [T, H], [H], [H] -> [T, H]."""
         return F.layer_norm(x, weight.shape, weight, bias, eps)
 
     def dropout_add_norm(
@@ -104,21 +110,21 @@ class Ops:
         eps: float,
         dropout: float,
     ) -> Tensor:
-        """LayerNorm(Dropout(x) + residual): the post-LN sublayer's end."""
+        """Return LayerNorm(Dropout(x) + residual), [T, H]: the post-LN sublayer's end."""
         x = self.dropout_add(x, residual, dropout=dropout)
         return self.norm(x, norm_weight, norm_bias, eps=eps)
 
     def gather(self, x: Tensor, indices: Tensor) -> Tensor:
-        """Rows ``indices`` of x; the indices are distinct."""
+        """Return rows ``indices`` [n] of x [T, H]: [n, H]; the indices are distinct."""
         return x.index_select(0, indices)
 
     def masked_cross_entropy(
         self, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Decoder and softmax cross-entropy over the vocabulary for M masked positions.
+        """Return the decoder's cross-entropy over the vocabulary and its correct predictions.
 
-        x [M, H], weight [V, H], bias [V], labels [M] -> (sum of the losses in float32,
-        number predicted right as int64), both scalars.
+        x [M, H], weight [V, H], bias [V], labels [M] -> sum of the losses, float32 [], and number
+        predicted right, int64 [].
         """
         logits = self.linear(x, weight, bias)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
@@ -128,10 +134,10 @@ class Ops:
 class ComputeTypeOps(Ops):
     """``Ops`` with a residual stream in the compute type and the device's fused SDPA.
 
-    Under autocast LayerNorm takes and gives float32, so that each sublayer adds, normalises and
-    saves for its backward pass twice the bytes. Here the embeddings' sum and each LayerNorm come
-    out in ``dtype``, as in NVIDIA's MLPerf submissions; the statistics are still taken in float32,
-    inside torch's kernel.
+    Under autocast LayerNorm takes and returns float32, so that each sublayer adds, normalises and
+    saves for its backward pass twice the bytes. Here the embeddings' sum and each LayerNorm return
+    ``dtype``, as in NVIDIA's MLPerf submissions; torch's kernel still computes the statistics in
+    float32.
     """
 
     name = "sdpa"
@@ -143,9 +149,9 @@ class ComputeTypeOps(Ops):
         fused: bool = True,
         passed_over: Mapping[str, str] | None = None,
     ) -> None:
-        """``dtype`` is bfloat16 or float16; None leaves the stream as ``Ops`` has it.
+        """Set ``dtype``, bfloat16 or float16; None keeps the residual stream of ``Ops``.
 
-        Without ``fused``, attention is that of ``Ops``. ``passed_over`` gives the reasons why
+        Without ``fused``, attention is that of ``Ops``. ``passed_over`` holds the reasons why
         faster kernels failed, for the record.
         """
         self.name = self.name if fused else "plain"
@@ -164,6 +170,7 @@ class ComputeTypeOps(Ops):
         return found
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        """Return self-attention within each sequence: [T, 3H] -> [T, H]."""
         if not self._fused:
             return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
         hidden = qkv.shape[1] // 3
@@ -178,10 +185,12 @@ class ComputeTypeOps(Ops):
     def embed_sum(
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float
     ) -> Tensor:
+        """Return Dropout(word + position + token type) in the compute type, [T, H]."""
         x = super().embed_sum(tokens, word, position, token_type, dropout=0.0)
         return F.dropout(x if self._dtype is None else x.to(self._dtype), dropout)
 
     def norm(self, x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+        """Return LayerNorm in the compute type: [T, H], [H], [H] -> [T, H]."""
         if self._dtype is None:
             return super().norm(x, weight, bias, eps=eps)
         x, weight, bias = (t.to(self._dtype) for t in (x, weight, bias))

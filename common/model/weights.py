@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrained weights in and out: Hugging Face, NVIDIA, TensorFlow-converted and our own names.
 
-Nothing is assigned before everything has been checked, nothing is left out silently, and no code
-runs: ``.pt`` files are read with ``weights_only``.
+Everything is checked before anything is assigned, omissions are reported, and no code runs:
+``.pt`` files are read with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from bertbench.common.model.naming import (
 )
 
 VOCAB_MULTIPLE = 8
-"""Vocabularies are padded to a multiple of this (30522 to 30528) for the sake of matrix units."""
+"""Vocabularies are padded to a multiple of this (30522 to 30528), which suits matrix units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsReport:
-    """What a file gave to a model."""
+    """The match between a file and a model."""
 
     matched: tuple[str, ...]
     """Names in the file that were used."""
@@ -48,7 +48,7 @@ class WeightsReport:
     unexpected: tuple[str, ...]
     """Names in the file that the model has no use for."""
     notes: tuple[str, ...]
-    """What was adapted, in words: padding rows of the vocabulary."""
+    """Adaptations, in words: padding rows of the vocabulary."""
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class _File:
     original: dict[str, str] = field(default_factory=dict)
     """The same keys -> the names in the file."""
     unusable: set[str] = field(default_factory=set)
-    """Names in the file of what is no dense floating-point tensor."""
+    """Names in the file of anything but dense floating-point tensors."""
 
 
 def load_pretrained(
@@ -68,10 +68,10 @@ def load_pretrained(
 ) -> WeightsReport:
     """Fill ``model``, whose ``encoder`` is a BertEncoder, from a ``.pt`` or ``.safetensors`` file.
 
-    ``require`` says which part of the model the file has to cover completely. The vocabulary may
-    be padded in one of the two only: rows that the file lacks become zero. Raises BadInput, with
-    the model untouched, when that part is not covered, a shape differs, the file has more encoder
-    layers than the model or an untied decoder, or it is no weights file at all.
+    The file must cover the part ``require`` completely. The vocabulary may be padded in one of the
+    two only: rows that the file lacks become zero. Raises BadInput, with the model untouched, when
+    that part is not covered, a shape differs, the encoder's depth differs, the decoder is untied,
+    or the file holds no weights.
     """
     config = _config(model)
     file = _read(path, config.norm_position)
@@ -105,7 +105,7 @@ def load_pretrained(
 def export_state_dict(
     model: nn.Module, naming: Naming = "huggingface", *, vocab_size: int | None = None
 ) -> dict[str, Tensor]:
-    """``other_names`` of a model's own weights."""
+    """Return a model's weights under ``other_names``."""
     named = {name: p.detach() for name, p in model.named_parameters()}
     return other_names(named, _config(model).norm_position, naming, vocab_size=vocab_size)
 
@@ -117,12 +117,12 @@ def other_names(
     *,
     vocab_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """The weights of a model of ours, ``named`` our way, under other names; views, no copies.
+    """Return the weights ``named`` our way under other names: views, not copies.
 
-    q, k and v are apart. The decoder's weight, tied to the word embedding, is listed twice as the
-    other side expects it. ``vocab_size`` cuts a padded vocabulary back to the true one. NVIDIA's
+    The fused QKV [3H, H] becomes q, k and v [H, H]. The decoder's weight [V, H], tied to the word
+    embedding, is listed again. ``vocab_size`` cuts a padded vocabulary to the true one. NVIDIA's
     scripts read the file that ``torch.save({"model": state}, path)`` writes. Raises Unsupported
-    for a pre-LN model in NVIDIA's naming, which has no names for it.
+    for a pre-LN model, which NVIDIA's naming does not cover.
     """
     if naming == "nvidia" and norm_position == "pre":
         raise Unsupported("a pre-LN model has no NVIDIA names; export with naming 'huggingface'")
@@ -160,8 +160,8 @@ def _read(path: Path, norm_position: str) -> _File:
         for name, tensor in zip(names, value.chunk(len(names)), strict=False):
             if name in file.tensors and not torch.equal(file.tensors[name], tensor):
                 raise BadInput(
-                    f"{path}: {file.original[name]} and {label} stand for the same parameter but "
-                    f"differ; remove the one that is wrong"
+                    f"{path}: {file.original[name]} and {label} name the same parameter but "
+                    f"differ; remove the wrong one"
                 )
             file.tensors[name], file.original[name] = tensor, label
     return file
@@ -189,9 +189,9 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
         raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise BadInput(
-            f"{path}: holds something other than plain tensors, or is no PyTorch file (a "
-            f"TensorFlow checkpoint has to be converted first). Nothing in it was executed. Where "
-            f"you trust its origin, save only the weights: "
+            f"{path}: holds more than plain tensors, or is not a PyTorch file (convert a "
+            f"TensorFlow checkpoint first). Nothing in it was executed. If you trust its origin, "
+            f"save only the weights: "
             f"torch.save({{'model': model.state_dict()}}, file), or a .safetensors file"
         ) from error
     except Exception as error:  # a damaged file makes torch raise almost anything
@@ -208,7 +208,7 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
 
 # -- checking ---------------------------------------------------------------------------------
 def _refuse_other_depth(file: _File, layers: int) -> None:
-    """A file of more layers would otherwise load its first ones, and train a broken model."""
+    """Refuse a file of another depth, whose first layers alone would be a broken model."""
     numbers = [int(m.group(1)) + 1 for m in map(LAYER.match, file.tensors) if m]
     if numbers and max(numbers) != layers:
         raise BadInput(
@@ -232,7 +232,7 @@ def _refuse_uncovered(file: _File, missing: list[str], total: int, require: str)
 
 
 def _check_shape(file: _File, name: str, targets: Mapping[str, Tensor]) -> str | None:
-    """None when the shapes agree, a note when only the vocabulary's padding differs."""
+    """Return a note when only the vocabulary's padding differs; None for equal shapes."""
     source, target = file.tensors[name], targets[name]
     if source.shape == target.shape:
         return None
@@ -250,7 +250,7 @@ def _check_shape(file: _File, name: str, targets: Mapping[str, Tensor]) -> str |
 
 
 def _check_tied_decoder(file: _File) -> set[str]:
-    """The decoder's weight, if the file lists it: the word embedding again, else refused."""
+    """Return the decoder's weight, if the file lists it, and refuse an untied one."""
     decoder, word = file.tensors.get(DECODER_WEIGHT), file.tensors.get(WORD_EMBEDDING)
     if decoder is None:
         return set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What building a data set has in common, from text or from other HDF5 files.
+"""The common parts of building a data set, from text or from other HDF5 files.
 
 A build works in OUTPUT/.work, where finished pieces survive a restart, and writes OUTPUT's manifest
 last: a folder with a manifest is complete.
@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ Result = TypeVar("Result")
 
 
 def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest when ``output`` is complete; else make its work folder ours, new or old.
+    """Return the manifest when ``output`` is complete; else make or take over its work folder.
 
     ``identity`` has ``parameters`` and ``inputs``: pieces of two runs fit together only when both
     are equal. Raises BadInput when the folder holds something else, naming the difference.
@@ -61,10 +63,34 @@ def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def finish(output: Path, started: float, **content: Any) -> dict[str, Any]:
+    """Write the manifest of ``content``, drop the work folder and return the manifest.
+
+    ``started`` is the ``time.monotonic()`` of the build's start.
+    """
+    manifest = {
+        "format": FORMAT,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **content,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(output / MANIFEST, manifest)
+    shutil.rmtree(output / WORK)
+    return manifest
+
+
+def require_positive(options: Any, *names: str) -> None:
+    """Raise BadInput for an option of ``names`` that is set and below 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise BadInput(f"--{name} {value} must be at least 1")
+
+
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     old, new = found.get("parameters", {}), wanted["parameters"]
     result = [
-        f"{name} {old.get(name)!r} there, {new.get(name)!r} asked"
+        f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
@@ -75,7 +101,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardLayout:
-    """How the shards are written."""
+    """Number, format and limits of the shards."""
 
     num_shards: int | None = None
     """None: as many as give at most SAMPLES_PER_SHARD each."""
@@ -90,7 +116,7 @@ class _ShardJob:
     target: Path
     spools: tuple[Path, ...]
     number: int | None
-    """Which shard of the mixture; None for the evaluation set, which is its spool as it is."""
+    """Which shard of the mixture; None for the evaluation set, an unchanged spool."""
     layout: ShardLayout
 
 
@@ -106,7 +132,8 @@ def write_shards(
 ) -> dict[str, Any]:
     """Mix the samples of ``spools`` (``sizes`` each) into shards, and write the evaluation set.
 
-    Returns samples, bytes and sha256 of each file by its name under ``output``.
+    Returns samples, bytes and sha256 of each file by its name under ``output``. Raises BadInput
+    for more shards than samples.
     """
     work, total = output / WORK, sum(sizes)
     count = layout.num_shards or max(1, -(-total // SAMPLES_PER_SHARD))
@@ -153,7 +180,7 @@ def _write_shard(job: _ShardJob) -> dict[str, Any]:
 def each(
     work: Callable[[Job], Result], jobs: dict[str, Job], processes: int
 ) -> Iterator[tuple[str, Result]]:
-    """Do all jobs, in this process or in several; results come as they are ready."""
+    """Yield each job's name and result as they are ready, from this process or several."""
     if processes == 1 or len(jobs) < 2:
         yield from ((name, work(job)) for name, job in jobs.items())
         return
@@ -171,7 +198,7 @@ def each(
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever: end it."""
+    """End a worker whose parent was killed: it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -183,20 +210,20 @@ def _end_with_parent() -> None:
 
 
 def processes_for(num_bytes: int, per_process: int) -> int:
-    """One process a core, but no more than have ``per_process`` bytes each: starting one costs."""
+    """Return one process a core, but at most one for each ``per_process`` bytes."""
     return max(1, min(host_cores(), num_bytes // per_process))
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of ours."""
+    """Read a JSON file of a build; raises BadInput when it is not JSON."""
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise BadInput(
-            f"{path} is not JSON ({error}): delete {path.parent} and start anew"
+            f"{path} is not JSON ({error}): delete {path.parent} and build it again"
         ) from error
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write atomically."""
+    """Write ``content`` atomically."""
     write_atomic(path, json.dumps(content, indent=1) + "\n")

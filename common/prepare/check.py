@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bertbench data check`: is a data set sound, and what is in it?
+"""`bertbench data check`: validate a data set and report its statistics.
 
-Every row of every file goes through the checking reader (hdf5.py). Beyond single files it looks for
-shards that are missing or not as the manifest has them, for samples that occur again, in the same
-or in another shard (MLPerf v2.1's shuffle script made all shards identical, and accuracy stopped
-at 0.62), and for evaluation samples in the training set. It takes 16 bytes a sample of memory for
-that.
+Every row of every file goes through the checking reader (hdf5.py). Across files the check finds
+shards that are missing or differ from the manifest, samples that occur again, in the same or in
+another shard (MLPerf v2.1's shuffle script made all shards identical, and accuracy stopped at
+0.62), and evaluation samples in the training set. This takes 16 bytes of memory a sample.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from bertbench.common.data.hdf5 import Limits, read
-from bertbench.common.data.samples import IntArray, Samples
+from bertbench.common.data.samples import IntArray, Samples, places
 from bertbench.common.data.shards import Kind, dataset_hash, locate
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
@@ -31,14 +30,14 @@ from bertbench.common.prepare.spool import cut
 from bertbench.common.prepare.track import track
 
 MAX_REPEATED = 0.01
-"""Share of a file's samples that may occur before: short documents repeat themselves by chance."""
+"""Share of a file's samples that may occur before: short documents repeat by chance."""
 
 _HASH_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What to check, against which limits."""
+    """The data to check and its limits."""
 
     data_root: Positional[Path]
     """Folder that `bertbench data prepare` or `pack` made, or MLPerf's."""
@@ -57,14 +56,14 @@ class Problem:
     """Something wrong."""
 
     file: str
-    """Name under the data root; empty when no single file is to blame."""
+    """Name under the data root; empty for a problem of several files."""
     message: str
     """Dataset and row where they apply, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was found."""
+    """The result of a check."""
 
     statistics: dict[str, Any]
     problems: list[Problem]
@@ -87,11 +86,11 @@ class _FileResult:
     longest: int = 0
     random_next: int = 0
     labels: IntArray
-    """int64 [vocab], how often each token is to be predicted."""
+    """int64 [vocab], how often each token is a label."""
     shown: IntArray
-    """int64 [vocab], how often each token stands at a masked position."""
+    """int64 [vocab], how often each token is at a masked position."""
     kept: int = 0
-    """Masked positions that show the token to be predicted."""
+    """Masked positions that show their label."""
     samples: IntArray
     """uint64 [N], a hash of each sample."""
     texts: IntArray
@@ -99,7 +98,7 @@ class _FileResult:
 
 
 def check(options: CheckOptions) -> Report:
-    """Read everything once and report; raises BadInput when there is no data set at all."""
+    """Read all files once and report; raises BadInput when there is no data set."""
     root = options.data_root
     found = locate(root)
     manifest = read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
@@ -141,7 +140,7 @@ def check(options: CheckOptions) -> Report:
 
 
 def plan(options: CheckOptions) -> dict[str, Any]:
-    """Which files :func:`check` would read against which limits; reads none of them."""
+    """Return which files :func:`check` would read against which limits; reads none."""
     found = locate(options.data_root)
     path = options.data_root / MANIFEST
     limits = _limits(options, read_json(path) if path.is_file() else {})
@@ -154,7 +153,7 @@ def plan(options: CheckOptions) -> dict[str, Any]:
 
 
 def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
-    """Flags, then the manifest, then vocab.txt, then MLPerf's values."""
+    """Return limits from flags, else the manifest, else vocab.txt, else MLPerf's values."""
     parameters = manifest.get("parameters", {})
     vocab = options.data_root / "vocab.txt"
     vocab_size = options.vocab_size or manifest.get("vocab", {}).get("size")
@@ -196,12 +195,12 @@ def _examine(job: _FileJob) -> _FileResult:
 
 
 def _masked_at(samples: Samples) -> IntArray:
-    """Indices of the masked positions into the flat tokens."""
+    """Return the indices of the masked positions into the flat tokens."""
     return samples.masked_positions + np.repeat(samples.offsets[:-1], samples.masked_counts)
 
 
 def _hashes(samples: Samples) -> tuple[IntArray, IntArray]:
-    """Multilinear hashes modulo 2**64, of each sample and of each sample's unmasked tokens.
+    """Return hashes modulo 2**64 of each sample and of each sample's unmasked tokens.
 
     A sum of values times random weights, one for each place (Lemire and Kaser, 2014), which numpy
     is fast at. Values differ by less than 2**16, so two samples that differ have equal hashes with
@@ -214,10 +213,9 @@ def _hashes(samples: Samples) -> tuple[IntArray, IntArray]:
     hashes, texts = [], []
     for start in range(0, len(samples), _HASH_ROWS):
         part = cut(samples, start, min(start + _HASH_ROWS, len(samples)))
-        place = np.arange(part.offsets[-1]) - np.repeat(part.offsets[:-1], part.lengths)
-        ids = _sums((part.input_ids.astype(np.uint64) + 1) * token[place], part.offsets)
-        rank = np.arange(part.masked_offsets[-1])
-        rank -= np.repeat(part.masked_offsets[:-1], part.masked_counts)
+        weights = token[places(part.offsets)]
+        ids = _sums((part.input_ids.astype(np.uint64) + 1) * weights, part.offsets)
+        rank = places(part.masked_offsets)
         labels = part.masked_labels.astype(np.uint64)
         masked = part.masked_positions * position[rank] + (labels + 1) * label[rank]
         one = ids + _sums(masked, part.masked_offsets)
@@ -229,14 +227,14 @@ def _hashes(samples: Samples) -> tuple[IntArray, IntArray]:
 
 
 def _sums(values: IntArray, offsets: IntArray) -> IntArray:
-    """Sum of each piece; pieces may be empty."""
+    """Return the sum of each piece; pieces may be empty."""
     total = np.zeros(len(values) + 1, np.uint64)
     np.cumsum(values, out=total[1:])
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
 def _repeated(files: dict[str, _FileResult]) -> list[Problem]:
-    """Files too many of whose samples stand in an earlier file, or earlier in the same."""
+    """Return files with too many samples that occur in an earlier file, or earlier in the same."""
     if not files:
         return []
     names = list(files)
@@ -268,7 +266,7 @@ def _repeated(files: dict[str, _FileResult]) -> list[Problem]:
 def _leaked(
     root: Path, held_out: Sequence[Path], train: Sequence[Path], results: dict[str, _FileResult]
 ) -> list[Problem]:
-    """Evaluation files with samples whose text is trained on."""
+    """Return evaluation files with samples whose text is trained on."""
     known = [results[str(path)].texts for path in train]
     problems = []
     for path in held_out:
@@ -290,16 +288,16 @@ def _leaked(
 def _against_manifest(
     root: Path, manifest: dict[str, Any], results: dict[str, _FileResult]
 ) -> list[Problem]:
-    """Files that are not, or not as, the manifest has them."""
+    """Return files that differ from the manifest or are missing from either side."""
     if not manifest:
         return []
     problems = []
     listed = manifest.get("files", {})
     present = {_name(Path(path), root): result for path, result in results.items()}
     for name in sorted(listed.keys() - present.keys()):
-        problems.append(Problem(file=name, message="is in the manifest but not there"))
+        problems.append(Problem(file=name, message="is in the manifest, but missing"))
     for name in sorted(present.keys() - listed.keys()):
-        problems.append(Problem(file=name, message="is there but not in the manifest: remove it"))
+        problems.append(Problem(file=name, message="is not in the manifest: remove it"))
     for name in sorted(present.keys() & listed.keys()):
         result, want = present[name], listed[name]
         if result.error:
@@ -314,7 +312,7 @@ def _against_manifest(
 
 
 def _missing_shards(root: Path, files: Sequence[Path]) -> list[Problem]:
-    """Gaps in ``part_<i>_of_<n>``, which count from 0."""
+    """Return gaps in ``part_<i>_of_<n>``, which count from 0."""
     found: dict[int, set[int]] = {}
     for path in files:
         match = re.search(r"part_(\d+)_of_(\d+)", path.name)
@@ -331,7 +329,7 @@ def _missing_shards(root: Path, files: Sequence[Path]) -> list[Problem]:
 
 
 def _summary(results: Sequence[_FileResult], names: Sequence[str]) -> dict[str, Any]:
-    """Counts and ratios over sound files; None where there is nothing to divide by."""
+    """Return counts and ratios over valid files; None where a denominator is 0."""
     samples = sum(len(result.samples) for result in results)
     tokens = sum(result.tokens for result in results)
     if not samples:

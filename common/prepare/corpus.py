@@ -61,13 +61,13 @@ class Document:
     """At least one; none is empty and none holds a line break."""
 
     def identity(self) -> int:
-        """64 bits that stay the same wherever the document stands: sha256 of key, else of text."""
+        """Return 64 bits that do not depend on the file: sha256 of key, else of text."""
         text = self.key or "\n".join(self.sentences)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def split_sentences(paragraph: str) -> list[str]:
-    """Sentences of a paragraph, by one rule and no model.
+    """Split a paragraph into sentences, by one rule and no model.
 
     A sentence ends at ``.``, ``!`` or ``?`` (with closing quotes or brackets) before white space
     and anything that is not a lower-case ASCII letter, unless the word there is one of
@@ -86,9 +86,9 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def input_files(paths: Sequence[Path]) -> list[Path]:
-    """The files behind ``paths``: folders are searched to any depth, each in sorted order.
+    """Return the files behind ``paths``, folders searched to any depth, each in sorted order.
 
-    Raises BadInput for a path that is absent, a folder without files, or a .zst file.
+    Raises BadInput for an absent path, a folder without files, or a .zst file.
     """
     found: list[Path] = []
     for path in paths:
@@ -112,7 +112,7 @@ def input_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def documents(path: Path) -> Iterator[Document]:
-    """The documents of one of :func:`input_files`, in order."""
+    """Yield the documents of one of :func:`input_files`, in order."""
     for name, lines in _texts(path):
         reader = _lines(name, lines)
         first = next((line for line in reader if line), None)
@@ -123,10 +123,10 @@ def documents(path: Path) -> Iterator[Document]:
 
 
 def _texts(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """(name, binary stream) of the file itself, or of each file within an archive."""
+    """Yield (name, binary stream) of the file itself, or of each file within an archive."""
     try:
         if path.name.endswith(_TAR):
-            # "r|*" streams: members come in archive order and nothing is unpacked to disk.
+            # "r|*" streams members in archive order, without unpacking to disk.
             with tarfile.open(path, "r|*") as archive:
                 for member in archive:
                     inside = archive.extractfile(member) if member.isfile() else None
@@ -141,7 +141,7 @@ def _texts(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _lines(name: str, stream: IO[bytes]) -> Iterator[str]:
-    """Stripped lines; BadInput names the line that is not UTF-8."""
+    """Yield stripped lines; raise BadInput for a line that is not UTF-8."""
     number = 0
     try:
         for raw in io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20):

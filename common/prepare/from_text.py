@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bertbench data prepare`: from text to HDF5 files that the reader, and MLPerf's loaders, take.
+"""`bertbench data prepare`: from text to HDF5 files for the reader and for MLPerf's loaders.
 
 Four steps, each made of pieces that survive a restart:
 
@@ -25,15 +25,15 @@ from bertbench.common.data.tokenization import read_vocab, train_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, write_atomic
 from bertbench.common.prepare.build import (
-    FORMAT,
-    MANIFEST,
     WORK,
     Format,
     ShardLayout,
     claim,
     each,
+    finish,
     processes_for,
     read_json,
+    require_positive,
     write_json,
     write_shards,
 )
@@ -93,16 +93,16 @@ class PrepareOptions:
             raise BadInput("give either --vocab vocab.txt or --train_vocab N, and not both")
         if not 0 <= self.eval_fraction < 1:
             raise BadInput(f"--eval_fraction {self.eval_fraction} must be at least 0 and below 1")
-        for name in ("num_shards", "num_eval_articles", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadInput(f"--{name} {value} must be at least 1")
+        require_positive(self, "num_shards", "num_eval_articles", "processes")
         if not self.text:
             raise BadInput("name the text: --text PATH...")
 
 
 def plan(options: PrepareOptions) -> dict[str, Any]:
-    """What :func:`prepare` would read and write; checks the inputs and writes nothing."""
+    """Return what :func:`prepare` would read and write; writes nothing.
+
+    Raises BadInput for text or vocabulary that is absent or damaged.
+    """
     files = input_files(options.text)
     return {
         "output": str(options.output),
@@ -128,14 +128,14 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     files = input_files(options.text)
     output, work = options.output, options.output / WORK
     identity = {"parameters": _parameters(options), "inputs": _inputs(files)}
-    done = claim(output, identity)
-    if done is not None:
-        return done
+    finished = claim(output, identity)
+    if finished is not None:
+        return finished
     try:
         parts, evaluation = _split(options, files, work)
         _vocabulary(options, parts, work)
     except BadInput:
-        shutil.rmtree(work)  # nothing dear is in it, and it would refuse corrected parameters
+        shutil.rmtree(work)  # cheap to make again, and it would refuse corrected parameters
         raise
     processes = _processes(options, files)
     results = _make_parts(options, parts, evaluation, work, processes)
@@ -157,26 +157,22 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     total = Statistics()
     for result in results.values():
         total.add(result.statistics)
-    manifest = {
-        "format": FORMAT,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "licence": options.licence
+    return finish(
+        output,
+        started,
+        licence=options.licence
         or "not stated: samples contain the text, so its licence and attribution apply",
         **identity,
-        "vocab": {
+        vocab={
             "size": len(read_vocab(output / "vocab.txt")),
             "sha256": file_sha256(output / "vocab.txt"),
             "source": "given" if options.vocab else "trained on the text",
         },
-        "implementations": sorted({i for r in results.values() for i in r.implementations}),
-        "train": total.described(),
-        "eval": held_out.described(),
-        "files": written,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_json(output / MANIFEST, manifest)
-    shutil.rmtree(work)
-    return manifest
+        implementations=sorted({i for r in results.values() for i in r.implementations}),
+        train=total.described(),
+        eval=held_out.described(),
+        files=written,
+    )
 
 
 def _processes(options: PrepareOptions, files: Sequence[Path]) -> int:
@@ -227,7 +223,7 @@ def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list
     if held_out.below and not evaluation.documents:
         raise BadInput(
             f"none of the {sum(part.documents for part in parts)} documents was held out for "
-            f"evaluation: raise --eval_fraction, or set it to 0 to do without"
+            f"evaluation: raise --eval_fraction, or set it to 0"
         )
     write_json(record, {"parts": [asdict(part) for part in parts], "eval": asdict(evaluation)})
     return parts, evaluation
@@ -256,7 +252,7 @@ def _vocabulary(options: PrepareOptions, parts: Sequence[Part], work: Path) -> N
 def _make_parts(
     options: PrepareOptions, parts: Sequence[Part], evaluation: Part, work: Path, processes: int
 ) -> dict[str, PartResult]:
-    """Results by part name, those of an earlier run included."""
+    """Return results by part name, those of an earlier run included."""
     results: dict[str, PartResult] = {}
     jobs: dict[str, PartJob] = {}
     for part in [*parts, *([evaluation] if evaluation.documents else [])]:

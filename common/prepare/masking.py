@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """MLPerf's procedure that turns documents into masked-language-model and next-sentence examples.
 
-``create_samples_reference`` spells it out in Python, draw by draw, as the scripts behind MLPerf's
-dataset do (google-research/bert and NVIDIA's input_preprocessing, create_pretraining_data.py, with
+``create_samples_reference`` follows, draw by draw in Python, the scripts behind MLPerf's
+dataset (google-research/bert and NVIDIA's input_preprocessing, create_pretraining_data.py, with
 max_seq_length 512, max_predictions_per_seq 76, masked_lm_prob 0.15, short_seq_prob 0.1, dupe_factor
 10 and one ``random.Random(12345)`` per text file). ``create_samples`` does the same in C, with the
-same generator, and gives the same arrays bit for bit.
+same generator, and returns the same arrays bit for bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class MaskingOptions:
     dupe_factor: int = 10
     """Passes over the text, each with other cuts and masks."""
     random_seed: int = 12345
-    """Of the generator, which every part starts anew; also of the order over the shards."""
+    """Of each part's generator; also of the order over the shards."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -73,7 +73,7 @@ class TokenizedText:
 def create_samples(
     text: TokenizedText, special: SpecialIds, options: MaskingOptions
 ) -> tuple[Samples, Implementation]:
-    """The samples of one text, shuffled; in C, or in Python where there is no compiler."""
+    """Create the samples of one text, shuffled; in C, or in Python without a compiler."""
     try:
         library = load(Path(__file__).with_name("masking.c"))
     except NativeUnavailable as reason:
@@ -94,7 +94,7 @@ class _Instance:
 def create_samples_reference(
     text: TokenizedText, special: SpecialIds, options: MaskingOptions
 ) -> Samples:
-    """The procedure in plain Python: what :func:`create_samples` has to equal."""
+    """Run the procedure in plain Python; :func:`create_samples` must return the same."""
     rng = random.Random(options.random_seed)
     ids, sentences = text.ids.tolist(), text.sentences.tolist()
     documents = [
@@ -117,7 +117,7 @@ def _from_document(
     options: MaskingOptions,
     rng: random.Random,
 ) -> list[_Instance]:
-    """One pass over a document: sentences gathered up to a target length, then paired."""
+    """Gather a document's sentences up to a target length, then pair them."""
     document = documents[index]
     room = options.max_seq_length - 3  # [CLS] A [SEP] B [SEP]
     target = room
@@ -151,7 +151,7 @@ def _from_document(
 def _random_sentences(
     documents: list[list[list[int]]], index: int, wanted: int, rng: random.Random
 ) -> list[int]:
-    """Sentences of another document until ``wanted`` tokens, or its end."""
+    """Return sentences of another document until ``wanted`` tokens, or its end."""
     for _ in range(10):  # with one document only, the tenth draw is kept although it is the same
         other = rng.randint(0, len(documents) - 1)
         if other != index:
@@ -177,7 +177,7 @@ def _truncate(a: list[int], b: list[int], room: int, rng: random.Random) -> None
 def _mask(
     tokens: list[int], num_a: int, special: SpecialIds, options: MaskingOptions, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Mask ``tokens`` in place; positions ascending and the ids that stood there."""
+    """Mask ``tokens`` in place; return positions, ascending, and the original ids."""
     second_sep = num_a + 1
     candidates = [i for i in range(1, len(tokens) - 1) if i != second_sep]
     rng.shuffle(candidates)

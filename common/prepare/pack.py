@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bertbench data pack`: the samples that a run needs, out of MLPerf's 537 GiB, in a few GiB.
+"""`bertbench data pack`: the samples that a run needs, from MLPerf's 537 GiB, in a few GiB.
 
 A run converges after 2.3 to 2.8 million of the 156.7 million samples, and stops at 4.5 million.
 Pack draws that many at random, each at most once, from fixed, varlen or packed files, and writes
@@ -10,7 +10,6 @@ read is checked on the way. One input file is in memory at a time in each proces
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,18 +23,19 @@ from tyro.conf import Positional
 from bertbench.common.data.hdf5 import Limits, count, read
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_varlen
-from bertbench.common.data.shards import dataset_hash, locate
+from bertbench.common.data.shards import DataRoot, dataset_hash, locate
 from bertbench.common.errors import BadInput
 from bertbench.common.files import write_atomic
 from bertbench.common.prepare.build import (
-    FORMAT,
     MANIFEST,
     WORK,
     ShardLayout,
     claim,
     each,
+    finish,
     processes_for,
     read_json,
+    require_positive,
     write_json,
     write_shards,
 )
@@ -44,7 +44,7 @@ from bertbench.common.prepare.spool import save_spool
 from bertbench.common.prepare.track import track
 
 PROCESS_BYTES = 200_000_000
-"""HDF5 that is worth a process of its own."""
+"""HDF5 that is worth a separate process."""
 
 ESTIMATE_ROWS = 4096
 """Samples of the first file that the size is estimated from."""
@@ -52,7 +52,7 @@ ESTIMATE_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackOptions:
-    """What to take from where."""
+    """The source of the samples and the size of the result."""
 
     data_root: Positional[Path]
     """MLPerf's data: the folder with 2048_shards_uncompressed and eval_set_uncompressed, or one of
@@ -75,13 +75,10 @@ class PackOptions:
     """Default: one a core, fewer for little data. The result does not depend on it."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "num_shards", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadInput(f"--{name} {value} must be at least 1")
+        require_positive(self, "samples", "num_shards", "processes")
 
     def limits(self) -> Limits:
-        """What the samples are checked against."""
+        """Return the limits that samples are checked against."""
         return Limits(
             max_seq_length=self.max_seq_length,
             max_predictions=self.max_predictions_per_seq,
@@ -101,7 +98,10 @@ class _Draw:
 
 
 def plan(options: PackOptions) -> dict[str, Any]:
-    """Samples and sizes before and after, the latter from real rows; writes no output."""
+    """Return samples and sizes before and after, the latter estimated from real rows.
+
+    Writes no output. Raises BadInput when the source has no such data or too few samples.
+    """
     return _plan(options, locate(options.data_root).train_files)[0]
 
 
@@ -115,8 +115,8 @@ def _plan(options: PackOptions, files: Sequence[Path]) -> tuple[dict[str, Any], 
     wanted = total if options.samples is None else options.samples
     if wanted > total:
         raise BadInput(
-            f"{options.data_root} has {total:,} samples, {wanted:,} were asked for: give "
-            f"--samples {total} or less, or --samples None for all"
+            f"{options.data_root} has {total:,} samples, fewer than --samples {wanted:,}: "
+            f"give {total} or less, or None for all"
         )
     with tempfile.TemporaryDirectory() as folder:
         few = read(files[0], options.limits(), first=ESTIMATE_ROWS)
@@ -134,87 +134,81 @@ def _plan(options: PackOptions, files: Sequence[Path]) -> tuple[dict[str, Any], 
 
 
 def pack(options: PackOptions) -> dict[str, Any]:
-    """Build the compact set, or what an interrupted run left to do; returns the manifest."""
+    """Build the compact set, or what an interrupted run left to do; returns the manifest.
+
+    Raises BadInput when the source has no such data or too few samples, or the output folder
+    holds something else.
+    """
     started = time.monotonic()
     source = locate(options.data_root)
     output, work = options.output, options.output / WORK
-    files = source.train_files
+    names = ("samples", "seed", "num_shards", "max_seq_length", "max_predictions_per_seq")
     identity = {
-        "parameters": {
-            "samples": options.samples,
-            "seed": options.seed,
-            "num_shards": options.num_shards,
-            "max_seq_length": options.max_seq_length,
-            "max_predictions_per_seq": options.max_predictions_per_seq,
-            "vocab_size": options.vocab_size,
-        },
-        "inputs": {"dataset_hash": dataset_hash([*files, *source.eval_files])},
+        "parameters": {name: getattr(options, name) for name in (*names, "vocab_size")},
+        "inputs": {"dataset_hash": dataset_hash([*source.train_files, *source.eval_files])},
     }
-    done = claim(output, identity)
-    if done is not None:
-        return done
-    before, sizes = _plan(options, files)
-    # How many each file gives is drawn first, so that files can be read apart from each other.
-    generator = np.random.Generator(np.random.PCG64(options.seed))
-    takes = generator.multivariate_hypergeometric(
-        sizes, before["samples_after"], method="marginals"
-    )
-    draws = {
-        f"file-{number:05d}": _Draw(
-            files=(path,),
-            spool=work / "samples" / f"file-{number:05d}",
-            take=int(take),
-            seed=(options.seed, number),
-            limits=options.limits(),
-        )
-        for number, (path, take) in enumerate(zip(files, takes, strict=True))
-        if take
-    }
-    jobs = dict(draws)
-    if source.eval_files:
-        jobs[EVAL_NAME] = _Draw(
-            files=tuple(source.eval_files),
-            spool=work / "samples" / EVAL_NAME,
-            take=None,
-            seed=(0, 0),
-            limits=options.limits(),
-        )
+    finished = claim(output, identity)
+    if finished is not None:
+        return finished
+    before, sizes = _plan(options, source.train_files)
+    draws = _draws(options, source, sizes, before["samples_after"])
     processes = options.processes or processes_for(before["bytes_before"], PROCESS_BYTES)
-    results = _draw_all(jobs, work, processes)
+    results = _draw_all(draws, work, processes)
+    train_names = [name for name in draws if name != EVAL_NAME]
     written = write_shards(
         output,
         ShardLayout(num_shards=options.num_shards),
-        [draw.spool for draw in draws.values()],
-        [results[name].samples for name in draws],
-        jobs[EVAL_NAME].spool if EVAL_NAME in jobs else None,
+        [draws[name].spool for name in train_names],
+        [results[name].samples for name in train_names],
+        draws[EVAL_NAME].spool if EVAL_NAME in draws else None,
         seed=options.seed,
         processes=processes,
     )
     train = Statistics()
-    for name in draws:
+    for name in train_names:
         train.add(results[name])
-    manifest = {
-        "format": FORMAT,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "licence": _source_licence(options.data_root),
-        **identity,
-        "vocab": {"size": options.vocab_size},
-        "before": before,
-        "train": train.described(),
-        "eval": results.get(EVAL_NAME, Statistics()).described(),
-        "files": written,
-        "seconds": round(time.monotonic() - started, 1),
-    }
     for small in (source.bert_config, options.data_root / "vocab.txt"):
         if small is not None and small.is_file():
             write_atomic(output / small.name, small.read_text("utf-8"))
-    write_json(output / MANIFEST, manifest)
-    shutil.rmtree(work)
-    return manifest
+    return finish(
+        output,
+        started,
+        licence=_source_licence(options.data_root),
+        **identity,
+        vocab={"size": options.vocab_size},
+        before=before,
+        train=train.described(),
+        eval=results.get(EVAL_NAME, Statistics()).described(),
+        files=written,
+    )
+
+
+def _draws(
+    options: PackOptions, source: DataRoot, sizes: list[int], wanted: int
+) -> dict[str, _Draw]:
+    """Return what to draw of each training file that gives samples, and of the evaluation set."""
+    # How many each file gives is drawn first, so that files can be read independently.
+    generator = np.random.Generator(np.random.PCG64(options.seed))
+    takes = generator.multivariate_hypergeometric(sizes, wanted, method="marginals")
+
+    def draw(
+        name: str, files: Sequence[Path], take: int | None, seed: tuple[int, int]
+    ) -> dict[str, _Draw]:
+        spool = options.output / WORK / "samples" / name
+        limits = options.limits()
+        return {name: _Draw(files=tuple(files), spool=spool, take=take, seed=seed, limits=limits)}
+
+    draws: dict[str, _Draw] = {}
+    for number, (path, take) in enumerate(zip(source.train_files, takes, strict=True)):
+        if take:
+            draws |= draw(f"file-{number:05d}", [path], int(take), (options.seed, number))
+    if source.eval_files:
+        draws |= draw(EVAL_NAME, source.eval_files, None, (0, 0))
+    return draws
 
 
 def _draw_all(jobs: dict[str, _Draw], work: Path, processes: int) -> dict[str, Statistics]:
-    """Counts by job name, those of an earlier run included."""
+    """Return counts by job name, those of an earlier run included."""
     records = {name: work / f"{name}.json" for name in jobs}
     results = {n: Statistics(**read_json(path)) for n, path in records.items() if path.is_file()}
     left = {name: job for name, job in jobs.items() if name not in results}

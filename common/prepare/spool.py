@@ -36,7 +36,7 @@ def save_spool(folder: Path, samples: Samples) -> None:
 
 
 def open_spool(folder: Path) -> Samples:
-    """The samples of a spool, memory-mapped."""
+    """Open the samples of a spool, memory-mapped."""
     # numpy cannot map an empty array.
     return Samples(
         **{
@@ -48,7 +48,7 @@ def open_spool(folder: Path) -> Samples:
 
 
 def cut(samples: Samples, start: int, stop: int) -> Samples:
-    """Samples ``start:stop``, without copying tokens."""
+    """Return samples ``start:stop``, without copying tokens."""
     offsets = samples.offsets[start : stop + 1]
     masked = samples.masked_offsets[start : stop + 1]
     return Samples(
@@ -80,7 +80,7 @@ class Mixture:
 
     @classmethod
     def draw(cls, sizes: Sequence[int], num_shards: int, seed: int) -> Mixture:
-        """The order for spools of ``sizes`` samples; equal arguments give equal orders."""
+        """Draw the order for spools of ``sizes`` samples; equal arguments give equal orders."""
         source = np.repeat(np.arange(len(sizes), dtype=np.uint16), sizes)
         np.random.Generator(np.random.PCG64(seed)).shuffle(source)
         bounds = len(source) * np.arange(num_shards + 1, dtype=np.int64) // num_shards
@@ -91,13 +91,13 @@ class Mixture:
         return cls(source=source, bounds=bounds, first=first)
 
     def save(self, folder: Path) -> None:
-        """Write the order where :meth:`load` of another process finds it."""
+        """Write the order for another process's :meth:`load`."""
         for name in ("source", "bounds", "first"):
             np.save(folder / f"mixture_{name}.npy", getattr(self, name))
 
     @classmethod
     def load(cls, folder: Path) -> Mixture:
-        """What :meth:`save` wrote, memory-mapped."""
+        """Read what :meth:`save` wrote, memory-mapped."""
         return cls(
             **{
                 name: np.load(folder / f"mixture_{name}.npy", mmap_mode="r")
@@ -106,7 +106,7 @@ class Mixture:
         )
 
     def shard(self, number: int, spools: Sequence[Path]) -> Samples:
-        """The samples of one shard in their order."""
+        """Return the samples of one shard in their order."""
         source = np.asarray(self.source[self.bounds[number] : self.bounds[number + 1]])
         start, stop = self.first[number], self.first[number + 1]
         pieces = [

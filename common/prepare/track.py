@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a long job is: a bar on a terminal, a plain line now and then when piped.
+"""Progress of a long job: a bar on a terminal, a plain line now and then when piped.
 
 Both go to standard error, so that ``--json`` on standard output stays clean.
 """
@@ -19,7 +19,7 @@ LINE_EVERY_S = 10.0
 
 @contextmanager
 def track(what: str, total: int, console: Console | None = None) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the number of items just finished, out of ``total``."""
+    """Yield a function to call with the number of items just finished, out of ``total``."""
     console = console or Console(stderr=True, highlight=False, soft_wrap=True)
     start = shown = time.monotonic()
     done = 0

@@ -193,8 +193,8 @@ def test_against_the_manifest(prepared, tmp_path):
         in (found[f"{prefix}/part_0_of_4.hdf5"])
     )
     assert "has sha256" in found[f"{prefix}/part_1_of_4.hdf5"]
-    assert "in the manifest but not there" in found[f"{prefix}/part_2_of_4.hdf5"]
-    assert "there but not in the manifest" in found[f"{prefix}/party.hdf5"]
+    assert "in the manifest, but missing" in found[f"{prefix}/part_2_of_4.hdf5"]
+    assert "is not in the manifest" in found[f"{prefix}/party.hdf5"]
     assert "1 of 4 shards are missing" in found[prefix]
 
 

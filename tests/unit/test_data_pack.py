@@ -131,7 +131,7 @@ def test_size_is_estimated_up_front_and_close(options):
 
 
 def test_too_many_samples_are_refused_with_the_number_there_are(options):
-    with pytest.raises(BadInput, match=r"has 120 samples, 121 were asked for: give --samples 120"):
+    with pytest.raises(BadInput, match=r"has 120 samples, fewer than --samples 121: give 120"):
         pack.pack(replace(options, samples=121))
 
 

@@ -157,7 +157,7 @@ def test_a_finished_folder_is_left_alone(options):
 
 def test_other_settings_or_text_are_refused_in_a_used_folder(options, tmp_path):
     prepare.prepare(options)
-    with pytest.raises(BadInput, match=r"dupe_factor 2 there, 3 asked.*another --output"):
+    with pytest.raises(BadInput, match=r"dupe_factor 2 there, 3 now.*another --output"):
         prepare.prepare(replace(options, masking=replace(MASKING, dupe_factor=3)))
     write_plain(tmp_path / "text" / "more", articles(2, seed=9))
     with pytest.raises(BadInput, match=r"other inputs.*another --output"):

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from sample_files import Plain, plain_samples, to_samples, write_packed_slowly
 
 from bertbench.common.data.batch import PretrainingBatch
-from bertbench.common.data.collate import collate, deal
+from bertbench.common.data.collate import balance, collate
 from bertbench.common.data.schema import write_fixed, write_varlen
-from bertbench.common.data.steps import StepBatch, StepStream, accumulation_of, shuffled
-from bertbench.common.data.stream import TrainStream, eval_batches, find_shards
+from bertbench.common.data.shards import find_shards
+from bertbench.common.data.steps import StepBatch, shuffled
+from bertbench.common.data.stream import TrainStream, WindowStream, eval_batches
 from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from bertbench.common.errors import BadInput
 
@@ -225,15 +226,17 @@ def test_positions_of_other_runs_are_refused(files: list[Path]) -> None:
 
 
 def test_divisions_that_do_not_fit_name_those_that_do(files: list[Path]) -> None:
-    assert accumulation_of(416, 26, 8) == 2
-    with pytest.raises(BadInput, match=r"does not divide the 52 .* nearest that do: 4, 13"):
-        accumulation_of(416, 8, 8)
-    with pytest.raises(BadInput, match=r"the nearest that do: 52"):
-        accumulation_of(416, 64, 8)
-    with pytest.raises(BadInput, match=r"250 cannot be shared equally by 8 .* 248, 256"):
-        stream(files, global_batch=250, world=8)
-    with pytest.raises(BadInput, match="at least 1"):
-        accumulation_of(8, 0, 1)
+    def division(global_batch: int, micro_batch: int, world: int) -> int:
+        return stream(
+            files, global_batch=global_batch, micro_batch=micro_batch, world=world
+        ).accumulation
+
+    assert division(416, 26, 8) == 2
+    for micro_batch in (8, 64, 0):
+        with pytest.raises(BadInput, match=r"does not divide the 52 .* 1, 2, 4, 13, 26, 52"):
+            division(416, micro_batch, 8)
+    with pytest.raises(BadInput, match=r"250 cannot be shared by 8"):
+        division(250, 2, 8)
 
 
 @given(
@@ -244,7 +247,7 @@ def test_divisions_that_do_not_fit_name_those_that_do(files: list[Path]) -> None
 def test_deal_gives_everyone_as_many(hands: int, each: int, data: Any) -> None:
     weights = np.array(data.draw(st.lists(st.integers(1, 512), min_size=hands * each,
                                           max_size=hands * each)))  # fmt: skip
-    dealt = deal(weights, hands)
+    dealt = balance(weights, hands)
     assert dealt.shape == (hands, each)
     assert sorted(dealt.ravel().tolist()) == list(range(hands * each))
     # Dealing in rounds, lightest hand first, never leaves a gap above the heaviest item.
@@ -308,7 +311,7 @@ class Slow:
 
 def test_closing_does_not_wait_for_a_window() -> None:
     source = Slow()
-    take(StepStream(source, seed=0, global_batch=8, micro_batch=8, world=1, rank=0), 1)
+    take(WindowStream(source, seed=0, global_batch=8, micro_batch=8, world=1, rank=0), 1)
     assert source.pieces < 5000
 
 

@@ -138,10 +138,10 @@ def flip(path, at):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda path: flip(path, -1), "its content is not what was written"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "it is no feature cache"),
-        (lambda path: path.write_bytes(b""), "it is no feature cache"),
-        (lambda path: path.write_bytes(b"\x80\x04K\x01." * 9), "it is no feature cache"),
+        (lambda path: flip(path, -1), "its content does not match its digest"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "it is not a feature cache"),
+        (lambda path: path.write_bytes(b""), "it is not a feature cache"),
+        (lambda path: path.write_bytes(b"\x80\x04K\x01." * 9), "it is not a feature cache"),
         (lambda path: (path.unlink(), path.mkdir()), "it cannot be read"),
     ],
     ids=["last bit", "cut", "empty", "pickle", "folder"],
@@ -180,7 +180,7 @@ def test_a_changed_note_counts_as_damage(store, what):
     assert content.count(old) == 1
     path.write_bytes(content.replace(old, new))
     assert not store.get().reused
-    assert "its content is not what was written" in store.said[0]
+    assert "its content does not match its digest" in store.said[0]
 
 
 def test_a_cache_under_another_name_is_stale(store):
@@ -190,7 +190,7 @@ def test_a_cache_under_another_name_is_stale(store):
     other.path.replace(wanted.path)
     again = store.get()
     assert not again.reused
-    assert "(it was made from another doc_stride): making it anew" in store.said[0]
+    assert "(it was made from another doc_stride): making it again" in store.said[0]
     assert_same(again.features, wanted.features)
 
 

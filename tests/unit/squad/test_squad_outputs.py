@@ -197,7 +197,7 @@ def test_only_numbers_of_a_users_script_are_metrics(tmp_path, told, metrics):
 def test_a_script_that_fails_is_told_at_the_end(tmp_path):
     manifest = {"extras": {"scoring": {"eval_script": {"error": "exit code 1: no such key"}}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert closing(tmp_path) == ["--eval_script told no scores: exit code 1: no such key"]
+    assert closing(tmp_path) == ["--eval_script reported no scores: exit code 1: no such key"]
 
 
 def test_a_run_that_goes_on_keeps_the_first_parts_lines_in_the_second_copy(tmp_path):
