@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bertbench new-backend NAME``: the skeleton of a package that adds a backend.
 
-The skeleton is the folder backends/skeleton: a working adapter of a device that is called
-``mydevice``, in which that word is replaced.
+The skeleton is the folder backends/skeleton, a working adapter of ``mydevice``; that word is
+replaced.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertbench import backends
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 
 SKELETON = Path(backends.__file__).with_name("skeleton")
 TAKEN = ("auto", "cpu", "meta", "mydevice")
-"""Words that mean something else to bertbench, to torch or to the skeleton."""
+"""Words with another meaning in bertbench, torch or the skeleton."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the package, and print what to do next."""
-    parser = Parser("new-backend", "Write the skeleton of a package that adds a backend.")
-    parser.add_argument("name", help="its --backend: lower-case letters, digits and _")
-    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where (here)")
-    given = parser.parse_args(argv)
+    """Write the package, and print the next steps."""
+    verb = parser("new-backend")
+    verb.add_argument("name", help="value of --backend: lower-case letters, digits and _")
+    verb.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="parent folder")
+    given = verb.parse_args(argv)
     made = create(given.name, given.output)
     if given.json:
         print(json.dumps({"package": str(made), "next": next_steps(given.name, made)}))
     else:
         print(f"wrote {made}: fill in {made / given.name}_bertbench.py, then")
         print("\n".join(f"  {command}" for command in next_steps(given.name, made)))
-        print("docs/adding-a-backend.md goes through it")
+        print("docs/adding-a-backend.md describes each step")
     return 0
 
 
 def create(name: str, output: Path) -> Path:
-    """Write the package below the folder ``output``; returns its folder.
+    """Write the package below the folder ``output`` and return its folder.
 
-    Raises BadInput for a name or place that cannot be.
+    Raises BadInput for an invalid name or output.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise BadInput(
-            f"{name!r} cannot be a backend's name: lower-case letters, digits and single _, a "
-            f"letter first, and no word of Python's"
+            f"invalid backend name {name!r}: use lower-case letters, digits and single "
+            f"underscores, a letter first, and no Python keyword"
         )
     if name in TAKEN or name in backends.names():
-        raise BadInput(f"there is a backend {name!r} already, or the word is taken: choose another")
+        raise BadInput(f"backend {name!r} exists, or the name is reserved: choose another")
     if not output.is_dir():
-        raise BadInput(f"--output {output} is not a folder: make it first, or name another")
+        raise BadInput(f"--output {output} is not a folder: create it, or choose another")
     package = output / f"bertbench-{name.replace('_', '-')}"
     if package.exists():
-        raise BadInput(f"{package} exists already: remove it, or choose another --output")
+        raise BadInput(f"{package} exists: remove it, or choose another --output")
     package.mkdir()
     for source in ("pyproject.toml", "README.md", "adapter.py"):
         text = (SKELETON / source).read_text().replace("bertbench-mydevice", package.name)
@@ -65,7 +65,7 @@ def create(name: str, output: Path) -> Path:
 
 
 def next_steps(name: str, package: Path) -> list[str]:
-    """The commands that lead from the skeleton to a tested backend, in order."""
+    """Return the commands from the skeleton to a tested backend, in order."""
     return [
         f"python -m pip install --no-deps --no-build-isolation -e {package}",
         f"bertbench doctor {name}",
