@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "import-mlperf", epilog="exit code: 0 all imported, 1 some refused, 2 all refused"
     )
     verb.add_argument(
-        "logs", nargs="+", type=Path, metavar="FILE", help="one run's log, result_N.txt"
+        "logs", nargs="+", type=Path, metavar="FILE", help="a run's log, result_N.txt"
     )
     verb.add_argument(
         "--output", type=Path, default=REFERENCE, metavar="DIR", help="folder of published figures"

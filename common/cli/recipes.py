@@ -85,7 +85,7 @@ def run_main(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(
             f"usage: bertbench run RECIPE [flags]\n\n{VERBS['run'].summary}.\n\nRECIPE: {names}\n\n"
-            f"`bertbench run RECIPE --help` lists the flags of a recipe.\nexit code: 0 done, and any "
+            f"`bertbench run RECIPE --help` lists the flags of a recipe.\nexit code: 0 done, any "
             f"target reached; 1 failed or target missed; 2 refused; 130 interrupted"
         )
         return 0

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """Add an argument; its help states the default where there is one."""
-        if options.get("default") not in (None, []):
+        if options.get("default") not in (None, [], argparse.SUPPRESS):
             options["help"] += " (default: %(default)s)"
         return super().add_argument(*names, **options)
 
