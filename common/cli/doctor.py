@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
-    """Probe every backend, or one, in processes of their own.
+    """Probe every backend, or one, in separate processes.
 
     Raises Unsupported if torch does not import.
     """

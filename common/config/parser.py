@@ -67,8 +67,8 @@ def one_line_errors(prog: str) -> Iterator[None]:
         if stop.code != 2:
             raise
         text = " ".join(line.strip("\u2502 ") for line in printed.getvalue().splitlines()[1:])
-        message, *details = re.split(r" \u2500+ ", text)
-        close = re.findall(r"^Perhaps you meant: (--\w+)", details[0] if details else "")
+        message, *details = filter(None, re.split(r" *[\u2500-]{9,} *", text))
+        close = re.findall(r"^Perhaps you meant: +(--\w+)", details[0] if details else "")
         hint = f"; did you mean {close[0]}?" if close else ""
         message = message.removeprefix("Error parsing ")
         raise BadInput(f"{message}{hint}\n`{prog} --help` lists the flags") from None

@@ -80,7 +80,7 @@ class Comparison:
             return 2
         if any(row.regression and row.judged for row in self.rows):
             return 1
-        # Stability is no metric of the runs, unless only stability is judged.
+        # Stability alone decides only if it alone was asked for.
         figures = [row for row in self.rows if row.name != STABILITY] or self.rows
         return 0 if any(row.judged and row.p is not None for row in figures) else 2
 
@@ -281,4 +281,5 @@ def _conclusion(found: Comparison) -> str:
         return f"worse by more than {found.threshold:g} % and significant: {listed}"
     if found.exit_code == 2:
         return "no judged metric was measured on both sides"
-    return f"same or better: no judged metric is significantly worse by more than {found.threshold:g} %"
+    limit = f"{found.threshold:g} %"
+    return f"same or better: no judged metric is significantly worse by more than {limit}"
