@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def main(args: Sequence[str]) -> int:
-    """Measure, write and print the rates; returns the exit code."""
+    """Measure, write and print the rates; raises BadInput if the file cannot be written."""
     verb = parser("calibrate")
     verb.add_argument("--backend", default="auto", help="auto takes the first working accelerator")
     verb.add_argument(

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison and return its exit code; raises BadInput for a wrong threshold."""
     verb = parser(
         "compare",
-        epilog="exit code: 0 same or better, 1 a judged metric is significantly worse, "
+        epilog="Exit code: 0 same or better, 1 a judged metric is significantly worse, "
         "2 not comparable",
     )
     verb.add_argument("lhs", help="baseline: a run folder, a folder of runs, or a pattern")

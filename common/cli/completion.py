@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ _bertbench() {{
   local words=
   case "$COMP_CWORD,${{COMP_WORDS[1]}}" in
     1,*) words="{verbs}" ;;
+    2,help) words="{verbs}" ;;
     2,run|2,describe) words="{recipes}" ;;
 {flags}
   esac
@@ -40,18 +42,21 @@ def main(argv: Sequence[str]) -> int:
         recipes=" ".join(presets()),
         flags="\n".join(f'    *,{name}) words="{" ".join(_words(name))}" ;;' for name in VERBS),
     )
-    print(_ZSH * (given.shell == "zsh") + text, end="")
+    text = _ZSH * (given.shell == "zsh") + text
+    print(json.dumps({"script": text}) if given.json else text.rstrip())
     return 0
 
 
 def _words(verb: str) -> list[str]:
-    """Return the second words and the flags that a verb's help names."""
+    """Return the second words and the flags in a verb's help."""
     text = _help(verb)
     second = re.findall(rf"bertbench {verb} ([a-z]+)\b", text)
     recipes = {preset.benchmark: name for name, preset in presets().items()}
     for word in recipes.values() if verb == "run" else second:
         text += _help(verb, word)
-    return [*second, *sorted(set(re.findall(r"--[a-z]\w*", text)))]
+    lines = [line.strip("\u2502 ") for line in text.splitlines()]
+    rows = " ".join(line.split("  ")[0] for line in lines if line.startswith("-"))
+    return [*dict.fromkeys(second), *sorted(set(re.findall(r"--[a-z]\w*", rows)))]
 
 
 def _help(verb: str, *words: str) -> str:

@@ -23,7 +23,7 @@ VERIFIED = {
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; returns 1 if the named backend does not work."""
-    verb = parser("doctor", epilog="exit code: 0, or 1 if the named backend does not work")
+    verb = parser("doctor", epilog="Exit code: 0, or 1 if the named backend does not work")
     verb.add_argument("backend", nargs="?", help="examine this backend only")
     verb.add_argument("--timeout", type=float, metavar="S", help="seconds a backend (default: 30)")
     given = verb.parse_args(argv)

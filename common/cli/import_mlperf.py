@@ -47,7 +47,7 @@ def _lines(entry: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Import the logs; returns 1 if some are refused. Raises BadInput if all are."""
     verb = parser(
-        "import-mlperf", epilog="exit code: 0 all imported, 1 some refused, 2 all refused"
+        "import-mlperf", epilog="Exit code: 0 all imported, 1 some refused, 2 all refused"
     )
     verb.add_argument(
         "logs", nargs="+", type=Path, metavar="FILE", help="a run's log, result_N.txt"

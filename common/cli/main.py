@@ -19,7 +19,7 @@ from bertbench.common.errors import BadInput, BertbenchError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code."""
+    """Run one verb; returns the exit code, 2 for every BertbenchError (BadInput, ...)."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["help"] and len(args) > 1:
         args = [*args[1:], "--help"]
@@ -33,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"bertbench {verb}" if verb in VERBS else "bertbench"
     try:
         if verb not in VERBS:
-            raise BadInput(
-                f"unknown verb {args[0]!r}{did_you_mean(verb, VERBS)} `bertbench help` lists all"
-            )
+            hint = did_you_mean(verb, VERBS)
+            raise BadInput(f"unknown verb {args[0]!r}{hint}\n`bertbench help` lists the verbs")
         code = VERBS[verb].load()(rest)
         sys.stdout.flush()  # a reader that has left is noticed here
         return code

@@ -15,7 +15,7 @@ from bertbench.common.exchange.rcp import ROUNDS, Convergence, check_convergence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; returns 0 for passed, 1 for failed."""
-    verb = parser("rcp", epilog="exit code: 0 passed, 1 failed, 2 no reference points")
+    verb = parser("rcp", epilog="Exit code: 0 passed, 1 failed, 2 no reference points")
     verb.add_argument(
         "runs", nargs="+", type=Path, help="run folders, folders of them, or MLPerf logs"
     )

@@ -80,12 +80,12 @@ def _print_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> None
 
 
 def run_main(argv: Sequence[str]) -> int:
-    """Run a recipe with its flags applied; returns the run's exit code."""
+    """Run a recipe; returns the run's exit code. Raises BadInput without a recipe."""
     names = ", ".join(presets())
     if argv and argv[0] in ("-h", "--help"):
         print(
             f"usage: bertbench run RECIPE [flags]\n\n{VERBS['run'].summary}.\n\nRECIPE: {names}\n\n"
-            f"`bertbench run RECIPE --help` lists the flags of a recipe.\nexit code: 0 done, any "
+            f"`bertbench run RECIPE --help` lists the flags of a recipe.\nExit code: 0 done, any "
             f"target reached; 1 failed or target missed; 2 refused; 130 interrupted"
         )
         return 0

@@ -258,7 +258,7 @@ def main(argv: Sequence[str], *, starter: Starter | None = None) -> int:
         "repeat",
         usage='bertbench repeat N [--against "run RECIPE ..."] [...] -- run RECIPE [flags]',
         epilog="Seeds count from the run's --seed. The same command continues where it stopped. "
-        "exit code: 0 every run ended as ok (with --against: as of compare), 1 some did not, "
+        "Exit code: 0 every run ended as ok (with --against: as of compare), 1 some did not, "
         "2 refused, 130 stopped",
     )
     verb.add_argument("count", type=int, metavar="N", help="number of seeds; an interval needs 6")

@@ -52,7 +52,7 @@ def resolve_run(words: Sequence[str]) -> Settings:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Handle SIGTERM and SIGHUP like Ctrl-C."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, as on Ctrl-C."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

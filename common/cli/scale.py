@@ -195,7 +195,7 @@ def main(
         "scale",
         usage="bertbench scale --devices 1,2,4,8 [--strong] [--synthetic] [...] -- run RECIPE "
         "[flags]",
-        epilog="exit code: 0 every number of devices has a rate, 1 some have none, 2 refused, "
+        epilog="Exit code: 0 every number of devices has a rate, 1 some have none, 2 refused, "
         "130 stopped",
     )
     verb.add_argument("--devices", default="1,2,4,8", metavar="N,N", help="numbers of devices")

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Records of simulated devices count as valid only with ``--simulated``. Raises BadInput for a
     path without records.
     """
-    verb = parser("validate", epilog="exit code: 0 all are valid results, 1 some are not")
+    verb = parser("validate", epilog="Exit code: 0 all are valid results, 1 some are not")
     verb.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
     verb.add_argument(
         "--ruleset", action="append", default=[], metavar="N.N",

@@ -35,7 +35,7 @@ _TABLE = (
     ("describe", "RECIPE", "Print every value of a recipe, and its hash", "recipes:describe_main"),
     ("run", "RECIPE [flags]", "Run a recipe; --dry_run prints the plan", "recipes:run_main"),
     ("calibrate", "", "Measure the device's peak rates, the denominator of MFU"),
-    ("score", "squad", "Compute EM and F1 of a predictions file, as the official script does"),
+    ("score", "squad", "Compute EM and F1 of a SQuAD predictions file"),
     ("data", "VERB", "Prepare, pack or check training data"),
     ("repeat", "N -- run ...", "Repeat a run in new processes with consecutive seeds"),
     ("scale", "-- run ...", "Measure throughput and efficiency on 1, 2, 4, 8 devices"),
@@ -65,6 +65,6 @@ def usage() -> str:
     rows = "\n".join(f"  {call:<{width}}{summary}" for call, summary in calls.items())
     return (
         f"bertbench: a vendor-portable BERT benchmark suite\n\n{rows}\n\n"
-        f"`bertbench help VERB` describes a verb. Verbs that report take --json.\n"
+        f"`bertbench help VERB` describes a verb. Each verb takes --json.\n"
         f"RECIPE is a name from `bertbench list`. `bertbench --version` prints the version."
     )

@@ -239,7 +239,7 @@ def main(argv: Sequence[str]) -> int:
     verb = parser(
         "watch",
         epilog="From another machine: ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -. "
-        "exit code: 0, or 1 if a run ended in another way than ok",
+        "Exit code: 0, or 1 if a run ended in another way than ok",
     )
     verb.add_argument("runs", nargs="+", metavar="RUN", help="run folder, steps.jsonl, or -")
     verb.add_argument("--once", action="store_true", help="print the state once, and exit")

@@ -258,7 +258,7 @@ def test_help_describes_the_arguments(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("lst", "bertbench: unknown verb 'lst'; did you mean list? `bertbench help` lists all"),
+        ("lst", "bertbench: unknown verb 'lst'; did you mean list? `bertbench help` lists the"),
         ("report --ouut x", "bertbench report: unknown flag --ouut; did you mean --out? usage:"),
         ("rcp x --rule-sets=1", "unknown flag --rule-sets=1; did you mean --ruleset?"),
         ("calibrate --presision fp32", "unknown flag --presision; did you mean --precision?"),
@@ -332,6 +332,7 @@ def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("data", "c"): {"check"},
         ("run", "mini", "--predict_f"): {"--predict_file"},
         ("report", "--no"): {"--no_references"},
+        ("help", "export"): {"export-weights", "export-mlperf"},
     }.items():
         typed = " ".join(["bertbench", *(repr(word) for word in words)])
         asked = f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _bertbench; "
