@@ -42,5 +42,5 @@ def render(found: Convergence) -> str:
         lines.append(f"{'reference':<12}{found.reference:,.0f} mean ({point})")
         lines.append(f"{'accepted':<12}{found.least:,.0f} or more")
     if found.runs != runs_needed():
-        lines.append(f"{'note':<12}indicative: a submission has {runs_needed()} runs")
+        lines.append(f"{'note':<12}a submission has {runs_needed()} runs: this is indicative")
     return "\n".join([*lines, f"{'PASSED' if found.passed else 'FAILED':<12}{found.verdict}"])
