@@ -221,7 +221,7 @@ def mini() -> PretrainingRecipe:
     )
 
 
-_MLPERF_DATA = "MLPerf's Wikipedia data set and checkpoint (DATA); see `bertbench describe RECIPE`"
+_MLPERF_DATA = "MLPerf's Wikipedia data set and checkpoint, given by --data"
 _PREPARED = "any folder made by `bertbench data prepare`, given by --data"
 
 

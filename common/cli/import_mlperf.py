@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.exchange.import_log import Origin, file_name, import_log
 from bertbench.common.files import shown
 from bertbench.common.results.published import write_published
 from bertbench.common.results.store import REFERENCE
 
-_TELLING = ("benchmark", "system", "status", "run_time_s", "samples", "accuracy", "target")
-"""What is worth a line when it is not known."""
+_IMPORTANT = ("benchmark", "system", "status", "run_time_s", "samples", "accuracy", "target")
+"""Facts that get a line when unknown."""
 
 
-def _told(entry: dict[str, Any]) -> list[str]:
+def _lines(entry: dict[str, Any]) -> list[str]:
     row = entry["record"]["rows"][0]
     metrics = {name: metric["value"] for name, metric in row["metrics"].items()}
     quality, seconds = row["quality"], metrics.get("run_time_s")
@@ -36,30 +36,31 @@ def _told(entry: dict[str, Any]) -> list[str]:
         else None,
     ]
     lines = [", ".join(part for part in parts if part), f"  {entry['file']}"]
-    telling = {name: why for name, why in row["missing"].items() if name in _TELLING}
-    others = [name for name in row["missing"] if name not in telling]
-    lines += [f"  not known: {name}: {shown(why)}" for name, why in telling.items()]
+    important = {name: why for name, why in row["missing"].items() if name in _IMPORTANT}
+    others = [name for name in row["missing"] if name not in important]
+    lines += [f"  unknown: {name}: {shown(why)}" for name, why in important.items()]
     if others:
-        lines.append(f"  not known, the record says why: {', '.join(others)}")
+        lines.append(f"  unknown, see the record: {', '.join(others)}")
     return lines + [f"  doubt: {shown(text, 300)}" for text in row["doubt"]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``bertbench import-mlperf``: 0 all imported, 1 some were not, 2 none was."""
-    parser = Parser(
-        "import-mlperf",
-        "MLPerf BERT training logs (result_0.txt, ...) as published figures.",
+    """Import the logs; returns 1 if some are refused. Raises BadInput if all are."""
+    verb = parser(
+        "import-mlperf", epilog="Exit code: 0 all imported, 1 some refused, 2 all refused"
     )
-    parser.add_argument("logs", nargs="+", type=Path, metavar="FILE", help="one run's log each")
-    parser.add_argument(
-        "--output", type=Path, default=REFERENCE, metavar="DIR", help="(results/reference)"
+    verb.add_argument(
+        "logs", nargs="+", type=Path, metavar="FILE", help="a run's log, result_N.txt"
     )
-    parser.add_argument("--round", metavar="N.N", help="MLPerf round, as 3.0, where unknown")
-    parser.add_argument("--submitter", metavar="NAME", help="who published it")
-    parser.add_argument("--system", metavar="NAME", help="instead of what the log calls it")
-    parser.add_argument("--devices", type=int, metavar="N", help="accelerators of the system")
-    parser.add_argument("--device", metavar="NAME", help="what these accelerators are called")
-    options = parser.parse_args(argv)
+    verb.add_argument(
+        "--output", type=Path, default=REFERENCE, metavar="DIR", help="folder of published figures"
+    )
+    verb.add_argument("--round", metavar="N.N", help="MLPerf round, such as 3.0")
+    verb.add_argument("--submitter", metavar="NAME", help="the publisher")
+    verb.add_argument("--system", metavar="NAME", help="replaces the system's name in the log")
+    verb.add_argument("--devices", type=int, metavar="N", help="number of accelerators")
+    verb.add_argument("--device", metavar="NAME", help="name of the accelerators")
+    options = verb.parse_args(argv)
     if options.round is not None and not re.fullmatch(r"\d+\.\d+", options.round):
         raise BadInput(f"--round {shown(options.round)} is not like 3.0")
     if options.devices is not None and options.devices < 1:
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"imported": done, "refused": refused}, indent=1))
     else:
         for entry in done:
-            print("\n".join(_told(entry)))
+            print("\n".join(_lines(entry)))
     for text in refused:
         print(f"bertbench import-mlperf: {text}", file=sys.stderr)
     return 1 if refused else 0

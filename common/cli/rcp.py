@@ -8,22 +8,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.exchange.export_checks import runs_needed
 from bertbench.common.exchange.rcp import ROUNDS, Convergence, check_convergence, find_logs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The verb: 0 passed, 1 not; what has no reference points is refused."""
-    parser = Parser(
-        "rcp",
-        "MLPerf's convergence check: did the runs learn as the reference does?",
+    """Print the verdict; returns 0 for passed, 1 for failed."""
+    verb = parser("rcp", epilog="Exit code: 0 passed, 1 failed, 2 no reference points")
+    verb.add_argument(
+        "runs", nargs="+", type=Path, help="run folders, folders of them, or MLPerf logs"
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="run folders, or folders of them, or MLPerf logs"
+    verb.add_argument(
+        "--ruleset", metavar="N.N", help=f"MLPerf round: {', '.join(ROUNDS)}; default: the runs'"
     )
-    parser.add_argument("--ruleset", help=f"MLPerf round: {', '.join(ROUNDS)} (the records')")
-    given = parser.parse_args(argv)
+    given = verb.parse_args(argv)
     logs, ruleset = find_logs(given.runs, given.ruleset)
     found = check_convergence(logs, ruleset)
     print(json.dumps(asdict(found), indent=1) if given.json else render(found))
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def render(found: Convergence) -> str:
-    """For people."""
+    """Return the verdict for people."""
     point = f"MLPerf {found.ruleset}, batch {found.reference_batch}"
     point += ", interpolated" * found.interpolated
     lines = [

@@ -4,19 +4,26 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
-from bertbench.benchmarks import preset, presets, resolve
-from bertbench.common.config.parser import Parser
+from bertbench.benchmarks import preset, presets
+from bertbench.common.cli.runs import resolve_run
+from bertbench.common.cli.verbs import VERBS, parser
 from bertbench.common.config.recipe import plain, recipe_hash
 from bertbench.common.errors import BadInput
 
+_WRAP = textwrap.TextWrapper(
+    80, initial_indent=" " * 6, subsequent_indent=" " * 8,
+    break_long_words=False, break_on_hyphens=False,
+)  # fmt: skip
+
 
 def list_main(argv: Sequence[str]) -> int:
-    """Print every recipe, what it needs and how long it takes."""
-    parser = Parser("list", "The recipes, what they need and how long they take.")
-    given = parser.parse_args(argv)
+    """Print every recipe, its data and its duration, by benchmark."""
+    given = parser("list").parse_args(argv)
     known = presets()
     if given.json:
         rows = [
@@ -25,20 +32,22 @@ def list_main(argv: Sequence[str]) -> int:
         ]
         print(json.dumps(rows, indent=1))
         return 0
-    width = 2 + max(map(len, known))
-    for p in known.values():
-        print(f"{p.name:<{width}}{p.summary}")
-        print(f"{'':<{width}}  data: {p.data}\n{'':<{width}}  time: {p.duration}")
+    for benchmark, group in groupby(known.values(), lambda p: p.benchmark):
+        print(benchmark)
+        for p in group:
+            print(f"  {p.name}")
+            for line in (p.summary, f"data: {p.data}", f"time: {p.duration}"):
+                print(_WRAP.fill(line))
     return 0
 
 
 def describe_main(argv: Sequence[str]) -> int:
-    """Print every value of a recipe, its hash and its inputs."""
-    parser = Parser("describe", "Every value of a recipe, its hash, its inputs.")
-    parser.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(presets())}")
-    given = parser.parse_args(argv)
+    """Print every value of a recipe, and its hash."""
+    verb = parser("describe")
+    verb.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(presets())}")
+    given = verb.parse_args(argv)
     chosen = preset(given.recipe)
-    settings = resolve(chosen.name, [])
+    settings = resolve_run([chosen.name])
     content = {
         "name": chosen.name,
         "benchmark": chosen.benchmark,
@@ -71,17 +80,18 @@ def _print_values(values: Mapping[str, Any], sources: Mapping[str, str]) -> None
 
 
 def run_main(argv: Sequence[str]) -> int:
-    """Run a recipe with its flags applied; the exit code says how it ended."""
-    words = list(argv)
-    if not words or words[0].startswith("-"):
-        if words and words[0] in ("-h", "--help"):
-            print(f"usage: bertbench run RECIPE [flags]\n\nrecipes: {', '.join(presets())}")
-            print("bertbench run RECIPE --help lists the flags of a recipe")
-            return 0
-        raise BadInput(
-            f"name a recipe: bertbench run RECIPE [flags]; there are {', '.join(presets())}"
+    """Run a recipe; returns the run's exit code. Raises BadInput without a recipe."""
+    names = ", ".join(presets())
+    if argv and argv[0] in ("-h", "--help"):
+        print(
+            f"usage: bertbench run RECIPE [flags]\n\n{VERBS['run'].summary}.\n\nRECIPE: {names}\n\n"
+            f"`bertbench run RECIPE --help` lists the flags of a recipe.\nExit code: 0 done, any "
+            f"target reached; 1 failed or target missed; 2 refused; 130 interrupted"
         )
-    settings = resolve(words[0], words[1:])
+        return 0
+    if not argv or argv[0].startswith("-"):
+        raise BadInput(f"name a recipe: bertbench run RECIPE [flags]\nrecipes: {names}")
+    settings = resolve_run(argv)
     from bertbench.common.run import run
 
     return run(settings).exit_code

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench repeat``: the same run in fresh processes, with consecutive seeds.
+"""``bertbench repeat``: the same run in new processes, with consecutive seeds.
 
-With ``--against`` two runs take turns (ABBA...), so that heat and neighbours fall on both alike.
-What was done is kept in ``<output_dir>/repeats/<id>.json``, where the id is that of the command:
-given again, it goes on with the seeds that are not complete. A run that failed is complete, too;
-one that was interrupted, killed, or whose record was deleted is not.
+With ``--against`` two runs alternate (ABBA...), so that heat and other load affect both alike. The
+ledger ``<output_dir>/repeats/<id>.json`` lists the runs; its id is that of the command, which
+continues with the incomplete seeds when it is given again. A failed run is complete; an
+interrupted or killed one is not, nor is one whose record was deleted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
 
+from bertbench.common.cli.compare import add_comparison_flags
 from bertbench.common.cli.runs import run_words, settings_of, split_words, stoppable
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, shown, write_atomic
 from bertbench.common.launch.subprocess_runs import Outcome, Starter
@@ -36,11 +37,11 @@ RUN, AGAINST = "run", "against"
 
 @dataclass
 class Ledger:
-    """What was asked for, and what came of it."""
+    """The runs of one command."""
 
     path: Path
     sides: dict[str, list[str]]
-    """Words of each side's run, without its seed; ``against`` first where there are two."""
+    """Words of each side's run without its seed; ``against`` comes first."""
     first_seed: int
     processes: int = 1
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -49,9 +50,9 @@ class Ledger:
     def open(
         cls, root: Path, sides: dict[str, list[str]], first_seed: int, processes: int, fresh: bool
     ) -> Ledger:
-        """The one of this command, as far as it got; BadInput when it cannot be read."""
-        asked = [sides, first_seed, processes]
-        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        """Return the command's ledger with its runs so far; raises BadInput if it is damaged."""
+        key = [sides, first_seed, processes]
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         ledger = cls(root / "repeats" / f"{name}.json", sides, first_seed, processes)
         if fresh or not ledger.path.exists():
             return ledger
@@ -61,12 +62,12 @@ class Ledger:
                 hash((run["side"], run["seed"], run["status"], run["record"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(
-                f"{ledger.path} cannot be read ({shown(error)}): remove it, or --fresh starts anew"
+                f"{ledger.path} is damaged ({shown(error)}): remove it, or use --fresh"
             ) from error
         return ledger
 
-    def done(self, side: str, seed: int) -> dict[str, Any] | None:
-        """The complete run with this seed."""
+    def find(self, side: str, seed: int) -> dict[str, Any] | None:
+        """Return the complete run with this seed."""
         for run in reversed(self.runs):
             if (run["side"], run["seed"]) == (side, seed) and run["status"] in COMPLETE:
                 return run if (Path(run["record"] or "") / MANIFEST).exists() else None
@@ -99,13 +100,13 @@ class Ledger:
         }
 
     def side(self, name: str, seeds: Sequence[int]) -> Side:
-        """The complete runs of one side."""
-        entries = [run for seed in seeds if (run := self.done(name, seed)) is not None]
+        """Return the complete runs of one side."""
+        entries = [run for seed in seeds if (run := self.find(name, seed)) is not None]
         return Side(name, *load_results([run["record"] for run in entries], references=False))
 
 
 def order(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """Which side with which seed, in turns: AB BA AB ..."""
+    """Return pairs of side and seed, alternating: AB BA AB ..."""
     return [
         (name, seed)
         for place, seed in enumerate(seeds)
@@ -114,7 +115,7 @@ def order(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
 
 
 def summary(side: Side, made: int) -> dict[str, Any]:
-    """What the runs of one command gave; ``made`` counts those that left no word, too."""
+    """Return stability and metrics of a side; ``made`` includes runs without a record."""
     metrics = []
     for name in dict.fromkeys(name for run in side.finished for name in run.metrics):
         entries = [run.metrics[name] for run in side.finished if name in run.metrics]
@@ -141,19 +142,19 @@ def summary(side: Side, made: int) -> dict[str, Any]:
             "n": made,
             "definition": "runs that reached their target / runs made"
             if targeted
-            else "runs that ended as asked (no target was set) / runs made",
+            else "runs that ended as ok (no target was set) / runs made",
         },
         "metrics": metrics,
     }
 
 
-def tell(found: dict[str, Any], *, figures: bool = True) -> str:
-    """The summary for people; without ``figures`` where a comparison follows that has them."""
+def render_summary(found: dict[str, Any], *, figures: bool = True) -> str:
+    """Return the summary for people; ``figures`` is False if a comparison follows."""
     stability = found["stability"]
     lines = [
         f"stability {stability['reached']}/{stability['n']} = {stability['value']:.3g}, "
         f"n = {stability['n']}: {stability['definition']}",
-        f"ended as: {', '.join(f'{n} {status}' for status, n in found['statuses'].items())}",
+        f"status: {', '.join(f'{n} {status}' for status, n in found['statuses'].items())}",
     ]
     if not figures:
         return "\n".join(lines)
@@ -175,7 +176,7 @@ def tell(found: dict[str, Any], *, figures: bool = True) -> str:
 
 
 class Repeat:
-    """One invocation."""
+    """One invocation of the verb."""
 
     def __init__(
         self, ledger: Ledger, count: int, starter: Starter, force: bool, out: IO[str]
@@ -185,7 +186,7 @@ class Repeat:
         self.todo = [
             (name, seed)
             for name, seed in order(list(ledger.sides), self.seeds)
-            if ledger.done(name, seed) is None
+            if ledger.find(name, seed) is None
         ]
         self.all = count * len(ledger.sides)
         self.silent: list[tuple[str, int, Outcome]] = []
@@ -193,15 +194,15 @@ class Repeat:
         self.refusal: list[str] = []
 
     def execute(self) -> int | None:
-        """Make what is missing; an exit code where that had to stop."""
+        """Make the missing runs; returns an exit code if that stops early."""
         seconds: list[float] = []
         done = self.all - len(self.todo)
         self._say(
-            f"{self.all} runs in fresh processes, seeds {self.seeds[0]}-{self.seeds[-1]}"
-            + (f"; {done} are done" if done else "")
+            f"{self.all} runs in new processes, seeds {self.seeds[0]}-{self.seeds[-1]}"
+            + (f"; {done} are complete" if done else "")
         )
         for number, (name, seed) in enumerate(self.todo, done + 1):
-            if self._unlike():
+            if self._incomparable():
                 return 2
             began = datetime.now(timezone.utc)
             self._say(f"[{number}/{self.all}] {name}, seed {seed}: {began.astimezone():%H:%M:%S}")
@@ -213,20 +214,21 @@ class Repeat:
                 f"  {ended.status} after {clock(ended.seconds)}: {shown(ended.reason, 400)}"
                 + (f"; about {clock(left)} left" if left else "")
             )
-            if ended.status == "refused":  # as would be every other seed
+            if ended.status == "refused":  # every other seed would be
                 self.refusal = [ended.reason]
                 return 2
             self.ledger.add(name, seed, began, ended)
             if ended.stopped or ended.exit_code == 130:
-                self._say(f"stopped: the same command goes on ({self.ledger.path})")
+                self._say(f"stopped: the same command continues ({self.ledger.path})")
                 return 130
             if ended.status not in COMPLETE:
                 self.silent.append((name, seed, ended))
-        return 2 if self._unlike() else None
+        return 2 if self._incomparable() else None
 
-    def _unlike(self) -> bool:
-        """Whether runs turn out not to be the same: of two sides after one each, and of one where
-        the same words now mean another recipe, data or device than in runs that were done before.
+    def _incomparable(self) -> bool:
+        """Report differences between the two sides, or between the runs of one side.
+
+        One side's runs differ if its words now mean another recipe, data set or device.
         """
         if self.force:
             return False
@@ -236,13 +238,13 @@ class Repeat:
         found = list(dict.fromkeys(found))
         self.refusal = found
         if found:
-            self._say("not comparable, so no more is run:")
+            self._say("not comparable, stopping:")
             for text in found:
                 self._say(f"  {text}")
             self._say(
-                "--fresh makes all of them anew; --force goes on nevertheless"
+                "--fresh repeats all runs; --force continues"
                 if alone
-                else "--force goes on nevertheless, and the comparison says so"
+                else "--force continues, and the comparison lists the differences"
             )
         return bool(found)
 
@@ -250,28 +252,25 @@ class Repeat:
         print(text, file=self.out, flush=True)
 
 
-def main(argv: Sequence[str] | None = None, *, starter: Starter | None = None) -> int:
-    """``bertbench repeat``: 0 every run ended as ok (with --against: as compare), 1 not, 2 refused,
-    130 stopped."""
-    parser = Parser(
+def main(argv: Sequence[str], *, starter: Starter | None = None) -> int:
+    """Make the runs and print their summary; returns the exit code. Raises BadInput."""
+    verb = parser(
         "repeat",
-        "Repeat a run in fresh processes with consecutive seeds (from its --seed). "
-        "Given again, it goes on where it was stopped.",
         usage='bertbench repeat N [--against "run RECIPE ..."] [...] -- run RECIPE [flags]',
+        epilog="Seeds count from the run's --seed. The same command continues where it stopped. "
+        "Exit code: 0 every run ended as ok (with --against: as of compare), 1 some did not, "
+        "2 refused, 130 stopped",
     )
-    parser.add_argument("count", type=int, metavar="N", help="seeds; an interval needs 6")
-    parser.add_argument("--against", metavar="RUN", help="a baseline to run in turns and compare")
-    parser.add_argument(
-        "--devices", type=int, default=1, metavar="K", help="processes of a run (1)"
-    )
-    parser.add_argument("--threshold", type=float, default=1.0, metavar="PCT", help="as of compare")
-    parser.add_argument("--force", action="store_true", help="compare what is not the same")
-    parser.add_argument("--fresh", action="store_true", help="repeat what is done already, too")
-    parser.add_argument("--verbose", action="store_true", help="show what the runs print")
-    own, words = split_words("repeat", sys.argv[2:] if argv is None else argv)
-    given = parser.parse_args(own)
+    verb.add_argument("count", type=int, metavar="N", help="number of seeds; an interval needs 6")
+    verb.add_argument("--against", metavar="RUN", help="baseline to alternate and compare with")
+    verb.add_argument("--devices", type=int, default=1, metavar="K", help="processes of a run")
+    add_comparison_flags(verb)
+    verb.add_argument("--fresh", action="store_true", help="repeat complete runs, too")
+    verb.add_argument("--verbose", action="store_true", help="show the output of the runs")
+    own, words = split_words("repeat", argv)
+    given = verb.parse_args(own)
     if given.count < 1 or given.devices < 1:
-        raise BadInput("N and --devices are whole numbers from 1")
+        raise BadInput("N and --devices must be whole numbers from 1")
     settings = settings_of(words)
     sides = {RUN: words}
     if given.against is not None:
@@ -315,7 +314,7 @@ def _report(work: Repeat, given: Any) -> int:
     else:
         for name in sides:
             print(f"\n{name}: {shown(shlex.join(ledger.sides[name]), 400)}")
-            print(tell(found[name], figures=comparison is None))
+            print(render_summary(found[name], figures=comparison is None))
         if comparison is not None:
             print(f"\n{render(comparison)}")
         print(f"ledger    {ledger.path}")

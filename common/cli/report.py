@@ -1,36 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench report``: one HTML file that opens offline, and its Markdown twin."""
+"""``bertbench report``: one HTML file that opens offline, and the same in Markdown."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.results.store import load_results
 
-DESCRIPTION = "One HTML file, readable offline, and its Markdown twin, from records of runs."
-
 
 def main(argv: Sequence[str]) -> int:
-    """Write DIR/report.html and DIR/report.md; 0 also when some records were damaged."""
+    """Write DIR/report.html and DIR/report.md; damaged records are listed and left out.
+
+    Raises BadInput without records, or if DIR cannot be written.
+    """
     from bertbench.common.report.markdown import text
     from bertbench.common.report.page import Report, html
 
-    parser = Parser("report", DESCRIPTION)
-    parser.add_argument(
+    verb = parser("report")
+    verb.add_argument(
         "results", nargs="*", type=Path, metavar="RESULTS",
-        help="run folders, or folders with some below (default: results)",
+        help="run folders, or folders of them (default: results)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="written there")
-    parser.add_argument(
-        "--no-references", action="store_true", help="without the figures that others published"
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="writes report.html and report.md"
     )
-    given: argparse.Namespace = parser.parse_args(argv)
+    verb.add_argument("--no_references", action="store_true", help="leave out published figures")
+    given = verb.parse_args(argv)
     paths = given.results or [Path("results")]
     results, damaged = load_results(paths, references=not given.no_references)
     if not results and not damaged:
@@ -51,9 +51,9 @@ def main(argv: Sequence[str]) -> int:
         "damaged": len(damaged),
     }
     if given.json:
-        told = {kind: str(path) for kind, path in files.items()}
+        written = {kind: str(path) for kind, path in files.items()}
         problems = [{"path": str(d.path), "problem": d.problem} for d in damaged]
-        print(json.dumps(told | counted | {"problems": problems}))
+        print(json.dumps(written | counted | {"problems": problems}))
         return 0
     print(", ".join(f"{n} {what}" for what, n in counted.items()))
     for d in damaged:

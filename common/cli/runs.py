@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs that ``repeat`` and ``scale`` are given behind ``--``."""
+"""The words of a run, and the runs behind ``--`` of ``repeat`` and ``scale``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from bertbench.benchmarks import resolve
+from bertbench.common.config.parser import one_line_errors
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
 
 
 def split_words(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The verb's own arguments, and the ``run RECIPE [flags]`` behind ``--``."""
+    """Split at ``--`` into the verb's arguments and ``run RECIPE [flags]``."""
     own, words = list(args), []
     if "--" in own:
         place = own.index("--")
@@ -24,36 +26,40 @@ def split_words(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run_words(verb: str, words: Sequence[str]) -> list[str]:
-    """``words`` if they are a run; BadInput with an example."""
+    """Return ``words`` if they are a run; raises BadInput with an example."""
     if len(words) < 2 or words[0] != "run" or words[1].startswith("-"):
         raise BadInput(
-            f"say what to run behind --, for example: "
+            f"give the run after --, for example: "
             f"bertbench {verb} {'6' if verb == 'repeat' else '--devices 1,2'} -- run mini"
         )
     return list(words)
 
 
 def settings_of(words: Sequence[str]) -> Settings:
-    """What a run would run; BadInput also for what a fresh run cannot have."""
-    from bertbench.benchmarks import resolve
-
-    settings = resolve(words[1], words[2:])
+    """Return the settings of ``run RECIPE [flags]``; raises BadInput for --resume and --dry_run."""
+    settings = resolve_run(words[1:])
     for flag in ("resume", "dry_run"):
         if getattr(settings.run, flag):
-            raise BadInput(f"--{flag} is no fresh run: leave it out")
+            raise BadInput(f"--{flag} cannot be combined with repeat or scale")
     return settings
+
+
+def resolve_run(words: Sequence[str]) -> Settings:
+    """Return the settings of ``RECIPE [flags]``; raises BadInput or Unsupported."""
+    with one_line_errors(f"bertbench run {words[0]}"):
+        return resolve(words[0], words[1:])
 
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM, and a terminal that closes, stop us as Ctrl-C does."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, as on Ctrl-C."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     old = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
-        with contextlib.suppress(ValueError):  # not the main thread: nothing to catch
+        with contextlib.suppress(ValueError):  # not the main thread
             old[number] = signal.signal(number, stop)
     try:
         yield

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench scale``: one recipe on 1, 2, 4, 8 devices: throughput and what is lost on the way.
+"""``bertbench scale``: throughput and efficiency of one recipe on 1, 2, 4, 8 devices.
 
-Every run is a record of its own; the table and what it was made from are kept in
-``<output_dir>/scales/<UTC>_<id>/scale.json``.
+Every run has its own record; ``<output_dir>/scales/<UTC>_<id>/scale.json`` holds the table.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bertbench.common.cli.runs import settings_of, split_words, stoppable
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.files import clock, shown, write_atomic
@@ -29,7 +28,7 @@ from bertbench.common.launch.subprocess_runs import Outcome, Starter
 from bertbench.common.results.scaling import (
     DEFINITIONS,
     HOST_NOTE,
-    Row,
+    ScalingPoint,
     as_dict,
     fill,
     relate,
@@ -39,15 +38,15 @@ from bertbench.common.results.store import Result, load_results
 
 PREFLIGHT_MINUTES = 9.0
 _LONGEST_S, _SHORTEST_S, _OVERHEAD_S = 120.0, 5.0, 60.0
-"""Of a preflight run's training, and what a run is taken to need besides it until one has told."""
+"""Limits of a preflight run's training, and the first estimate of its other seconds."""
 QUIET = {"eval_iter_samples": "0", "target_mlm_accuracy": "None"}
-"""Fields with which a recipe that has them neither evaluates nor stops early."""
+"""Fields that switch off evaluation and early stops."""
 Examine = Callable[[str], launch.Report]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What will be run."""
+    """The runs to make."""
 
     words: list[str]
     devices: list[int]
@@ -60,13 +59,13 @@ class Plan:
     shares_host: bool
     output_dir: Path
     quiet: list[str]
-    says: list[str]
+    notes: list[str]
 
     def batch(self, devices: int) -> int:
         return self.base_batch * (devices if self.weak else 1)
 
     def command(self, devices: int, seconds: float | None) -> list[str]:
-        """Words of the run on so many devices; ``seconds`` of training at most."""
+        """Return the words of one run; ``seconds`` limits its training."""
         words = [*self.words, "--backend", self.backend]
         words += ["--global_batch", str(self.batch(devices))]
         if seconds is not None:
@@ -75,17 +74,18 @@ class Plan:
 
 
 def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> Plan:
-    """Refuses what cannot be run, before anything is."""
-    devices, says = _devices(given.devices), []
+    """Return the runs to make; raises BadInput or Unsupported before any starts."""
+    devices, notes = _devices(given.devices), []
     if devices[0] != 1:
         devices = [1, *devices]
-        says.append("1 device is run, too: efficiency is relative to it")
+        notes.append("adding 1 device: efficiency is relative to it")
     batch = int(settings.recipe.global_batch)
     uneven = [n for n in devices if batch % n]
     if given.strong and uneven:
         fitting = ",".join(str(n) for n in devices if n not in uneven)
+        uneven_text = " and ".join(map(str, uneven))
         raise BadInput(
-            f"a global batch of {batch} cannot be shared evenly by {_and(uneven)} devices: "
+            f"a global batch of {batch} cannot be shared evenly by {uneven_text} devices: "
             f"--devices {fitting}, another --global_batch, or --weak"
         )
     request = launch.Request(
@@ -101,7 +101,7 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
             f"--devices {fitting}"
         )
     if shares_host and devices[-1] > 1:
-        says.append(f"{chosen.name}: {HOST_NOTE}")
+        notes.append(f"{chosen.name}: {HOST_NOTE}")
     quiet = []
     if given.synthetic:
         quiet = ["--synthetic", "--skip_checkpoint"]
@@ -120,49 +120,47 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
         shares_host=shares_host,
         output_dir=settings.run.output_dir,
         quiet=quiet,
-        says=says,
+        notes=notes,
     )
 
 
 def _devices(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isascii() and part.isdecimal() and 0 < int(part) <= 65536 for part in parts):
-        raise BadInput(f"--devices {shown(text)}: give numbers from 1, as in --devices 1,2,4,8")
+        raise BadInput(f"--devices {shown(text)}: give numbers from 1, such as 1,2,4,8")
     return sorted({int(part) for part in parts})
 
 
-def _and(numbers: Sequence[int]) -> str:
-    return " and ".join(map(str, numbers))
-
-
 class Budget:
-    """How long each run of a preflight may train, so that all are over in time."""
+    """The training time of each preflight run, within a limit for all."""
 
     def __init__(self, minutes: float, runs: int, now: Callable[[], float] = time.monotonic):
         self._end, self._left, self._now = now() + 60 * minutes, runs, now
         self._overhead = _OVERHEAD_S
 
     def next(self) -> float:
-        """Seconds for the next run."""
+        """Return the seconds of the next run."""
         share = (self._end - self._now()) / max(self._left, 1) - self._overhead
         return min(max(share, _SHORTEST_S), _LONGEST_S)
 
     def spent(self, seconds: float, trained: float) -> None:
-        """A run that was given ``trained`` seconds took ``seconds`` in all."""
+        """Account for a run of ``seconds`` with ``trained`` seconds of training."""
         self._left -= 1
         self._overhead = max(seconds - trained, 1.0)
 
 
-def execute(plan: Plan, starter: Starter, say: Callable[[str], None]) -> tuple[list[Row], Outcome]:
-    """All runs, in turns where they are repeated; the rows, and the run that ended it."""
-    rows = [Row(devices=n, global_batch=plan.batch(n)) for n in plan.devices]
+def execute(
+    plan: Plan, starter: Starter, say: Callable[[str], None]
+) -> tuple[list[ScalingPoint], Outcome]:
+    """Make all runs, alternating the repeats; returns the rows and the last run."""
+    rows = [ScalingPoint(devices=n, global_batch=plan.batch(n)) for n in plan.devices]
     todo = [row for _ in range(plan.repeats) for row in rows]
     budget = Budget(plan.minutes, len(todo))
     found: dict[int, list[Result]] = {row.devices: [] for row in rows}
     ended = Outcome(status="none", reason="", exit_code=0, seconds=0.0)
     for number, row in enumerate(todo, 1):
         seconds = budget.next() if plan.synthetic else None
-        limit = f", {seconds:.0f} s of training at most" if seconds is not None else ""
+        limit = f", at most {seconds:.0f} s of training" if seconds is not None else ""
         say(f"[{number}/{len(todo)}] {row.devices} x {plan.backend}, batch "
             f"{row.global_batch}{limit}")  # fmt: skip
         ended = starter.run(plan.command(row.devices, seconds), row.devices)
@@ -192,30 +190,37 @@ def _examine(backend: str) -> launch.Report:
 def main(
     argv: Sequence[str], *, starter: Starter | None = None, examine: Examine = _examine
 ) -> int:
-    """``bertbench scale``: 0 every number of devices has a rate, 1 not, 2 refused, 130 stopped."""
-    parser = Parser(
+    """Make the runs and print the table; returns the exit code. Raises BadInput or Unsupported."""
+    verb = parser(
         "scale",
-        "Run a recipe on growing numbers of devices: throughput, efficiency, and what "
-        "each step costs beyond one device's.",
         usage="bertbench scale --devices 1,2,4,8 [--strong] [--synthetic] [...] -- run RECIPE "
         "[flags]",
+        epilog="Exit code: 0 every number of devices has a rate, 1 some have none, 2 refused, "
+        "130 stopped",
     )
-    parser.add_argument("--devices", default="1,2,4,8", metavar="N,N", help="numbers (1,2,4,8)")
-    mode = parser.add_mutually_exclusive_group()
+    verb.add_argument("--devices", default="1,2,4,8", metavar="N,N", help="numbers of devices")
+    mode = verb.add_mutually_exclusive_group()
     mode.add_argument("--weak", action="store_true", help=f"default; {DEFINITIONS['weak']}")
     mode.add_argument("--strong", action="store_true", help=str(DEFINITIONS["strong"]))
-    parser.add_argument(
+    verb.add_argument(
         "--synthetic", action="store_true", help="a preflight in minutes: no data, no accuracy"
     )
-    parser.add_argument(
-        "--minutes", type=float, default=PREFLIGHT_MINUTES, help="of the whole preflight (9)"
+    verb.add_argument(
+        "--minutes", type=float, default=PREFLIGHT_MINUTES, metavar="MIN",
+        help="limit of the whole preflight in minutes",
+    )  # fmt: skip
+    verb.add_argument(
+        "--repeats",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs of each number, for a median",
     )
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each; their median counts")
-    parser.add_argument("--verbose", action="store_true", help="show what the runs print")
+    verb.add_argument("--verbose", action="store_true", help="show the output of the runs")
     own, words = split_words("scale", argv)
-    given = parser.parse_args(own)
+    given = verb.parse_args(own)
     if given.repeats < 1 or not 0 < given.minutes < 1e6:
-        raise BadInput("--repeats and --minutes are numbers from 1")
+        raise BadInput("--repeats must be at least 1 and --minutes above 0")
     chosen = plan(settings_of(words), words, given, examine)
     out = sys.stderr if given.json else sys.stdout
 
@@ -223,7 +228,7 @@ def main(
         print(text, file=out, flush=True)
 
     say(f"{'weak' if chosen.weak else 'strong'} scaling of: {shown(shlex.join(words), 400)}")
-    for text in chosen.says:
+    for text in chosen.notes:
         say(text)
     try:
         with stoppable():
@@ -232,6 +237,16 @@ def main(
         return 130
     if not any(row.records for row in rows) and ended.status == "refused":
         raise Unsupported(ended.reason)
+    found, path = _write(chosen, rows)
+    print(json.dumps(found | {"path": str(path)}, indent=1) if given.json
+          else f"\n{render(found)}\ntable        {path}")  # fmt: skip
+    if ended.stopped or ended.exit_code == 130:
+        return 130
+    return 0 if all(row.rate is not None for row in rows) else 1
+
+
+def _write(chosen: Plan, rows: Sequence[ScalingPoint]) -> tuple[dict[str, Any], Path]:
+    """Write scale.json; returns its content and its path."""
     found = as_dict(
         rows,
         weak=chosen.weak,
@@ -245,8 +260,4 @@ def main(
     path = chosen.output_dir / "scales" / stamp / "scale.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found | {"path": str(path)}, indent=1) if given.json
-          else f"\n{render(found)}\ntable        {path}")  # fmt: skip
-    if ended.stopped or ended.exit_code == 130:
-        return 130
-    return 0 if all(row.rate is not None for row in rows) else 1
+    return found, path

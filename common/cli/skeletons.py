@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertbench import backends, benchmarks
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 
 
@@ -81,10 +81,10 @@ def new_benchmark(argv: Sequence[str]) -> int:
 
 
 def _main(verb: str, skeleton: Skeleton, argv: Sequence[str]) -> int:
-    parser = Parser(verb, f"Write the skeleton of a package that adds a {skeleton.what}.")
-    parser.add_argument("name", help="its name: lower-case letters, digits and single _")
-    parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="where (here)")
-    given = parser.parse_args(argv)
+    words = parser(verb)
+    words.add_argument("name", help="its name: lower-case letters, digits and single _")
+    words.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="parent folder")
+    given = words.parse_args(argv)
     made = create(skeleton, given.name, given.output)
     steps = next_steps(skeleton, given.name, made)
     if given.json:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.results.record import MANIFEST
@@ -19,22 +19,21 @@ from bertbench.common.results.validate import Problem, parse, validate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``bertbench validate``: 0 every record is a valid result, 1 at least one is not.
+    """Print the problems of each record; returns 1 unless all are valid results.
 
-    A valid record of a simulated device is no result: it gives 1, or 0 with ``--simulated``.
+    Records of simulated devices count as valid only with ``--simulated``. Raises BadInput for a
+    path without records.
     """
-    parser = Parser(
-        "validate",
-        "Check records: schema, checksums, protocol, MLPerf compliance.",
+    verb = parser("validate", epilog="Exit code: 0 all are valid results, 1 some are not")
+    verb.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
+    verb.add_argument(
+        "--ruleset", action="append", default=[], metavar="N.N",
+        help="MLPerf round; default: the record's. Repeat it for more",
+    )  # fmt: skip
+    verb.add_argument(
+        "--simulated", action="store_true", help="accept valid records of simulated devices"
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
-    parser.add_argument(
-        "--ruleset", action="append", default=[], help="MLPerf round instead of the record's own"
-    )
-    parser.add_argument(
-        "--simulated", action="store_true", help="take valid records of simulated devices, too"
-    )
-    options = parser.parse_args(argv)
+    options = verb.parse_args(argv)
     results: dict[str, list[Problem]] = {}
     for path in options.runs:
         records, damaged = find_runs(path)
@@ -69,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _simulated(run: Path) -> bool:
-    """What a valid record says of its devices."""
+    """Return whether a valid record is of simulated devices."""
     return bool(_manifest(run).get("simulated", False))
 
 
@@ -78,7 +77,7 @@ def _manifest(run: Path) -> Any:
 
 
 def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Of each finished run its repeats: same system, recipe, inputs, code and precision."""
+    """Map each finished run to its repeats: same system, recipe, inputs, code and precision."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for run in runs:
         m = _manifest(Path(run))
@@ -90,14 +89,14 @@ def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _repeats(group: Sequence[str]) -> str:
-    """What may be said of so many repeats."""
+    """Return a line on the number of repeats."""
     runs = [_manifest(Path(run)) for run in group]
     first, n = runs[0], len(runs)
     seeds = sorted({m["seed"] for m in runs})
     text = f"{n} run{'s' * (n > 1)} of {first['preset']} on {first['system']}"
     text += f" ({first['recipe_hash']}; {sum(m['status'] == 'ok' for m in runs)} ok)"
     if n < ENOUGH:
-        text += f": indicative, an interval needs {ENOUGH} in fresh processes"
+        text += f": indicative; an interval needs {ENOUGH} runs"
     if len(seeds) < n:
         text += f"; only {len(seeds)} different seed{'s' * (len(seeds) > 1)}"
     return shown(text)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench watch``: runs while they are under way, from the steps.jsonl that each one writes.
+"""``bertbench watch``: the progress of runs, from the steps.jsonl that each one writes.
 
-A file is followed as it grows, also one on a mounted disk; a run on another machine comes through
-a pipe: ``ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -``. Nothing in such a file is
-trusted: damaged lines are counted, and text reaches the terminal without its control characters.
+It follows a file as it grows, also on a mounted disk, and a run on another machine through a pipe:
+``ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -``. It does not trust the file: it
+counts damaged lines, and removes control characters from text.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from bertbench.common.config.parser import Parser
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, shown
 from bertbench.common.results.record import MANIFEST
 from bertbench.common.results.store import find_runs
-from bertbench.common.results.tail import STEPS, File, Pipe, Source, json_object, number
+from bertbench.common.results.tail import STEPS, File, LineSource, Pipe, json_object, number
 
 _HISTORY = 40
 _QUIET_S = 120.0
-"""A run that reported nothing for so long is said to be quiet."""
+"""Seconds without a report until a run is shown as quiet."""
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _DEAD_S = 24 * 3600.0
-"""A run without an end that wrote nothing for so long was killed: in a folder it is passed over."""
+"""Seconds without a write until an unfinished run in a folder counts as killed."""
 _RESTING_S = 2.0
 _INDENT = " " * 10
 _STYLES = {"ok": "green", "ended (success)": "green", "running": "cyan", "waiting": "dim"}
 
 
 class View:
-    """What is known of one run so far."""
+    """The state of one run."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: LineSource) -> None:
         self.source = source
         self.step: Mapping[str, Any] = {}
         self.evaluation: Mapping[str, Any] = {}
@@ -55,14 +55,14 @@ class View:
         self.begun = False
 
     def update(self) -> None:
-        """Take in what is new. Facts first: all lines are there once a run has finished."""
+        """Read new lines. Facts come first: a finished run has all its lines."""
         self.facts = self.source.facts()
         while lines := self.source.lines():
             for line in lines:
                 self.feed(line)
 
     def feed(self, line: str) -> None:
-        """One line of steps.jsonl; anything else counts as damaged."""
+        """Apply one line of steps.jsonl; count any other as damaged."""
         if not line.strip():
             return
         try:
@@ -89,14 +89,14 @@ class View:
 
     @property
     def quality(self) -> float | None:
-        """Of the last evaluation."""
+        """The last evaluation's target metric."""
         metrics = self.evaluation.get("metrics")
         name = self.evaluation.get("target_metric")
         return number(metrics.get(str(name))) if isinstance(metrics, dict) else None
 
     @property
     def state(self) -> str:
-        """The record's status when there is one; else what can be told."""
+        """The record's status, or else the state that the lines show."""
         if "status" in self.facts:
             return shown(self.facts["status"], 20)
         if self.stopped is not None and self.over:
@@ -112,23 +112,23 @@ class View:
 
     @property
     def over(self) -> bool:
-        """Nothing more will come; where there is no record, its last line says so."""
+        """Whether the run has ended, by its record or else by its last line."""
         return self.source.ended() or (self.stopped is not None and "title" not in self.facts)
 
     @property
     def ended_badly(self) -> bool:
-        """It is over, and was not what it should have been."""
+        """Whether the run has ended in another way than ok."""
         if "status" in self.facts:
             return bool(self.facts["status"] != "ok")
         return self.over and self.stopped != "success"
 
     @property
     def resting(self) -> bool:
-        """A pipe that has said what there is, and stays open."""
+        """Whether a pipe stays open without new lines."""
         return self.begun and (self.source.quiet_s() or 0.0) > _RESTING_S
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values; unknown is None."""
+        """Return JSON values; unknown is None."""
         step = {k: number(self.step.get(k)) for k in ("step", "samples", "loss", "time_s", "eta_s")}
         target = number(self.evaluation.get("target_value"))
         return {
@@ -152,7 +152,7 @@ class View:
 
 
 def render(views: Sequence[View]) -> Group:
-    """A few lines a run: state and name, numbers, and how speed and quality went."""
+    """Return a few lines a run: state and name, numbers, history of speed and quality."""
     return Group(*(line for view in views for line in _lines(view)))
 
 
@@ -168,9 +168,9 @@ def _lines(view: View) -> Iterator[Text]:
         if now["step"] is None
         else [
             f"step {now['step']:.0f}" + (f" of {total:.0f}" if total else ""),
-            _told("loss {:.4f}", now["loss"]),
-            _told("{:,.1f} seq/s", now["sequences_per_second"]),
-            _told("{:,.0f} tok/s", now["real_tokens_per_second"]),
+            _formatted("loss {:.4f}", now["loss"]),
+            _formatted("{:,.1f} seq/s", now["sequences_per_second"]),
+            _formatted("{:,.0f} tok/s", now["real_tokens_per_second"]),
             "" if now["time_s"] is None else f"time {clock(now['time_s'])}",
             "" if left is None else f"at most {left} left",
         ]
@@ -178,8 +178,8 @@ def _lines(view: View) -> Iterator[Text]:
     if parts:
         yield Text(_INDENT + "  ".join(part for part in parts if part))
     if quality := now["quality"]:
-        text = str(quality["metric"]) + _told(" {:.4f}", quality["value"])
-        text += _told(" of {:g}", quality["target"])
+        text = str(quality["metric"]) + _formatted(" {:.4f}", quality["value"])
+        text += _formatted(" of {:g}", quality["target"])
         yield Text(
             f"{_INDENT}{text}{', reached' * quality['reached']}  {bars(view.qualities)}",
             style="green" if quality["reached"] else "",
@@ -187,12 +187,12 @@ def _lines(view: View) -> Iterator[Text]:
     if len(view.rates) > 1:
         yield Text(f"{_INDENT}seq/s {bars(view.rates)}", style="dim")
     if view.damaged:
-        text = f"{view.damaged} damaged line{'s' * (view.damaged > 1)} passed over"
+        text = f"{view.damaged} damaged line{'s' * (view.damaged > 1)} skipped"
         yield Text(_INDENT + text, style="yellow")
 
 
 def bars(values: Iterable[float]) -> str:
-    """One block character a value, between the smallest and the largest."""
+    """Return one block character a value, scaled from the smallest to the largest."""
     found = list(values)
     if not found:
         return ""
@@ -202,10 +202,13 @@ def bars(values: Iterable[float]) -> str:
     return "".join(_BARS[round((v - low) / spread * (len(_BARS) - 1))] for v in found)
 
 
-def sources(runs: Sequence[str], stream: IO[str]) -> list[Source]:
-    """What was named: ``-``, run folders, files, or folders of runs (those not finished, or else
-    the newest). Raises BadInput for what is not there."""
-    found: list[Source] = []
+def sources(runs: Sequence[str], stream: IO[str]) -> list[LineSource]:
+    """Return the sources of ``-``, run folders, files and folders of runs.
+
+    A folder of runs gives its unfinished runs, or else its newest. Raises BadInput for a path
+    without runs.
+    """
+    found: list[LineSource] = []
     for run in runs:
         path = Path(run)
         if run == "-":
@@ -224,32 +227,34 @@ def sources(runs: Sequence[str], stream: IO[str]) -> list[Source]:
 
 
 def _goes_on(run: Path) -> bool:
-    """Whether a run has not closed its record and may still do so: it wrote something lately."""
+    """Return whether a run has an open record and wrote something recently."""
     if json_object(run / MANIFEST).get("files") is not None:
         return False
     newest = max(file.stat().st_mtime for file in run.iterdir())
     return time.time() - newest < _DEAD_S
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The verb: 0; 1 if a run that was watched ended in another way than ok."""
-    parser = Parser(
+def main(argv: Sequence[str]) -> int:
+    """Show the runs; returns 1 if one ended in another way than ok. Raises BadInput."""
+    verb = parser(
         "watch",
-        "Watch runs in the terminal. From another machine: "
-        "ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -",
+        epilog="From another machine: ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -. "
+        "Exit code: 0, or 1 if a run ended in another way than ok",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, steps.jsonl, or -")
-    parser.add_argument("--once", action="store_true", help="say how it stands, and stop")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds (1)")
-    given = parser.parse_args(argv)
+    verb.add_argument("runs", nargs="+", metavar="RUN", help="run folder, steps.jsonl, or -")
+    verb.add_argument("--once", action="store_true", help="print the state once, and exit")
+    verb.add_argument(
+        "--interval", type=float, default=1.0, metavar="S", help="seconds between updates"
+    )
+    given = verb.parse_args(argv)
     if not given.interval > 0:
-        raise BadInput(f"--interval {given.interval}: must be above 0")
+        raise BadInput(f"--interval {given.interval} must be above 0")
     views = [View(source) for source in sources(given.runs, sys.stdin)]
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # of terminals without block characters
+        sys.stdout.reconfigure(errors="replace")  # terminals without block characters
     console = Console(highlight=False)
     if given.once or given.json or not console.is_terminal:
-        while True:  # all that a pipe has to say
+        while True:  # until each pipe is read
             for view in views:
                 view.update()
             if all(v.over or v.resting for v in views if isinstance(v.source, Pipe)):
@@ -275,7 +280,7 @@ def _follow(views: Sequence[View], console: Console, interval_s: float) -> None:
                     return
                 time.sleep(interval_s)
     except KeyboardInterrupt:
-        pass  # the way out
+        pass  # the user leaves
 
 
 def _keep(history: deque[float], value: Any) -> None:
@@ -284,9 +289,5 @@ def _keep(history: deque[float], value: Any) -> None:
         history.append(found)
 
 
-def _told(form: str, value: float | None) -> str:
+def _formatted(form: str, value: float | None) -> str:
     return "" if value is None else form.format(value)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether groups of runs may be compared: what is not the same, and what should be known."""
+"""Whether groups of runs are comparable: their differences, and notes for the reader."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bertbench.common.results import statistics
 from bertbench.common.results.store import Damaged, Result, load_results
 
 FINISHED = ("ok", "below_quality")
-"""Runs whose rates are of whole runs; all others are only counted."""
+"""Statuses of complete runs, whose metrics count; other runs are only counted."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Side:
     def statuses(self) -> dict[str, int]:
         return dict(Counter(run.status for run in self.runs).most_common())
 
-    def told(self) -> str:
+    def summary(self) -> str:
+        """Return a line: the label and the number of runs of each status."""
         counted = ", ".join(f"{n} {status}" for status, n in self.statuses.items())
         runs = f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}"
         skipped = f"; {len(self.damaged)} damaged left out" if self.damaged else ""
@@ -44,10 +45,13 @@ class Side:
 
 
 def load_side(text: str) -> Side:
-    """The runs in a folder, below it, or in all that a pattern (``*``, ``**``) names."""
+    """Return the runs in or below a folder, or the matches of a pattern (``*``, ``**``).
+
+    Raises BadInput if nothing matches.
+    """
     paths = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
     if not paths:
-        raise BadInput(f"{shown(text)}: there is no such folder, and nothing matches it")
+        raise BadInput(f"{shown(text)}: no such folder or match")
     return Side(text, *load_results(paths, references=False))
 
 
@@ -71,21 +75,21 @@ _CIRCUMSTANCES: dict[str, Callable[[Result], Any]] = {
 
 
 def differences(lhs: Side, rhs: Side) -> list[str]:
-    """What is not the same between the sides, or within one; a line each."""
+    """Return the differences between the sides, or within one; a line each."""
     found = []
-    for what, of in _IDENTITY.items():
+    for name, of in _IDENTITY.items():
         left, right = (_values(side, of) for side in (lhs, rhs))
         for side, values in ((lhs, left), (rhs, right)):
             if len(values) > 1:
-                found.append(f"{what}: {shown(side.label)} mixes {_listed(values)}")
+                found.append(f"{name}: {shown(side.label)} mixes {_listed(values)}")
         if left != right and left and right and len(left) == len(right) == 1:
-            text = f"{what}: {_listed(left)} against {_listed(right)}"
-            found.append(text + (_recipe_difference(lhs, rhs) if what == "recipe" else ""))
+            text = f"{name}: {_listed(left)} against {_listed(right)}"
+            found.append(text + (_recipe_difference(lhs, rhs) if name == "recipe" else ""))
     return found
 
 
 def _values(side: Side, of: Callable[[Result], Any]) -> set[Any]:
-    """Of the runs that got far enough to know what they were."""
+    """Return the values of runs that know their recipe."""
     return {of(run) for run in side.runs if run.recipe_hash is not None or run in side.finished}
 
 
@@ -95,7 +99,7 @@ def _listed(values: set[Any]) -> str:
 
 
 def _recipe_difference(lhs: Side, rhs: Side) -> str:
-    """The fields in which two recipes differ, where it is not their inputs."""
+    """Return the fields in which two recipes differ, other than their inputs."""
     changed = _changed([_leaves(s.finished[0].config["recipe"]) for s in (lhs, rhs) if s.finished])
     return f" ({'; '.join(changed[:6])})" if changed else ""
 
@@ -119,7 +123,7 @@ def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def notes(lhs: Side, rhs: Side) -> Iterator[str]:
-    """What does not forbid the comparison, but its reader should know."""
+    """Yield warnings and circumstances that do not forbid the comparison."""
     codes = [{run.code_hash for run in side.runs} for side in (lhs, rhs)]
     if len(codes[0] | codes[1]) > 1:
         yield f"warning: the code differs: {_listed(codes[0])} against {_listed(codes[1])}"
@@ -129,21 +133,22 @@ def notes(lhs: Side, rhs: Side) -> Iterator[str]:
     for side in (lhs, rhs):
         resumed = sum(run.manifest.get("resumed_from") is not None for run in side.runs)
         if resumed:
-            yield f"warning: {shown(side.label)}: {resumed} resumed runs: their times are of a part"
+            yield f"warning: {shown(side.label)}: {resumed} resumed runs: their times are partial"
         late = side.statuses.get("below_quality", 0)
         if late:
             yield f"{shown(side.label)}: {late} runs missed their target; their rates are shown"
         for damaged in side.damaged:
             yield f"left out: {shown(damaged.path)}: {damaged.problem}"
     for name in SHARED:
-        told = {r.metrics[name]["definition"] for r in lhs.finished + rhs.finished
+        definitions = {r.metrics[name]["definition"] for r in lhs.finished + rhs.finished
                 if name in r.metrics}  # fmt: skip
-        if len(told) > 1:
-            yield f"warning: {name} is not defined alike: {' | '.join(sorted(map(shown, told)))}"
-    for what, of in _CIRCUMSTANCES.items():
+        if len(definitions) > 1:
+            listed = " | ".join(sorted(map(shown, definitions)))
+            yield f"warning: {name} has different definitions: {listed}"
+    for name, of in _CIRCUMSTANCES.items():
         left, right = (_values(side, of) for side in (lhs, rhs))
         if left != right or len(left) > 1:
-            yield f"{what}: {_listed(left)} against {_listed(right)}"
+            yield f"{name}: {_listed(left)} against {_listed(right)}"
     if lhs.finished and rhs.finished:
         impl = _changed([_leaves(side.finished[0].config["impl"]) for side in (lhs, rhs)])
         if impl:
@@ -152,6 +157,6 @@ def notes(lhs: Side, rhs: Side) -> Iterator[str]:
     if min(sizes) and statistics.smallest_p(*sizes) >= statistics.SIGNIFICANT:
         least = statistics.smallest_p(*sizes)
         yield (
-            f"{sizes[0]} and {sizes[1]} runs can show no difference: the smallest p that they can "
-            f"give is {least:.2g}. Six a side: bertbench repeat 6"
+            f"{sizes[0]} and {sizes[1]} runs cannot show a difference: their smallest possible p "
+            f"is {least:.2g}. Make six a side: bertbench repeat 6"
         )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two groups of runs of one benchmark: what differs, by how much, and whether that is more than
-chance. Runs that did not train the same thing are refused, with what is not the same."""
+"""Compare two groups of runs of one benchmark: ratios, intervals and significance.
+
+Runs of different benchmarks, recipes or data are refused, with their differences.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,15 @@ from bertbench.common.results import statistics
 from bertbench.common.results.comparable import Side, differences, notes
 
 JUDGED = ("time_to_target_s", "sequences_per_second", "inference_sequences_per_second")
-"""What the exit code is about unless --metric says otherwise, besides stability and quality."""
+"""Metrics that decide the exit code without --metric, besides stability and quality."""
 STABILITY = "stability"
 METHODS = {
-    "runs": "each run is one value; those that ended as ok or below_quality have figures, all "
+    "runs": "each run is one value; runs that ended as ok or below_quality have metrics, all "
     "count in stability (ended as ok / made)",
     "ratio": "median of all quotients of a right and a left value (Hodges-Lehmann, logarithms)",
-    "interval": "of that ratio, distribution-free from the exact Mann-Whitney distribution, at "
-    "least 95 %; it needs 6 runs a side, fewer are indicative",
-    "p": "exact two-sided Mann-Whitney test of each metric by itself; ~ is p >= 0.05: no "
-    "difference was shown",
+    "interval": "confidence interval of the ratio, at least 95 %, distribution-free (exact "
+    "Mann-Whitney); it needs 6 runs a side, fewer are indicative",
+    "p": "exact two-sided Mann-Whitney test of each metric; ~ is p >= 0.05: not significant",
 }
 
 
@@ -39,7 +40,7 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MetricRow:
     """One metric on both sides."""
 
     name: str
@@ -52,7 +53,7 @@ class Row:
     interval: statistics.Interval | None = None
     p: float | None = None
     verdict: str = ""
-    """better, worse, differs (no direction is better), or ~: not significant."""
+    """better, worse, differs (the metric has no better direction), or ~ (not significant)."""
     judged: bool = False
     """Whether the exit code depends on it."""
     regression: bool = False
@@ -61,14 +62,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What ``compare`` finds."""
+    """The result of ``compare``."""
 
     lhs: Side
     rhs: Side
     differences: list[str]
-    """Why these are not the same benchmark; empty where they are."""
+    """Reasons why the sides are not comparable; empty if they are."""
     notes: list[str]
-    rows: list[Row]
+    rows: list[MetricRow]
     threshold: float
     forced: bool
 
@@ -79,12 +80,12 @@ class Comparison:
             return 2
         if any(row.regression and row.judged for row in self.rows):
             return 1
-        # How many ended well says nothing of figures, unless it is all that was asked for.
+        # Stability alone decides only if it alone was asked for.
         figures = [row for row in self.rows if row.name != STABILITY] or self.rows
         return 0 if any(row.judged and row.p is not None for row in figures) else 2
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return JSON values."""
         refused = bool(self.differences) and not self.forced
         return {
             **{
@@ -117,8 +118,8 @@ def compare(
 ) -> Comparison:
     """Compare ``rhs`` with the baseline ``lhs``; ``threshold`` is in percent.
 
-    ``metrics`` are those to show and to judge; default: all, and JUDGED. Raises BadInput where a
-    side has no run, or a metric is nowhere.
+    ``metrics`` are shown and judged; default: show all, judge JUDGED. Raises BadInput for a side
+    without runs, or an unknown metric.
     """
     for side in (lhs, rhs):
         if not side.runs:
@@ -129,7 +130,7 @@ def compare(
     unknown = [name for name in metrics if name not in names and name != STABILITY]
     if unknown:
         there = ", ".join((STABILITY, *map(shown, names)))
-        raise BadInput(f"no run has the metric {unknown[0]!r}; there are: {there}")
+        raise BadInput(f"no run has the metric {unknown[0]!r}; choose from: {there}")
     wanted = list(metrics) or [
         STABILITY,
         *sorted(names, key=lambda n: n not in (*JUDGED, *quality)),
@@ -154,12 +155,12 @@ def _damage(side: Side) -> str:
     return f" that can be read ({len(side.damaged)} damaged; {shown(first.path)}: {first.problem})"
 
 
-def _row(name: str, lhs: Side, rhs: Side) -> Row:
+def _row(name: str, lhs: Side, rhs: Side) -> MetricRow:
     sides = [[run for run in side.finished if name in run.metrics] for side in (lhs, rhs)]
     entries = [run.metrics[name] for runs in sides for run in runs]
     units = {entry["unit"] for entry in entries}
     left, right = ([float(run.metrics[name]["value"]) for run in runs] for runs in sides)
-    row = Row(
+    row = MetricRow(
         name=name,
         unit=" | ".join(sorted(units)),
         direction=entries[0]["direction"],
@@ -177,12 +178,12 @@ def _row(name: str, lhs: Side, rhs: Side) -> Row:
     )
 
 
-def _stability(lhs: Side, rhs: Side) -> Row:
-    """Shares of runs that ended as ok; the same test, with 1 for each and 0 for every other."""
+def _stability(lhs: Side, rhs: Side) -> MetricRow:
+    """Return the shares of runs that ended as ok, tested with 1 for ok and 0 for others."""
     left, right = ([float(run.status == "ok") for run in side.runs] for side in (lhs, rhs))
     shares = [sum(side) / len(side) for side in (left, right)]
     lows, highs = zip(*((min(side), max(side)) for side in (left, right)), strict=True)
-    return Row(
+    return MetricRow(
         name=STABILITY,
         unit="ok/made",
         direction="higher",
@@ -199,8 +200,8 @@ def _spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.median(values), len(values), min(values), max(values))
 
 
-def _judge(row: Row, threshold: float, judged: bool) -> Row:
-    """Better or worse, and whether by more than ``threshold`` percent."""
+def _judge(row: MetricRow, threshold: float, judged: bool) -> MetricRow:
+    """Return the row with its verdict; a regression exceeds ``threshold`` percent."""
     row = dataclasses.replace(row, judged=judged)
     if row.p is None or row.lhs is None or row.rhs is None:
         return row
@@ -210,7 +211,7 @@ def _judge(row: Row, threshold: float, judged: bool) -> Row:
     if row.direction not in ("higher", "lower"):
         return dataclasses.replace(row, verdict="differs")
     worse = (change < 0) == (row.direction == "higher")
-    # Of the threshold's own width a rounding error is not more.
+    # A rounding error does not exceed the threshold.
     beyond = abs(change) * 100 > threshold * (1 + 1e-12)
     return dataclasses.replace(
         row, verdict="worse" if worse else "better", regression=worse and beyond
@@ -218,7 +219,7 @@ def _judge(row: Row, threshold: float, judged: bool) -> Row:
 
 
 def _change(left: float, right: float) -> float:
-    """Relative to ``left``, infinite from nothing."""
+    """Return the change relative to ``left``; from 0 it is infinite."""
     if left == right:
         return 0.0
     return (right - left) / abs(left) if left else (1e308 if right > 0 else -1e308)
@@ -231,13 +232,13 @@ _HEADINGS: tuple[str, ...] = (
 
 
 def render(found: Comparison) -> str:
-    """For people; only characters that every terminal has."""
-    lines = [found.lhs.told(), found.rhs.told()]
+    """Return the comparison for people, in ASCII."""
+    lines = [found.lhs.summary(), found.rhs.summary()]
     if found.differences:
         head = "NOT THE SAME BENCHMARK" if found.forced else "not comparable"
         lines += [f"{head}:", *(f"  {text}" for text in found.differences)]
         if not found.forced:
-            return "\n".join([*lines, "--force compares nevertheless, and says so"])
+            return "\n".join([*lines, "--force compares them, and lists the differences"])
     lines += [*found.notes, ""]
     table = [_HEADINGS, *map(_cells, found.rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -247,7 +248,7 @@ def render(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: MetricRow) -> tuple[str, ...]:
     if row.p is None:
         interval = ""
     elif row.interval is None:
@@ -257,13 +258,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     number = "-" if row.ratio is None else f"{row.ratio:.4g}"
     verdict = f"{row.verdict} (regression)" if row.regression and row.judged else row.verdict
     return (
-        shown(row.name, 40), shown(row.unit, 20), _told(row, row.lhs), _told(row, row.rhs),
+        shown(row.name, 40), shown(row.unit, 20), _values(row, row.lhs), _values(row, row.rhs),
         f"~ {number}" if row.verdict == "~" else number, interval,
         "-" if row.p is None else f"{row.p:.2g}", "" if verdict == "~" else verdict,
     )  # fmt: skip
 
 
-def _told(row: Row, spread: Spread | None) -> str:
+def _values(row: MetricRow, spread: Spread | None) -> str:
     if spread is None:
         return "-"
     if row.name == STABILITY:
@@ -279,7 +280,6 @@ def _conclusion(found: Comparison) -> str:
         listed = ", ".join(shown(row.name) for row in worse)
         return f"worse by more than {found.threshold:g} % and significant: {listed}"
     if found.exit_code == 2:
-        return "nothing that both sides measured can be judged"
-    return (
-        f"same or better: nothing judged is significantly worse by more than {found.threshold:g} %"
-    )
+        return "no judged metric was measured on both sides"
+    limit = f"{found.threshold:g} %"
+    return f"same or better: no judged metric is significantly worse by more than {limit}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How throughput grows with devices: the arithmetic, its definitions, and the table of it."""
+"""Scaling of throughput with devices: the arithmetic, its definitions and its table."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ DEFINITIONS = {
     "step_s": "global batch / sequences_per_second",
     "gradient_all_reduce_s": SHARED["gradient_all_reduce_s"].definition,
     "beyond_s": {
-        "weak": "step_s(N) - step_s(1): what communication and imbalance add to each step",
-        "strong": "step_s(N) - step_s(1) / N: what communication, imbalance and the smaller share "
-        "of each device add to each step",
+        "weak": "step_s(N) - step_s(1): the cost of communication and imbalance per step",
+        "strong": "step_s(N) - step_s(1) / N: the cost per step of communication, imbalance and "
+        "the smaller share of each device",
     },
 }
-HOST_NOTE = "processes share the host's processors: no device was added, so this tests the path"
+HOST_NOTE = "processes share the host's processors: this tests the path, not the scaling"
 
 
 @dataclass
-class Row:
+class ScalingPoint:
     """One number of devices."""
 
     devices: int
     global_batch: int
     statuses: list[str] = field(default_factory=list)
     reason: str | None = None
-    """Of the last run that gave no rate."""
+    """Reason of the last run without a rate."""
     records: list[str] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     rate: float | None = None
-    """sequences/s; the median where there are several runs."""
+    """sequences/s, the median of the runs."""
     rate_per_device: float | None = None
     efficiency: float | None = None
     step_s: float | None = None
@@ -55,14 +55,14 @@ class Row:
     kernels: Any = None
     device: str | None = None
     quality: dict[str, Any] | None = None
-    """Of the last run; None in a preflight."""
+    """Quality of the last run; None in a preflight."""
     peak_memory_bytes: float | None = None
     power_w: float | None = None
     note: str | None = None
 
 
-def fill(row: Row, results: Sequence[Result], *, quality: bool = True) -> None:
-    """Take a row's figures from its records; ``quality`` where there was one to reach."""
+def fill(row: ScalingPoint, results: Sequence[Result], *, quality: bool = True) -> None:
+    """Set a row's figures from its records; without ``quality`` in a preflight."""
     finished = [r for r in results if r.status in FINISHED and (r.value(RATE) or 0) > 0]
     row.rates = [value for r in finished if (value := r.value(RATE)) is not None]
     if not finished:
@@ -80,14 +80,14 @@ def fill(row: Row, results: Sequence[Result], *, quality: bool = True) -> None:
         setattr(row, name, median(values) if values else None)
 
 
-def relate(rows: Sequence[Row], weak: bool, shares_host: bool) -> None:
-    """Efficiency and the seconds beyond one device's, where one device has a rate."""
+def relate(rows: Sequence[ScalingPoint], weak: bool, shares_host: bool) -> None:
+    """Set efficiency and step time beyond one device's, if one device has a rate."""
     one = next((row for row in rows if row.devices == 1), None)
     for row in rows:
         if shares_host and row.devices > 1:
             row.note = HOST_NOTE
         if one is None or one.rate is None or one.step_s is None:
-            row.note = "one device has no rate to compare with"
+            row.note = "one device has no rate: no baseline"
             continue
         if row.rate is None or row.step_s is None:
             continue
@@ -107,11 +107,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def as_dict(rows: Sequence[Row], *, weak: bool, **facts: Any) -> dict[str, Any]:
-    """What scale.json holds; ``facts`` are of the command."""
+def as_dict(rows: Sequence[ScalingPoint], *, weak: bool, **facts: Any) -> dict[str, Any]:
+    """Return the content of scale.json; ``facts`` describe the command."""
     mode = "weak" if weak else "strong"
-    told = {**DEFINITIONS, "beyond_s": DEFINITIONS["beyond_s"][mode]}  # type: ignore[index]
-    told.pop("strong" if weak else "weak")
+    definitions = {**DEFINITIONS, "beyond_s": DEFINITIONS["beyond_s"][mode]}  # type: ignore[index]
+    definitions.pop("strong" if weak else "weak")
     largest = rows[-1]
     return {
         "schema_version": 1,
@@ -124,31 +124,31 @@ def as_dict(rows: Sequence[Row], *, weak: bool, **facts: Any) -> dict[str, Any]:
             "value": largest.efficiency,
             "devices": largest.devices,
             "definition": f"rate({largest.devices}) / ({largest.devices} x rate(1)), {mode}: "
-            f"{told[mode]}",
+            f"{definitions[mode]}",
             "note": largest.note,
         },
-        "definitions": told,
+        "definitions": definitions,
     }
 
 
 def render(found: dict[str, Any]) -> str:
-    """The table for people, and what its columns are."""
+    """Return the table for people, with the definitions of its columns."""
     head = ("devices", "batch", "micro", "sequences/s", "per device", "efficiency", "s/step",
             "beyond", "all-reduce", "quality", "status")  # fmt: skip
     table = [head, *map(_cells, found["rows"])]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in table]
     value, scaled = found["scalability"]["value"], found["scalability"]
-    told = found["definitions"]
+    definitions = found["definitions"]
     lines += [
         "",
         f"scalability  {_number(value, '.3f')} = {scaled['definition']}",
         *([f"  {scaled['note']}"] if scaled["note"] else []),
-        f"sequences/s  {told[RATE]}" + ("; median of runs" if found["repeats"] > 1 else ""),
-        f"efficiency   {told['efficiency']}",
-        f"s/step       {told['step_s']}",
-        f"beyond       {told['beyond_s']}",
-        f"all-reduce   seconds, {told['gradient_all_reduce_s']}",
+        f"sequences/s  {definitions[RATE]}" + ("; median of runs" if found["repeats"] > 1 else ""),
+        f"efficiency   {definitions['efficiency']}",
+        f"s/step       {definitions['step_s']}",
+        f"beyond       {definitions['beyond_s']}",
+        f"all-reduce   seconds, {definitions['gradient_all_reduce_s']}",
     ]
     lines += [
         f"{row['devices']} devices: {shown(row['note'], 300)}"
@@ -164,7 +164,7 @@ def render(found: dict[str, Any]) -> str:
     if runs and min(runs) < ENOUGH:
         lines.append(f"indicative: {min(runs)} run(s) for each number of devices, no interval")
     if found["synthetic"]:
-        lines.append("synthetic tokens, short runs: a preflight of the speed, without accuracy")
+        lines.append("synthetic tokens, short runs: a preflight of throughput, without accuracy")
     return "\n".join(lines)
 
 

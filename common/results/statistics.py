@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics over runs in fresh processes: few values, no assumption about how they scatter.
+"""Statistics over runs in new processes: few values, without assumptions on their distribution.
 
-Everything is exact up to ``EXACT`` values in all. Nothing is left out as an outlier. An interval
-needs ``ENOUGH`` runs (on each side): with five none of 95 % exists for a median.
+All results are exact up to ``EXACT`` values, and outliers stay in. An interval needs ``ENOUGH``
+runs on each side: five give no 95 % interval of a median.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ ENOUGH = 6
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05
 EXACT = 120
-"""Values of both sides together up to which a p is counted out; beyond it is approximated."""
+"""Most values of both sides together with an exact p; beyond, it is approximated."""
 
 
 class Interval(NamedTuple):
     low: float
     high: float
     confidence: float
-    """What it really has: at least CONFIDENCE, since the possible ones are few."""
+    """The exact coverage: at least CONFIDENCE."""
 
 
 class Ratio(NamedTuple):
-    """Of what is right to what is left."""
+    """The ratio right / left."""
 
     estimate: float
     interval: Interval | None
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value, or the mean of the middle two."""
+    """Return the middle value, or the mean of the middle two."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     if len(ordered) % 2 or ordered[middle - 1] == ordered[middle]:
@@ -44,7 +44,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:
-    """Of the median: from the k-th smallest to the k-th largest value, by the sign test.
+    """Return the median's interval: k-th smallest to k-th largest value, by the sign test.
 
     k is the largest for which fewer than k of n values lie on one side with a probability of at
     most (1 - CONFIDENCE) / 2. None for fewer than ENOUGH values.
@@ -59,11 +59,11 @@ def median_interval(values: Sequence[float]) -> Interval | None:
 
 
 def mann_whitney(left: Sequence[float], right: Sequence[float]) -> float:
-    """Two-sided p of the Mann-Whitney test that neither side tends to larger values.
+    """Return the two-sided p of the Mann-Whitney test that neither side tends to larger values.
 
-    The share of all ways to deal the values to two sides of these sizes whose rank sum is at
-    least as far from its mean as this one; equal values share their ranks. That counts for 0 and
-    1 (reached or not), too.
+    p is the share of all assignments of the values to two sides of these sizes whose rank sum is
+    at least as far from its mean as this one. Equal values share their ranks, also 0 and 1
+    (reached or not). Raises ValueError for a side without values.
     """
     if not left or not right:
         raise ValueError("a side without values")
@@ -80,16 +80,16 @@ def mann_whitney(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def smallest_p(left: int, right: int) -> float:
-    """The smallest p that sides of these sizes can give."""
+    """Return the smallest possible p of sides of these sizes."""
     return min(1.0, float(Fraction(2, math.comb(left + right, left))))
 
 
 def ratio(left: Sequence[float], right: Sequence[float]) -> Ratio | None:
-    """right / left: the median of all quotients (Hodges-Lehmann on the logarithms).
+    """Return right / left: the median of all quotients (Hodges-Lehmann on the logarithms).
 
-    Its interval reaches from the k-th smallest to the k-th largest quotient, where k is the
+    The interval reaches from the k-th smallest to the k-th largest quotient, where k is the
     largest that the exact Mann-Whitney distribution allows at CONFIDENCE; ties only widen it.
-    None where a quotient does not exist: a value is not positive, or beyond floating point.
+    None if a value is not positive, or a quotient is beyond floating point.
     """
     if not left or not right or min(*left, *right) <= 0:
         return None
@@ -113,7 +113,7 @@ def _ratio_interval(quotients: Sequence[float], n: int, m: int) -> Interval | No
 
 
 def _doubled_ranks(values: Sequence[float]) -> list[int]:
-    """Twice the rank of each value; equal ones have the mean of theirs, a whole number so."""
+    """Return twice the rank of each value; equal values have their mean rank, so it is whole."""
     ordered = sorted(values)
     first: dict[float, int] = {}
     last: dict[float, int] = {}
@@ -124,10 +124,10 @@ def _doubled_ranks(values: Sequence[float]) -> list[int]:
 
 
 def _rank_sums(ranks: Sequence[int], chosen: int) -> list[int]:
-    """For each sum, in how many ways ``chosen`` of ``ranks`` add up to it.
+    """Return for each sum the number of ways that ``chosen`` of ``ranks`` add up to it.
 
-    Coefficients of the product of (1 + y x^rank), for y^chosen: polynomials of x, each held in
-    one whole number with a field of bits per coefficient.
+    These are the coefficients at y^chosen of the product of (1 + y x^rank). Each polynomial of x
+    is one whole number with a field of bits per coefficient.
     """
     bits = len(ranks) + 1
     polynomials = [1] + [0] * chosen
@@ -145,7 +145,7 @@ def _rank_sums(ranks: Sequence[int], chosen: int) -> list[int]:
 
 
 def _approximate(ranks: Sequence[int], n: int, off: int) -> float:
-    """The normal approximation, with the variance that the ties leave and half a step's width."""
+    """Return the normal approximation with the variance of the ties and continuity correction."""
     total = len(ranks)
     mean = sum(ranks) / total
     variance = n * (total - n) / (total * (total - 1)) * sum((r - mean) ** 2 for r in ranks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the lines of a run that is under way come from: a file that grows, or a pipe."""
+"""Sources of a running run's lines: a file that grows, or a pipe."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ STEPS = "steps.jsonl"
 _CHUNK = 1 << 24
 
 
-class Source(Protocol):
-    """Where lines come from."""
+class LineSource(Protocol):
+    """A source of lines."""
 
     name: str
 
     def lines(self) -> list[str]:
-        """Those that are new and whole."""
+        """Return the new complete lines."""
 
     def facts(self) -> Mapping[str, Any]:
-        """``max_steps``, ``title``, and ``status`` once the run has finished; what is known."""
+        """Return the known ones of ``max_steps``, ``title``, and a finished run's ``status``."""
 
     def quiet_s(self) -> float | None:
-        """Seconds since something was written; None if that cannot be told."""
+        """Return the seconds since the last write; None if unknown."""
 
     def ended(self) -> bool:
-        """Whether nothing more can come."""
+        """Return whether no line can follow."""
 
 
 class File:
-    """A steps.jsonl that may grow, be replaced, or not be there yet."""
+    """A steps.jsonl that may grow, be replaced, or be missing yet."""
 
     def __init__(self, path: Path) -> None:
         self._file = path / STEPS if path.is_dir() else path
@@ -50,14 +50,14 @@ class File:
         try:
             with self._file.open("rb") as file:
                 inode, size = (s := self._file.stat()).st_ino, s.st_size
-                if inode != self._inode or size < self._offset:  # another file, or cut
+                if inode != self._inode or size < self._offset:  # replaced or truncated
                     self._offset, self._inode, self._rest = 0, inode, b""
                 file.seek(self._offset)
-                fresh = file.read(_CHUNK)
+                chunk = file.read(_CHUNK)
         except OSError:
             return []
-        self._offset += len(fresh)
-        *whole, self._rest = (self._rest + fresh).split(b"\n")
+        self._offset += len(chunk)
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
         return [line.decode("utf-8", errors="replace") for line in whole]
 
     def facts(self) -> Mapping[str, Any]:
@@ -71,7 +71,7 @@ class File:
             facts["max_steps"] = recipe["max_steps"]
         if manifest:
             facts["title"] = f"{manifest.get('preset')} on {manifest.get('system')}"
-        if manifest.get("files") is not None:  # written when a run ends, and not before
+        if manifest.get("files") is not None:  # written when a run ends
             facts["status"] = self._status = str(manifest.get("status"))
         return facts
 
@@ -86,7 +86,7 @@ class File:
 
 
 class Pipe:
-    """Lines that another program sends, read as they come."""
+    """Lines from another program, read by a thread."""
 
     name = "standard input"
 
@@ -123,7 +123,7 @@ class Pipe:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty if there is none, or not yet."""
+    """Return a JSON file's object; empty if missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -132,7 +132,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from bertbench.benchmarks import resolve
+from bertbench.benchmarks import presets, resolve
 from bertbench.benchmarks.bert_pretraining import flags
 from bertbench.benchmarks.bert_pretraining.flags import translate
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
 from bertbench.benchmarks.bert_pretraining.reference_flags import REFERENCE
 from bertbench.common.cli import main as cli
+from bertbench.common.config.parser import Parser
 from bertbench.common.errors import BadInput, Unsupported
 
 # Name -> a value it takes, or None for a switch. Sources: the argument parsers of MLPerf Training
@@ -223,3 +227,116 @@ def test_a_reader_who_has_left_gets_no_traceback() -> None:
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def output_of(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error, with blanks and wraps normalised."""
+    try:
+        code = cli.main(list(words))
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    captured = capsys.readouterr()
+    return code, " ".join(captured.out.split()), " ".join(captured.err.split())
+
+
+@pytest.mark.parametrize("verb", cli.VERBS.values(), ids=lambda verb: verb.name)
+def test_every_verb_has_help_with_its_summary(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = output_of(capsys, verb.name, "--help")
+    assert code == 0 and verb.summary in out
+    assert output_of(capsys, "help", verb.name)[:2] == (0, out)
+    assert verb.summary in cli.usage()
+
+
+def test_help_describes_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "RECIPE one of: mini, " in output_of(capsys, "describe", "--help")[1]
+    assert "(default: 1.0)" in output_of(capsys, "help", "compare")[1]
+    assert "130 interrupted" in output_of(capsys, "help", "run")[1]
+    assert "--learning_rate" in output_of(capsys, "help", "run", "mini")[1]
+    assert output_of(capsys, "help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("lst", "bertbench: unknown verb 'lst'; did you mean list? `bertbench help` lists the"),
+        ("report --ouut x", "bertbench report: unknown flag --ouut; did you mean --out? usage:"),
+        ("rcp x --rule-sets=1", "unknown flag --rule-sets=1; did you mean --ruleset?"),
+        ("calibrate --presision fp32", "unknown flag --presision; did you mean --precision?"),
+        ("calibrate --num_threads x", "argument --num_threads: invalid int value: 'x' usage:"),
+        ("run mini --sed 1", "unknown flag --sed; did you mean --seed"),
+        ("run mini --seed x", "bertbench run: --seed: invalid literal for int() with base 10: 'x' "
+         "`bertbench run mini --help` lists the flags"),
+        ("repeat 2 -- run mini --seed x", "bertbench repeat: --seed: invalid literal"),
+        ("data pack x --output y --sed 1", "--sed, 1; did you mean --seed? `bertbench data pack -"),
+        ("data chck", "unknown verb 'chck'; did you mean check?"),
+    ],
+)  # fmt: skip
+def test_every_verb_refuses_in_the_same_way(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = output_of(capsys, *words.split())
+    assert code == 2 and message in err
+
+
+@pytest.mark.parametrize("words", ["data pack x --output y --seed x", "run mini --seed x",
+                                   "calibrate --num_threads x", "frobnicate"])  # fmt: skip
+def test_refusals_for_machines(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*words.split(), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["kind"] == "BadInput"
+
+
+@pytest.mark.parametrize("sign", ["_", "-"])
+def test_flags_are_spelled_with_either_sign(sign, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["run", "mini", "--backend", "cpu_ref"]
+    assert output_of(capsys, *run, f"--dry{sign}run")[0] == 0
+    parser = Parser("report", None)
+    parser.add_argument("--no_references", action="store_true")
+    parser.add_argument("rest", nargs="*")
+    given = parser.parse_args([f"--no{sign}references", "a-b", "--", "--c-d"])
+    assert given.no_references and given.rest == ["a-b", "--c-d"]
+    assert output_of(capsys, "export_weights", "--help") == output_of(
+        capsys, "export-weights", "--help"
+    )
+
+
+def test_version_names_the_release_and_the_commit(capsys: pytest.CaptureFixture[str]) -> None:
+    pattern = rf"bertbench {version('bertbench')}( \([0-9a-f]{{12}}(, modified)?\))?"
+    assert re.fullmatch(pattern, output_of(capsys, "--version")[1])
+
+
+def test_list_fits_a_terminal_and_names_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    known = presets()
+    assert [line for line in lines if line[0] != " "] == [*dict.fromkeys(
+        p.benchmark for p in known.values()
+    )]  # fmt: skip
+    assert [line.strip() for line in lines if re.match(r" {2}\S", line)] == list(known)
+    assert not any("RECIPE" in line for line in lines)
+    assert cli.main(["list", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(known)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if shell == "zsh":
+        return
+    for words, wanted in {
+        ("",): set(cli.VERBS),
+        ("run", "squad_l"): {name for name in presets() if name.startswith("squad_l")},
+        ("data", "c"): {"check"},
+        ("run", "mini", "--predict_f"): {"--predict_file"},
+        ("report", "--no"): {"--no_references"},
+        ("help", "export"): {"export-weights", "export-mlperf"},
+    }.items():
+        typed = " ".join(["bertbench", *(repr(word) for word in words)])
+        asked = f"source {script}; COMP_WORDS=({typed}); COMP_CWORD={len(words)}; _bertbench; "
+        done = subprocess.run(
+            ["bash", "-c", asked + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True
+        )
+        assert wanted <= set(done.stdout.split()), done.stderr

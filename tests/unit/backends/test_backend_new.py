@@ -101,7 +101,7 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     mine = tmp_path / "bertbench-abacus"
     mine.mkdir()
     assert main(["new-backend", "abacus", "--output", str(tmp_path)]) == 2
-    assert f"{mine} exists already" in capsys.readouterr().err
+    assert f"{mine} exists" in capsys.readouterr().err
     assert not list(mine.iterdir())
     assert main(["new-backend", "abacus", "--output", str(tmp_path / "nowhere")]) == 2
 

@@ -82,7 +82,7 @@ def test_what_is_not_significant_shows_its_raw_ratio(tmp_path: Path) -> None:
     assert found.exit_code == 0
     text = render(found)
     assert "~ 0.5" in text and "indicative" in text
-    assert "3 and 3 runs can show no difference: the smallest p that they can give is 0.1" in text
+    assert "3 and 3 runs cannot show a difference: their smallest possible p is 0.1" in text
 
 
 def test_one_run_a_side(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_only_what_is_judged_decides(tmp_path: Path) -> None:
     assert found.exit_code == 0
     named = of(a, b, metrics=["init_s"])
     assert [r.name for r in named.rows] == ["init_s"] and named.exit_code == 1
-    with pytest.raises(BadInput, match="no run has the metric 'speed'; there are: stability"):
+    with pytest.raises(BadInput, match="no run has the metric 'speed'; choose from: stability"):
         of(a, b, metrics=["speed"])
 
 
@@ -147,7 +147,7 @@ def test_runs_that_all_fail_are_a_regression(tmp_path: Path) -> None:
     assert row(of(a, b), "stability").p == 2 / 924
     assert of(a, b).exit_code == 1
     few = of(group(tmp_path / "c", BASE[:1]), group(tmp_path / "d", BASE[:1], status="oom"))
-    assert few.exit_code == 2 and "nothing that both sides measured" in render(few)
+    assert few.exit_code == 2 and "no judged metric was measured" in render(few)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_other_definitions_and_units_are_not_passed_over(tmp_path: Path) -> None
         content["metrics"] += [entry, odd]
         manifest.write_text(json.dumps(content))
     found = of(a, b)
-    assert any("peak_memory_bytes is not defined alike: by the system | by torch" in note
+    assert any("peak_memory_bytes has different definitions: by the system | by torch" in note
                for note in found.notes)  # fmt: skip
     assert (row(found, "power_w").unit, row(found, "power_w").p) == ("W | mW", None)
 
@@ -234,7 +234,7 @@ def test_patterns_and_what_names_nothing(tmp_path: Path) -> None:
     group(tmp_path / "b", BASE)
     assert len(load_side(f"{tmp_path}/*/1x-card").runs) == 12
     assert len(load_side(f"{tmp_path}/a/**/2026*").runs) == 6
-    with pytest.raises(BadInput, match="nothing matches"):
+    with pytest.raises(BadInput, match="no such folder or match"):
         load_side(f"{tmp_path}/x*")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="no run there"):

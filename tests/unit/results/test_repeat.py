@@ -75,7 +75,7 @@ def test_progress_and_summary_for_people(place: Path, capsys: pytest.CaptureFixt
     assert repeat(place, "2", flags=("--seed", "7")) == 0
     text = capsys.readouterr().out
     assert [run["seed"] for run in started(place)] == [7, 8]
-    assert "2 runs in fresh processes, seeds 7-8" in text
+    assert "2 runs in new processes, seeds 7-8" in text
     assert "[1/2] run, seed 7:" in text and "[2/2] run, seed 8:" in text
     assert "about 0:00 left" in text and "stability 2/2 = 1, n = 2" in text
     assert "indicative: no interval" in text and "an interval needs 6 runs" in text
@@ -86,7 +86,7 @@ def test_what_is_complete_is_not_repeated(place: Path, capsys: pytest.CaptureFix
     assert repeat(place, "4", "--json") == 0
     assert [run["seed"] for run in started(place)] == [42, 43, 44, 45]
     captured = capsys.readouterr()
-    assert "2 are done" in captured.err
+    assert "2 are complete" in captured.err
     records = json.loads(captured.out[captured.out.index("{") :])["run"]["records"]
     shutil.rmtree(records[1])  # a record that is gone is made again
     assert repeat(place, "4") == 0
@@ -194,7 +194,7 @@ def test_ctrl_c_stops_the_run_in_order_and_the_command_goes_on(
     thread.start()
     code = repeat(place, "3")
     thread.join()
-    assert code == 130 and "stopped: the same command goes on" in capsys.readouterr().out
+    assert code == 130 and "stopped: the same command continues" in capsys.readouterr().out
     assert [run["seed"] for run in started(place)] == [42, 43]
     behave(monkeypatch)
     assert repeat(place, "3") == 0
@@ -204,15 +204,15 @@ def test_ctrl_c_stops_the_run_in_order_and_the_command_goes_on(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["2"], "say what to run behind --"),
-        (["2", "--", "train", "mini"], "say what to run behind --"),
+        (["2"], "give the run after --"),
+        (["2", "--", "train", "mini"], "give the run after --"),
         (["0", "--", "run", "mini"], "whole numbers from 1"),
         (["x", "--", "run", "mini"], "invalid int value"),
         (["2", "--", "run", "nonsense"], "unknown recipe"),
-        (["2", "--", "run", "mini", "--resume", "last"], "--resume is no fresh run"),
-        (["2", "--", "run", "mini", "--dry_run"], "--dry_run is no fresh run"),
+        (["2", "--", "run", "mini", "--resume", "last"], "--resume cannot be combined"),
+        (["2", "--", "run", "mini", "--dry_run"], "--dry_run cannot be combined"),
         (["2", "--against", "run 'mini", "--", "run", "mini"], "No closing quotation"),
-        (["2", "--against", "mini", "--", "run", "mini"], "say what to run"),
+        (["2", "--against", "mini", "--", "run", "mini"], "give the run"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(args: list[str], said: str) -> None:
@@ -227,7 +227,7 @@ def test_a_broken_ledger_is_refused_with_the_fix(
     ledger = Path(told(capsys)["ledger"])
     for content in ("{", "[]", '{"runs": [{}]}', '{"runs": [{"side": [], "seed": 1}]}'):
         ledger.write_text(content)
-        with pytest.raises(BadInput, match="--fresh starts anew"):
+        with pytest.raises(BadInput, match="or use --fresh"):
             repeat(place, "1")
     assert repeat(place, "1", "--fresh") == 0
 

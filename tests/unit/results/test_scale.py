@@ -17,7 +17,7 @@ from bertbench.common.cli.main import main as cli
 from bertbench.common.cli.scale import Budget, main
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.launch.subprocess_runs import Starter
-from bertbench.common.results.scaling import HOST_NOTE, Row, as_dict, fill, relate, render
+from bertbench.common.results.scaling import HOST_NOTE, ScalingPoint, as_dict, fill, relate, render
 from bertbench.common.results.store import load_results
 from tests.unit.results.constructed import device, make_run
 
@@ -58,12 +58,12 @@ def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out)
 
 
-def rows_of(root: Path, batches: dict[int, int], **changed: Any) -> list[Row]:
+def rows_of(root: Path, batches: dict[int, int], **changed: Any) -> list[ScalingPoint]:
     rows = []
     for devices, batch in batches.items():
         make_run(root / str(devices), {"sequences_per_second": RATES[str(devices)]},
                  world_size=devices, global_batch=batch, **changed)  # fmt: skip
-        rows.append(Row(devices=devices, global_batch=batch))
+        rows.append(ScalingPoint(devices=devices, global_batch=batch))
         fill(rows[-1], load_results([root / str(devices)], references=False)[0])
     return rows
 
@@ -83,7 +83,7 @@ def test_weak_scaling_to_the_digit(tmp_path: Path) -> None:
     assert "strong" not in found["definitions"]
     text = render(json.loads(json.dumps(found)))
     assert "scalability  0.600 = rate(8) / (8 x rate(1)), weak" in text
-    assert "beyond       step_s(N) - step_s(1): what communication and imbalance add" in text
+    assert "beyond       step_s(N) - step_s(1): the cost of communication and imbalance" in text
     assert "all-reduce   seconds, adding a step's gradients over all ranks" in text
     assert "indicative: 1 run(s)" in text
 
@@ -98,10 +98,10 @@ def test_strong_scaling_to_the_digit(tmp_path: Path) -> None:
 
 
 def test_without_one_device_nothing_is_relative(tmp_path: Path) -> None:
-    rows = [Row(devices=1, global_batch=8), *rows_of(tmp_path, {2: 16})]
+    rows = [ScalingPoint(devices=1, global_batch=8), *rows_of(tmp_path, {2: 16})]
     relate(rows, weak=True, shares_host=False)
     assert rows[1].rate == 180.0 and rows[1].efficiency is None
-    assert rows[1].note == "one device has no rate to compare with"
+    assert rows[1].note == "one device has no rate: no baseline"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_random_records_give_a_table(
         devices = 2**place
         folder = make_run(root, {"sequences_per_second": rate}, status=status, sealed=False,
                           extras={"micro_batch": "\x1b[31m", "kernels": [rate]})  # fmt: skip
-        rows.append(Row(devices=devices, global_batch=8))
+        rows.append(ScalingPoint(devices=devices, global_batch=8))
         fill(rows[-1], load_results([folder], references=False)[0])
     relate(rows, weak=weak, shares_host=False)
     told = as_dict(rows, weak=weak, synthetic=False, repeats=1)
@@ -173,7 +173,7 @@ def test_strong_scaling_shares_the_batch(place: Path, capsys: pytest.CaptureFixt
 def test_one_device_is_always_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scale(place, "--devices", "2") == 0
     assert [run["world"] for run in started(place)] == [1, 2]
-    assert "1 device is run, too" in capsys.readouterr().out
+    assert "adding 1 device" in capsys.readouterr().out
 
 
 def test_repeats_take_turns_and_their_median_counts(
@@ -194,7 +194,7 @@ def test_a_preflight_is_short_and_has_no_accuracy(
         assert words[words.index("--eval_iter_samples") + 1] == "0"
         assert 0 < float(words[words.index("--max_minutes") + 1]) <= 2
     text = capsys.readouterr().out
-    assert "a preflight of the speed, without accuracy" in text and "scalability  0.750" in text
+    assert "a preflight of throughput, without accuracy" in text and "scalability  0.750" in text
 
 
 def test_a_preflight_keeps_to_its_time() -> None:
@@ -263,7 +263,7 @@ def test_without_an_accelerator_the_cpu_must_be_named(place: Path) -> None:
         (("--devices", ""), "give numbers from 1"),
         (("--devices", "1,3", "--strong"), "16 cannot be shared evenly by 3 devices: --devices 1,"),
         (("--weak", "--strong"), "not allowed with"),
-        (("--repeats", "0"), "numbers from 1"),
+        (("--repeats", "0"), "--repeats must be at least 1"),
     ],
 )
 def test_what_cannot_be_scaled_is_refused(place: Path, own: tuple[str, ...], said: str) -> None:

@@ -113,7 +113,7 @@ def test_damaged_lines_are_counted_and_passed_over(tmp_path: Path, line: str) ->
     file.write_text(step(1) + line + "\n\n" + step(2))
     view = seen(file)
     assert view.damaged == 1 and view.as_dict()["step"] == 2
-    assert "1 damaged line passed over" in text_of(view)
+    assert "1 damaged line skipped" in text_of(view)
 
 
 VALUES = st.recursive(
