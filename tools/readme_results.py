@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The READMEs' tables of results, from what is in results/: nobody types them.
+"""Write the READMEs' tables of results from the records in results/.
 
 python tools/readme_results.py           # writes them
-python tools/readme_results.py --check   # 1 if they are not what the records say
+python tools/readme_results.py --check   # exits with 1 if they are out of date
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bertbench.common.report import markdown as twin
+from bertbench.common.report import markdown
 from bertbench.common.report.page import Report
 from bertbench.common.results.store import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = "peers"
-"""Folder of what tools/bench_* have measured beside other software; each in its own folder."""
+"""Folder of the comparisons with other software by tools/bench_*."""
 BEGIN, END = "<!-- results: written by tools/readme_results.py -->", "<!-- end of results -->"
 TABLES = ("configurations", "scaling-table")
 
 
 def of_records(results: Path) -> str:
-    """The tables of what was measured, as the report's Markdown has them, without its links."""
+    """Return the report's tables of measured runs as Markdown, without links."""
     report = Report(*load_results([results], references=False))
     found = [t for s in report.sections for t in s.tables if t.id in TABLES and not s.simulated]
-    return "\n\n".join("\n".join((t.intro, "", *twin.rows(t, links=False))) for t in found)
+    return "\n\n".join("\n".join((t.intro, "", *markdown.rows(t, links=False))) for t in found)
 
 
 def of_squad(results: Path) -> str:
-    """What tools/bench_squad.py --json and --output have kept."""
+    """Return the tables of tools/bench_squad.py's saved results."""
     from bench import squad_features, squad_quality, squad_speed
 
     parts = {
@@ -56,7 +56,7 @@ PAGES = {"README.md": of_records, "benchmarks/bert_squad/README.md": of_squad}
 
 
 def written(readme: str, tables: str) -> str:
-    """``readme`` with ``tables`` between its two marks."""
+    """Return ``readme`` with ``tables`` between its two marks."""
     head, rest = readme.split(BEGIN)
     return f"{head}{BEGIN}\n{tables}\n{END}{rest.split(END)[1]}"
 
@@ -76,7 +76,7 @@ def main() -> int:
             continue
         wrong = 1
         if given.check:
-            print(f"{name}: its results are not those of results/: run tools/readme_results.py")
+            print(f"{name}: its tables are out of date: run tools/readme_results.py")
         else:
             page.write_text(new, encoding="utf-8")
     return wrong if given.check else 0
