@@ -61,7 +61,7 @@ class Definition(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     id: str
     title: str
     text: str = ""
@@ -92,46 +92,46 @@ class Report:
         self._anchors = {name: f"def-{i}" for i, name in enumerate(self._names())}
         self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
 
-    def _sections(self) -> Iterable[Section]:
+    def _sections(self) -> Iterable[PageSection]:
         real, both = self.real, [*self.real, *self.published]
         families = tables.families(both)
         known = _scalability(families)
         benchmarks = sorted({e.benchmark for e in both})
         beside = [tables.beside(i, b, both) for i, b in enumerate(benchmarks)]
-        yield Section(
+        yield PageSection(
             id="measured", title="Measured", tables=[tables.configurations(real)] if real else (),
             plots=figures.learning(real, self._events) + figures.speed(real, self._events),
             text=self._sampled(),
         )  # fmt: skip
         split = figures.time_split(real)
         scaled = tables.scaling([f for f in families if f[0][1].measured])
-        yield Section(
+        yield PageSection(
             id="scaling", title="Scaling and time",
             tables=[scaled] if scaled else (),
             plots=figures.scaling(families) + ([split] if split else []), plots_first=True,
         )  # fmt: skip
-        yield Section(
+        yield PageSection(
             id="beside", title="Beside published figures",
             text="Published figures as their sources state them, most without a definition. Each "
             "links to its source and the doubts about it.",
             tables=[t for t in beside if t],
             plots=figures.learning(self.published, {}, "published"),
         )  # fmt: skip
-        yield Section(
+        yield PageSection(
             id="suites", title="Tables in the format of other suites",
             text="The same results in the columns of other benchmark suites. A table without a "
             "run shows its publisher's figures.",
             tables=suite_tables(both, known),
         )  # fmt: skip
         failed = tables.failures(real, self.damaged)
-        yield Section(id="failed", title="What went wrong", tables=[failed] if failed else ())
-        yield Section(
+        yield PageSection(id="failed", title="What went wrong", tables=[failed] if failed else ())
+        yield PageSection(
             id="runs", title="Runs", groups=self._groups(real),
             text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
         )  # fmt: skip
         fake = self.simulated
         failed = tables.failures(fake, ())
-        yield Section(
+        yield PageSection(
             id="simulated", title="Simulated runs", simulated=True,
             text="These devices do not exist. The figures are not results, and no table above "
             "includes them.",
@@ -143,7 +143,7 @@ class Report:
             plots=figures.learning(fake, self._events, "simulated"),
             groups=self._groups(fake),
         )  # fmt: skip
-        yield Section(
+        yield PageSection(
             id="sources", title="Sources",
             text="The published figures by source, with their definitions where stated and the "
             "doubts about them. None was measured here.",

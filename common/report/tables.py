@@ -38,7 +38,7 @@ class Column(NamedTuple):
     numeric: bool = False
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     cells: Sequence[Cell]
     tags: Mapping[str, str]
     kind: str = "measured"
@@ -53,7 +53,7 @@ class Table:
     title: str
     intro: str
     columns: Sequence[Column]
-    rows: Sequence[Row] = field(default_factory=tuple)
+    rows: Sequence[TableRow] = field(default_factory=tuple)
     collapsed: bool = False
 
 
@@ -82,7 +82,7 @@ def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Tabl
         quality = e.quality()
         runs = Cell(str(e.made), e.made, e.anchor, "" if e.made > 5 else "indicative")
         made.append(
-            Row(
+            TableRow(
                 (
                     Cell(
                         e.workload,
@@ -138,7 +138,7 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
         quality = number_cell(e.quality(), e.link())
         quality = quality._replace(note=e.quality_name if quality.text else "")
         made.append(
-            Row(
+            TableRow(
                 (
                     Cell(e.device, e.device, e.link()),
                     Cell(e.workload, e.workload),
@@ -189,7 +189,7 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
             share = v.median / base.median / (n / n0)
             alone = e.value("gradient_all_reduce_s")
             made.append(
-                Row(
+                TableRow(
                     (
                         Cell(e.workload, e.workload, e.link()),
                         Cell(e.first.device_name or e.first.system_name),
@@ -270,17 +270,17 @@ def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table | No
             if not ended_well(r):
                 text = r.reason or "no reason was recorded"
                 link = e.anchors.get(r.run_id, e.anchor)
-                made.append(
-                    Row((Cell(r.status.replace("_", " "), r.status, link), Cell(text, text),
-                         Cell(r.title, r.title, link), Cell(r.created or "", r.created)),
-                        e.tags, "failed")
-                )  # fmt: skip
+                cells = (
+                    Cell(r.status.replace("_", " "), r.status, link),
+                    Cell(text, text),
+                    Cell(r.title, r.title, link),
+                    Cell(r.created or "", r.created),
+                )
+                made.append(TableRow(cells, e.tags, "failed"))
     for d in damaged:
         name = "/".join(d.path.parts[-3:])
-        made.append(
-            Row((Cell("damaged", "damaged"), Cell(d.problem, d.problem), Cell(name, name), EMPTY),
-                {}, "failed")
-        )  # fmt: skip
+        cells = (Cell("damaged", "damaged"), Cell(d.problem, d.problem), Cell(name, name), EMPTY)
+        made.append(TableRow(cells, {}, "failed"))
     if not made:
         return None
     return Table(
@@ -310,7 +310,7 @@ def _source(i: int, rows: Sequence[Entry]) -> Table:
         quality = _named(number_cell(e.quality(), ""), e.quality_name)
         name = str(e.first.manifest.get("title") or e.first.system_name)
         made.append(
-            Row(
+            TableRow(
                 (
                     Cell(name, name, note=str(where or "")),
                     Cell(f"{e.workload}, {e.precision}"),
@@ -357,9 +357,9 @@ def _named(cell: Cell, name: str) -> Cell:
     return cell._replace(note=note) if cell.text else cell
 
 
-def row(e: Entry, *cells: Cell) -> Row:
+def row(e: Entry, *cells: Cell) -> TableRow:
     """Return a row with the entry's tags."""
-    return Row(cells, e.tags, "measured" if e.measured else "published")
+    return TableRow(cells, e.tags, "measured" if e.measured else "published")
 
 
 def task_note(e: Entry) -> str:

@@ -16,7 +16,7 @@ from bertbench.common.cli.main import main as command_line
 from bertbench.common.errors import Unsupported
 from bertbench.common.measure.code import ROOT
 from check.device import Check, choose_precision
-from check.figure import NotAvailable, Report
+from check.figure import NotAvailable, SectionReport
 from check.runs import command
 
 CONTRACT_S, GRACE_S = 150, 20
@@ -31,7 +31,7 @@ class CheckFailed(Exception):
     """The device contradicts its adapter."""
 
 
-def facts(check: Check, report: Report) -> None:
+def facts(check: Check, report: SectionReport) -> None:
     """Report description, capabilities, and the mantissa bits of each claimed precision."""
     backend = check.open()
     info, can = backend.describe(), backend.capabilities
@@ -74,7 +74,7 @@ def facts(check: Check, report: Report) -> None:
         raise CheckFailed("; ".join(wrong))
 
 
-def calibrate(check: Check, report: Report) -> None:
+def calibrate(check: Check, report: SectionReport) -> None:
     """Run `bertbench calibrate`, whose rates are the denominators of mfu_calibrated."""
     whole = ["calibrate", "--backend", check.backend, "--output_dir", str(check.results), "--json"]
     if check.tiny:
@@ -114,7 +114,7 @@ def calibrate(check: Check, report: Report) -> None:
     report.fact("all products", "calibration.json, beside the records")
 
 
-def contract(check: Check, report: Report) -> None:
+def contract(check: Check, report: SectionReport) -> None:
     """Run tests/contract, the definition of done of an adapter, with ten-step parity."""
     if importlib.util.find_spec("pytest") is None:
         raise NotAvailable("package pytest is not installed")
@@ -133,7 +133,7 @@ def contract(check: Check, report: Report) -> None:
         code = process.wait(limit)
     except subprocess.TimeoutExpired:
         late = True
-        process.send_signal(signal.SIGINT)  # so that pytest writes down what it has
+        process.send_signal(signal.SIGINT)  # so that pytest writes its results until then
         code = process.wait(GRACE_S)
     if not results.exists():
         raise CheckFailed(f"pytest ended with exit code {code} and left no results")
@@ -147,7 +147,7 @@ def contract(check: Check, report: Report) -> None:
         raise CheckFailed(f"pytest ended with exit code {code}")
 
 
-def report_contract(report: Report, xml: str) -> list[str]:
+def report_contract(report: SectionReport, xml: str) -> list[str]:
     """Report counts from pytest's JUnit file; return the names of the failed tests."""
     cases = list(ElementTree.fromstring(xml).iter("testcase"))
     kinds: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}

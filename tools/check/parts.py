@@ -17,7 +17,7 @@ from bertbench.backends.base import Backend
 from bertbench.common.data.batch import Tokens
 from bertbench.common.data.synthetic import random_lengths
 from check.device import Check, choose_precision, free_memory
-from check.figure import Report, one_line
+from check.figure import SectionReport, one_line
 from check.timing import KERNEL_CLOCK, kernel_rate
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,7 +29,7 @@ HEAD = 64
 class Bench:
     """Measure one call after the other; one that cannot run here gets a figure without value."""
 
-    report: Report
+    report: SectionReport
     backend: Backend
     precision: str
     dtype: torch.dtype
@@ -69,7 +69,7 @@ class Bench:
         return nullcontext()
 
 
-def parts(check: Check, report: Report) -> None:
+def parts(check: Check, report: SectionReport) -> None:
     """Report rates at BERT-large's shapes, for the tokens of a micro-batch of 96."""
     backend = check.open()
     precision = choose_precision(check, backend, "bf16")

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import torch
-from bench.steps import PEER_MISSING, padded, peer_available
+from bench.steps import PEER_MISSING, padded, peer_available, peer_config
 from bench.timing import interleave, ratio
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,7 +18,7 @@ from bertbench.common.optim.factory import build_optimizer
 from bertbench.common.optim.lamb import parameter_groups
 from check.anatomy import Subject, set_rate, subject
 from check.device import Check, choose_precision, free_memory
-from check.figure import NotAvailable, Report
+from check.figure import NotAvailable, SectionReport
 
 ROUNDS = 6
 EVERY_SDPA = [
@@ -30,8 +30,8 @@ EVERY_SDPA = [
 """torch's default for the peer, whose shapes repeat: our backend may have switched one off."""
 
 
-def hugging_face(check: Check, report: Report) -> None:
-    """Train both on the same batches; the peer's are padded to their longest sequence.
+def hugging_face(check: Check, report: SectionReport) -> None:
+    """Train both models on the same batches; the peer's are padded to their longest sequence.
 
     A batch of full length has no padding: it separates padding from kernels.
     """
@@ -104,24 +104,10 @@ def hugging_face(check: Check, report: Report) -> None:
 
 def peer_calls(own: Subject, precision: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """Return the peer's whole step, and its forward and backward pass; both take an index."""
-    from transformers import BertConfig, BertForPreTraining
+    from transformers import BertForPreTraining
 
     backend: Backend = own.backend
-    config = own.task.recipe.model
-    model = BertForPreTraining(
-        BertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_position_embeddings,
-            hidden_dropout_prob=config.hidden_dropout,
-            attention_probs_dropout_prob=config.attention_dropout,
-            hidden_act="gelu_pytorch_tanh" if config.gelu == "tanh" else "gelu",
-            attn_implementation="sdpa",
-        )
-    )
+    model = BertForPreTraining(peer_config(own.task.recipe.model, "sdpa"))
     model.to(backend.device).train()
     optimizer = build_optimizer(
         "lamb",

@@ -232,7 +232,9 @@ def test_names_and_places(ten: Path, tmp_path: Path, unchecked: None) -> None:
     wrong = refusal(results, tmp_path / "out", fields=ANSWERS | {"system_name": "a b"})
     assert "cannot name a folder" in wrong
     assert "MLPerf round '6.0.0' has no BERT" in refusal(results, tmp_path / "out", ruleset="6.0.0")
-    assert "leave it out" in refusal(results, tmp_path / "out", fields=ANSWERS | {"division": "closed"})
+    assert "leave it out" in refusal(
+        results, tmp_path / "out", fields=ANSWERS | {"division": "closed"}
+    )
     (tmp_path / "out" / "Acme").mkdir(parents=True)
     with pytest.raises(BadInput, match="choose another --out"):
         export(results, tmp_path / "out", "Acme", fields=ANSWERS)

@@ -511,7 +511,7 @@ def test_two_runs_in_one_file(spot: Path) -> None:
     with pytest.raises(BadInput, match=r"result_0\.txt contains several runs.* run_start is in"):
         take(spot, made() + later)
     killed = [text for text in made() if '"run_stop"' not in text]
-    with pytest.raises(BadInput, match="more than one run, or one that was started again"):
+    with pytest.raises(BadInput, match="several runs, or a restarted one"):
         take(spot, killed + later)
     # Also when it was started again soon, or before its first evaluation.
     with pytest.raises(BadInput, match="more than one run"):
@@ -585,9 +585,9 @@ def test_values_that_are_none(spot: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"no MLPerf log: no line of its 0"),
-        (b"\x00\xff" * 10_000, "no MLPerf log"),
-        (b"hello\nworld\n", "no line of its 2 has ':::MLLOG'"),
+        (b"", r"not an MLPerf log: none of its 0 lines"),
+        (b"\x00\xff" * 10_000, "not an MLPerf log"),
+        (b"hello\nworld\n", "none of its 2 lines has ':::MLLOG'"),
         (b":::MLLOG {\n:::MLLOG\n", "none of its 2 MLPerf lines can be read .the first is line 1"),
         (gzip.compress(b":::MLLOG {}\n", mtime=0), "it is compressed: unpack it first"),
         ("\n".join(made()).replace('"bert"', '"resnet"').encode(), "a log of resnet, not of BERT"),
@@ -617,7 +617,7 @@ def test_good_files_beside_a_bad_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     report = capsys.readouterr()
     content = json.loads(report.out)
     assert len(content["imported"]) == len(content["refused"]) == 1
-    assert "b.txt is no MLPerf log" in report.err
+    assert "b.txt is not an MLPerf log" in report.err
     written = load_published(Path(content["imported"][0]["file"]))
     assert written == content["imported"][0]["record"]
     assert bertbench(["import-mlperf", str(bad), "--output", out]) == 2

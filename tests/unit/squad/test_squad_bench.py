@@ -162,7 +162,7 @@ def test_peer_goes_on_within_a_run(own: Own, tmp_path, monkeypatch) -> None:
     assert said[0] == f"goes on behind step {number}"
     assert found["final_loss"] == expected["final_loss"]
     assert (expected["resumed"], found["resumed"]) == (False, True)
-    assert "s," not in squad_quality.told({"exact_match": 1.0, "f1": 2.0})
+    assert "s," not in squad_quality.run_line({"exact_match": 1.0, "f1": 2.0})
     for (name, value), other in zip(
         straight.model.state_dict().items(), again.model.state_dict().values(), strict=True
     ):
