@@ -41,6 +41,10 @@ from bench.steps import PEER_MISSING, peer_available
 
 from bertbench.common.errors import BertbenchError
 
+POSITIVE = (
+    *("articles", "batch", "eval_batch", "batches", "eval_batches", "rounds", "limit", "threads"),
+)
+
 
 def main() -> int:
     arguments = parse()
@@ -109,17 +113,7 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.verb == "speed" and (arguments.train is None) != (arguments.predict is None):
         parser.error("give both --train and --predict, or neither for synthetic data")
-    positive = (
-        "articles",
-        "batch",
-        "eval_batch",
-        "batches",
-        "eval_batches",
-        "rounds",
-        "limit",
-        "threads",
-    )
-    for name in positive:
+    for name in POSITIVE:
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
             parser.error(f"--{name} {value}: must be at least 1")

@@ -58,28 +58,18 @@ def speed(
     tokenization, collation or the search for answers. ``fixed`` adds the peer on batches padded to
     384, the default of Hugging Face's run_qa.py.
     """
-    flags = [
+    own = Own([
         *("--backend", "cpu_ref", "--precision", precision, "--seed", str(seed)),
         *("--global_batch", str(batch), "--micro_batch", str(batch)),
-        *("--eval_batch_size", str(eval_batch)),
-        *(["--synthetic"] if train is None else []),
-        *flag("train_file", train),
-        *flag("predict_file", predict),
-    ]
-    own = Own(flags)
-    length = own.task.recipe.max_seq_length
-    peers: dict[str, tuple[Peer, int | None]] = {a: (Peer(own, a), None) for a in ATTENTIONS}
-    if fixed:
-        peers |= {f"{a}-{length}": (peers[a][0], length) for a in ATTENTIONS}
-    with contextlib.closing(own.task.train_batches(None)) as stream:
-        shuffled = list(itertools.islice(stream, CANDIDATES))
-    trained = np.concatenate([step.micro_batches[0].tokens.lengths for step in shuffled])
-    steps = [shuffled[row // batch] for row in typical(trained, batch, batches)[::batch]]
+        *("--eval_batch_size", str(eval_batch), *(["--synthetic"] if train is None else [])),
+        *flag("train_file", train), *flag("predict_file", predict),
+    ])  # fmt: skip
+    peers = _peers(own, fixed)
+    steps, trained = _typical_steps(own, batch, batches)
     features = (own.task.source.predict or own.task.source.train).features
     rows = typical(features.lengths, eval_batch, eval_batches)
     answered = answer_batches(features, rows, eval_batch)
     micro = [step.micro_batches[0] for step in steps]
-
     result: dict[str, Any] = {
         "environment": environment(own),
         "data": {p.name: file_sha256(p) for p in (train, predict) if p is not None}
@@ -87,23 +77,16 @@ def speed(
         "rounds": rounds,
         "load_before": load(),
     }
-    for what, used, every in (
-        ("training", micro, trained),
-        ("inference", answered, features.lengths),
-    ):
-        turns: dict[str, Turn] = {}
-        if what == "training":
-            turns["own"] = _own_steps(own, steps)
-            for name, (peer, room) in peers.items():
-                turns[name] = as_turn(_peer_steps(peer, [padded(b, room) for b in used]))
-            turns[PRODUCTS] = products(own, used, 3)
-        else:
-            turns["own"] = _own_answers(own, answered)
-            for name, (peer, room) in peers.items():
-                turns[name] = as_turn(_peer_answers(peer, [padded(b, room) for b in used]))
-            turns[PRODUCTS] = products(own, used, 1)
+    for what, run, peer_run, times, used, every, size in (
+        ("training", _own_steps(own, steps), _peer_steps, 3, micro, trained, batch),
+        ("inference", _own_answers(own, answered), _peer_answers, 1, answered, features.lengths,
+         eval_batch),
+    ):  # fmt: skip
+        turns: dict[str, Turn] = {"own": run}
+        for name, (peer, room) in peers.items():
+            turns[name] = as_turn(peer_run(peer, [padded(b, room) for b in used]))
+        turns[PRODUCTS] = products(own, used, times)
         seconds = interleave(turns, rounds)
-        size = batch if what == "training" else eval_batch
         result[what] = compare(seconds, sum(b.num_samples for b in used), ATTENTIONS) | {
             "batch": size,
             "batches": len(used),
@@ -112,11 +95,26 @@ def speed(
             "real_share_of_all": share_of_all(every, size),
         }
     if predict is None:
-        # Neighbours in a real file share a paragraph and nearly a length; synthetic ones are padded
-        # more, which favours us.
+        # A real file's neighbours share a paragraph and need less padding: synthetic favours us.
         result["inference"] |= {"goal": None, "ok": None}
-    result["load_after"] = load()
-    return result
+    return result | {"load_after": load()}
+
+
+def _peers(own: Own, fixed: bool) -> dict[str, tuple[Peer, int | None]]:
+    """Return name -> peer and the length to pad to; None: the longest of the batch."""
+    peers: dict[str, tuple[Peer, int | None]] = {a: (Peer(own, a), None) for a in ATTENTIONS}
+    length = own.task.recipe.max_seq_length
+    if fixed:
+        peers |= {f"{a}-{length}": (peers[a][0], length) for a in ATTENTIONS}
+    return peers
+
+
+def _typical_steps(own: Own, batch: int, batches: int) -> tuple[list[Any], np.ndarray]:
+    """Return typical steps, and the lengths of all from which they were chosen."""
+    with contextlib.closing(own.task.train_batches(None)) as stream:
+        shuffled = list(itertools.islice(stream, CANDIDATES))
+    lengths = np.concatenate([step.micro_batches[0].tokens.lengths for step in shuffled])
+    return [shuffled[row // batch] for row in typical(lengths, batch, batches)[::batch]], lengths
 
 
 def products(own: Own, batches: list[SpanBatch], times: int) -> Turn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from bench.steps import PEER_MISSING, padded, peer_available, peer_config
@@ -72,13 +72,7 @@ def hugging_face(check: Check, report: SectionReport) -> None:
         turns = {"ours": waited(ours, of), "Hugging Face": waited(theirs, of)}
         found[what] = interleave(turns, ROUNDS)
         free_memory(backend)
-    clock = f"median of {ROUNDS} turns after 1 untimed, the device synchronised at both ends"
     label = f"{precision} 1 x {micro}"
-    definitions = {
-        "ours": "our model on unpadded tokens, vocabulary head at masked positions only",
-        "Hugging Face": "BertForPreTraining with SDPA, autocast, padding to each batch's longest "
-        "sequence and vocabulary head at every position, padding included; our LAMB and clipping",
-    }
     tokens = [own.batches[i].micro_batches[0].tokens for i in real]
     report.figure(
         f"{label}: padded share of the peer's tokens",
@@ -86,6 +80,19 @@ def hugging_face(check: Check, report: SectionReport) -> None:
         "1",
         "1 - real tokens / (sequences x longest sequence), over the batches of real lengths",
     )
+    report_rates(report, label, micro, found)
+
+
+def report_rates(
+    report: SectionReport, label: str, micro: int, found: Mapping[str, Mapping[str, list[float]]]
+) -> None:
+    """Report rates and ratios from the seconds ``found`` by what was timed, and by model."""
+    clock = f"median of {ROUNDS} turns after 1 untimed, the device synchronised at both ends"
+    definitions = {
+        "ours": "our model on unpadded tokens, vocabulary head at masked positions only",
+        "Hugging Face": "BertForPreTraining with SDPA, autocast, padding to each batch's longest "
+        "sequence and vocabulary head at every position, padding included; our LAMB and clipping",
+    }
     for what, seconds in found.items():
         for who, each in seconds.items():
             report.figure(

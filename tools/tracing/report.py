@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -63,23 +63,21 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
                 cost.add(one)
         return cost
 
-    def waiting(phases: Iterable[str]) -> int:
-        return sum(count for (phase, *_), count in waits.items() if phase in phases)
-
     size = len(trace.lengths)
     steps = []
     for passes in accumulations:
-        cost = total(PHASES)
+        cost, bound = total(PHASES), total(PHASES, [MEMORY])
         cost.add(total(PER_MICRO_BATCH), passes - 2)
+        bound.add(total(PER_MICRO_BATCH, [MEMORY]), passes - 2)
         host_s = cost.launches * rates.launch_s
         steps.append(
             {
                 "accumulation": passes,
                 "sequences": passes * size,
                 **asdict(cost),
-                "memory_bound_bytes": total(PHASES, [MEMORY]).bytes
-                + (passes - 2) * total(PER_MICRO_BATCH, [MEMORY]).bytes,
-                "synchronisations": waiting(PHASES) + (passes - 2) * waiting(PER_MICRO_BATCH),
+                "memory_bound_bytes": bound.bytes,
+                "synchronisations": _waiting(waits, PHASES)
+                + (passes - 2) * _waiting(waits, PER_MICRO_BATCH),
                 "host_seconds": host_s,
                 "sequences_per_second": passes * size / max(cost.seconds, host_s),
             }
@@ -100,7 +98,7 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
         "launch_argument_kb": kb,
         "phases": {
             phase: {kind: asdict(total([phase], [kind])) for kind in KINDS}
-            | {"synchronisations": waiting([phase])}
+            | {"synchronisations": _waiting(waits, [phase])}
             for phase in PHASES
         },
         "operations": [
@@ -113,6 +111,10 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
         ],
         "steps": steps,
     }
+
+
+def _waiting(waits: Mapping[tuple[str, str, str], int], phases: Iterable[str]) -> int:
+    return sum(count for (phase, *_), count in waits.items() if phase in phases)
 
 
 def render(found: dict[str, Any], top: int) -> str:
