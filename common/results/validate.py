@@ -74,6 +74,8 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
 
 
 def parse(text: str) -> Any:
+    """Parse JSON; raise ValueError, also for NaN and infinities."""
+
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON: unknown is null")
 

@@ -66,7 +66,7 @@ class Peer:
         self._parameters = list(self.model.parameters())
 
     def train_step(self, inputs: Sequence[dict[str, Tensor]], step: int) -> Tensor:
-        """Do one optimizer step over micro-batches; return the mean loss of the global batch."""
+        """Do one optimizer step over micro-batches [B, S]; return the global batch's mean loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.task.learning_rate(step)
         samples = sum(len(each["input_ids"]) for each in inputs)

@@ -262,7 +262,7 @@ def save(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any], at: Tra
 
 
 def restore(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any]) -> Trained:
-    """Restore the newest state of ``peer`` and the random generators, if any."""
+    """Restore the newest state, if any; raise BadInput if it is another run's."""
     if saved.latest() is None:
         return Trained()
     groups, state = saved.load()

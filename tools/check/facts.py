@@ -32,7 +32,10 @@ class CheckFailed(Exception):
 
 
 def facts(check: Check, report: SectionReport) -> None:
-    """Report description, capabilities, and the mantissa bits of each claimed precision."""
+    """Report description, capabilities, and the mantissa bits of each claimed precision.
+
+    Raises CheckFailed for a precision that the device does not have.
+    """
     backend = check.open()
     info, can = backend.describe(), backend.capabilities
     for name in ("name", "driver", "runtime", "simulated"):
@@ -75,7 +78,7 @@ def facts(check: Check, report: SectionReport) -> None:
 
 
 def calibrate(check: Check, report: SectionReport) -> None:
-    """Run `bertbench calibrate`, whose rates are the denominators of mfu_calibrated."""
+    """Run `bertbench calibrate`, the denominators of mfu_calibrated; raise CheckFailed."""
     whole = ["calibrate", "--backend", check.backend, "--output_dir", str(check.results), "--json"]
     if check.tiny:
         whole += ["--quick", "--precision", choose_precision(check, check.open(), "bf16")]
@@ -115,7 +118,7 @@ def calibrate(check: Check, report: SectionReport) -> None:
 
 
 def contract(check: Check, report: SectionReport) -> None:
-    """Run tests/contract, the definition of done of an adapter, with ten-step parity."""
+    """Run tests/contract with ten-step parity; raise CheckFailed or NotAvailable."""
     if importlib.util.find_spec("pytest") is None:
         raise NotAvailable("package pytest is not installed")
     results = check.folder / "contract.xml"

@@ -33,7 +33,8 @@ EVERY_SDPA = [
 def hugging_face(check: Check, report: SectionReport) -> None:
     """Train both models on the same batches; the peer's are padded to their longest sequence.
 
-    A batch of full length has no padding: it separates padding from kernels.
+    A batch of full length has no padding: it separates padding from kernels. Raises NotAvailable
+    without transformers.
     """
     if not peer_available():
         raise NotAvailable(PEER_MISSING)

@@ -19,7 +19,7 @@ class InvalidRecords(Exception):
 
 
 def records(check: Check, report: SectionReport) -> None:
-    """Validate all records of this call, as `bertbench validate` does."""
+    """Validate all records of this call; raise InvalidRecords, or NotAvailable without records."""
     runs, damaged = find_runs(check.results) if check.results.is_dir() else ([], [])
     if not (runs or damaged):
         raise NotAvailable("no section wrote a record")

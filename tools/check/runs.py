@@ -247,7 +247,7 @@ def fp32(check: Check, report: SectionReport) -> None:
 
 
 def other_kernels(check: Check, report: SectionReport) -> None:
-    """Train with each attention kernel that ``auto`` does not choose, in fresh processes."""
+    """Train with each kernel that ``auto`` does not choose, in processes; raise RunFailed."""
     failed = []
     for name in apart(lambda: _alternatives(check, report)):
         flags = ("--kernels", name)
@@ -279,7 +279,7 @@ def _alternatives(check: Check, report: SectionReport) -> list[str]:
 
 
 def inductor(check: Check, report: SectionReport) -> None:
-    """Train with torch.compile."""
+    """Train with torch.compile; raise NotAvailable without inductor."""
     backend = check.open()
     can = backend.capabilities
     if "inductor" not in can.compilers:
