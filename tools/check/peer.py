@@ -87,7 +87,7 @@ def hugging_face(check: Check, report: SectionReport) -> None:
 def report_rates(
     report: SectionReport, label: str, micro: int, found: Mapping[str, Mapping[str, list[float]]]
 ) -> None:
-    """Report rates and ratios from the seconds ``found`` by what was timed, and by model."""
+    """Report rates and ratios from the seconds ``found`` by timed part and model."""
     clock = f"median of {ROUNDS} turns after 1 untimed, the device synchronised at both ends"
     definitions = {
         "ours": "our model on unpadded tokens, vocabulary head at masked positions only",
