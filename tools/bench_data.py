@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast `bertbench data prepare` is on one core, against plain Python doing the same.
+"""Compare the speed of `bertbench data prepare` on one core with plain Python.
 
     python tools/bench_data.py TEXT... --vocab vocab.txt [--repeats 3] [--dupe_factor 10]
 
-Both sides do the whole procedure on the same text (split sentences, tokenise, create samples,
-write variable-length HDF5) in one process each, in turn, on one core; the yardstick is a
-straightforward Python implementation: basic tokeniser and WordPiece character by character, the
-Python reference of the masking procedure, and h5py. Both must give the same samples.
+Both do the whole procedure on the same text (split sentences, tokenise, create samples, write
+variable-length HDF5) in turns, in one process on one core. The baseline is plain Python: basic
+tokeniser and WordPiece character by character, the Python reference of the masking procedure, and
+h5py. Both must give the same samples.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bertbench.common.prepare.masking import MaskingOptions, TokenizedText, crea
 
 
 def basic_tokens(text: str) -> list[str]:
-    """BERT's uncased basic tokeniser: clean, lower-case, strip accents, split at punctuation."""
+    """Tokenise as BERT's uncased basic tokeniser: clean, lower-case, strip accents, split."""
     cleaned = []
     for c in text:
         if c in "\t\n\r" or c.isspace():
@@ -63,12 +63,12 @@ def basic_tokens(text: str) -> list[str]:
 
 
 def is_punctuation(c: str) -> bool:
-    """ASCII signs, and what Unicode calls punctuation."""
+    """Return whether ``c`` is an ASCII sign or Unicode punctuation."""
     return (33 <= ord(c) < 127 and not c.isalnum()) or unicodedata.category(c).startswith("P")
 
 
 def is_cjk(code: int) -> bool:
-    """CJK ideographs, each of which is a word."""
+    """Return whether ``code`` is a CJK ideograph, which is a word."""
     return (
         0x4E00 <= code <= 0x9FFF
         or 0x3400 <= code <= 0x4DBF
@@ -82,7 +82,7 @@ def is_cjk(code: int) -> bool:
 
 
 def wordpieces(word: str, vocab: dict[str, int], unknown: int) -> list[int]:
-    """Greedy longest match from the left; words over 100 characters are unknown."""
+    """Match greedily the longest pieces from the left; words over 100 characters are unknown."""
     if len(word) > 100:
         return [unknown]
     ids: list[int] = []
@@ -102,7 +102,7 @@ def wordpieces(word: str, vocab: dict[str, int], unknown: int) -> list[int]:
 
 
 def plain_python(files: list[Path], vocab: list[str], options: MaskingOptions, out: Path) -> None:
-    """The yardstick: the whole procedure, nothing clever."""
+    """Do the whole procedure in plain Python: the baseline."""
     table = {token: number for number, token in enumerate(vocab)}
     flat: list[int] = []
     sentences, per_document = [], []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of BERT pretraining on cpu_ref, side by side with its peer and its own limit.
+"""Compare BERT pretraining on cpu_ref with its peer and with the machine's limit.
 
     python tools/bench_pretraining.py [--shapes mini,base-512] [--quick] [--json FILE]
 
@@ -9,7 +9,7 @@ on one typical micro-batch. The variants run in turns in one process, with one a
 * tokens/s: real tokens (no padding) of the batch / median seconds of a step.
 * peer: Hugging Face BertForPreTraining, bf16 autocast, dropout on, padded to the longest sequence
   of the batch; the faster of its SDPA and eager attention.
-* replay: nothing but the step's own matrix products in bf16 through torch.
+* replay: the step's matrix products alone, in bf16 through torch.
 * x peer, of replay: median over the rounds of the paired ratio.
 """
 
@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(shape: Shape, data: Path | None, quick: bool) -> dict[str, Any]:
-    """All variants of one shape, in turns."""
+    """Measure all variants of one shape, in turns."""
     batch, source = typical_batch(shape, data)
     variants = {
         "own": own_step(shape.config, batch, NativeOps(BF16), BF16),

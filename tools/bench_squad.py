@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQuAD on cpu_ref, side by side with Hugging Face Transformers: how fast, and how good.
+"""Compare SQuAD on cpu_ref with Hugging Face Transformers: speed and quality.
 
     python tools/bench_squad.py features --predict DEV.json
     python tools/bench_squad.py speed [--train TRAIN.json --predict DEV.json] [--json FILE]
     python tools/bench_squad.py quality --train TRAIN.json --predict DEV.json --output DIR
 
-The recipe is squad_mini: MiniLM's real weights (6 x 384), 384/128/64. The peer is Hugging Face's
-BertForQuestionAnswering with the same weights and batches, padded to the longest of each batch
-(in quality: of each part of like length), in bf16 autocast, with torch's fused AdamW and the same
-clipping.
+The recipe is squad_mini: MiniLM's weights (6 x 384), 384/128/64. The peer is Hugging Face's
+BertForQuestionAnswering with the same weights and batches, padded to the longest sequence of each
+batch (in quality: of each part of similar length), in bf16 autocast, with torch's fused AdamW and
+the same clipping.
 
-features: from the file to what the model is fed, against the reference's procedure in plain Python;
-per second of CPU time, in one process.
+features: from the file to the model's input, against the reference's procedure in plain Python; per
+second of CPU time, in one process.
 
-speed: sequences/s of training and of inference. All variants run in turns in one process, with
-the same threads and allocator; medians over the rounds (least-most); ratios are of pairs of the
-same round, and the goal is for the faster of the peer's SDPA and eager attention. "products" is
-nothing but our own matrix products through torch: the limit of this machine.
+speed: sequences/s of training and of inference. All variants run in turns in one process, with the
+same threads and allocator. Figures are medians over the rounds (minimum-maximum), ratios are of
+pairs of the same round, and the goal applies to the faster of the peer's SDPA and eager attention.
+"products" is our matrix products alone, through torch: the limit of this machine.
 
-quality: per seed, our runner and then the peer train and answer the whole of --predict; EM and F1
-of both by our own scoring. It takes hours; DIR/quality.json is written after every run, and the
-same command goes on where it was stopped: with the next run, the peer's within one, up to five
-minutes back. Several may fill one DIR with other --seeds or --sides, with one thread each.
+quality: per seed, our runner and then the peer train and answer all of --predict; our scoring
+computes EM and F1 of both. It takes hours. DIR/quality.json is written after every run, and the
+same command resumes: the peer's run from its state of up to five minutes before. Several commands
+can share one DIR with different --seeds or --sides, with one thread each.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ from bench.steps import PEER_MISSING, peer_available
 
 from bertbench.common.errors import BertbenchError
 
+POSITIVE = (
+    *("articles", "batch", "eval_batch", "batches", "eval_batches", "rounds", "limit", "threads"),
+)
+
 
 def main() -> int:
     arguments = parse()
@@ -49,7 +53,7 @@ def main() -> int:
         return 2
     if getattr(arguments, "threads", None) is not None:
         torch.set_num_threads(arguments.threads)
-    # A stop is a stop, whoever asks for it: a run of ours in another process ends first.
+    # SIGTERM acts like Ctrl-C: the run in another process ends first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return arguments.do(arguments)
@@ -57,7 +61,7 @@ def main() -> int:
         print(f"bench_squad: {error}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, squad_quality.Interrupted):
-        hint = "; the same command goes on from there"
+        hint = "; the same command resumes"
         hint = hint if arguments.verb == "quality" else ""
         print(f"bench_squad: interrupted{hint}", file=sys.stderr)
         return 130
@@ -71,12 +75,14 @@ def parse() -> argparse.Namespace:
 
     features = verbs.add_parser("features", help="features/s")
     features.add_argument("--predict", type=Path, required=True, help="SQuAD file")
-    features.add_argument("--articles", type=int, default=5, help="of it, from all over it (5)")
+    features.add_argument(
+        "--articles", type=int, default=5, help="articles of it, spread over the file (5)"
+    )
     features.add_argument("--rounds", type=int, default=3, help="turns of each (3)")
     features.set_defaults(do=run_features)
 
     speed = verbs.add_parser("speed", help="sequences/s")
-    speed.add_argument("--train", type=Path, help="SQuAD file; default: tokens of real lengths")
+    speed.add_argument("--train", type=Path, help="SQuAD file; default: synthetic")
     speed.add_argument("--predict", type=Path, help="SQuAD file; goes with --train")
     speed.add_argument("--batch", type=int, default=16, help="sequences per optimizer step (16)")
     speed.add_argument("--eval_batch", type=int, default=32, help="in inference (32)")
@@ -92,7 +98,7 @@ def parse() -> argparse.Namespace:
     quality = verbs.add_parser("quality", help="EM and F1")
     quality.add_argument("--train", type=Path, required=True, help="SQuAD file to train on")
     quality.add_argument("--predict", type=Path, required=True, help="SQuAD file to answer")
-    quality.add_argument("--output", type=Path, required=True, help="folder of all that is kept")
+    quality.add_argument("--output", type=Path, required=True, help="folder of the results")
     quality.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     quality.add_argument("--sides", nargs="+", choices=squad_quality.SIDES, default=["own", "peer"])
     quality.add_argument("--limit", type=int, help="a trial: this many questions of each file")
@@ -102,25 +108,15 @@ def parse() -> argparse.Namespace:
     for each in (features, speed):
         each.add_argument("--json", type=Path, help="write all figures here")
     for each in (speed, quality):
-        each.add_argument("--threads", type=int, help="default: torch's own choice")
+        each.add_argument("--threads", type=int, help="default: torch's choice")
         each.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     arguments = parser.parse_args()
     if arguments.verb == "speed" and (arguments.train is None) != (arguments.predict is None):
-        parser.error("--train and --predict go together; without both: tokens of real lengths")
-    positive = (
-        "articles",
-        "batch",
-        "eval_batch",
-        "batches",
-        "eval_batches",
-        "rounds",
-        "limit",
-        "threads",
-    )
-    for name in positive:
+        parser.error("give both --train and --predict, or neither for synthetic data")
+    for name in POSITIVE:
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
-            parser.error(f"--{name} {value}: it must be at least 1")
+            parser.error(f"--{name} {value}: must be at least 1")
     return arguments
 
 

@@ -62,7 +62,7 @@ TRY_ON_CPU = "--backend cpu_ref --tiny tries the tool on the CPU"
 
 
 class Refused(Exception):
-    """A request that cannot be honoured; the message is one line."""
+    """An invalid request; the message is one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None, begin: float | None = None) -> int:
-    """Run the check; returns the exit code. The budget counts from ``begin`` (time.monotonic)."""
+    """Run the check; return the exit code. The budget counts from ``begin`` (time.monotonic)."""
     try:
         options = parse(argv)
         chosen = choose(SECTIONS, options.only)
@@ -123,7 +123,7 @@ def listing(sections: Sequence[Section]) -> str:
 
 
 def choose(sections: Sequence[Section], only: str) -> list[Section]:
-    """Return the sections that ``only`` names in their usual order, or all if it is empty."""
+    """Return the sections that ``only`` names, or all; raise Refused for an unknown one."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     known = [s.name for s in sections]
     unknown = [name for name in names if name not in known]
@@ -159,7 +159,7 @@ def run(
     arguments: Sequence[str],
     begin: float | None = None,
 ) -> int:
-    """Run ``sections`` one after the other and write everything down; returns the exit code."""
+    """Run ``sections`` in order and write all output; return the exit code."""
     begin = time.monotonic() if begin is None else begin
     heading = describe(check, budget_s, arguments)
     outcomes: list[Outcome] = []
@@ -196,7 +196,7 @@ def run(
 
 
 def say(text: str) -> None:
-    """Print a line; go on without a reader, too."""
+    """Print a line; ignore a missing reader."""
     try:
         print(text, flush=True)
     except OSError:  # a closed pipe, a full disk: the files below DIR are what counts
@@ -267,7 +267,7 @@ def private_environment(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Handle SIGTERM, as of `timeout`, and a hang-up like Ctrl-C: the table is still written."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, too: the table is still written."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt

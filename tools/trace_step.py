@@ -9,13 +9,13 @@ Runs the product's own model, loss, gradient clipping, gradient scaler and optim
 (train_step of common/training/loop.py over backends/cuda) on fake CUDA tensors, which have shapes
 and types but no memory. Prints, by phase and operation, the kernels launched and the bytes moved,
 the synchronisations with the line of code that causes them, and a roofline estimate with its
-assumptions. All of it follows from shapes: nothing is measured, and the same code gives the same
-numbers on every machine. The definitions are part of the output.
+assumptions. The numbers follow from shapes without measurement, so the same code gives the same
+numbers on every machine. The output includes the definitions.
 
 Needs Linux, a C++ compiler (CXX, c++ or g++) and any build of torch, with or without CUDA.
 
 To compare two states of the code with one definition, run it twice with --tree.
-Exit codes: 0 printed, 2 refused (the message says why).
+Exit codes: 0 printed, 2 refused (with a message).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LAUNCH_US = 18.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trace what the command line says; returns the exit code."""
+    """Trace the step that the command line describes; return the exit code."""
     given, flags = parse(sys.argv[1:] if argv is None else argv)
     # The traced tree comes first, and before an installed copy of the product.
     sys.path[:0] = [str(given.tree), str(Path(__file__).resolve().parent)]
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags of this tool, and the recipe's."""
+    """Return the flags of this tool, and the recipe's."""
     parser = argparse.ArgumentParser(
         prog="trace_step.py",
         description=__doc__,
@@ -110,7 +110,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 def _counts(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1 on, as in 1,8")
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers above 0, as in 1,8")
     return sorted({int(part) for part in parts})
 
 
@@ -118,13 +118,13 @@ def _tree(text: str) -> Path:
     path = Path(text).resolve()
     if not (path / "common" / "training" / "loop.py").is_file():
         raise argparse.ArgumentTypeError(
-            f"{path} is no checkout: common/training/loop.py is missing"
+            f"{path} is not a checkout: common/training/loop.py is missing"
         )
     return path
 
 
 def report(given: argparse.Namespace, flags: Sequence[str]) -> int:
-    """Trace and print. Raises BertbenchError for what is refused."""
+    """Trace and print; raise BadInput or Unsupported for a refused request."""
     from tracing.report import render, summary
     from tracing.run import trace
     from tracing.tally import Rates
@@ -137,15 +137,15 @@ def report(given: argparse.Namespace, flags: Sequence[str]) -> int:
         raise BadInput("--bandwidth, --launch_us and the rates must be above 0")
 
     def accept(precision: str, attention: str) -> None:
-        """Refuse, before anything is traced, what the default rates are not of."""
+        """Raise BadInput, before the trace, if the default rates do not apply."""
         unknown = list(missing) if precision not in ("bf16", "fp16") else []
         if not attention.startswith(("flash", "fused-sdpa", "unfused", "sdpa")):
             unknown = [name for name in missing if name in unknown or "attention" in name]
         if unknown:
             raise BadInput(
-                f"the default rates are of 16-bit products and FlashAttention, not of {precision} "
-                f"with {attention}: give {', '.join(f'--{name}' for name in unknown)}, or choose "
-                f"--precision bf16 --kernels flash"
+                f"the default rates apply to 16-bit products and FlashAttention, not to "
+                f"{precision} with {attention}: give {', '.join(f'--{name}' for name in unknown)}, "
+                f"or --precision bf16 --kernels flash"
             )
 
     rates = Rates(

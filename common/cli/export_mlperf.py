@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results, damaged = load_results(given.runs, references=False)
     if damaged:
         raise BadInput(several("damaged records", [f"{d.path}: {d.problem}" for d in damaged]))
-    tree, notes = export(results, given.out, given.org, told=system, ruleset=given.ruleset)
+    tree, notes = export(results, given.out, given.org, fields=system, ruleset=given.ruleset)
     if given.json:
         print(json.dumps({"tree": str(tree), "runs": len(results), "notes": notes}))
     else:

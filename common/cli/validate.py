@@ -77,13 +77,14 @@ def _manifest(run: Path) -> Any:
 
 
 def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Map each finished run to its repeats: same system, recipe, inputs, code and precision."""
+    """Return each finished run's repeats: same system, recipe, inputs, code, precision, kernels."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for run in runs:
         m = _manifest(Path(run))
         if m["status"] in ("ok", "below_quality"):
             same = [m[key] for key in ("system", "recipe_hash", "code_hash", "world_size")]
-            key = (*same, m["extras"].get("precision"))
+            kernels = json.dumps(m["extras"].get("kernels"), sort_keys=True)
+            key = (*same, m["extras"].get("precision"), kernels)
             groups.setdefault(key, []).append(run)
     return {run: tuple(group) for group in groups.values() for run in group}
 

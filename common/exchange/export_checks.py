@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether runs may be handed in together: real, whole, unaltered, alike, and as many as needed."""
+"""Check that runs can be submitted together: real, complete, unaltered, alike and enough."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from bertbench.common.results.validate import validate
 
 
 def check_sound(runs: Sequence[Result], ruleset: str | None = None) -> None:
-    """Raises BadInput unless the runs are real, whole, unaltered and repeats of each other."""
+    """Raise BadInput unless the runs are real, complete, unaltered and repeats of each other."""
     if not runs:
-        raise BadInput("no runs there: name run folders (results/SYSTEM/BENCHMARK/RUN)")
+        raise BadInput("no runs found: name run folders (results/SYSTEM/BENCHMARK/RUN)")
     if ruleset is not None and ruleset not in RULESETS:
-        raise BadInput(f"no BERT in MLPerf round {shown(ruleset)!r}: {', '.join(RULESETS)}")
+        raise BadInput(
+            f"MLPerf round {shown(ruleset)!r} has no BERT: choose from {', '.join(RULESETS)}"
+        )
     simulated = [str(run.path) for run in runs if run.simulated]
     if simulated:
-        raise BadInput(several("simulated devices give no results; leave out", simulated))
+        raise BadInput(several("runs on simulated devices are not results; leave out", simulated))
     bad = [
         f"{run.path}: {run.status}" + ("" if run.manifest.get("files") else ", not finished")
         for run in runs
         if run.status not in ("ok", "below_quality") or not run.manifest.get("files")
     ]
     if bad:
-        raise BadInput(several("not finished runs; leave them out, or run them again", bad))
+        raise BadInput(several("unfinished runs; leave them out, or run them again", bad))
     without = [str(run.path) for run in runs if run.manifest.get("mlperf") is None]
     if without:
         raise BadInput(several("runs without an MLPerf log: not an MLPerf benchmark", without))
     blind = [str(run.path) for run in runs if run.quality is None]
     if blind:
-        raise BadInput(several("runs that evaluated nothing; run with real data", blind))
+        raise BadInput(several("runs without an evaluation; run with real data", blind))
     wrong = [
         f"{run.path}: {p.file}: {p.text}"
         for run in runs
@@ -43,38 +45,38 @@ def check_sound(runs: Sequence[Result], ruleset: str | None = None) -> None:
         if p.severity == "error"
     ]
     if wrong:
-        raise BadInput(several("not valid (bertbench validate); run them again", wrong))
+        raise BadInput(several("invalid records (bertbench validate); run them again", wrong))
     _check_alike(runs)
 
 
 def check_complete(runs: Sequence[Result]) -> None:
-    """Raises BadInput unless there are as many runs as MLPerf wants, with seeds of their own."""
+    """Raise BadInput unless the runs have different seeds and the number that MLPerf requires."""
     needed = runs_needed()
     if len(runs) != needed:
         fix = (
             f"run {needed - len(runs)} more (bertbench repeat)"
             if len(runs) < needed
-            else "name those that were made one after another; picking the best is forbidden"
+            else "name consecutive runs; selecting the best is forbidden"
         )
-        raise BadInput(f"MLPerf takes exactly {needed} runs of BERT, here are {len(runs)}: {fix}")
+        raise BadInput(f"MLPerf requires exactly {needed} BERT runs; found {len(runs)}: {fix}")
     if len({run.seed for run in runs}) < len(runs):
         seeds = ", ".join(str(run.seed) for run in runs)
-        raise BadInput(f"the runs must have different seeds, here are {seeds}: --seed")
+        raise BadInput(f"the runs must have different seeds (--seed); found {seeds}")
     missed = [str(run.path) for run in runs if run.status == "below_quality"]
     if len(missed) > 1:
-        raise BadInput(several("one run may miss its target; these did", missed))
+        raise BadInput(several("only one run may miss its target; these did", missed))
 
 
 def runs_needed() -> int:
-    """Of BERT, as the package checker counts."""
+    """Return the number of BERT runs that the package checker requires."""
     from mlperf_logging.benchmark_meta import get_result_file_counts
 
     return int(get_result_file_counts("training")["bert"])
 
 
 def _check_alike(runs: Sequence[Result]) -> None:
-    """One system, one recipe, one code."""
-    tell: dict[str, Callable[[Result], Any]] = {
+    """Raise BadInput unless system, recipe, code and options are the same."""
+    properties: dict[str, Callable[[Result], Any]] = {
         "system": lambda r: r.system_name,
         "recipe (with its data)": lambda r: f"{r.preset} {r.recipe_hash}",
         "code": lambda r: r.code_hash,
@@ -90,7 +92,7 @@ def _check_alike(runs: Sequence[Result]) -> None:
         ],
     }
     mixed = []
-    for what, of in tell.items():
+    for what, of in properties.items():
         seen: dict[str, list[str]] = {}
         for run in runs:
             seen.setdefault(json.dumps(of(run), sort_keys=True), []).append(run.run_id)
@@ -101,9 +103,9 @@ def _check_alike(runs: Sequence[Result]) -> None:
             )
             mixed.append(f"{what}: {each}")
     if mixed:
-        raise BadInput(several("not repeats of one run; name runs of one kind", mixed))
+        raise BadInput(several("not repeats of one run; name runs of one configuration", mixed))
 
 
 def several(what: str, lines: Sequence[str]) -> str:
-    """A finding and what it is about, one a line."""
+    """Return a finding followed by the items it concerns, one per line."""
     return f"{what}:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench export-mlperf``: runs as a submission that MLPerf's package checker accepts.
+"""``bertbench export-mlperf``: write runs as a submission that MLPerf's package checker accepts.
 
     DIR/ORG/systems/SYSTEM.json                     the machine (export_system.py)
-    DIR/ORG/results/SYSTEM/bert/result_N.txt        the runs' MLPerf logs, in the order of time
+    DIR/ORG/results/SYSTEM/bert/result_N.txt        the runs' MLPerf logs, by time
     DIR/ORG/benchmarks/bert/implementations/bertbench/
         README.md                                   the runs, and how to repeat them
-        records/result_N/{manifest,config}.json     what each run was
-        source/                                     the code, where it is the code that ran
+        records/result_N/{manifest,config}.json     each run's record
+        source/                                     the code, if it is the code that ran
 
-The tree appears whole, after the checker accepted it, or not at all.
+The tree appears only if the checker accepts it.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ def export(
     out: Path,
     org: str,
     *,
-    told: dict[str, str] | None = None,
+    fields: dict[str, str] | None = None,
     ruleset: str | None = None,
 ) -> tuple[Path, list[str]]:
     """Write ``out/org`` and return it with notes for the user.
 
-    ``told`` are fields of the system's description. Raises BadInput for anything that could not
-    be submitted, before anything is written.
+    ``fields`` are the user's fields of the system's description. Raises BadInput for anything that
+    cannot be submitted, before anything is written.
     """
-    told = dict(told or {})
-    clash = [name for name in FIXED if name in told]
+    fields = dict(fields or {})
+    clash = [name for name in FIXED if name in fields]
     if clash:
         raise BadInput(f"{', '.join(clash)} follows from --org and the runs: leave it out")
     if not _NAME.fullmatch(org):
         raise BadInput(f"--org {shown(org)!r} cannot name a folder: letters, digits, . _ + -")
     if (out / org).exists():
-        raise BadInput(f"{out / org} exists, and nothing is overwritten: choose another --out")
+        raise BadInput(f"{out / org} exists: choose another --out")
     runs = sorted(results, key=lambda r: (r.created or "", r.run_id))
     check_sound(runs, ruleset)
     check_complete(runs)
@@ -64,28 +64,17 @@ def export(
     first, log = runs[0], logs[0]
     ruleset = ruleset or str(first.manifest["mlperf"]["ruleset"])
     division = str(first.manifest["mlperf"]["division"])
-    status = told.get("status") or log.chosen("submission_status")
-    for flag, key, value in (("--org", "submission_org", org), ("--status", _STATUS, status)):
-        chosen = log.chosen(key)
-        if chosen not in (None, value):
-            raise BadInput(
-                f"{flag} is {shown(value)!r}, but the runs were made with --{key} {shown(chosen)}"
-            )
+    status = fields.get("status") or log.chosen("submission_status")
+    _check_labels(log, org, status)
     known = {"submitter": org, "division": division, "system_name": first.system_name}
     if status:
         known["status"] = status
-    system, notes = describe(first, told, known, ruleset=ruleset)
+    system, notes = describe(first, fields, known, ruleset=ruleset)
     name = system["system_name"]
     if not _NAME.fullmatch(name):
         raise BadInput(f"--system_name {shown(name)!r} cannot name a folder: letters, digits, . _")
     own = code_hash() == first.code_hash
-    if not own:
-        text = f"the source is not included: the runs are of commit {first.manifest['commit']}"
-        if division == "closed":
-            raise BadInput(f"{text}, which the closed division must publish: export from there")
-        notes.append(f"{text}; export from there to include it")
-    if any(run.manifest["dirty"] for run in runs):
-        notes.append("made with files that differ from the commit: say so, or run again from it")
+    notes += _source_notes(runs, division, own)
     labels = {"submission_org": org, _STATUS: status or ""}
 
     def build(tree: Path) -> None:
@@ -110,8 +99,31 @@ def export(
 _STATUS = "submission_status"
 
 
+def _check_labels(log: Log, org: str, status: str | None) -> None:
+    """Raise BadInput if flags of the runs contradict --org or --status."""
+    for flag, key, value in (("--org", "submission_org", org), ("--status", _STATUS, status)):
+        chosen = log.chosen(key)
+        if chosen not in (None, value):
+            raise BadInput(
+                f"{flag} is {shown(value)!r}, but the runs were made with --{key} {shown(chosen)}"
+            )
+
+
+def _source_notes(runs: Sequence[Result], division: str, own: bool) -> list[str]:
+    """Return notes on the source; raise BadInput if a closed submission would lack it."""
+    notes = []
+    if not own:
+        text = f"the source is not included: the runs used commit {runs[0].manifest['commit']}"
+        if division == "closed":
+            raise BadInput(f"{text}, and the closed division must publish it: export from there")
+        notes.append(f"{text}; export from there to include it")
+    if any(run.manifest["dirty"] for run in runs):
+        notes.append("made with uncommitted changes: publish them, or run again from the commit")
+    return notes
+
+
 class Log:
-    """A run's MLPerf log, and whether somebody chose what it says of the submission."""
+    """A run's MLPerf log, and which of its submission labels a flag chose."""
 
     def __init__(self, run: Result) -> None:
         self.text = (run.path / LOG).read_text(encoding="utf-8")
@@ -122,11 +134,11 @@ class Log:
         self.benchmark = str(self._values.get("submission_benchmark"))
 
     def chosen(self, key: str) -> str | None:
-        """The value of ``key`` that a flag gave the run; None if it was the default."""
+        """Return the value of ``key`` if a flag gave it; None if it is the default."""
         return str(self._values[key]) if self._origins.get(key) == "flag" else None
 
     def labelled(self, labels: dict[str, str]) -> str:
-        """The log, in which labels that nobody chose say what the export was told."""
+        """Return the log with ``labels`` in place of default ones."""
         lines = self.text.splitlines()
         for number, event in read_log(self.text.splitlines()):
             if event is not None and labels.get(event["key"], event["value"]) != event["value"]:
@@ -137,7 +149,7 @@ class Log:
 
 
 def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) -> Path:
-    """The tree in one rename, once the official checker has nothing against it."""
+    """Build the tree and rename it into place; raise BadInput if the checker refuses it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
@@ -149,7 +161,7 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
         build(work / org)
         problems = check_package(work / org, ruleset)
         if problems:
-            raise BadInput(several("the package checker refuses it; nothing was written", problems))
+            raise BadInput(several("not written: the package checker refuses it", problems))
         (work / org).rename(out / org)
     finally:
         shutil.rmtree(work)
@@ -157,7 +169,7 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
 
 
 def check_package(tree: Path, ruleset: str) -> list[str]:
-    """What MLPerf's package checker finds wrong with ``tree``; empty if it accepts it."""
+    """Return the findings of MLPerf's package checker on ``tree``; empty if it accepts it."""
     command = [sys.executable, "-m", "mlperf_logging.package_checker", str(tree.resolve())]
     with tempfile.TemporaryDirectory() as folder:  # it writes a log into the current folder
         try:
@@ -166,7 +178,7 @@ def check_package(tree: Path, ruleset: str) -> list[str]:
                 timeout=_TIMEOUT_S,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return [f"it took more than {_TIMEOUT_S} s"]
+            return [f"the checker took more than {_TIMEOUT_S} s"]
     if "PACKAGE CHECKER FOUND NO ERRORS" in done.stderr:
         return []
     lines = done.stderr.strip().splitlines()
@@ -199,9 +211,9 @@ def _readme(runs: Sequence[Result], system: str, division: str, ruleset: str, ow
             "    bash init.sh",
             f"    {shown(command, 2000)}",
             "",
-            "Each run was a process of its own with the seed below. Data and starting weights: "
-            f"{shown(json.dumps(first.manifest['inputs']), 400)} (hashes); how to get them is in "
-            f"benchmarks/{first.benchmark}/README.md of the source.",
+            "Each run was a separate process with the seed below. Hashes of data and starting "
+            f"weights: {shown(json.dumps(first.manifest['inputs']), 400)}; "
+            f"benchmarks/{first.benchmark}/README.md of the source describes how to get them.",
             "",
             "## Runs",
             "",
@@ -210,15 +222,15 @@ def _readme(runs: Sequence[Result], system: str, division: str, ruleset: str, ow
             "|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            "The logs are those of the records, but for submission_org and submission_status where "
-            "no flag of the run had chosen them.",
+            "The logs are those of the records, except submission_org and submission_status if no "
+            "flag of the run set them.",
             "",
         ]
     )
 
 
 def _copy_source(target: Path) -> None:
-    """The product's own files; none that a checkout would not have."""
+    """Copy the product's files, without build products."""
 
     def unwanted(folder: str, names: list[str]) -> set[str]:
         return {n for n in names if n.startswith((".", "__pycache__")) or n.endswith((".so", ".o"))}

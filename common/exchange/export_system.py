@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLPerf's description of a system: from what the records measured, and what only people know.
+"""MLPerf's system description, from the records and from the user.
 
-The fields are those that mlperf_logging's system_desc_checker demands; it wants them to be strings.
+mlperf_logging's system_desc_checker requires these fields, all as strings.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FIELDS = {
     "submitter": "organisation that submits",
     "division": "closed or open",
     "status": "availability of the system: onprem, cloud, preview or research",
-    "system_name": "name of the system; its folder and file are called so",
-    "number_of_nodes": "machines that took part",
+    "system_name": "name of the system, also of its folder and file",
+    "number_of_nodes": "machines used",
     "host_processors_per_node": "processor sockets of one machine",
     "host_processor_model_name": "exact model of the processors",
     "host_processor_core_count": "physical cores of one processor",
@@ -30,11 +30,11 @@ FIELDS = {
     "host_processor_interconnect": "link between the sockets, e.g. UPI; N/A with one",
     "host_memory_capacity": "main memory of one machine",
     "host_memory_configuration": "its modules, e.g. 16x 64 GB DDR5-4800",
-    "host_storage_type": "where the data lay, e.g. NVMe SSD",
+    "host_storage_type": "storage of the data, e.g. NVMe SSD",
     "host_storage_capacity": "size of that storage, e.g. 2x 3.84 TB",
     "host_networking": "network cards between the machines; N/A with one machine",
     "host_networking_topology": "how the machines are linked; N/A with one machine",
-    "accelerators_per_node": "accelerators of one machine that took part",
+    "accelerators_per_node": "accelerators used per machine",
     "accelerator_model_name": "exact model of the accelerators",
     "accelerator_host_interconnect": "link of an accelerator to its host, e.g. PCIe Gen5 x16",
     "accelerator_frequency": "clock rate of the accelerators",
@@ -45,12 +45,12 @@ FIELDS = {
     "accelerator_interconnect_topology": "how they are linked, e.g. mesh; N/A with one",
     "cooling": "air or liquid",
     "hw_notes": "anything else about the machine; may be empty",
-    "framework": "what computed, with its version",
+    "framework": "framework with its version",
     "other_software_stack": "drivers and libraries with versions",
     "operating_system": "name and version",
     "sw_notes": "anything else about the software; may be empty",
 }
-"""Field -> what it means."""
+"""Field -> its meaning."""
 STATUSES = {
     "onprem": "Available on-premise",
     "cloud": "Available cloud",
@@ -63,27 +63,27 @@ _GIB = 1 << 30
 
 
 def describe(
-    result: Result, told: Mapping[str, str], known: Mapping[str, str], *, ruleset: str
+    result: Result, given: Mapping[str, str], known: Mapping[str, str], *, ruleset: str
 ) -> tuple[dict[str, str], list[str]]:
-    """The whole description, and a note for each measured value that ``told`` replaces.
+    """Return the description, and a note for each measured value that ``given`` replaces.
 
-    ``told`` is what the user gave, ``known`` what follows from the export itself. Raises BadInput
-    that names every missing field with its meaning.
+    ``given`` are the user's fields, ``known`` those of the export. Raises BadInput, naming every
+    missing field with its meaning.
     """
     found = {**measured(result), **known}
-    fields = {**found, **told}
+    fields = {**found, **given}
     missing = [name for name in FIELDS if name not in fields]
     if missing:
         lines = [f"  --{name:<36}{FIELDS[name]}" for name in missing]
         raise BadInput(
-            f"{len(missing)} things about the system were not measured; give each as a flag, or "
-            "all in a JSON file of names and texts (--system_info FILE), N/A where there is none:\n"
+            f"{len(missing)} fields of the system are unknown; give each as a flag, or all in a "
+            "JSON file of names and texts (--system_info FILE), N/A if it does not apply:\n"
             + "\n".join(lines)
         )
     notes = [
-        f"{name}: {shown(told[name])!r} was given, {shown(value)!r} was measured"
+        f"{name}: {shown(given[name])!r} was given, {shown(value)!r} was measured"
         for name, value in found.items()
-        if told.get(name, value) != value
+        if given.get(name, value) != value
     ]
     status = fields["status"]
     if status not in STATUSES:
@@ -93,7 +93,7 @@ def describe(
 
 
 def measured(result: Result) -> dict[str, str]:
-    """Field -> text, for each field that the record of a run tells."""
+    """Return field -> text for each field that the record contains."""
     system = result.system
     processor, software = system["processor"], system["software"]
     sockets, devices = processor.get("sockets"), result.devices
@@ -145,7 +145,7 @@ def _accelerators(
 
 
 def nodes(result: Result) -> int | None:
-    """Machines of a run; None where the record does not tell."""
+    """Return a run's number of machines; None if unknown."""
     environment = result.system.get("environment") or {}
     local = str(environment.get("LOCAL_WORLD_SIZE", ""))
     if local.isdecimal() and int(local) and result.world_size:
@@ -154,7 +154,7 @@ def nodes(result: Result) -> int | None:
 
 
 def read_info(path: Path) -> dict[str, str]:
-    """A user's file of fields; raises BadInput for what is not one."""
+    """Read a user's file of fields; raise BadInput if it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

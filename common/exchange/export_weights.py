@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench export-weights``: a run's weights as other software reads them.
+"""``bertbench export-weights``: write a run's weights in the format of other software.
 
 Hugging Face: a folder for ``from_pretrained``. NVIDIA's scripts and their forks: the
 ``pytorch_model.bin`` and ``bert_config.json`` that ``run_squad.py`` writes.
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,20 @@ from bertbench.common.model.weights import VOCAB_MULTIPLE, other_names
 from bertbench.common.training.checkpoint import load, resolve
 
 HEADS = {"qa_outputs.weight": "BertForQuestionAnswering", DECODER_BIAS: "BertForPreTraining"}
-"""A name among the weights -> the class of Hugging Face's that has such a head."""
+"""Name of a head's weight -> Hugging Face's class with that head."""
 
 
 def export(
     run: Path, output: Path, *, naming: Naming = "huggingface", vocab_file: Path | None = None
 ) -> dict[str, Any]:
-    """Write the newest checkpoint of ``run`` to the new folder ``output``; says what was written.
+    """Write the newest checkpoint of ``run`` to the new folder ``output``; return a summary.
 
     The checkpoint is verified first, and ``output`` appears only when it is complete. Raises
     BadInput for a damaged checkpoint, one without its run's ``config.json``, or another model's
-    vocabulary; Unsupported for a model that has no names in this naming.
+    vocabulary; Unsupported for a model without names in this naming.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"{output} is there already: name a new folder with --output")
+        raise BadInput(f"{output} exists: name a new folder with --output")
     checkpoint = resolve(run).resolve()
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
@@ -49,26 +50,20 @@ def export(
     rows = config.vocab_size if tokens is None else len(tokens)
     if not rows <= config.vocab_size < rows + VOCAB_MULTIPLE:
         raise BadInput(
-            f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: it is "
-            f"the vocabulary of another model; give the one that the run was made with"
+            f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: give "
+            f"the vocabulary that the run was made with"
         )
     state = other_names(groups["model"], config.norm_position, naming, vocab_size=rows)
     architecture = next((a for name, a in HEADS.items() if name in state), None)
     if architecture is None:
         raise BadInput(f"{checkpoint}: its model has neither of the heads {', '.join(HEADS)}")
-
     described = config.as_huggingface() | {
         "vocab_size": rows,
         "bertbench": {"run": checkpoint.parent.parent.name, "step": int(checkpoint.stem[5:])},
     }
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial", dir=output.parent))
-    except OSError as error:
-        raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from error
-    try:
+    with _new_folder(output) as work:
         if naming == "nvidia":
             torch.save({"model": _copied(state)}, work / "pytorch_model.bin")
             _write_json(work / "bert_config.json", described | {"hidden_act": "gelu"})
@@ -81,21 +76,8 @@ def export(
             (work / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
             if naming == "huggingface":
                 lowercase = recipe.get("lowercase", all(t == t.lower() for t in _words(tokens)))
-                told = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-                _write_json(work / "tokenizer_config.json", told)
-        for file in work.iterdir():
-            file.chmod(0o644)
-            sync(file)
-        work.chmod(0o755)
-        work.replace(output)
-        sync(output.parent)
-    except BaseException as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if not isinstance(error, (OSError, SafetensorError)):
-            raise
-        raise BadInput(
-            f"--output {output}: could not be written, nothing is left: {error}"
-        ) from error
+                tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+                _write_json(work / "tokenizer_config.json", tokenizer)
     return {
         "folder": str(output),
         "naming": naming,
@@ -106,27 +88,50 @@ def export(
     }
 
 
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder and rename it to ``output``; raise BadInput if that fails."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial", dir=output.parent))
+    except OSError as error:
+        raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from error
+    try:
+        yield work
+        for file in work.iterdir():
+            file.chmod(0o644)
+            sync(file)
+        work.chmod(0o755)
+        work.replace(output)
+        sync(output.parent)
+    except BaseException as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
+        raise BadInput(f"--output {output}: cannot be written, and was removed: {error}") from error
+
+
 def _recipe(path: Path) -> tuple[dict[str, Any], BertConfig]:
-    """The recipe in a run's ``config.json``, and the model in it."""
+    """Return the recipe in a run's ``config.json``, and its model."""
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
         return recipe, BertConfig(**recipe["model"])
     except OSError as error:
         raise BadInput(
-            f"{path}: {error.strerror}: it tells the model's shape. Name a run's folder, or a "
-            f"checkpoint where the run left it"
+            f"{path}: {error.strerror}: the model's shape is unknown without it. Name a run's "
+            f"folder, or a checkpoint inside one"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is no run's configuration: {error}") from error
+        raise BadInput(f"{path}: not a run's configuration: {error}") from error
 
 
 def _words(tokens: Sequence[str]) -> list[str]:
-    """Without [CLS] and its like, which have capitals in any vocabulary."""
+    """Return the tokens without [CLS] and the like, which are always in capitals."""
     return [token for token in tokens if not token.startswith("[")]
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Memory of their own, so that a part of a tensor does not take the whole into the file."""
+    """Return copies, so that a view does not bring its whole tensor into the file."""
     copies = {name: t.clone() for name, t in state.items() if name != DECODER_WEIGHT}
     if DECODER_WEIGHT in state:
         copies[DECODER_WEIGHT] = copies[WORD_EMBEDDING]

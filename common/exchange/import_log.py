@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench import-mlperf``: an MLPerf BERT training log as a record of kind ``mlperf``.
+"""``bertbench import-mlperf``: read an MLPerf BERT training log as a record of kind ``mlperf``.
 
-Nothing is guessed. A value comes from the log's own events, or from the folders of a published
-results repository (``v1.0/NVIDIA/results/SYSTEM/bert/result_0.txt``), or it was given on the
-command line; otherwise it is null, and ``missing`` says why. What contradicts itself is a doubt
-where one reading is safe, and null where none is.
+A value comes from the log's events, from the folders of a published results repository
+(``v1.0/NVIDIA/results/SYSTEM/bert/result_0.txt``) or from the command line; otherwise it is null,
+and ``missing`` gives the reason. A contradiction is a ``doubt`` if one reading is safe, else null.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.exchange.imported_run import Run, understand
+from bertbench.common.exchange.imported_run import ImportedRun, read_run
 from bertbench.common.files import file_sha256, shown
 from bertbench.common.mlperf.events import Events, read_file
 
@@ -26,7 +25,7 @@ _MILLISECONDS = 1e3
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a log besides its lines."""
+    """Facts about a log that its lines do not contain."""
 
     round: str | None = None
     submitter: str | None = None
@@ -34,11 +33,11 @@ class Origin:
     devices: int | None = None
     device: str | None = None
     repository: str | None = None
-    """Of the published results, when the file lies in a copy of one."""
+    """The published results' repository, if the file is in a copy of it."""
 
     @classmethod
     def of(cls, path: Path) -> Origin:
-        """From the folders of a results repository; nothing when the file is elsewhere."""
+        """Read the folders of a results repository; return an empty Origin elsewhere."""
         parts = path.absolute().parts
         if len(parts) < 6 or parts[-4] != "results":
             return cls()
@@ -59,25 +58,25 @@ class Origin:
 
 
 def _description(path: Path) -> tuple[int | None, str | None]:
-    """Accelerators and their name from a submission's description of its system."""
+    """Return accelerators and their name from a submission's system description."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         nodes, each = int(content["number_of_nodes"]), int(content["accelerators_per_node"])
         name = content.get("accelerator_model_name")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, None
-    told = isinstance(name, str) and name.strip()
-    return (nodes * each if nodes > 0 and each > 0 else None), shown(name) if told else None
+    named = isinstance(name, str) and name.strip()
+    return (nodes * each if nodes > 0 and each > 0 else None), shown(name) if named else None
 
 
 def import_log(path: Path, origin: Origin | None = None) -> dict[str, Any]:
-    """The log as a document of schema/published-1.json.
+    """Return the log as a document of schema/published-1.json.
 
-    Raises BadInput when the file is no MLPerf log, not one of BERT training, or of several runs.
+    Raises BadInput unless the file is the MLPerf log of one BERT training run.
     """
     origin = origin or Origin.of(path)
     log = read_file(path)
-    run = understand(log, origin.round, shown(path.name))
+    run = read_run(log, origin.round, shown(path.name))
     system, submitter = _names(run, origin, log)
     row: dict[str, Any] = {
         "system": system,
@@ -111,9 +110,9 @@ def import_log(path: Path, origin: Origin | None = None) -> dict[str, Any]:
     reasons = {
         "device": "logs do not name it; systems/SYSTEM.json of a submission does",
         "devices": "logs do not count them; systems/SYSTEM.json of a submission does",
-        "precision": "logs do not tell it",
-        "batch_per_device": "not derived: logs tell packing and accumulation in several ways",
-        "round": "logs do not tell it: keep the folders of the published results, or give --round",
+        "precision": "logs do not state it",
+        "batch_per_device": "not derived: logs state packing and accumulation in several ways",
+        "round": "logs do not state it: keep the folders of the published results, or use --round",
     }
     run.missing.update({name: why for name, why in reasons.items() if row[name] is None})
     run.missing = row["missing"] = dict(sorted(run.missing.items()))
@@ -131,13 +130,13 @@ def import_log(path: Path, origin: Origin | None = None) -> dict[str, Any]:
     }
 
 
-def _names(run: Run, origin: Origin, log: Events) -> tuple[str, str | None]:
-    """System and submitter: where it was published counts, then what the log calls itself."""
+def _names(run: ImportedRun, origin: Origin, log: Events) -> tuple[str, str | None]:
+    """Return system and submitter: from the place of publication, else from the log."""
     platform, org = run.facts.get("submission_platform"), run.facts.get("submission_org")
     system = origin.system
     if system is None and isinstance(platform, str) and platform.strip():
         if "PLACEHOLDER" in platform:
-            run.missing["system"] = f"submission_platform is {shown(platform)}, never filled in"
+            run.missing["system"] = f"submission_platform is {shown(platform)}, a placeholder"
         else:
             system = shown(platform)
     elif system is None:
@@ -150,7 +149,7 @@ def _names(run: Run, origin: Origin, log: Events) -> tuple[str, str | None]:
     elif submitter is None:
         run.missing["submitter"] = "submission_org is not in the log" + log.damage("submission_org")
     elif isinstance(org, str) and not _alike(submitter, org):
-        run.doubt.append(f"published under {submitter}, but the log calls itself {shown(org)}'s")
+        run.doubt.append(f"published under {submitter}, but submission_org is {shown(org)}")
     return system or "unknown", submitter
 
 
@@ -160,7 +159,7 @@ def _alike(one: str, other: str) -> bool:
 
 
 def file_name(document: dict[str, Any], path: Path) -> str:
-    """Stable, and of harmless characters: the same log is always the same file."""
+    """Return a safe file name that depends only on the log."""
     row = document["rows"][0]
     parts = [row["round"] and f"v{row['round']}", row["submitter"], row["system"], path.stem]
     slugs = [re.sub(r"[^a-z0-9.]+", "-", str(part).lower()).strip("-.") for part in parts if part]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluations in an MLPerf BERT log: when, after how many samples, with which accuracy."""
+"""The evaluations in an MLPerf BERT log: time, samples and accuracy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from bertbench.common.mlperf.events import Event, Events, shown_lines, whole
 
 _SAME_EVALUATION_MS = 1000.0
-"""Ranks report one evaluation within this; two evaluations are further apart."""
+"""Ranks report one evaluation within this time; two evaluations are further apart."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One, whatever the number of ranks that reported it."""
+    """One evaluation, reported by any number of ranks."""
 
     time_ms: float
     value: float | None
@@ -26,19 +26,19 @@ class Evaluation:
 
 
 @dataclass
-class Found:
-    """The evaluations of a run in the order of time, and what was wrong with them."""
+class Evaluations:
+    """The evaluations of a run by time, and their problems."""
 
     evaluations: list[Evaluation] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
-    """For a record: seconds since run_start, samples, value; without those ranks disagree on."""
+    """For a record: seconds since run_start, samples, value; only those that ranks agree on."""
     doubt: list[str] = field(default_factory=list)
     uncounted: str | None = None
-    """Why their samples are not known."""
+    """Why their samples are unknown."""
 
 
 def groups_of(events: Iterable[Event]) -> list[list[Event]]:
-    """Events that several ranks wrote of one thing: alike but for the moment, and the value."""
+    """Group the events of several ranks that differ only in time and value."""
     groups: list[list[Event]] = []
     for event in events:
         for group in reversed(groups):
@@ -55,9 +55,9 @@ def groups_of(events: Iterable[Event]) -> list[list[Event]]:
 
 def evaluations_of(
     log: Events, batch: int | None, start: float | None, stop: float | None
-) -> Found:
-    """Those between ``start`` and ``stop`` (milliseconds since 1970; None: not known)."""
-    found = Found()
+) -> Evaluations:
+    """Return those between ``start`` and ``stop`` (milliseconds since 1970; None: unknown)."""
+    found = Evaluations()
     events = log.of("eval_accuracy")
     usable = [event for event in events if _share(event.value)]
     if len(usable) < len(events):
@@ -76,7 +76,7 @@ def evaluations_of(
     if inside and not are_samples(counts, batch):
         counts = [None] * len(counts)
         found.uncounted = (
-            "epoch_num does not count samples here, or the batch to tell it by is missing"
+            "epoch_num does not count samples, or the batch size to verify it is missing"
         )
     for group, samples in zip(inside, counts, strict=True):
         time = group[0].time_ms
@@ -94,10 +94,9 @@ def evaluations_of(
 
 
 def hidden_after(log: Events, last: Evaluation, cut_off: bool) -> int | None:
-    """The line of damage that may be an evaluation later than ``last``; None: there is none.
+    """Return the damaged line that may be an evaluation after ``last``, or None.
 
-    In a log that was ``cut_off`` what follows is lost anyway: there only a damaged line that shows
-    itself to be an evaluation counts.
+    In a log that was ``cut_off``, only a damaged line with the key of an evaluation counts.
     """
     for damaged in log.damaged:
         if damaged.key != "eval_accuracy" and (damaged.key is not None or cut_off):
@@ -112,16 +111,16 @@ def hidden_after(log: Events, last: Evaluation, cut_off: bool) -> int | None:
 
 
 def count_of(event: Event) -> int | None:
-    """What an event says of how far training was: samples, or epochs (``are_samples``)."""
+    """Return an event's progress in samples or epochs (see ``are_samples``)."""
     return whole(event.metadata.get("samples_count", event.metadata.get("epoch_num")))
 
 
 def are_samples(counts: list[int | None], batch: int | None) -> bool:
-    """Whether the counts of evaluations are samples.
+    """Return whether the counts of evaluations are samples.
 
     Rounds from 2.0 on log samples as epoch_num, earlier ones epochs. An epoch is 156 million
-    samples, so that counts which reach the batch size and never fall can be no epochs. They need
-    not be multiples of it: packed batches vary.
+    samples, so counts that reach the batch size and never decrease are samples. They need not be
+    multiples of it: packed batches vary.
     """
     known = [count for count in counts if count is not None]
     return (

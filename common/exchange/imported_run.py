@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the events of an MLPerf BERT log say about its run: times, samples, accuracy, status.
+"""Derive times, samples, accuracy and status of a run from the events of its MLPerf BERT log.
 
 Sources: mlperf_logging, compliance_checker/training_*/{common,closed_bert,open_bert}.yaml for keys
-and targets; published logs of rounds 1.0 to 5.0 for how they are used in fact.
+and targets; published logs of rounds 1.0 to 5.0 for their actual use.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _FACTS = (
 
 
 @dataclass
-class Run:
-    """As in a row of schema/published-1.json; ``day_ms`` is when it began."""
+class ImportedRun:
+    """A row of schema/published-1.json; ``day_ms`` is its start."""
 
     benchmark: str = "unknown"
     division: str | None = None
@@ -55,9 +55,12 @@ class Run:
     day_ms: float = 0.0
 
 
-def understand(log: Events, mlperf_round: str | None, name: str) -> Run:
-    """Raises BadInput for a log that is not of one BERT training run; ``name`` is the file's."""
-    run = Run(day_ms=log.events[0].time_ms)
+def read_run(log: Events, mlperf_round: str | None, name: str) -> ImportedRun:
+    """Return the run of a log; raise BadInput unless it is one BERT training run.
+
+    ``name`` is the file's name, for messages.
+    """
+    run = ImportedRun(day_ms=log.events[0].time_ms)
     _settings(log, run, name)
     start, stop = _bounds(log, run, name)
     found = evaluations_of(log, run.batch, start, stop)
@@ -78,10 +81,10 @@ def understand(log: Events, mlperf_round: str | None, name: str) -> Run:
     return run
 
 
-def _settings(log: Events, run: Run, name: str) -> None:
+def _settings(log: Events, run: ImportedRun, name: str) -> None:
     keys = {event.key for event in log.events}
     if any(key.startswith("loadgen") for key in keys):
-        raise BadInput(f"{name} is a log of LoadGen (inference), not of a training run")
+        raise BadInput(f"{name} is a LoadGen (inference) log: give a training log")
     for key in _FACTS:
         value, why = _single(log, key)
         if isinstance(value, str):
@@ -90,10 +93,10 @@ def _settings(log: Events, run: Run, name: str) -> None:
             run.facts[key] = value
         elif key in keys and why:
             run.missing[key] = why
-    told = {event.value for event in log.of("submission_benchmark") if isinstance(event.value, str)}
-    if told - {"bert"}:
-        raise BadInput(f"{name} is a log of {shown(', '.join(sorted(told)))}, not of BERT")
-    if told:
+    names = {e.value for e in log.of("submission_benchmark") if isinstance(e.value, str)}
+    if names - {"bert"}:
+        raise BadInput(f"{name} is a log of {shown(', '.join(sorted(names)))}, not of BERT")
+    if names:
         run.benchmark = "bert_pretraining"
     else:
         run.missing["benchmark"] = log.absent("submission_benchmark")
@@ -112,14 +115,14 @@ def _settings(log: Events, run: Run, name: str) -> None:
         if count is not None and (count > 0 or attribute == "seed"):
             setattr(run, attribute, count)
         else:
-            run.missing[attribute] = why or f"{key} is {shown(value, 40)}, no count"
+            run.missing[attribute] = why or f"{key} is {shown(value, 40)}, not a count"
 
 
-def _bounds(log: Events, run: Run, name: str) -> tuple[float | None, float | None]:
-    """The first run_start and the last run_stop, in milliseconds since 1970.
+def _bounds(log: Events, run: ImportedRun, name: str) -> tuple[float | None, float | None]:
+    """Return the first run_start and the last run_stop, in milliseconds since 1970.
 
-    Every rank may write them, but at one time and with no evaluation between; else there were
-    several runs, which is BadInput.
+    Every rank may write them, but at one time and without an evaluation between; raises BadInput
+    for several runs.
     """
     starts, stops = ([e.time_ms for e in log.of(key)] for key in ("run_start", "run_stop"))
     evaluations = [group[0].time_ms for group in groups_of(log.of("eval_accuracy"))]
@@ -132,14 +135,14 @@ def _bounds(log: Events, run: Run, name: str) -> tuple[float | None, float | Non
             or any(times[0] < mark < times[-1] for mark in marks)
         ):
             raise BadInput(
-                f"{name} holds more than one run, or one that was started again: {key} is in lines "
-                f"{shown_lines(log.of(key))}, too far apart to be of one moment; cut it in parts"
+                f"{name} contains several runs, or a restarted one: {key} is in lines "
+                f"{shown_lines(log.of(key))}, too far apart for one run; split the file"
             )
     for key, times in (("run_start", starts), ("run_stop", stops)):
         if len(times) > 1:
             which = "first" if key == "run_start" else "last"
             run.doubt.append(
-                f"{key} is there {len(times)} times within {times[-1] - times[0]:.0f} ms; the "
+                f"{key} occurs {len(times)} times within {times[-1] - times[0]:.0f} ms; the "
                 f"{which} counts"
             )
     if starts:
@@ -147,30 +150,29 @@ def _bounds(log: Events, run: Run, name: str) -> tuple[float | None, float | Non
     return starts[0] if starts else None, stops[-1] if stops else None
 
 
-def _status(log: Events, run: Run) -> str:
+def _status(log: Events, run: ImportedRun) -> str:
     stops = log.of("run_stop")
     if not stops:
         run.missing["status"] = log.absent("run_stop") + ": the run, or its log, was cut off"
         return "no_run_stop"
-    told = sorted({str(stop.metadata["status"]) for stop in stops if "status" in stop.metadata})
-    if told in (["success"], ["aborted"]):
-        return told[0]
-    words = f"the status {shown(', '.join(told))}" if told else "no status"
+    found = sorted({str(stop.metadata["status"]) for stop in stops if "status" in stop.metadata})
+    if found in (["success"], ["aborted"]):
+        return found[0]
+    words = f"the status {shown(', '.join(found))}" if found else "no status"
     run.missing["status"] = f"run_stop has {words}"
     return "unknown"
 
 
-def _samples(log: Events, run: Run, evaluations: list[Evaluation]) -> int | None:
-    """Sequences trained until the end. ``train_samples`` counts only when it was logged after
-    training: before, it is a plan."""
+def _samples(log: Events, run: ImportedRun, evaluations: list[Evaluation]) -> int | None:
+    """Return the sequences trained. ``train_samples`` logged before training ended is a plan."""
     events = log.of("train_samples")
     last = evaluations[-1] if evaluations else None
     after = [event for event in events if last is not None and event.time_ms >= last.time_ms]
-    told = {whole(event.value) for event in after}
+    counts = {whole(event.value) for event in after}
     ends = {count_of(stop) for stop in log.of("run_stop")}
-    if len(told) == 1 and None not in told:
-        found, source = told.pop(), "train_samples"
-    elif told:
+    if len(counts) == 1 and None not in counts:
+        found, source = counts.pop(), "train_samples"
+    elif counts:
         run.missing["samples"] = f"train_samples is {shown_values(after)}: no single count"
         return None
     elif len(ends) == 1 and are_samples([*(e.samples for e in evaluations), *ends], run.batch):
@@ -193,7 +195,7 @@ def _samples(log: Events, run: Run, evaluations: list[Evaluation]) -> int | None
 
 
 def _quality(
-    log: Events, run: Run, evaluations: list[Evaluation], mlperf_round: str | None
+    log: Events, run: ImportedRun, evaluations: list[Evaluation], mlperf_round: str | None
 ) -> None:
     known = run.benchmark != "unknown"
     value = evaluations[-1].value if evaluations else None
@@ -203,8 +205,8 @@ def _quality(
         run.missing["accuracy"] = "ranks disagree about the last evaluation"
     elif hidden := hidden_after(log, evaluations[-1], run.status == "no_run_stop"):
         run.missing["accuracy"] = (
-            f"line {hidden} is cut or damaged, and may be a later evaluation than the last that "
-            f"can be read ({value})"
+            f"line {hidden} is cut or damaged, and may be a later evaluation than the last "
+            f"readable one ({value})"
         )
         value = None
     target = _target(log, run, mlperf_round)
@@ -223,18 +225,18 @@ def _quality(
         run.doubt.append(f"says aborted, but its last evaluation is {value}, not below {target}")
 
 
-def _target(log: Events, run: Run, mlperf_round: str | None) -> float | None:
-    """What the log's commands say, else what the closed division demanded in that round."""
+def _target(log: Events, run: ImportedRun, mlperf_round: str | None) -> float | None:
+    """Return the target of the log's commands, else the closed division's in that round."""
     if len(log.targets) == 1:
         run.facts["target_from"] = "target_mlm_accuracy in the log"
         return next(iter(log.targets))
     if log.targets:
-        told = ", ".join(f"{target:g}" for target in sorted(log.targets))
-        run.missing["target"] = f"target_mlm_accuracy is {told} in the log"
+        targets = ", ".join(f"{target:g}" for target in sorted(log.targets))
+        run.missing["target"] = f"target_mlm_accuracy is {targets} in the log"
         return None
     if run.division != "closed" or mlperf_round is None or run.benchmark == "unknown":
         run.missing["target"] = (
-            "not in the log, and MLPerf's rules tell it only of a closed BERT run in a known round"
+            "not in the log, and MLPerf's rules define it only for closed BERT runs of known rounds"
         )
         return None
     if mlperf_round in _ROUNDS:
@@ -242,13 +244,13 @@ def _target(log: Events, run: Run, mlperf_round: str | None) -> float | None:
     elif mlperf_round == "0.7" and run.batch:
         target = 0.712 if run.batch < 8192 else 0.706
     else:
-        run.missing["target"] = f"not in the log, and no rule of round {mlperf_round} is known"
+        run.missing["target"] = f"not in the log, and the rule of round {mlperf_round} is unknown"
         return None
     run.facts["target_from"] = f"MLPerf's rules, closed division, round {mlperf_round}"
     return target
 
 
-def _metrics(log: Events, run: Run, start: float | None, stop: float | None) -> None:
+def _metrics(log: Events, run: ImportedRun, start: float | None, stop: float | None) -> None:
     def add(name: str, value: float, definition: str, unit: str = "", direction: str = "") -> None:
         shared = SHARED.get(name)
         run.metrics[name] = {
@@ -291,7 +293,7 @@ def _metrics(log: Events, run: Run, start: float | None, stop: float | None) -> 
         add("samples_to_target", run.samples, definition, "sequences", "lower")
     before = [e for e in log.of("run_start") if e.metadata.get("samples_before")]
     if before:
-        run.missing[rate] = "the run goes on from another: its samples are not all of its own time"
+        run.missing[rate] = "the run continues another: its time does not cover all its samples"
         return
     add(rate, round(run.samples / seconds, 4), "samples / (run_start to run_stop)")
 
@@ -301,12 +303,12 @@ def _seconds(start: float, stop: float) -> float:
 
 
 def _single(log: Events, key: str) -> tuple[Any, str | None]:
-    """A key's value when all that wrote it agree; else None and why."""
+    """Return a key's value if all its events agree; else None and the reason."""
     values = [event.value for event in log.of(key)]
     if not values:
         return None, log.absent(key)
     if any(value != values[0] for value in values):
         return None, f"{key} is {shown_values(log.of(key))}: no single value"
     if values[0] is None:
-        return None, f"{key} is there without a value"
+        return None, f"{key} has no value"
     return values[0], None

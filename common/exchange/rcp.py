@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench rcp``: MLPerf's convergence check, which no run may pass by converging too fast.
+"""``bertbench rcp``: MLPerf's convergence check, which refuses runs that converge too fast.
 
-The samples that runs need to reach the target are compared with reference convergence points:
-for some batch sizes the results of the reference implementation, interpolated between them. The
-verdict is that of mlperf_logging.rcp_checker (with the pruned points, as its package checker).
+It compares the samples that runs need to reach the target with reference convergence points: the
+reference implementation's results at some batch sizes, interpolated between them. The verdict is
+that of mlperf_logging.rcp_checker (with the pruned points, as its package checker).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ ROUNDS = RULESETS[1:]
 _FEWEST = 3
 """Fastest and slowest are dropped."""
 _EPOCHS = 10_000
-"""Below this an ``epoch_num`` counts no samples: rounds before 2.0."""
+"""An ``epoch_num`` below this counts epochs, as in rounds before 2.0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convergence:
-    """The verdict and the numbers it rests on; samples to the target, without first and last."""
+    """The verdict and its numbers: samples to the target, without the fastest and slowest run."""
 
     passed: bool
     verdict: str
@@ -47,52 +47,55 @@ class Convergence:
     reference: float | None
     """Mean of the reference's runs at ``reference_batch``."""
     reference_batch: int | None
-    """Differs from ``global_batch`` where that is smaller than all of the reference's."""
+    """Differs from ``global_batch`` if that is smaller than every reference batch."""
     least: float | None
-    """The smallest mean that is accepted."""
+    """The smallest accepted mean."""
     interpolated: bool
     factor: float
-    """What MLPerf multiplies the time with, where the mean is below the reference's."""
+    """MLPerf's factor on the time, if the mean is below the reference's."""
 
 
 def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
-    """Compare the runs whose MLPerf logs these are with the reference.
+    """Compare the runs of these MLPerf logs with the reference.
 
-    Raises BadInput for too few logs or an unknown round, Unsupported where MLPerf has no
-    reference for them: any log of the open division.
+    Raises BadInput for too few logs or an unknown round, Unsupported if MLPerf has no reference
+    for them: any log of the open division.
     """
     if ruleset not in ROUNDS:
-        raise BadInput(f"no reference points in round {shown(ruleset)!r}: {', '.join(ROUNDS)}")
+        raise BadInput(
+            f"no reference points in round {shown(ruleset)!r}: choose from {', '.join(ROUNDS)}"
+        )
     if len(logs) < _FEWEST:
-        raise BadInput(f"{len(logs)} runs are too few: fastest and slowest are dropped")
+        raise BadInput(
+            f"{len(logs)} runs are too few: give at least {_FEWEST}; the fastest and the slowest "
+            f"are dropped"
+        )
     values = [_values(log) for log in logs]
-    for log, told in zip(logs, values, strict=True):
-        division, benchmark = (told.get(f"submission_{k}") for k in _KINDS)
+    for log, found in zip(logs, values, strict=True):
+        division, benchmark = (found.get(f"submission_{k}") for k in _KINDS)
         if (division, benchmark) != ("closed", "bert"):
-            raise Unsupported(
-                f"MLPerf has no reference convergence points for {shown(log)} (division "
-                f"{shown(division)}, benchmark {shown(benchmark)}): they are for the closed "
-                f"division's BERT-large. Nothing says how fast this recipe should converge"
+            raise _no_reference(
+                f"{shown(log)} (division {shown(division)}, benchmark {shown(benchmark)})"
             )
-    for log, told in zip(logs, values, strict=True):
-        if "run_stop" not in told:
+    for log, found in zip(logs, values, strict=True):
+        if "run_stop" not in found:
             raise BadInput(f"{log} is cut off: it has no run_stop; fetch it again, or leave it out")
-        if type(told.get("global_batch_size")) is not int:
-            raise BadInput(f"{log}: its global_batch_size is no whole number")
-    batches = {told.get("global_batch_size") for told in values}
+        if type(found.get("global_batch_size")) is not int:
+            raise BadInput(f"{log}: its global_batch_size is not a whole number")
+    batches = {found.get("global_batch_size") for found in values}
     if len(batches) > 1:
-        raise BadInput(f"the logs must be of one batch size, here are {shown(batches)}")
+        raise BadInput(f"the logs must have one batch size; found {shown(batches)}")
     from mlperf_logging.rcp_checker import rcp_checker
 
     in_epochs = any(map(_counts_epochs, values))
-    with tempfile.TemporaryDirectory() as folder, _heard() as heard:
+    with tempfile.TemporaryDirectory() as folder, _logged() as logged:
         for number, log in enumerate(logs):
             shutil.copyfile(log, Path(folder) / f"result_{number}.txt")
         passed, said, factor = rcp_checker.check_directory(
             folder, "training", ruleset, False, in_epochs, rcp_pass="pruned_rcps"
         )
-    point = heard.get("RCP Record", {})
-    samples = heard.get("Submission mean epochs")
+    point = logged.get("RCP Record", {})
+    samples = logged.get("Submission mean epochs")
     mean, speedup = point.get("RCP Mean"), point.get("Max Speedup")
     batch = batches.pop()
     return Convergence(
@@ -113,22 +116,31 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
 _KINDS = ("division", "benchmark")
 
 
+def _no_reference(subject: str) -> Unsupported:
+    return Unsupported(
+        f"MLPerf has no reference convergence points for {subject}: they exist only for the closed "
+        f"division's BERT-large"
+    )
+
+
 def _verdict(passed: bool, said: str, factor: float) -> str:
     if passed and factor > 1:
-        return f"faster than the reference, within its spread; MLPerf takes the time x {factor:.4f}"
+        return (
+            f"faster than the reference, within its spread; MLPerf counts the time x {factor:.4f}"
+        )
     if passed:
         return "no faster than the reference"
     if said.startswith("Missing RCP"):
-        return "no reference point for this batch size: MLPerf wants one along with the results"
+        return "no reference point for this batch size: MLPerf requires one with the results"
     return {
-        "RCP found": "faster than the reference's spread allows: something is easier here",
-        "RCP Interpolation": "faster than the reference's spread allows: something is easier here",
+        "RCP found": "faster than the reference's spread allows: the task differs",
+        "RCP Interpolation": "faster than the reference's spread allows: the task differs",
         "Insufficient convergence": "more than one run missed the target: train longer",
-    }.get(said, shown(f"the checker says: {said}"))
+    }.get(said, shown(f"the checker reports: {said}"))
 
 
 def find_logs(paths: Sequence[Path], ruleset: str | None) -> tuple[list[Path], str]:
-    """The logs to look at, and the round: of records after they were found sound."""
+    """Return the logs and the round; raise BadInput for records that are not sound."""
     logs, folders = [], []
     for path in paths:
         inside = [] if path.is_file() else sorted(path.glob("result_*.txt"))
@@ -144,19 +156,15 @@ def find_logs(paths: Sequence[Path], ruleset: str | None) -> tuple[list[Path], s
     if damaged:
         raise BadInput(f"{damaged[0].path}: {damaged[0].problem}; leave it out")
     for run in runs:
-        told = run.manifest.get("mlperf")
-        if not isinstance(told, dict) or told.get("division") != "closed":
-            raise Unsupported(
-                f"MLPerf has no reference convergence points for the recipe {shown(run.preset)} "
-                f"({run.path}): they are for the closed division's BERT-large. Nothing says how "
-                f"fast it should converge"
-            )
+        mlperf = run.manifest.get("mlperf")
+        if not isinstance(mlperf, dict) or mlperf.get("division") != "closed":
+            raise _no_reference(f"the recipe {shown(run.preset)} ({run.path})")
     check_sound(runs)
     return [run.path / LOG for run in runs], ruleset or str(runs[0].manifest["mlperf"]["ruleset"])
 
 
 def _values(log: Path) -> dict[str, Any]:
-    """Key -> value of each kind of line, the last of its kind; ``epoch_num`` of an evaluation."""
+    """Return key -> value of its last line, and ``epoch_num`` of the last evaluation."""
     try:
         lines = log.read_text(encoding="latin-1").splitlines()
     except OSError as error:
@@ -172,15 +180,15 @@ def _values(log: Path) -> dict[str, Any]:
 
 
 def _counts_epochs(values: dict[str, Any]) -> bool:
-    """Whether the samples are told by ``train_samples`` alone."""
+    """Return whether only ``train_samples`` counts the samples."""
     last = values.get("epoch_num")
     return not isinstance(last, (int, float)) or last < _EPOCHS
 
 
 @contextmanager
-def _heard() -> Iterator[dict[str, Any]]:
-    """What the checker logs on the way to its verdict; it returns no numbers."""
-    heard: dict[str, Any] = {}
+def _logged() -> Iterator[dict[str, Any]]:
+    """Yield the numbers that the checker logs; it does not return them."""
+    logged: dict[str, Any] = {}
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -188,14 +196,14 @@ def _heard() -> Iterator[dict[str, Any]]:
             name = str(record.msg).split(":")[0].strip()
             if args and name in ("RCP Record", "Submission mean epochs"):
                 # A mapping as the only argument is unpacked by logging itself.
-                heard[name] = args if isinstance(args, dict) else args[0]
+                logged[name] = args if isinstance(args, dict) else args[0]
 
     root, listener = logging.getLogger(), Listener()
     before = root.level
     root.addHandler(listener)
     root.setLevel(logging.INFO)
     try:
-        yield heard
+        yield logged
     finally:
         root.removeHandler(listener)
         root.setLevel(before)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rates that a device reaches in BERT's matrix products and in copies.
+"""Measure a device's rates in BERT's matrix products and in copies.
 
-The best of these products is the honest denominator of a run's utilisation: it includes what no
-data sheet does (clocks under load, the library), and exists where no sheet does.
+The best product is the denominator of ``mfu_calibrated``: unlike a data sheet's peak it includes
+clocks under load and the library, and it needs no data sheet.
 """
 
 from __future__ import annotations
@@ -26,37 +26,23 @@ if TYPE_CHECKING:
 
 MODELS = {"base": (768, 3072), "large": (1024, 4096)}
 """Hidden and intermediate size."""
-
-
 VOCABULARY = 30528
-
-
 SPAN_S = 0.02
-"""Seconds that a timed span should last at least: calls are repeated within it."""
-
-
+"""Minimum seconds of a timed span, in which calls are repeated."""
 MOST_CALLS = 1000
-
-
 FEWEST_SPANS = 3
-
-
 BUDGET_S = 0.5
-"""Seconds for one product, after which fewer spans than intended will do."""
-
-
+"""Seconds for one product, after which ``FEWEST_SPANS`` are enough."""
 DEFINITION = (
     "matrix products m x k by k x n of normally distributed numbers, 2 m n k FLOPs each; a span is "
     "as many calls in a row as take 20 ms, synchronised at both ends; after warm-up; median over "
     "the spans, with the slowest and the fastest. Copy: bytes read and bytes written on the device."
 )
-
-
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Product(NamedTuple):
-    """One kind of matrix product of a training step."""
+    """A matrix product of a training step."""
 
     model: str
     layer: str
@@ -67,7 +53,7 @@ class Product(NamedTuple):
 
 
 class Effort(NamedTuple):
-    """How much is measured."""
+    """The size of the measurement."""
 
     tokens: int
     spans: int
@@ -75,17 +61,17 @@ class Effort(NamedTuple):
 
 
 def calibrate(backend: Backend, precisions: Sequence[str], effort: Effort) -> dict[str, Any]:
-    """Measure; JSON values. Raises Unsupported for a precision that the device does not have."""
+    """Measure and return JSON values; raise Unsupported for an unsupported precision."""
     chosen = [backend.resolve_precision(p) for p in precisions or backend.capabilities.precisions]
     measured = {}
     for precision in dict.fromkeys(chosen):
         checks = backend.verify_precision(precision)
-        products = [
+        found = [
             product._asdict() | _product(backend, precision, product, effort.spans)
-            for product in shapes(effort.tokens)
+            for product in products(effort.tokens)
         ]
-        best = max(products, key=lambda p: p["flops_per_second"])
-        measured[precision] = {"best": best, "products": products, "device_checks": checks}
+        best = max(found, key=lambda p: p["flops_per_second"])
+        measured[precision] = {"best": best, "products": found, "device_checks": checks}
     return {
         "schema_version": CALIBRATION_VERSION,
         "created_utc": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -101,8 +87,8 @@ def calibrate(backend: Backend, precisions: Sequence[str], effort: Effort) -> di
     }
 
 
-def shapes(tokens: int) -> Iterator[Product]:
-    """The products of a step over ``tokens`` tokens in sequences of 512 with 76 masked."""
+def products(tokens: int) -> Iterator[Product]:
+    """Yield the products of a step over ``tokens`` tokens in sequences of 512 with 76 masked."""
     for model, (hidden, inner) in MODELS.items():
         for layer, rows, outputs, inputs in (
             ("qkv", tokens, 3 * hidden, hidden),
@@ -123,11 +109,11 @@ def _product(backend: Backend, precision: str, product: Product, spans: int) -> 
     def random(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, device=backend.device).to(dtype)
 
-    # Operands lie in memory as a linear layer has them: x [rows, in], weight [out, in].
+    # The operands' memory layout is that of a linear layer: x [rows, in], weight [out, in].
     a = random(k, m).t() if product.product == "weight gradient" else random(m, k)
     b = random(n, k).t() if product.product == "forward" else random(k, n)
     out = torch.empty(m, n, device=backend.device, dtype=dtype)
-    # Only the TF32 switches are wanted of the context; 16-bit operands need no autocast.
+    # The context sets the TF32 switches; 16-bit operands need no autocast.
     context = backend.precision(precision) if dtype == torch.float32 else nullcontext()
     with context, torch.no_grad():
         measured = measure_rates(backend, lambda: torch.mm(a, b, out=out), 2 * m * n * k, spans)
@@ -149,7 +135,7 @@ def _copy(backend: Backend, effort: Effort) -> dict[str, Any]:
 def measure_rates(
     backend: Backend, call: Callable[[], object], work: float, spans: int
 ) -> dict[str, float]:
-    """``work`` of one call over its seconds: median and extremes over ``spans`` spans."""
+    """Return ``work`` of a call / its seconds: median and extremes over ``spans`` spans."""
     call()
     once = backend.timer()
     once.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which code made a result: the commit, whether files differ from it, and a hash of the sources."""
+"""Identify the code of a result: commit, uncommitted changes, and a hash of the sources."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parents[2]
-"""The folder bertbench that is imported."""
+"""The imported folder bertbench."""
 ROOT = Path(__file__).resolve().parents[2]
-"""Where the sources really are: the checkout, or the installed package."""
+"""The folder of the sources: the checkout, or the installed package."""
 FOLDERS = ("backends", "benchmarks", "common")
 SUFFIXES = frozenset({".py", ".c", ".h", ".toml"})
 
 
 def git_state(root: Path = ROOT) -> dict[str, Any]:
-    """``commit`` (None outside a checkout) and ``dirty``: whether tracked files were changed."""
+    """Return ``commit`` (None outside a checkout) and ``dirty``: tracked files were changed."""
     if not (root / ".git").exists():  # an installed copy inside somebody else's checkout
         return {"commit": None, "dirty": None}
     commit = _git(root, "rev-parse", "HEAD")
@@ -29,10 +29,9 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
 
 
 def code_hash(root: Path = ROOT) -> str:
-    """sha256 (first 16 hex digits) over the names and contents of the product's sources.
+    """Return the first 16 hex digits of a sha256 over names and contents of the sources.
 
-    Unlike the commit it does not change with tests or documents, and does change with edits that
-    were never committed.
+    Unlike the commit it ignores tests and documents, and includes uncommitted changes.
     """
     digest = hashlib.sha256()
     files = sorted(

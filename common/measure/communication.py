@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long the gradients' way between the ranks takes by itself.
+"""Measure the gradients' all-reduce alone, without overlap.
 
-A step's own communication cannot be told from outside: the backward pass hides a part of it, and
-what it hides differs by vendor. What it costs with nothing to hide behind can, on any device.
+Within a step the backward pass overlaps with a part of it, which differs by vendor and cannot be
+measured from outside. Without overlap the time is measurable on any device.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def gradient_all_reduce_s(
     synchronize: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> float | None:
-    """Seconds to add a gradient of each of ``parameters`` over all ranks, in float32 buckets.
+    """Return the seconds to sum gradients of ``parameters`` [any shape] over all ranks.
 
-    Median of ``REPEATS`` behind one that is not counted; each begins together, is synchronised at
-    both ends, and lasts as long as the slowest rank. None for one rank. Every rank must call it.
+    In float32 buckets; median of ``REPEATS`` after one untimed. Each repeat starts on all ranks
+    together, is synchronised at both ends and counts the slowest rank. None for one rank. Every
+    rank must call it.
     """
     if world.size == 1:
         return None

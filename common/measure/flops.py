@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model FLOPs: the arithmetic that training needs, whatever a device really executes.
+"""Model FLOPs: the arithmetic that training requires, independent of the implementation.
 
-Counted are the matrix products of real tokens (a multiplication and an addition are two), forward
+They count the matrix products of real tokens (a multiplication and an addition are two), forward
 and twice that for the backward pass. Padding, recomputation, dropout, norms, softmax and the
-optimizer are not: a faster way to do the same must not look slower. Megatron-LM and PaLM's MFU
-are defined in the same way; they count full-length sequences, which unpadded ones are not.
+optimizer do not count: a faster implementation must not score lower. Megatron-LM and PaLM define
+MFU in the same way, but count full-length sequences.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from collections.abc import Sequence
 from bertbench.common.model.config import BertConfig
 
 BACKWARD = 2
-"""Products of a backward pass for each of the forward pass: gradients of input and of weight."""
+"""Backward products per forward product: gradients of input and of weight."""
 
 
 def span_flops(config: BertConfig, lengths: Sequence[int]) -> int:
-    """FLOPs of one training pass of a span model (encoder, and two outputs per token)."""
+    """Return the FLOPs of one training pass of a span model (encoder, two outputs per token)."""
     head = 2 * config.hidden_size * 2 * sum(lengths)
     return (1 + BACKWARD) * (encoder_flops(config, lengths) + head)
 
 
 def pretraining_flops(config: BertConfig, lengths: Sequence[int], masked: int) -> int:
-    """FLOPs of one training pass (forward and backward) over a micro-batch.
+    """Return the FLOPs of one training pass (forward and backward) over a micro-batch.
 
     Args:
-        lengths: tokens of each sequence, padding not counted.
-        masked: masked positions of all sequences: only these go through the MLM head.
+        lengths: tokens of each sequence, without padding.
+        masked: masked positions of all sequences; only these enter the MLM head.
     """
     head = 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
     pooled = 2 * config.hidden_size * (config.hidden_size + 2)
@@ -37,7 +37,7 @@ def pretraining_flops(config: BertConfig, lengths: Sequence[int], masked: int) -
 
 
 def encoder_flops(config: BertConfig, lengths: Sequence[int]) -> int:
-    """FLOPs of one forward pass of the layers: linear in tokens, and quadratic in each length."""
+    """Return the FLOPs of a forward pass of the layers: linear in tokens, quadratic in lengths."""
     hidden, inner = config.hidden_size, config.intermediate_size
     linear = 2 * hidden * (4 * hidden + 2 * inner)
     attention = 4 * hidden * sum(length * length for length in lengths)

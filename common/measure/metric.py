@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reported number is: value, unit, direction, repeats, clock, scope and definition.
+"""Metrics: value, unit, direction, repeats, clock, scope and definition.
 
-The definitions of every metric that all benchmarks share are here and nowhere else; a benchmark
-adds its own quality metrics with ``Metric(...)``. What was not measured is left out of a record:
-``metric(name, None)`` is refused.
+``SHARED`` defines the metrics that all benchmarks share; a benchmark adds its quality metrics with
+``Metric(...)``. A record omits unmeasured metrics: ``metric(name, None)`` raises TypeError.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ class Metric:
     value: float
     unit: str
     direction: Direction
-    """Whether higher or lower is better; ``none`` describes, and is never ranked."""
+    """Whether higher or lower is better; ``none``: the value is never ranked."""
     n: int = 1
-    """Fresh processes that the value is taken over."""
+    """Number of processes that the value covers."""
     ci_low: float | None = None
     ci_high: float | None = None
-    """95 % interval over the processes; None for n < 6, where none exists."""
+    """95 % interval over the processes; None for n < 6."""
     clock: str
     """``host-sync`` (monotonic, synchronised at both ends), ``device-event``, ``none``, ..."""
     scope: Scope
     definition: str
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, in the order above."""
+        """Return JSON values, in the order above."""
         return dataclasses.asdict(self)
 
 
@@ -139,10 +138,10 @@ SHARED: dict[str, _Shared] = {
 
 
 def metric(name: str, value: float, *, note: str = "", **changed: Any) -> Metric:
-    """A shared metric with its standing definition.
+    """Return a shared metric; raise TypeError without a value.
 
-    ``note`` (the source of a power reading, what a memory figure counts) is appended to the
-    definition; ``changed`` replaces other fields (``clock``, ``n``, an interval).
+    ``note`` (e.g. the source of a power reading) is appended to the definition; ``changed``
+    replaces other fields (``clock``, ``n``, an interval).
     """
     fields = SHARED[name]._asdict() | changed
     if note:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine and the software a result was made on: everything a reader needs to repeat it.
+"""Describe the machine and the software of a result.
 
-No hostname, user, path or remote URL: results are published. What cannot be found is None.
+No hostname, user, path or remote URL, since results are published. Unknown values are None.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ENVIRONMENT = (
     *("MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "MALLOC_CONF", "TORCH_DEVICE_BACKEND_AUTOLOAD"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE"),
 )
-"""Variables that change the speed and hold nothing private; no other is recorded."""
+"""The recorded variables: they affect speed and contain no private data."""
 
 
 def describe_system() -> dict[str, Any]:
-    """JSON values: processor, memory, operating system, software, code."""
+    """Return processor, memory, operating system, software and code as JSON values."""
     return {
         "processor": _processor(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -60,13 +60,13 @@ def describe_system() -> dict[str, Any]:
 
 
 def system_name(device: str, count: int) -> str:
-    """A folder name for a system: how many of which device."""
+    """Return a system's folder name from its device and their number."""
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return f"{count}x-{name or 'device'}"
 
 
 def compiler_version() -> str | None:
-    """First line of the C compiler's version, or None where there is none."""
+    """Return the first line of the C compiler's version, or None without a compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         return None
@@ -95,7 +95,7 @@ def _processor() -> dict[str, Any]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo."""
+    """Return the first processor's entries of /proc/cpuinfo."""
     text = _read(Path("/proc/cpuinfo")) or ""
     first = text.split("\n\n", 1)[0]
     pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
@@ -108,7 +108,7 @@ def _sockets() -> int | None:
 
 
 def _caches(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> dict[str, str] | None:
-    """Size of each cache that the first processor sees, e.g. ``{"L1d": "32K"}``."""
+    """Return the sizes of the first processor's caches, e.g. ``{"L1d": "32K"}``."""
     caches = {}
     for index in sorted(root.glob("index*")):
         level, kind, size = (_read(index / name) for name in ("level", "type", "size"))

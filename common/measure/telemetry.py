@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples power, energy and the like in the background while training runs.
+"""Sample power, energy and other sensors in the background of training.
 
-A backend gives one function that reads its sensors. A reading is a flat mapping; these keys have a
-meaning here: ``energy_j`` (a counter that only grows), ``power_w``, ``temperature_c`` and
-``throttled`` (1 while the device is held back, else 0). A sensor that is missing is a missing key,
-never a zero.
+A backend provides a function that reads its sensors into a flat mapping. These keys have a meaning
+here: ``energy_j`` (a counter that only increases), ``power_w``, ``temperature_c`` and ``throttled``
+(1 while the device is throttled, else 0). A missing sensor is a missing key, never a zero.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 
 class Sampler:
-    """Reads every ``period_s`` seconds between ``start`` and ``stop``; may be started again.
+    """Reads every ``period_s`` seconds between ``start`` and ``stop``; can be started again.
 
-    ``source`` names the sensor in the record. A sensor that fails stops the sampling, never the
-    training: ``problem`` then says why, and no energy is reported.
+    ``source`` names the sensor in the record. A failing sensor stops the sampling, never the
+    training: ``problem`` is the reason, and no energy is reported.
     """
 
     def __init__(
@@ -67,15 +66,15 @@ class Sampler:
         self._windows[-1].append({"t": self._clock(), **reading})
 
     def samples(self) -> list[dict[str, float]]:
-        """All readings, in order; ``t`` is the clock's seconds."""
+        """Return all readings by time; ``t`` is the clock's seconds."""
         return [sample for window in self._windows for sample in window]
 
     def seconds(self) -> float:
-        """Length of the windows sampled so far."""
+        """Return the length of the windows sampled so far."""
         return sum(w[-1]["t"] - w[0]["t"] for w in self._windows if w)
 
     def energy_j(self) -> float | None:
-        """Joules used in the windows, or None where that is not known."""
+        """Return the joules used in the windows, or None if unknown."""
         if self.problem is not None:
             return None
         parts = [energy(window) for window in self._windows]
@@ -83,24 +82,24 @@ class Sampler:
         return sum(known) if parts and len(known) == len(parts) else None
 
     def power_w(self) -> float | None:
-        """Mean power over the windows, or None where that is not known."""
+        """Return the mean power over the windows, or None if unknown."""
         joules, seconds = self.energy_j(), self.seconds()
         return joules / seconds if joules is not None and seconds > 0 else None
 
     def throttled_s(self) -> float | None:
-        """Seconds in the windows up to a reading that says throttled; None: no reading tells."""
+        """Return the seconds in the windows before a throttled reading; None if unknown."""
         if self.problem is not None:
             return None
-        told = [
+        known = [
             (now["t"] - before["t"], now["throttled"])
             for window in self._windows
             for before, now in itertools.pairwise(window)
             if "throttled" in now
         ]
-        return sum(seconds for seconds, yes in told if yes) if told else None
+        return sum(seconds for seconds, yes in known if yes) if known else None
 
     def highest(self, key: str) -> float | None:
-        """The largest reading of a sensor, or None where there is none."""
+        """Return the largest reading of a sensor, or None without readings."""
         if self.problem is not None:
             return None
         return max((sample[key] for sample in self.samples() if key in sample), default=None)
@@ -111,11 +110,11 @@ class Sampler:
 
 
 def energy(samples: Sequence[Mapping[str, float]]) -> float | None:
-    """Joules from the first sample to the last.
+    """Return the joules from the first sample to the last.
 
-    From the device's counter where every sample has one; else each power reading times the time
-    since the reading before it (MLPerf training_policies, power_measurement.adoc). None when
-    neither is there, or there is no interval.
+    From the device's counter if every sample has it; else each power reading times the time since
+    the previous one (MLPerf training_policies, power_measurement.adoc). None without either, or
+    with fewer than two samples.
     """
     if len(samples) < 2:
         return None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates: what was trained in a window, over that window's seconds.
+"""Measure training rates: work in a window / the window's seconds.
 
-The window is synchronised at both ends, so that work still queued on the device is neither left
-out nor charged to the wrong side. Evaluation and checkpoints are cut out with ``pause``.
+The window is synchronised at both ends, so that it counts exactly the work issued in it.
+``pause`` excludes evaluation and checkpoints.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """What happened between two synchronised readings of the clock."""
+    """Work between two synchronised readings of the clock. Rates are None without work."""
 
     steps: int = 0
     samples: int = 0
@@ -30,22 +30,20 @@ class Window:
 
     @property
     def sequences_per_second(self) -> float | None:
-        """None when nothing was trained."""
         return self._rate(self.samples)
 
     @property
     def real_tokens_per_second(self) -> float | None:
-        """Tokens that are not padding; None when nothing was trained."""
+        """Tokens without padding."""
         return self._rate(self.real_tokens)
 
     @property
     def padded_tokens_per_second(self) -> float | None:
-        """Samples times maximum length; None when nothing was trained."""
+        """Samples times maximum length."""
         return self._rate(self.padded_tokens)
 
     @property
     def model_flops_per_second(self) -> float | None:
-        """None when nothing was trained."""
         return self._rate(self.model_flops)
 
 
@@ -55,12 +53,12 @@ class _Sampler(Protocol):
 
 
 class RateMeter:
-    """A stopwatch that also counts.
+    """A stopwatch that also counts work.
 
     ``start`` .. (``add`` .. ``lap`` .. ``pause`` .. ``resume``) .. ``stop``. ``synchronize`` must
-    block until the device is idle; ``clock`` gives seconds and never goes back. ``telemetry``
-    samples while time is counted, so that energy and rate are of the same seconds. What comes
-    before ``warmed`` is in the laps but not in what ``stop`` returns, nor is it sampled.
+    block until the device is idle; ``clock`` returns seconds and never decreases. ``telemetry``
+    samples while time counts, so that energy and rate cover the same seconds. The warm-up before
+    ``warmed`` is part of the laps, but neither of ``stop``'s result nor of the samples.
     """
 
     def __init__(
@@ -78,17 +76,17 @@ class RateMeter:
 
     @property
     def running(self) -> bool:
-        """Whether time is being counted now."""
+        """Whether time counts now."""
         return self._since is not None
 
     def start(self, *, warming: bool = False) -> None:
-        """Begin, with a warm-up that ends with ``warmed`` if so told. A meter is used once."""
+        """Begin; with ``warming``, begin a warm-up that ``warmed`` ends. A meter is used once."""
         assert not self._started, "this meter was started before"
         self._started, self._warming = True, warming
         self._run()
 
     def warmed(self) -> None:
-        """The warm-up is over: from here on it counts."""
+        """End the warm-up."""
         assert self.running and self._warming, "warmed() outside a warm-up"
         self._read()
         self._warm_up, self._warming = _plus(self._total, self._lap), False
@@ -104,8 +102,8 @@ class RateMeter:
         model_flops: int = 0,
         steps: int = 1,
     ) -> None:
-        """Count work that was issued since ``start`` or ``resume``; costs nothing."""
-        assert self.running, "work counted while no time was"
+        """Count work issued since ``start`` or ``resume``, without synchronising."""
+        assert self.running, "add() of a meter that is not running"
         work = Window(
             steps=steps,
             samples=samples,
@@ -127,7 +125,7 @@ class RateMeter:
         self._run()
 
     def lap(self) -> Window:
-        """What was done since the last lap (or the start); begins the next one."""
+        """Return the work since the last lap (or the start), and begin the next one."""
         if self.running:
             self._read()
         window, self._lap = self._lap, Window()
@@ -135,7 +133,7 @@ class RateMeter:
         return window
 
     def stop(self) -> Window:
-        """End, and return everything since ``start``, or since ``warmed``."""
+        """End, and return the work since ``start``, or since ``warmed``."""
         assert self._started, "stop() without start()"
         self.lap()
         self._halt()
@@ -163,10 +161,10 @@ class RateMeter:
 
 
 def merge_ranks(windows: Iterable[Window], *, counts_are_global: bool = False) -> Window:
-    """One window for all ranks: counts add, and the slowest rank's seconds are the seconds.
+    """Return one window for all ranks: the sum of the counts, and the slowest rank's seconds.
 
-    Averaging rates instead would hide a slow rank. Every rank takes every step, so steps do not
-    add. ``counts_are_global`` says that each rank already counted the work of all.
+    A mean of the rates would hide a slow rank. Every rank takes every step, so steps do not add.
+    ``counts_are_global``: each rank already counted the work of all.
     """
     parts = list(windows)
     combine: Callable[[Iterable[int]], int] = max if counts_are_global else sum
@@ -181,7 +179,7 @@ def merge_ranks(windows: Iterable[Window], *, counts_are_global: bool = False) -
 
 
 def _plus(a: Window, b: Window, times: int = 1) -> Window:
-    """a + times x b."""
+    """Return a + times x b."""
     return Window(
         steps=a.steps + times * b.steps,
         samples=a.samples + times * b.samples,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a device's arithmetic a run used: against published peaks, and against measured ones.
+"""Model FLOPs utilisation (MFU), relative to published and to measured peak rates.
 
-A calibration is what ``bertbench calibrate`` wrote; it counts for the same device and precision.
+``bertbench calibrate`` writes the calibration; it applies to the same device and precision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CALIBRATION_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
-    """The best rate of a calibration, and where it is from."""
+    """The best rate of a calibration, and its origin."""
 
     flops_per_second: float
     file: str
@@ -40,11 +40,11 @@ def utilisation(
     peaks: Sequence[Peak],
     calibrated: Calibrated | None,
 ) -> list[Metric]:
-    """``mfu`` (or, where sources disagree, one metric for each) and ``mfu_calibrated``.
+    """Return ``mfu`` (one metric per source if they disagree) and ``mfu_calibrated``.
 
     Args:
-        flops_per_second: model FLOPs of all devices; None gives no metric.
-        peaks: of one device, from differing sources; empty gives no ``mfu``.
+        flops_per_second: model FLOPs of all devices; None: no metrics.
+        peaks: of one device, from differing sources; empty: no ``mfu``.
     """
     if flops_per_second is None:
         return []
@@ -74,10 +74,10 @@ def utilisation(
 def find_calibration(
     folders: Sequence[Path], device: Mapping[str, Any], precision: str
 ) -> Calibrated | None:
-    """The calibration in the first of ``folders`` that has one for this device and precision.
+    """Return the calibration for this device and precision in the first of ``folders`` with one.
 
-    ``device`` is a DeviceInfo as plain values. A file for another device, or a malformed one, is
-    passed over.
+    ``device`` is a DeviceInfo as plain values. Files of other devices and malformed ones are
+    ignored.
     """
     for folder in folders:
         file = folder / CALIBRATION

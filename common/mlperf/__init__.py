@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MLPerf's log: writing, reading, checking it."""
+"""MLPerf's log: write, read and check it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official MLPerf checker, with its findings in plain sentences: what, where, how to fix it."""
+"""Run the official MLPerf checker and state its findings in plain sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RULESETS = (
     *("0.7.0", "1.0.0", "1.1.0", "2.0.0", "2.1.0", "3.0.0", "3.1.0"),
     *("4.0.0", "4.1.0", "5.0.0"),
 )
-"""Rounds that had BERT; later ones refuse it whatever the log says."""
+"""Rounds with BERT; later ones refuse it."""
 
 TARGET = 0.720
 _TIMEOUT_S = 300
@@ -34,14 +34,14 @@ _UNFINISHED = {"run_stop", "train_samples", "eval_samples", "block_stop", "epoch
 def check_log(
     path: Path, ruleset: str, division: str | None = None, *, converged: bool = True
 ) -> list[str]:
-    """What MLPerf's checker finds wrong with the log at ``path``; empty if it accepts it.
+    """Return the findings of MLPerf's checker on the log at ``path``; empty if it accepts it.
 
-    ``division`` (closed or open) is the one the log must be for, if given. With ``converged``
-    False a log of a run that missed the target is not faulted for that. Raises BadInput for a
-    file that cannot be read and for a ruleset that never had BERT.
+    ``division`` (closed or open) is the log's required division, if given. With ``converged``
+    False a missed target is not a finding. Raises BadInput for an unreadable file and for a ruleset
+    without BERT.
     """
     if ruleset not in RULESETS:
-        raise BadInput(f"no BERT in MLPerf ruleset {ruleset!r}; choose from {', '.join(RULESETS)}")
+        raise BadInput(f"MLPerf ruleset {ruleset!r} has no BERT; choose from {', '.join(RULESETS)}")
     try:
         lines = path.read_text(encoding="latin-1").splitlines()
     except OSError as error:
@@ -51,7 +51,7 @@ def check_log(
     accepted, messages = _run_checker(path, ruleset)
     problems += [_sentence(message, events) for message in messages]
     if not accepted and not messages:
-        problems.append("the checker failed without saying why; run it by hand")
+        problems.append("the checker failed without a message; run it by hand")
     if not converged:
         problems = [p for p in problems if p != _missed(events)]
     return [f"{path.name}: {problem}" for problem in problems]
@@ -66,19 +66,20 @@ def _own_checks(
             problems.append(f"line {number} is cut or damaged: log the run again")
         elif event["key"] == "submission_division" and division not in (None, event["value"]):
             problems.append(
-                f"line {number}: the log is for the {shown(event['value'])} division, not for "
-                f"{division}: choose with --division"
+                f"line {number}: the log is for the {shown(event['value'])} division, not "
+                f"{division}: change --division"
             )
         elif event["key"] == "run_start" and event["metadata"].get("samples_before"):
             problems.append(
-                f"line {number}: the run began after {event['metadata']['samples_before']} samples "
-                f"of another: resume from a run folder that has its log"
+                f"line {number}: the run continues another after "
+                f"{event['metadata']['samples_before']} samples: resume from a run folder with "
+                f"its log"
             )
     return problems
 
 
 def _run_checker(path: Path, ruleset: str) -> tuple[bool, list[str]]:
-    """Whether the checker accepts the log, and its findings, one a message."""
+    """Return whether the checker accepts the log, and its findings."""
     command = [
         *(sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"),
         *("--ruleset", ruleset, "--quiet", str(path.resolve())),
@@ -95,7 +96,7 @@ def _run_checker(path: Path, ruleset: str) -> tuple[bool, list[str]]:
     if "Traceback" in done.stderr:
         return False, [f"the checker itself failed: {done.stderr.strip().splitlines()[-1]}"]
     report = done.stderr.rpartition("WARNING -  ")[2].partition("\nERROR - FAILED")[0]
-    # Damaged lines were found, with their numbers, by ourselves.
+    # _own_checks reports damaged lines with their numbers.
     messages = [m for m in report.split(_SEPARATOR) if m != "Log lines had parsing errors."]
     return False, messages
 
@@ -114,7 +115,7 @@ def _sentence(message: str, events: Sequence[tuple[int, dict[str, Any] | None]])
     if message.startswith("failed test: sorted(s['initialized_tensors'])"):
         return "weights_initialization does not name exactly the 398 tensors of BERT-large"
     fault = _FAULT.match(message)
-    if fault:  # its value is of a kind that the rule cannot even be applied to
+    if fault:  # the rule cannot be applied to a value of this type
         return f"the rule `{fault[1].strip()}` cannot be applied to: {shown(fault[2])}"
     return shown(message.splitlines()[0])
 
@@ -122,8 +123,8 @@ def _sentence(message: str, events: Sequence[tuple[int, dict[str, Any] | None]])
 def _miscounted(rule: str, names: str, found: int, rest: str) -> str:
     if found:
         return (
-            f"{names} is there {found} times{shown(rest)}: a log holds one run; give each run a "
-            f"file of its own"
+            f"{names} occurs {found} times{shown(rest)}: a log holds one run; give each run a "
+            f"separate file"
         )
     fix = "log it once" if rule == "EXACTLY" else "log at least one"
     if _UNFINISHED & set(names.replace(" or ", " ").split()):
@@ -144,5 +145,5 @@ def _missed(events: Sequence[tuple[int, dict[str, Any] | None]]) -> str:
         best = "best {:.5f} after {} samples".format(*max(seen, key=itemgetter(0)))
     return (
         f"no eval_accuracy in [{TARGET}, 1) ({best}): a closed run must reach the target; train "
-        f"longer, or log it with --division open"
+        f"longer, or use --division open"
     )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The events in an MLPerf log, whatever else is in the file.
+"""Read the events of an MLPerf log among other output.
 
-A log is what a terminal showed: shell traces, warnings, progress bars, the prefixes of launchers,
-several ranks writing at once, lines cut off. Two forms of event line are known: ``:::MLLOG {...}``
-of all rounds with BERT (mlperf_logging, mllog/mllog.py), and ``:::MLL SECONDS KEY: {...}`` of the
-loggers before it (mlperf_logging, mlp_parser/ruleset_060.py), which has no event type.
+A log is terminal output: shell traces, warnings, progress bars, launchers' prefixes, several ranks
+writing at once, truncated lines. Event lines have two forms: ``:::MLLOG {...}`` in all rounds with
+BERT (mlperf_logging, mllog/mllog.py), and ``:::MLL SECONDS KEY: {...}`` of earlier loggers
+(mlperf_logging, mlp_parser/ruleset_060.py), which has no event type.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ _DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 _PLACE = frozenset({"file", "lineno"})
 _LARGEST = 1 << 30
 LARGEST = 1e15
-"""A number above this in a log is no measurement."""
+"""A larger number in a log is not a measurement."""
 _EXPECTED = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event line; ``metadata`` is without the place in the program that wrote it."""
+    """One event line; ``metadata`` omits the source file and line."""
 
     key: str
     value: Any
     metadata: dict[str, Any]
     time_ms: float
-    """Milliseconds since 1970, by the clock of whoever wrote it."""
+    """Milliseconds since 1970, by the writer's clock."""
     line: int
     event_type: str | None
     identity: str
-    """What it says, and when, as text: the same for the same line of another rank."""
+    """Content and time as text, equal for the same line of another rank."""
 
     @property
     def odd_type(self) -> bool:
-        """Whether a start or stop is not typed as one."""
+        """Whether a start or stop has another event type."""
         expected = _EXPECTED.get(self.key.rpartition("_")[2])
         return expected is not None and self.event_type != expected
 
 
 @dataclass(frozen=True)
-class Damaged:
-    """An event line that cannot be read, with what is legible of it."""
+class DamagedLine:
+    """The readable parts of a damaged event line."""
 
     line: int
     key: str | None
@@ -65,26 +65,26 @@ class Damaged:
 
 @dataclass
 class Events:
-    """What was found in one file."""
+    """The events of one file."""
 
     events: list[Event] = field(default_factory=list)
-    """In the order of their times; one that several ranks wrote alike is there once."""
+    """By time; equal events of several ranks count once."""
     lines: int = 0
-    damaged: list[Damaged] = field(default_factory=list)
+    damaged: list[DamagedLine] = field(default_factory=list)
     targets: set[float] = field(default_factory=set)
-    """What ``target_mlm_accuracy`` is in the commands and settings printed in the log."""
+    """Values of ``target_mlm_accuracy`` in the commands and settings printed in the log."""
     ordered: bool = True
-    """Whether the times in the file never go back."""
+    """Whether the times in the file never decrease."""
 
     def of(self, key: str) -> list[Event]:
         return [event for event in self.events if event.key == key]
 
     def absent(self, key: str, text: str = "") -> str:
-        """Why something is not known: ``text``, or that ``key`` is not there."""
+        """Return the reason for an unknown value: ``text``, or that ``key`` is missing."""
         return (text or f"{key} is not in the log") + self.damage(key)
 
     def damage(self, key: str) -> str:
-        """Tells of damaged lines where ``key`` is missed: they may be why."""
+        """Return a note on damaged lines that may contain ``key``."""
         cut = [damaged.line for damaged in self.damaged if damaged.key == key]
         if cut:
             return f" (line {cut[0]} has one that is cut or damaged)"
@@ -93,13 +93,13 @@ class Events:
 
 
 def read_file(path: Path) -> Events:
-    """The events in a file. Raises BadInput when it cannot be read or is no MLPerf log at all."""
+    """Return the events in a file; raise BadInput if it is unreadable or not an MLPerf log."""
     try:
         if not path.is_file():
             kind = "a folder: name its result_*.txt" if path.is_dir() else "not a file"
             raise BadInput(f"{path} is {kind if path.exists() else 'missing'}")
         if path.stat().st_size > _LARGEST:
-            raise BadInput(f"{path} has more than {_LARGEST >> 30} GiB: cut its MLPerf lines out")
+            raise BadInput(f"{path} has more than {_LARGEST >> 30} GiB: extract its MLPerf lines")
         with path.open("rb") as stream:
             found = read_lines(line.decode("utf-8", "replace") for line in stream)
     except OSError as error:
@@ -111,14 +111,14 @@ def read_file(path: Path) -> Events:
                 f"line {found.damaged[0].line})"
             )
         raise BadInput(
-            f"{path} is no MLPerf log: no line of its {found.lines} has ':::MLLOG'"
+            f"{path} is not an MLPerf log: none of its {found.lines} lines has ':::MLLOG'"
             f"{_compressed(path)}"
         )
     return found
 
 
 def read_lines(lines: Iterable[str]) -> Events:
-    """The events among ``lines``; nothing in them is an error."""
+    """Return the events among ``lines``; damaged ones are listed, not raised."""
     found = Events()
     seen: dict[str, Event] = {}
     latest = -math.inf
@@ -136,14 +136,14 @@ def read_lines(lines: Iterable[str]) -> Events:
             elif event is not None:
                 key, time = _KEY.search(text), _TIME.search(text)
                 at = float(time[1]) if time else None
-                found.damaged.append(Damaged(number, key[1] if key else None, at))
+                found.damaged.append(DamagedLine(number, key[1] if key else None, at))
     found.events = sorted(seen.values(), key=lambda event: event.time_ms)
     return found
 
 
 def _event(text: str, line: int, new: bool) -> Event | str | None:
-    """The event at the beginning of ``text``, which anything may follow; a text when it is
-    damaged, None when the token was only mentioned, as in a command."""
+    """Return the event at the beginning of ``text``; a message if it is damaged, None if the
+    token is only mentioned, as in a command."""
     seconds = None
     if not new:
         head = _OLD.match(text)
@@ -156,8 +156,8 @@ def _event(text: str, line: int, new: bool) -> Event | str | None:
         content = _DECODER.raw_decode(text)[0]
         time_ms = float(seconds["seconds"]) * 1e3 if seconds else content["time_ms"]
         key = seconds["key"] if seconds else content["key"]
-        told, value = content.get("metadata"), content.get("value")
-        metadata = {k: v for k, v in told.items() if k not in _PLACE} if told else {}
+        value, extra = content.get("value"), content.get("metadata")
+        metadata = {k: v for k, v in extra.items() if k not in _PLACE} if extra else {}
         if isinstance(time_ms, bool) or not isinstance(time_ms, (int, float)):
             raise ValueError("no time")
         if not (0 < time_ms < 1e14 and isinstance(key, str) and key):
@@ -184,18 +184,18 @@ def _compressed(path: Path) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """A count in any of the forms that logs have it in; None when it is none."""
+    """Return ``value`` as a count; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return int(value) if 0 <= value < LARGEST and value == int(value) else None
 
 
 def shown_values(events: list[Event]) -> str:
-    """The different values, for a message."""
+    """Return the distinct values, for a message."""
     texts = dict.fromkeys(shown(event.value, 30) for event in events)
     return ", ".join(list(texts)[:4]) + (", ..." if len(texts) > 4 else "")
 
 
 def shown_lines(events: list[Event]) -> str:
-    """Where they are, for a message."""
+    """Return the line numbers, for a message."""
     return ", ".join(str(number) for number in sorted(event.line for event in events)[:6])

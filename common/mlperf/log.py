@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The MLPerf training log of a run, and the official checker's verdict on one.
+"""Write and read the MLPerf training log of a run.
 
-Lines are written by ``mlperf_logging.mllog`` itself, through a logger of our own, so that no global
-logging configuration is touched. Which keys each round demands: mlperf_logging,
+``mlperf_logging.mllog`` writes the lines through a private logger, which leaves the global logging
+configuration unchanged. Required keys per round: mlperf_logging,
 compliance_checker/training_X/{common,closed_common,closed_bert}.yaml.
 """
 
@@ -24,7 +24,7 @@ from bertbench.common.training.events import EvalEvent, Observer, RunSummary, St
 
 TOKEN = ":::MLLOG "
 LOG = "result_0.txt"
-"""Its name in a record."""
+"""The log's name in a record."""
 _EPOCH = {"first_epoch_num": 1, "epoch_count": 1}
 _ENDS = frozenset({key.BLOCK_STOP, key.EPOCH_STOP, key.TRAIN_SAMPLES, key.EVAL_SAMPLES})
 
@@ -32,16 +32,16 @@ _ENDS = frozenset({key.BLOCK_STOP, key.EPOCH_STOP, key.TRAIN_SAMPLES, key.EVAL_S
 class MlperfLog(Observer):
     """Writes ``path`` (which must not exist yet), one flushed line per event.
 
-    ``values`` are the hyperparameters under MLPerf's names, as they were really used.
-    ``accuracy`` is the evaluation metric that MLPerf's ``eval_accuracy`` means; as in the
-    submissions since v2.0 its ``epoch_num`` is the number of samples trained. ``weights`` names
-    the initialised tensors (rounds 1.1 to 2.1 want ``bert_tensors(24)``). ``caches_cleared`` says
-    whether the file cache was dropped before the start. ``began`` is the time (seconds of
-    ``time.time``) at which initialisation really began, when that was before this object was made.
+    ``values`` are the hyperparameters in effect, under MLPerf's names. ``accuracy`` is the
+    evaluation metric logged as ``eval_accuracy``; as in submissions since v2.0 its ``epoch_num`` is
+    the number of samples trained. ``weights`` names the initialised tensors (rounds 1.1 to 2.1
+    require ``bert_tensors(24)``). ``caches_cleared``: the file cache was dropped before the start.
+    ``began`` is the time (seconds of ``time.time``) at which initialisation began, if that was
+    before this object was made.
 
-    A resumed run gives ``previous``, the log of the run it continues: what that run did until the
-    checkpoint is taken over, with its times, so that the result is one consistent log whose
-    clock has run through the interruption. Raises BadInput when that log is missing.
+    A resumed run gives ``previous``, the log of the run it continues. Its lines up to the
+    checkpoint are copied with their times, so that the result is one consistent log whose clock
+    includes the interruption. Raises BadInput if that log is missing.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class MlperfLog(Observer):
     ) -> None:
         if previous is not None and not previous.is_file():
             raise BadInput(
-                f"{previous} is missing: without the log of the run that is continued there can "
-                f"be no log of the whole; resume from a complete run folder"
+                f"{previous} is missing: the log of a resumed run needs the previous one; resume "
+                f"from a complete run folder"
             )
-        self._logger = logging.Logger("mlperf")  # not getLogger: known to nobody else
+        self._logger = logging.Logger("mlperf")  # not getLogger: private
         self._handler = logging.FileHandler(path, mode="x", encoding="utf-8")
         self._logger.addHandler(self._handler)
         # mllog takes root_dir for a pattern, and would otherwise write the user's own path.
@@ -106,7 +106,7 @@ class MlperfLog(Observer):
                 self._logger.info(line)
             self._log.event("resumed", samples, {"step": step})
             return
-        # A run that starts in the middle says so: such a log cannot stand for a whole run.
+        # samples_before marks a log that does not cover the whole training.
         self._log.start(key.RUN_START, metadata={"samples_before": samples} if samples else None)
         self._log.start(key.EPOCH_START, metadata={"epoch_num": samples})
         self._log.start(key.BLOCK_START, metadata=_EPOCH)
@@ -148,7 +148,7 @@ class MlperfLog(Observer):
 
 
 def bert_tensors(num_layers: int) -> list[str]:
-    """TensorFlow names of BERT's pretraining tensors, as rounds 1.1 to 2.1 want them listed."""
+    """Return TensorFlow's names of BERT's pretraining tensors, which rounds 1.1 to 2.1 require."""
     norm, dense = ("LayerNorm/gamma", "LayerNorm/beta"), ("kernel", "bias")
     attention = [f"attention/self/{part}/{t}" for part in ("query", "key", "value") for t in dense]
     attention += [f"attention/output/dense/{t}" for t in dense]
@@ -173,7 +173,7 @@ def bert_tensors(num_layers: int) -> list[str]:
 
 
 def read_log(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Line number (from 1) and content of each MLLOG line; None for one that is cut or damaged."""
+    """Yield line number (from 1) and content of each MLLOG line; None if it is damaged."""
     for number, line in enumerate(lines, 1):
         if TOKEN in line:
             try:
@@ -185,7 +185,7 @@ def read_log(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]
 
 
 def _until(path: Path, samples: int) -> Iterator[str]:
-    """The lines of a log that were written before ``samples`` were trained, without its end."""
+    """Yield the lines of a log up to ``samples`` trained, without its end."""
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, event in read_log(lines):
         if event is None or event["key"] in _ENDS or event["key"] == key.RUN_STOP:

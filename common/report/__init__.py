@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: one HTML file that opens offline, and its Markdown twin.
+"""The report: one HTML file that opens offline, and the same in Markdown.
 
     bertbench report results --out report
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 def drawable(value: float) -> bool:
-    """Whether an axis can reach it; what is beyond is no measurement."""
+    """Return whether an axis can show ``value``; larger ones are not measurements."""
     return math.isfinite(value) and (value == 0 or 1e-80 < abs(value) < 1e80)
 
 

@@ -17,7 +17,7 @@ from bertbench.common.report.tables import (
     number_cell,
     row,
     same_but_batch,
-    what,
+    task_note,
 )
 from bertbench.common.report.words import duration, number
 
@@ -25,7 +25,7 @@ from bertbench.common.report.words import duration, number
 def _pairs(
     entries: Sequence[Entry], value: Callable[[Entry], Value | None]
 ) -> list[tuple[Entry, dict[bool, tuple[Entry, Value]]]]:
-    """(any, {False: full precision, True: mixed}) of what differs in precision and batch only."""
+    """Return (entry, {False: full, True: mixed}) of entries that differ in precision and batch."""
     found: dict[tuple[Any, ...], dict[bool, tuple[Entry, Value]]] = defaultdict(dict)
     for e in entries:
         v, mixed = value(e), e.mixed
@@ -68,9 +68,9 @@ def speed(ident: str, what: str, entries: Sequence[Entry]) -> Table:
         rows.append(row(e, *cells))
     return Table(
         id=f"dle-{ident}",
-        title=f"In the shape of DeepLearningExamples' performance table: {what}",
-        intro="Throughput in sequences trained / s; full precision is FP32 or TF32, whichever the "
-        "row says; scaling against one device (or process) of the same precision.",
+        title=f"In the format of DeepLearningExamples' performance table: {what}",
+        intro="Throughput in sequences trained / s. Full precision is FP32 or TF32, as the row "
+        "states. Scaling is relative to one device (or process) of the same precision.",
         columns=(
             Column("GPUs"), Column("Batch / GPU", True), Column("FP32 or TF32", True),
             Column("Mixed precision", True), Column("Speed-up, mixed", True),
@@ -94,8 +94,8 @@ def accuracy(entries: Sequence[Entry]) -> Table:
         rows.append(row(e, *cells, *times))
     return Table(
         id="dle-accuracy",
-        title="In the shape of DeepLearningExamples' accuracy table",
-        intro="F1 on SQuAD, and the time that training took.",
+        title="In the format of DeepLearningExamples' accuracy table",
+        intro="F1 on SQuAD, and training time.",
         columns=(
             Column("GPUs"), Column("Batch / GPU", True), Column("F1, FP32 or TF32", True),
             Column("F1, mixed", True), Column("Time, FP32 or TF32", True),
@@ -116,7 +116,7 @@ def inference(entries: Sequence[Entry]) -> Table:
         rows.append(
             row(
                 e,
-                Cell(e.device, e.device, e.link(), what(e)),
+                Cell(e.device, e.device, e.link(), task_note(e)),
                 count(batch if isinstance(batch, int) else None),
                 Cell(e.precision, e.precision),
                 number_cell(rate, e.link()),
@@ -125,7 +125,7 @@ def inference(entries: Sequence[Entry]) -> Table:
         )
     return Table(
         id="dle-inference",
-        title="In the shape of DeepLearningExamples' inference table",
+        title="In the format of DeepLearningExamples' inference table",
         intro="Sequences per second and milliseconds of a batch, scoring excluded.",
         columns=(
             Column("GPUs"), Column("Batch", True), Column("Precision"),

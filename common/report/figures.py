@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which plots the report has: learning, speed, sensors, scaling and where the time went."""
+"""The plots of the report: learning, speed, sensors, scaling and time split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bertbench.common.report.words import number
 from bertbench.common.results.store import Result
 
 MOST_LINES = 12
-"""More runs than this in one plot are drawn as a median with its range for each configuration."""
+"""A plot of more runs shows a median with its range per configuration."""
 SENSORS = (
     ("power_w", "Power", "W", 1.0),
     ("temperature_c", "Temperature", "C", 1.0),
@@ -31,9 +31,9 @@ Events = list[dict[str, Any]]
 
 
 def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str = "") -> list[Plot]:
-    """Accuracy over samples and over time, for each recipe; the target is a line.
+    """Return accuracy over samples and over time, per recipe, with the target as a line.
 
-    ``what`` goes before titles and into anchors: the word that keeps simulated runs apart.
+    ``what`` begins titles and anchors, to separate simulated and published runs.
     """
     by_recipe: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for e in entries:
@@ -66,11 +66,11 @@ def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str =
                         f"{what}learning-{i}-{axis.replace('_', '-')}",
                         f"{what}{': ' if what else ''}{preset}: {name} over {over}",
                         f"{name} of {benchmark}, {preset}, at each evaluation. "
-                        f"{_targets_told(goals)} {'; '.join(best[:MOST_LINES])}.",
+                        f"{_targets_text(goals)} {'; '.join(best[:MOST_LINES])}.",
                         series[:MOST_LINES],
                         x=name_x,
                         y=name,
-                        note=_told(series),
+                        note=_limit_note(series),
                         targets=[(g, f"target {number(g)}") for g in sorted(goals)],
                     )
                 )  # fmt: skip
@@ -79,7 +79,7 @@ def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str =
 
 
 def speed(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plot]:
-    """Throughput over steps for each recipe."""
+    """Return throughput over steps, per recipe."""
     by_recipe: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for e in entries:
         if e.measured:
@@ -104,7 +104,7 @@ def speed(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plot]:
                     y="sequences/s",
                     marks=marks[:60],
                     from_zero=True,
-                    note=f"Vertical lines: evaluations. {_told(series)}".strip(),
+                    note=f"Vertical lines: evaluations. {_limit_note(series)}".strip(),
                 )
             )
             plots[-1].tags.update({"benchmark": benchmark})
@@ -112,7 +112,7 @@ def speed(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plot]:
 
 
 def sensors(run: Result, anchor: str, telemetry: Iterable[Mapping[str, Any]]) -> list[Plot]:
-    """Each sensor of a run over time; what was sampled, the timed windows, is shaded."""
+    """Return each sensor of a run over time, with the timed windows shaded."""
     readings = [t for t in telemetry if _number(t.get("t"))]
     if len(readings) < 2:
         return []
@@ -128,12 +128,12 @@ def sensors(run: Result, anchor: str, telemetry: Iterable[Mapping[str, Any]]) ->
         ]
         if len(points) > 1:
             values = [v for _, v in points]
-            told = f"{number(min(values))} to {number(max(values))} {unit}"
+            extent = f"{number(min(values))} to {number(max(values))} {unit}"
             plots.append(
                 lines(
                     f"{anchor}-{key.replace('_', '-')}",
                     f"{name} over time",
-                    f"{name} in {unit}, {told}, median {number(median(values))}. Shaded: the "
+                    f"{name} in {unit}, {extent}, median {number(median(values))}. Shaded: the "
                     f"{len(windows)} stretches of the timed window; sensors are read only there.",
                     [Series(label=name, points=points)],
                     x="seconds since the first reading",
@@ -147,7 +147,7 @@ def sensors(run: Result, anchor: str, telemetry: Iterable[Mapping[str, Any]]) ->
 
 
 def own_speed(run: Result, anchor: str, style: int | str, events: Events) -> list[Plot]:
-    """Throughput and loss of one run."""
+    """Return throughput and loss of one run over steps."""
     marks = [e["step"] for e in events if e.get("kind") == "eval" and _number(e.get("step"))]
     plots = []
     for key, name in (("sequences_per_second", "sequences/s"), ("loss", "training loss")):
@@ -176,7 +176,7 @@ def own_speed(run: Result, anchor: str, style: int | str, events: Events) -> lis
 
 
 def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> list[Plot]:
-    """Throughput over devices, with the ideal line of each family; both axes logarithmic."""
+    """Return throughput over devices with ideal lines, on logarithmic axes."""
     plots = []
     ours = [f for f in families if f[0][1].measured]
     theirs = sorted((f for f in families if not f[0][1].measured), key=lambda f: -f[-1][2].median)
@@ -212,19 +212,19 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> list[Plot
 
 
 def time_split(entries: Sequence[Entry]) -> Plot | None:
-    """Seconds from run_start to run_stop by what they went into, as far as recorded."""
+    """Return the seconds from run_start to run_stop by activity, as far as recorded."""
     rows = []
     for e in entries:
         whole = e.value("run_time_s")
         if not e.measured or whole is None:
             continue
-        told = [
+        parts = [
             v.median if (v := e.value(name)) else None
             for name in ("data_wait_s", "eval_s", "checkpoint_s")
         ]
-        told.insert(1, _communication(e, whole.median))
-        rest = max(0.0, whole.median - sum(v for v in told if v is not None))
-        rows.append((f"{e.label} ({number(whole.median, 3)} s)", [rest, *told]))
+        parts.insert(1, _communication(e, whole.median))
+        rest = max(0.0, whole.median - sum(v for v in parts if v is not None))
+        rows.append((f"{e.label} ({number(whole.median, 3)} s)", [rest, *parts]))
     if not rows:
         return None
     return bars(
@@ -240,14 +240,14 @@ def time_split(entries: Sequence[Entry]) -> Plot | None:
         rows[:40],
         PARTS,
         unit="s",
-        note="Communication: steps x gradient_all_reduce_s, as if nothing hid it or competed with "
-        "it. What was not measured is part of the first."
+        note="Communication: steps x gradient_all_reduce_s, as if it did not overlap with "
+        "computation. The first part includes everything that was not measured."
         + (f" The first 40 of {len(rows)} configurations." if len(rows) > 40 else ""),
     )  # fmt: skip
 
 
 def _communication(e: Entry, run_time_s: float) -> float | None:
-    """Seconds of a run's all-reduces, were each done alone; None where that is not known."""
+    """Return the seconds of a run's all-reduces without overlap; None if unknown."""
     alone, rate = e.value("gradient_all_reduce_s"), e.value("sequences_per_second_e2e")
     if alone is None or rate is None or not e.first.global_batch:
         return None
@@ -255,10 +255,10 @@ def _communication(e: Entry, run_time_s: float) -> float | None:
 
 
 def _merged(entries: Sequence[Entry], points: Any, places: Any = None) -> list[Series]:
-    """A series for each run, or for each configuration where there are many runs.
+    """Return a series per run, or per configuration if there are many runs.
 
-    ``points`` gives a run's. Those of several runs belong together where ``places`` has the same x:
-    an evaluation after as many samples comes at another second in each run.
+    ``points`` returns a run's points. Points of several runs are merged where ``places`` has the
+    same x: the evaluation after N samples is at a different second in each run.
     """
     runs = [(e, r, found) for e in entries for r in e.results if (found := points(r))]
     if len(runs) <= MOST_LINES:
@@ -284,7 +284,7 @@ def _merged(entries: Sequence[Entry], points: Any, places: Any = None) -> list[S
                 if len(where) == len(found):
                     for (place, _), point in zip(where, found, strict=True):
                         columns[place].append(point)
-        # A median over fewer than half of the runs is of other runs than its neighbour.
+        # A median over fewer than half of the runs covers other runs than its neighbour.
         kept = sorted(
             (median([x for x, _ in some]), sorted(y for _, y in some))
             for some in columns.values()
@@ -304,13 +304,13 @@ def _merged(entries: Sequence[Entry], points: Any, places: Any = None) -> list[S
 
 
 def _short_label(e: Entry, among: Sequence[Entry]) -> str:
-    """What tells an entry from others of its plot, without what they share."""
+    """Return device, precision and variant, and the backend if entries ``among`` differ in it."""
     label = ", ".join(filter(None, (e.device, e.first.precision, e.variant)))
     return f"{label}, {e.backend}" if len({x.backend for x in among}) > 1 else label
 
 
-def _told(series: Sequence[Series]) -> str:
-    """What a plot leaves out."""
+def _limit_note(series: Sequence[Series]) -> str:
+    """Return a note on the series that a plot leaves out."""
     left = len(series) - MOST_LINES
     return f"{MOST_LINES} of {len(series)} configurations are drawn." if left > 0 else ""
 
@@ -318,9 +318,9 @@ def _told(series: Sequence[Series]) -> str:
 def _evaluations(r: Result, events: Mapping[str, Events], axis: str) -> list[Point]:
     found = []
     if r.kind != "run":
-        told = r.manifest.get("evaluations")
+        evaluations = r.manifest.get("evaluations")
         key = {"time_s": "seconds"}.get(axis, axis)
-        for e in told if isinstance(told, list) else ():
+        for e in evaluations if isinstance(evaluations, list) else ():
             if isinstance(e, Mapping) and _number(e.get(key)) and _number(e.get("value")):
                 found.append((float(e[key]), float(e["value"])))
         return found
@@ -343,7 +343,7 @@ def _rates(events: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def _windows(times: Sequence[float]) -> list[tuple[float, float]]:
-    """Stretches without a pause of more than three times the usual distance."""
+    """Return the spans without a pause above three times the median interval."""
     gaps = [b - a for a, b in itertools.pairwise(times)]
     longest = max(3 * median(gaps), 0.5)
     windows, begin = [], times[0]
@@ -354,11 +354,11 @@ def _windows(times: Sequence[float]) -> list[tuple[float, float]]:
     return [*windows, (begin, times[-1])]
 
 
-def _targets_told(goals: Iterable[float]) -> str:
-    told = [number(g) for g in sorted(goals)]
-    if len(told) < 2:
-        return f"The target is {told[0]}." if told else "There is no target."
-    return f"The targets are {' and '.join(told)}."
+def _targets_text(goals: Iterable[float]) -> str:
+    shown = [number(g) for g in sorted(goals)]
+    if len(shown) < 2:
+        return f"The target is {shown[0]}." if shown else "There is no target."
+    return f"The targets are {' and '.join(shown)}."
 
 
 def _number(value: Any) -> bool:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a row of the report stands for: runs of one configuration, or one published figure.
+"""The rows of the report: runs of one configuration, or one published figure.
 
-Runs belong together when benchmark, recipe (by its hash), system, devices, processes, backend,
-precision and implementation are the same; their values are medians over the runs, each a process
-of its own. Rates and times are taken over the runs that reached their target; where none did, over
-the others, and said so.
+A configuration is benchmark, recipe hash, system, devices, processes, backend, precision and
+implementation. Values are medians over its runs, each a separate process. Rates and times are taken
+over the runs that reached their target; if none did, over the others, and the report marks them.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from bertbench.common.results.statistics import Interval, median, median_interva
 from bertbench.common.results.store import Result
 
 PRECISIONS = {"tf32": "full", "fp32": "full", "fp64": "full"}
-"""DLE's two columns; everything else that is stated is mixed precision."""
+"""Full precision in DeepLearningExamples' tables; every other stated one is mixed."""
 
 
 class Value(NamedTuple):
-    """A metric of a row: the median over ``n`` runs, with the least and the largest."""
+    """A metric of a row: median, minimum and maximum over ``n`` runs."""
 
     median: float
     low: float
@@ -35,15 +34,15 @@ class Value(NamedTuple):
     n: int
     unit: str
     missed: bool
-    """Whether the runs that it is taken over missed their target."""
+    """Whether the runs missed their target."""
     interval: Interval | None = None
-    """95 % interval of the median; None for fewer than six runs, where none exists."""
+    """95 % interval of the median; None for fewer than six runs."""
 
 
 def value_of(found: Sequence[float], unit: str = "", *, missed: bool = False) -> Value:
-    """Of at least one run."""
-    known = median_interval(found)
-    return Value(median(found), min(found), max(found), len(found), unit, missed, known)
+    """Return the Value of at least one run."""
+    interval = median_interval(found)
+    return Value(median(found), min(found), max(found), len(found), unit, missed, interval)
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class Entry:
     anchor: str
     style: int | str = 0
     variant: str = ""
-    """What tells it from entries that look the same: recipe or implementation."""
+    """The recipe or implementation values in which it differs from similar entries."""
     anchors: Mapping[str, str] = field(default_factory=dict)
-    """Run id -> anchor of the run's own section."""
+    """Run id -> anchor of the run's section."""
 
     @property
     def first(self) -> Result:
@@ -76,18 +75,18 @@ class Entry:
 
     @property
     def workload(self) -> str:
-        """What was computed: the recipe, or the words of the source."""
+        """The recipe, or the source's description of the task."""
         m = self.first.manifest
         if self.measured:
             return f"{self.first.preset}{f' ({self.variant})' if self.variant else ''}"
         length, task = m.get("sequence_length"), str(m.get("task") or "")
-        told = f"length {length}" if length and "sequence" not in task else None
-        parts = (task, self.first.preset, told, _division(m))
+        size = f"length {length}" if length and "sequence" not in task else None
+        parts = (task, self.first.preset, size, _division(m))
         return ", ".join(str(p) for p in parts if p) or "as published"
 
     @property
     def device(self) -> str:
-        """The device, with their number: ``8 x A100``."""
+        """The number of devices and their name: ``8 x A100``."""
         name, count = self.first.device_name, self.devices
         if name is None and not self.measured:
             return self.first.system_name
@@ -102,11 +101,11 @@ class Entry:
 
     @property
     def mixed(self) -> bool | None:
-        """Of the two columns of NVIDIA's tables, the second; None: not known."""
-        told = (self.first.precision or "").lower()
-        if not told:
+        """Whether the precision is mixed, in the sense of NVIDIA's tables; None: unknown."""
+        precision = (self.first.precision or "").lower()
+        if not precision:
             return None
-        return not any(re.match(rf"{name}\b", told) for name in PRECISIONS)
+        return not any(re.match(rf"{name}\b", precision) for name in PRECISIONS)
 
     @property
     def backend(self) -> str:
@@ -123,12 +122,12 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """One line that names it in legends."""
+        """The entry's name in legends."""
         return f"{self.workload}, {self.device}, {self.precision}"
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the filters look at."""
+        """The values that the filters select by."""
         return {
             "benchmark": self.benchmark,
             "backend": self.backend,
@@ -141,11 +140,11 @@ class Entry:
 
     @cached_property
     def reached(self) -> tuple[Result, ...]:
-        """Runs that ended well: at their target, or at their end where none was set."""
+        """The runs that ended well."""
         return tuple(r for r in self.results if ended_well(r))
 
     def value(self, *names: str) -> Value | None:
-        """The first of ``names`` that is there, or None."""
+        """Return the first of ``names`` that was measured, or None."""
         for name in names:
             for some in (self.reached, tuple(r for r in self.results if r.status != "interrupted")):
                 found = [v for r in some if (v := r.value(name)) is not None]
@@ -156,59 +155,60 @@ class Entry:
         return None
 
     def quality(self, *metrics: str) -> Value | None:
-        """The last evaluation's value; ``metrics`` (if any) are the names that will do.
+        """Return the last evaluation's value, limited to the names ``metrics`` if given.
 
-        Of runs that were stopped or failed it is none: they were not over.
+        Runs that failed or were stopped do not count.
         """
         found = []
         for r in self.results:
             if self.measured and r.status not in FINISHED:
                 continue
-            told = r.quality
-            good = told and told.get("value") is not None
-            if good and told and (not metrics or told.get("metric") in metrics):
-                found.append(float(told["value"]))
+            quality = r.quality or {}
+            if quality.get("value") is not None and (
+                not metrics or quality.get("metric") in metrics
+            ):
+                found.append(float(quality["value"]))
         if not found:
             return self.value(*metrics) if metrics else None
         return value_of(found)
 
     @property
     def quality_name(self) -> str:
-        told = (r.quality.get("metric") for r in self.results if r.quality)
-        return next((t for t in told if isinstance(t, str)), "")
+        names = (r.quality.get("metric") for r in self.results if r.quality)
+        return next((name for name in names if isinstance(name, str)), "")
 
     @property
     def source(self) -> Mapping[str, Any]:
-        """Of a published row: title, url, date."""
-        told = self.first.manifest.get("source")
-        return told if isinstance(told, Mapping) else {}
+        """A published row's title, url and date."""
+        source = self.first.manifest.get("source")
+        return source if isinstance(source, Mapping) else {}
 
     @property
     def doubts(self) -> list[str]:
-        told = self.first.manifest.get("doubt")
-        return [str(d) for d in told] if isinstance(told, list) else []
+        doubts = self.first.manifest.get("doubt")
+        return [str(d) for d in doubts] if isinstance(doubts, list) else []
 
     def link(self) -> str:
-        """Anchor of what a cell of this row leads to: the run, or the list of runs."""
+        """Return the anchor that this row's cells link to: the run, or the list of runs."""
         return self.anchors.get(self.first.run_id, self.anchor) if self.made == 1 else self.anchor
 
 
 def ended_well(r: Result) -> bool:
-    """At the target, or at the end where none was set; so does what others publish."""
+    """Return whether it reached its target, or its end if it has no target, or is published."""
     return r.status in ("ok", "success", "published")
 
 
 def entries(results: Iterable[Result]) -> list[Entry]:
-    """Measured configurations first (simulated ones last of these), then published rows."""
+    """Return measured configurations, then simulated ones, then published rows."""
     ids = _Anchors()
     runs: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
     published = []
-    told: dict[str, Mapping[str, Any]] = {}
+    rows: dict[str, Mapping[str, Any]] = {}
     for result in results:
         if result.kind == "run":
             runs[_visible(result)].append(result)
             continue
-        first = told.setdefault(result.run_id, result.manifest)
+        first = rows.setdefault(result.run_id, result.manifest)
         if first is result.manifest or first != result.manifest:  # else a copied folder
             published.append(result)
     _completed(runs)
@@ -237,13 +237,10 @@ def _visible(r: Result) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _settings(r: Result, *, asked: bool = True) -> str:
-    """Recipe and implementation, known from a run's first moment on.
-
-    ``asked`` includes the precision that was asked for; the one in effect is told elsewhere.
-    """
+def _settings(r: Result, *, precision: bool = True) -> str:
+    """Return recipe and implementation, which every record has; with the requested precision."""
     impl = r.config.get("impl")
-    if isinstance(impl, Mapping) and not asked:
+    if isinstance(impl, Mapping) and not precision:
         impl = {k: v for k, v in impl.items() if k != "precision"}
     return json.dumps([r.config.get("recipe"), impl], sort_keys=True)
 
@@ -253,35 +250,35 @@ def _unprecise(key: tuple[Any, ...], r: Result) -> tuple[Any, ...]:
 
 
 def _completed(runs: dict[tuple[Any, ...], list[Result]]) -> None:
-    """Puts runs that ended before their precision was recorded to those with the same settings."""
-    asked: dict[tuple[Any, ...], set[tuple[Any, ...]]] = defaultdict(set)
+    """Move runs that ended before their precision was recorded to those with equal settings."""
+    alike: dict[tuple[Any, ...], set[tuple[Any, ...]]] = defaultdict(set)
     for key, some in runs.items():
         for r in some:
-            asked[_unprecise(key, r)].add(key)
+            alike[_unprecise(key, r)].add(key)
     for key in [k for k in runs if k[6] is None]:
         left: list[Result] = []
         for r in runs.pop(key):
-            others = asked[_unprecise(key, r)] - {key}
+            others = alike[_unprecise(key, r)] - {key}
             (runs[others.pop()] if len(others) == 1 else left).append(r)
         if left:
             runs[key] = left
 
 
 def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, list[Result]]]:
-    """Runs that look the same, by recipe and implementation, with what tells them apart.
+    """Split runs by recipe and implementation; return (values that differ, runs) pairs.
 
-    ``changed`` are the values in which recipes of this name differ anywhere in the report.
+    ``changed`` are the keys in which recipes of this name differ anywhere in the report.
     """
     hashes: dict[str, set[str]] = defaultdict(set)
     for r in some:
         if r.recipe_hash:
-            hashes[_settings(r, asked=False)].add(r.recipe_hash)
+            hashes[_settings(r, precision=False)].add(r.recipe_hash)
     kinds: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for r in some:
-        # A run that ended before its inputs were hashed counts with those that it can be of.
-        known = hashes[_settings(r, asked=False)]
+        # A run that ended before its inputs were hashed joins the only recipe it can have.
+        known = hashes[_settings(r, precision=False)]
         recipe = r.recipe_hash or (next(iter(known)) if len(known) == 1 else "")
-        kinds[_settings(r, asked=False), recipe].append(r)
+        kinds[_settings(r, precision=False), recipe].append(r)
     impl = _differing(members[0].config.get("impl") for members in kinds.values())
     impl = [k for k in impl if k != "precision"]
     parts, names = [], []
@@ -301,7 +298,7 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
 
 
 def _differing(some: Iterable[Any]) -> list[str]:
-    """Keys whose values are not the same in all mappings."""
+    """Return the keys whose values differ between the mappings."""
     every = [v if isinstance(v, Mapping) else {} for v in some]
     return [
         k
@@ -311,7 +308,7 @@ def _differing(some: Iterable[Any]) -> list[str]:
 
 
 def _given(r: Result, keys: Iterable[str]) -> list[str]:
-    """Those of ``keys`` that this run's user gave; what came with the recipe needs no words."""
+    """Return those of ``keys`` that the user gave; the recipe's name implies the others."""
     origins = r.config.get("origins")
     known = origins if isinstance(origins, Mapping) else {}
     return [k for k in keys if known.get(k) not in ("preset", "default")]
@@ -324,12 +321,12 @@ def _run_option(r: Result, name: str) -> Any:
 
 def _words(values: Any, keys: Iterable[str]) -> list[str]:
     known = values if isinstance(values, Mapping) else {}
-    told = {k: known.get(k) for k in keys}
-    return [f"{k} {'unset' if v is None else json.dumps(v)}"[:60] for k, v in told.items()]
+    chosen = {k: known.get(k) for k in keys}
+    return [f"{k} {'unset' if v is None else json.dumps(v)}"[:60] for k, v in chosen.items()]
 
 
 def _division(row: Mapping[str, Any]) -> str | None:
-    """Of an MLPerf result: results of the two divisions are never compared."""
+    """Return an MLPerf result's division; the two divisions are never compared."""
     return f"{row['division']} division" if row.get("division") else None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report as Markdown, for where HTML cannot go: the same tables, without the pictures."""
+"""The report as Markdown: the same tables, without pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from bertbench.common.report.words import markdown
 
 
 def text(report: Report) -> str:
-    """The Markdown twin: the same tables, the plots' values, the same definitions."""
+    """Return the report as Markdown: tables, plot descriptions and definitions."""
     out = [f"# bertbench report: {markdown(report.systems) or 'published figures'}", ""]
     out += [f"- {markdown(k)}: {markdown(v)}" for k, v in report.facts]
-    out += ["", f"{MISSED}: of runs that missed their target. Plots are in report.html."]
+    out += ["", f"{MISSED}: the runs missed their target. Plots are in report.html."]
     for s in report.sections:
         out += ["", f'<a id="{s.id}"></a>', "", f"## {s.title}"]
         out += ["", markdown(s.text)] if s.text else []
@@ -37,7 +37,7 @@ def text(report: Report) -> str:
 
 
 def rows(table: Table, *, links: bool = True) -> list[str]:
-    """A table's lines; without ``links`` for another page, and there without empty columns."""
+    """Return a table's lines; without ``links`` (for other pages) empty columns are left out."""
     kept = [i for i, c in enumerate(table.columns) if c.name != "Logarithmic scale"]
     if not links:
         kept = [i for i in kept if any(row.cells[i].text for row in table.rows)]

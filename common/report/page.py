@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the report together, and writes it as HTML; twin.py writes it as Markdown."""
+"""Assemble the report and write it as HTML; markdown.py writes it as Markdown."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from bertbench.common.measure.metric import SHARED
 from bertbench.common.report import figures, tables
 from bertbench.common.report.groups import Entry, Value, entries
 from bertbench.common.report.plot import Plot
-from bertbench.common.report.published_tables import shapes
+from bertbench.common.report.published_tables import suite_tables
 from bertbench.common.report.tables import MISSED, Table
 from bertbench.common.report.words import number, quantity
 from bertbench.common.results.store import Damaged, Result
 
 HERE = Path(__file__).parent
 MOST_DETAILED = 40
-"""Runs, the newest, that have plots of their own."""
+"""The newest runs get separate plots; this many."""
 MOST_READ = 120
 """Runs whose steps are read for the common plots."""
 DERIVED = {
@@ -36,8 +36,8 @@ DERIVED = {
 }
 
 
-class Run(NamedTuple):
-    """One run's own section."""
+class RunSection(NamedTuple):
+    """The section of one run."""
 
     run: Result
     anchor: str
@@ -49,7 +49,7 @@ class Run(NamedTuple):
 
 class Group(NamedTuple):
     entry: Entry
-    runs: Sequence[Run]
+    runs: Sequence[RunSection]
 
 
 class Definition(NamedTuple):
@@ -61,7 +61,7 @@ class Definition(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     id: str
     title: str
     text: str = ""
@@ -73,7 +73,7 @@ class Section:
 
 
 class Report:
-    """All that both forms show."""
+    """The content of the report, for HTML and Markdown."""
 
     def __init__(self, results: Sequence[Result], damaged: Sequence[Damaged]) -> None:
         every = entries(results)
@@ -92,49 +92,49 @@ class Report:
         self._anchors = {name: f"def-{i}" for i, name in enumerate(self._names())}
         self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
 
-    def _sections(self) -> Iterable[Section]:
+    def _sections(self) -> Iterable[PageSection]:
         real, both = self.real, [*self.real, *self.published]
         families = tables.families(both)
         known = _scalability(families)
         benchmarks = sorted({e.benchmark for e in both})
         beside = [tables.beside(i, b, both) for i, b in enumerate(benchmarks)]
-        yield Section(
+        yield PageSection(
             id="measured", title="Measured", tables=[tables.configurations(real)] if real else (),
             plots=figures.learning(real, self._events) + figures.speed(real, self._events),
             text=self._sampled(),
         )  # fmt: skip
         split = figures.time_split(real)
         scaled = tables.scaling([f for f in families if f[0][1].measured])
-        yield Section(
+        yield PageSection(
             id="scaling", title="Scaling and time",
             tables=[scaled] if scaled else (),
             plots=figures.scaling(families) + ([split] if split else []), plots_first=True,
         )  # fmt: skip
-        yield Section(
+        yield PageSection(
             id="beside", title="Beside published figures",
-            text="Published figures are shown as their sources state them, most without a "
-            "definition; each leads to its source and what is doubtful about it.",
+            text="Published figures as their sources state them, most without a definition. Each "
+            "links to its source and the doubts about it.",
             tables=[t for t in beside if t],
             plots=figures.learning(self.published, {}, "published"),
         )  # fmt: skip
-        yield Section(
-            id="shapes", title="Tables in known shapes",
-            text="The same results in the columns of the suites that users come from. A table "
-            "without a run shows what its publisher states.",
-            tables=shapes(both, known),
+        yield PageSection(
+            id="suites", title="Tables in the format of other suites",
+            text="The same results in the columns of other benchmark suites. A table without a "
+            "run shows its publisher's figures.",
+            tables=suite_tables(both, known),
         )  # fmt: skip
         failed = tables.failures(real, self.damaged)
-        yield Section(id="failed", title="What went wrong", tables=[failed] if failed else ())
-        yield Section(
+        yield PageSection(id="failed", title="What went wrong", tables=[failed] if failed else ())
+        yield PageSection(
             id="runs", title="Runs", groups=self._groups(real),
             text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
         )  # fmt: skip
         fake = self.simulated
         failed = tables.failures(fake, ())
-        yield Section(
+        yield PageSection(
             id="simulated", title="Simulated runs", simulated=True,
-            text="These devices do not exist: nothing in this section is a result, and nothing of "
-            "it is in any table above.",
+            text="These devices do not exist. The figures are not results, and no table above "
+            "includes them.",
             tables=[
                 replace(t, id=f"simulated-{t.id}", title=f"Simulated: {t.title.lower()}")
                 for t in (tables.configurations(fake) if fake else None, failed)
@@ -143,19 +143,19 @@ class Report:
             plots=figures.learning(fake, self._events, "simulated"),
             groups=self._groups(fake),
         )  # fmt: skip
-        yield Section(
+        yield PageSection(
             id="sources", title="Sources",
-            text="The published figures by source: what they mean, as far as that is stated, and "
-            "what is doubtful. None of it was measured here.",
+            text="The published figures by source, with their definitions where stated and the "
+            "doubts about them. None was measured here.",
             tables=tables.published(self.published),
         )  # fmt: skip
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """The head's few numbers."""
+        """(name, value) pairs of the page's head."""
         runs = [r for e in self.real for r in e.results]
         ended = tables.counts(runs)
-        told = [
+        found = [
             ("runs", str(len(runs))),
             ("configurations", str(len(self.real))),
             ("ended", ended),
@@ -164,11 +164,11 @@ class Report:
             ("published figures", str(len(self.published))),
             ("newest", max((r.created or "" for r in runs), default="")[:10]),
         ]
-        return [(k, v) for k, v in told if v not in ("", "0") or k == "runs"]
+        return [(k, v) for k, v in found if v not in ("", "0") or k == "runs"]
 
     @property
     def systems(self) -> str:
-        """Names of the devices, as far as they fit into a heading."""
+        """The first three device names, for the heading."""
         names = list(dict.fromkeys(e.first.device_name or e.first.system_name for e in self.real))
         shown = ", ".join(name[:60] for name in names[:3])
         return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
@@ -184,7 +184,7 @@ class Report:
 
     @property
     def definitions(self) -> list[Definition]:
-        """As the records state them; where runs disagree, each form."""
+        """The metrics' definitions from the records; several if runs disagree."""
         stated: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         how: dict[str, dict[str, Any]] = {}
         for e in (*self.real, *self.simulated):
@@ -218,40 +218,40 @@ class Report:
         return [*(n for n in SHARED if n in used), *sorted(used - set(SHARED)), *DERIVED]
 
     def _sampled(self) -> str:
-        """What the plots leave out of so many runs."""
+        """Return a note on the runs that the plots leave out."""
         if self._total <= MOST_READ:
             return ""
         return (
-            f"The plots over samples, time and steps are of {len(self._events):,} of "
-            f"{self._total:,} runs, the newest of each configuration; the tables are of all."
+            f"The plots over samples, time and steps show {len(self._events):,} of "
+            f"{self._total:,} runs, the newest of each configuration; the tables show all."
         )
 
     def _left_out(self) -> str:
         if self._total <= MOST_DETAILED:
             return ""
         return (
-            f"The newest {MOST_DETAILED} of {self._total:,} have plots of their own; for those of "
-            f"others, report on their folders alone."
+            f"Only the newest {MOST_DETAILED} of {self._total:,} have separate plots; for others "
+            f"run bertbench report on their folders alone."
         )
 
     def _groups(self, some: Sequence[Entry]) -> list[Group]:
         return [Group(e, [self._run(e, r) for r in e.results]) for e in some]
 
-    def _run(self, e: Entry, r: Result) -> Run:
+    def _run(self, e: Entry, r: Result) -> RunSection:
         anchor, plots = e.anchors[r.run_id], []
         if r.run_id in self._detailed:
             plots = figures.own_speed(r, anchor, e.style, self._events[r.run_id])
             plots += figures.sensors(r, anchor, r.telemetry())
         rate, quality = r.value("sequences_per_second"), r.quality
-        told = [] if r.seed is None else [f"seed {r.seed}"]
+        headline = [] if r.seed is None else [f"seed {r.seed}"]
         if rate is not None:
-            told.append(f"{number(rate)} sequences/s")
+            headline.append(f"{number(rate)} sequences/s")
         if quality and quality.get("value") is not None:
-            told.append(f"{quality.get('metric')} {number(float(quality['value']))}")
-        return Run(
+            headline.append(f"{quality.get('metric')} {number(float(quality['value']))}")
+        return RunSection(
             r,
             anchor,
-            ", ".join(told),
+            ", ".join(headline),
             _facts(r),
             [
                 (name, quantity(float(m["value"]), str(m["unit"])), self._anchors[name])
@@ -262,7 +262,7 @@ class Report:
 
 
 def _newest(some: Sequence[Entry]) -> set[str]:
-    """Ids of the runs whose steps are read: as many of each configuration, the newest."""
+    """Return the ids of the runs whose steps are read: the newest of each configuration."""
     if not some:
         return set()
     each = max(1, MOST_READ // len(some))
@@ -273,7 +273,7 @@ def _newest(some: Sequence[Entry]) -> set[str]:
 
 
 def _facts(r: Result) -> list[tuple[str, str]]:
-    """What to know of a run besides its metrics."""
+    """Return a run's facts besides its metrics."""
     m, extras = r.manifest, r.manifest.get("extras")
     extras = extras if isinstance(extras, Mapping) else {}
     origins = r.config.get("origins")
@@ -287,7 +287,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
     packages = software.get("packages") if isinstance(software, Mapping) else None
     torch = packages.get("torch") if isinstance(packages, Mapping) else None
     notes = m.get("notes")
-    told = (
+    facts = (
         ("Ended", r.reason),
         ("Began", r.created),
         ("Devices", f"{r.num_devices} x {r.device_name or r.system_name}"),
@@ -303,7 +303,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
         ("Sensors", extras.get("telemetry")),
         ("Notes", "\n".join(str(n) for n in notes) if isinstance(notes, list) else None),
     )  # fmt: skip
-    return [(k, str(v)) for k, v in told if v]
+    return [(k, str(v)) for k, v in facts if v]
 
 
 def _scalability(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> dict[str, Value]:
@@ -326,7 +326,7 @@ def _environment() -> Environment:
 
 
 def html(report: Report) -> str:
-    """One file without a request: style and script are in it, and nothing else may run."""
+    """Return one HTML file with its style and script; its policy forbids every other."""
     css = (HERE / "report.css").read_text(encoding="utf-8")
     js = (HERE / "report.js").read_text(encoding="utf-8")
     contents = [(s.id, s.title) for s in report.sections] + [("definitions", "Definitions")]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small SVG plots that need no library, no script and no colour to be understood.
+"""Small SVG plots, readable without scripts and without colour.
 
-Every series has colour, marker and dash of its own (the colours are Okabe and Ito's, set in
-report.css so that they follow the reader's light or dark preference), every plot a title, a
-description and its values as a table. All text is escaped.
+Every series has a different colour, marker and dash (Okabe and Ito's colours, set in report.css for
+light and dark mode). Every plot has a title, a description and a table of its values. All text is
+escaped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bertbench.common.report.words import number
 Point = tuple[float, float]
 STYLES = 6
 REFERENCE = "ref"
-"""Style of what others have published: a colour and marker that no measured series has."""
+"""Style of published figures: a colour and marker that no measured series has."""
 MAX_POINTS = 120
 MAX_MARKERS = 32
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 58, 14, 26, 40
@@ -60,7 +60,7 @@ class Plot:
     rows: Sequence[Sequence[str]] = ()
     note: str = ""
     tags: dict[str, str] = field(default_factory=dict)
-    """What the filters look at."""
+    """The values that the filters select by."""
 
 
 def lines(
@@ -79,10 +79,10 @@ def lines(
     note: str = "",
     height: int = 280,
 ) -> Plot:
-    """Series over a common x.
+    """Return a plot of series over a common x.
 
     ``targets`` are (value, label) of horizontal lines, ``marks`` x values of vertical ones,
-    ``windows`` (from, to) of shaded stretches; ``log`` makes both axes logarithmic to base 2.
+    ``windows`` (from, to) of shaded spans; ``log`` makes both axes logarithmic to base 2.
     """
     thin = [(s, points) for s in series if (points := thinned(s.points))]
     xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
@@ -135,7 +135,7 @@ def bars(
     unit: str,
     note: str = "",
 ) -> Plot:
-    """One bar for each row, divided into its ``parts`` as shares of its sum; None: not known."""
+    """Return a plot of one bar per row, divided by ``parts`` into shares; None: unknown."""
     out, pitch = [], 44
     for i, (label, values) in enumerate(rows):
         y, at, total = 6 + i * pitch, 0.0, sum(v for v in values if v is not None)
@@ -145,10 +145,10 @@ def bars(
                 continue
             width = value / total * _WIDTH
             share = f"{100 * value / total:.0f} %" if width > 44 else ""
-            told = f"{label}: {parts[j]} {number(value)} {unit}"
+            name = f"{label}: {parts[j]} {number(value)} {unit}"
             out.append(
                 f'<g class="slice p{j}"><rect x="{at:.1f}" y="{y + 16}" '
-                f'width="{max(0.5, width - 1):.1f}" height="18"><title>{escape(told)}</title>'
+                f'width="{max(0.5, width - 1):.1f}" height="18"><title>{escape(name)}</title>'
                 f'</rect><text x="{at + 6:.1f}" y="{y + 29.5}">{share}</text></g>'
             )
             at += width
@@ -173,7 +173,7 @@ def bars(
 
 
 def strip(value: float, low: float, high: float, style: int | str) -> Markup:
-    """A cell's picture of a value on a logarithmic scale: decades as ticks, the value as marker."""
+    """Return a cell's picture of a value on a logarithmic scale with decades as ticks."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     last = max(last, first + 1)
 
@@ -188,7 +188,7 @@ def strip(value: float, low: float, high: float, style: int | str) -> Markup:
 
 
 def swatch(style: int | str) -> Markup:
-    """A legend's picture of a style."""
+    """Return a legend's picture of a style."""
     marker = "" if style == "ideal" else _marker(style, 14, 6)
     return Markup(
         '<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">'
@@ -197,7 +197,7 @@ def swatch(style: int | str) -> Markup:
 
 
 def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """At most ``limit`` points that keep both ends and the extremes of every stretch."""
+    """Return at most ``limit`` points, with both ends and the extremes of every span."""
     whole = [p for p in points if drawable(p[0]) and drawable(p[1])]
     if len(whole) <= limit:
         return whole
@@ -228,7 +228,7 @@ def _frame(h: Axis, v: Axis, x: str, y: str, height: int) -> str:
 
 
 def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequence[float]) -> str:
-    """A line, broken behind each of ``ends``, its band and its markers."""
+    """Return a line, broken behind each of ``ends``, with its band and markers."""
     out = [f'<g class="series s{one.style}" data-points="{len(points)}">']
     if one.band:
         there = [f"{h(x):.1f} {v(high):.1f}" for x, _, high in one.band]
@@ -244,8 +244,8 @@ def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequen
     if one.style != "ideal":
         every = 1 if len(points) <= MAX_MARKERS else math.ceil(len(points) / 10)
         for x, y in points[::every]:
-            told = f"{one.label}: {number(x)}, {number(y)}"
-            out.append(_marker(one.style, h(x), v(y), title=told))
+            title = f"{one.label}: {number(x)}, {number(y)}"
+            out.append(_marker(one.style, h(x), v(y), title=title))
     if one.tag:
         x, y = points[-1]
         out.append(f'<text x="{h(x) - 8:.1f}" y="{v(y) - 7:.1f}">{escape(one.tag)}</text>')
@@ -263,8 +263,8 @@ def _marker(style: int | str, x: float, y: float, r: float = 4, title: str = "")
         "cross": f"M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}",
         "diamond": f"M{x:.1f} {y - 1.4 * r:.1f}l{r} {1.4 * r}l{-r} {1.4 * r}l{-r} {-1.4 * r}Z",
     }[kind]
-    told = f"<title>{escape(title)}</title>" if title else ""
-    return f'<path class="m {kind}" d="{d}">{told}</path>'
+    text = f"<title>{escape(title)}</title>" if title else ""
+    return f'<path class="m {kind}" d="{d}">{text}</path>'
 
 
 def _svg(ident: str, title: str, desc: str, height: int, parts: Sequence[str]) -> Markup:
@@ -276,7 +276,7 @@ def _svg(ident: str, title: str, desc: str, height: int, parts: Sequence[str]) -
 
 
 def _legend(series: Sequence[Series]) -> list[tuple[Markup, str, str]]:
-    """One entry for each series, or group of them; none for the ideal ones."""
+    """Return one entry per series or group, without the ideal ones."""
     found = {
         (s.group or (f"{s.tag}  {s.label}".strip(), s.href)): swatch(s.style)
         for s in series
@@ -286,7 +286,7 @@ def _legend(series: Sequence[Series]) -> list[tuple[Markup, str, str]]:
 
 
 def _values(series: Sequence[Sequence[Point]]) -> list[list[str]]:
-    """A table with one row for each x and a column for each series."""
+    """Return a row per x with a column per series."""
     columns = [dict(points) for points in series]
     xs = sorted({x for column in columns for x in column})
     return [[number(x), *(number(c[x]) if x in c else "" for c in columns)] for x in xs]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The summary tables in the shapes that users of the reference suites know, all generated.
+"""Summary tables in the format of the reference suites.
 
-Columns are those of DeepSparkHub's two BERT tables, Enflame's two, NVIDIA DeepLearningExamples'
-(training performance, training accuracy, inference), MLPerf's and SparseBERT's. A row is a
-configuration measured here, or what that source published itself. Columns that are undefined there
-have a definition here; a cell without a measurement stays empty.
+The columns are those of DeepSparkHub's two BERT tables, Enflame's two, NVIDIA DeepLearningExamples'
+(training performance, training accuracy, inference), MLPerf's and SparseBERT's. A row is a measured
+configuration, or a figure of that source. Columns without a definition there have one here; a cell
+without a measurement is empty.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from collections.abc import Sequence
 
 from bertbench.common.report import dle
 from bertbench.common.report.groups import Entry, Value
-from bertbench.common.report.tables import RATE, Cell, Column, Table, count, number_cell, row, what
+from bertbench.common.report.tables import (
+    RATE,
+    Cell,
+    Column,
+    Table,
+    count,
+    number_cell,
+    row,
+    task_note,
+)
 from bertbench.common.report.words import number
 
 F1, EM, MLM = "f1", "exact_match", "mlm_accuracy"
@@ -22,8 +31,8 @@ Scalability = dict[str, Value]
 """Anchor of an entry -> its scalability."""
 
 
-def shapes(entries: Sequence[Entry], scalability: Scalability) -> list[Table]:
-    """Those tables that have a row."""
+def suite_tables(entries: Sequence[Entry], scalability: Scalability) -> list[Table]:
+    """Return the tables that have a row."""
     pretraining = [e for e in entries if "pretrain" in e.benchmark]
     squad = [e for e in entries if "squad" in e.benchmark]
     made = [
@@ -43,7 +52,7 @@ def shapes(entries: Sequence[Entry], scalability: Scalability) -> list[Table]:
 
 
 def _of(entries: Sequence[Entry], *publishers: str) -> list[Entry]:
-    """Measured entries, and what one of the publishers states."""
+    """Return the measured entries and those of ``publishers``."""
 
     def theirs(e: Entry) -> bool:
         words = f"{e.source.get('title', '')} {e.source.get('url', '')}".lower()
@@ -56,7 +65,7 @@ def _deepspark_speed(entries: Sequence[Entry]) -> Table:
     rows = [
         row(
             e,
-            Cell(e.device, e.device, e.link(), what(e)),
+            Cell(e.device, e.device, e.link(), task_note(e)),
             number_cell(e.value(*RATE), e.link()),
             number_cell(e.value("e2e_time_s"), e.link(), form=lambda s: f"{number(s)} s"),
             number_cell(e.quality(MLM), e.link()),
@@ -66,10 +75,10 @@ def _deepspark_speed(entries: Sequence[Entry]) -> Table:
     ]
     return Table(
         id="deepsparkhub-1",
-        title="In the shape of DeepSparkHub's first table",
+        title="In the format of DeepSparkHub's first table",
         intro="FPS: sequences trained in the timed window / its seconds; E2E: start of the process "
-        "to its last measurement; accuracy: masked tokens of the held-out set. DeepSparkHub does "
-        "not define its own.",
+        "to its last measurement; accuracy: masked tokens of the held-out set. DeepSparkHub "
+        "defines none of them.",
         columns=(
             Column("GPUs"), Column("FPS", True), Column("E2E", True), Column("Accuracy", True)
         ),
@@ -81,14 +90,16 @@ def _deepspark_all(entries: Sequence[Entry], scalability: Scalability) -> Table:
     rows = []
     for e in entries:
         link = e.link()
-        told = (e.value("power_w"), _known(scalability, e), e.value("peak_memory_bytes"))
-        if not e.value(*RATE) or not (any(told) or e.measured):
+        watts, scaled, peak = (
+            e.value("power_w"), _known(scalability, e), e.value("peak_memory_bytes")
+        )  # fmt: skip
+        if not e.value(*RATE) or not (watts or scaled or peak or e.measured):
             continue
         count = e.devices or 1
         target = next((r.quality.get("target") for r in e.results if r.quality), None)
-        power = number_cell(told[0], link, form=lambda w, n=count: f"{number(w / n, 3)} x {n}")
+        power = number_cell(watts, link, form=lambda w, n=count: f"{number(w / n, 3)} x {n}")
         memory = number_cell(
-            told[2], link, scale=2**-30, form=lambda g, n=count: f"{number(g, 3)} x {n}"
+            peak, link, scale=2**-30, form=lambda g, n=count: f"{number(g, 3)} x {n}"
         )
         batch = f"batch {e.batch}, " if e.batch else ""
         stable = e.value("stability")
@@ -97,11 +108,11 @@ def _deepspark_all(entries: Sequence[Entry], scalability: Scalability) -> Table:
             row(
                 e,
                 Cell("" if target is None else number(target), target, link),
-                Cell(f"{e.device}, {batch}{e.precision}", e.device, link, what(e)),
+                Cell(f"{e.device}, {batch}{e.precision}", e.device, link, task_note(e)),
                 number_cell(e.value(*RATE), link),
                 number_cell(e.quality(MLM), link),
                 power,
-                number_cell(told[1], link),
+                number_cell(scaled, link),
                 memory,
                 Cell(number(share, 2), share, e.anchor, f"{len(e.reached)} of {e.made}")
                 if e.measured
@@ -110,9 +121,9 @@ def _deepspark_all(entries: Sequence[Entry], scalability: Scalability) -> Table:
         )
     return Table(
         id="deepsparkhub-2",
-        title="In the shape of DeepSparkHub's second table",
-        intro="Power and memory: of each device x devices; scalability: rate(N) / (N x rate(1)); "
-        "stability: runs that ended well / runs made. DeepSparkHub does not define its own.",
+        title="In the format of DeepSparkHub's second table",
+        intro="Power and memory: per device x devices; scalability: rate(N) / (N x rate(1)); "
+        "stability: runs that ended well / runs made. DeepSparkHub defines none of them.",
         columns=(
             Column("Convergence criteria"), Column("Configuration"),
             Column("Performance", True), Column("Accuracy", True), Column("Power, W", True),
@@ -131,7 +142,7 @@ def _enflame(entries: Sequence[Entry], *, accuracy: bool) -> Table:
             rows.append(
                 row(
                     e,
-                    Cell(e.device, e.device, e.link(), what(e)),
+                    Cell(e.device, e.device, e.link(), task_note(e)),
                     count(e.batch),
                     Cell(e.precision, e.precision),
                     *((number_cell(e.value(EM), e.link()),) if accuracy else ()),
@@ -141,11 +152,11 @@ def _enflame(entries: Sequence[Entry], *, accuracy: bool) -> Table:
     extra = (Column("Exact match, %", True),) if accuracy else ()
     return Table(
         id=f"enflame-{'accuracy' if accuracy else 'performance'}",
-        title=f"In the shape of Enflame's {'accuracy' if accuracy else 'performance'} table",
-        intro="SQuAD after training; both scores are the official script's."
+        title=f"In the format of Enflame's {'accuracy' if accuracy else 'performance'} table",
+        intro="SQuAD after training, scored as the official script does."
         if accuracy
-        else "Sequences trained in the timed window / its seconds. Enflame's own labels say images "
-        "per second.",
+        else "Sequences trained in the timed window / its seconds. Enflame labels them images per "
+        "second.",
         columns=(
             Column("Devices"), Column("Batch / device", True), Column("Data type"), *extra,
             Column(name, True),
@@ -155,7 +166,7 @@ def _enflame(entries: Sequence[Entry], *, accuracy: bool) -> Table:
 
 
 def _mlperf(entries: Sequence[Entry]) -> Table:
-    """Time to train; of ours only the recipes of MLPerf's own benchmark."""
+    """Return time to train; of measured rows only those of the mlperf recipes."""
     rows = []
     for e in entries:
         took = e.value("time_to_target_s")
@@ -163,11 +174,11 @@ def _mlperf(entries: Sequence[Entry]) -> Table:
         if took is None or not (theirs or (e.measured and str(e.first.preset)[:6] == "mlperf")):
             continue
         m = e.first.manifest
-        told = [str(m[k]) for k in ("submitter", "division") if m.get(k)]
+        origin = [str(m[k]) for k in ("submitter", "division") if m.get(k)]
         rows.append(
             row(
                 e,
-                Cell(e.first.system_name, e.first.system_name, e.link(), ", ".join(told)),
+                Cell(e.first.system_name, e.first.system_name, e.link(), ", ".join(origin)),
                 Cell(f"v{m['round']}" if m.get("round") else "", m.get("round")),
                 count(e.devices),
                 number_cell(took, e.link(), scale=1 / 60),
@@ -178,7 +189,7 @@ def _mlperf(entries: Sequence[Entry]) -> Table:
     rows.sort(key=lambda row: row.cells[3].sort or 0)
     return Table(
         id="mlperf",
-        title="In the shape of MLPerf Training's results",
+        title="In the format of MLPerf Training's results",
         intro="Minutes from run_start to the evaluation that reached the target. Results of the "
         "closed and the open division are not comparable.",
         columns=(
@@ -190,7 +201,7 @@ def _mlperf(entries: Sequence[Entry]) -> Table:
 
 
 def _int8(entries: Sequence[Entry]) -> Table:
-    """Inference on SQuAD at INT8, dense and sparse, as MLPerf Inference reports it."""
+    """Return inference on SQuAD, dense and sparse, as MLPerf Inference reports it."""
     rows = []
     for e in entries:
         if "inference" not in e.benchmark:
@@ -213,7 +224,7 @@ def _int8(entries: Sequence[Entry]) -> Table:
         )
     return Table(
         id="inference",
-        title="In the shape of MLPerf Inference's results",
+        title="In the format of MLPerf Inference's results",
         intro="SQuAD offline: samples per second of the system and of one device, F1, and the 90th "
         "percentile of single-stream latency.",
         columns=(
@@ -226,7 +237,7 @@ def _int8(entries: Sequence[Entry]) -> Table:
 
 
 def _sparse(entries: Sequence[Entry]) -> Table:
-    """SparseBERT's: the pattern, its sparsity, and GLUE's tasks."""
+    """Return attention patterns, their sparsity and GLUE scores."""
     rows = []
     for e in entries:
         sparsity = e.value("sparsity", "attention_sparsity")
@@ -243,7 +254,7 @@ def _sparse(entries: Sequence[Entry]) -> Table:
         rows.append(row(e, *cells))
     return Table(
         id="sparsebert",
-        title="In the shape of SparseBERT's table",
+        title="In the format of SparseBERT's table",
         intro="GLUE scores in % by attention pattern; sparsity in % of the attention matrix.",
         columns=(Column("Pattern"), Column("Sparsity", True), *(Column(t, True) for t in GLUE)),
         rows=rows,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the report: what was measured, what others published, what went wrong, and scaling."""
+"""Tables of the report: configurations, published figures, failures and scaling."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from bertbench.common.results.store import Damaged, Result
 
 RATE = ("sequences_per_second", "sequences_per_second_e2e")
 MISSED = "\u2020"
-"""Behind a value of runs that missed their target."""
+"""Marks a value of runs that missed their target."""
 
 
 class Cell(NamedTuple):
-    """``text`` for people, ``sort`` for the order (None: last), ``href`` an anchor or address."""
+    """Shows ``text``, is sorted by ``sort`` (None: last), and links to ``href``."""
 
     text: str
     sort: float | str | None = None
     href: str = ""
     note: str = ""
-    """In small print below."""
+    """Small print below."""
     picture: Markup = Markup("")
 
 
@@ -38,7 +38,7 @@ class Column(NamedTuple):
     numeric: bool = False
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     cells: Sequence[Cell]
     tags: Mapping[str, str]
     kind: str = "measured"
@@ -47,13 +47,13 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """``intro`` says what it shows; a ``collapsed`` one opens on demand."""
+    """A table; ``intro`` describes it, and a ``collapsed`` one opens on demand."""
 
     id: str
     title: str
     intro: str
     columns: Sequence[Column]
-    rows: Sequence[Row] = field(default_factory=tuple)
+    rows: Sequence[TableRow] = field(default_factory=tuple)
     collapsed: bool = False
 
 
@@ -61,7 +61,7 @@ EMPTY = Cell("", None)
 
 
 def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any = number) -> Cell:
-    """A median with its range and n behind it; empty where nothing was measured."""
+    """Return a cell of a median and its range; empty for None."""
     if value is None:
         return EMPTY
     note = ""
@@ -75,14 +75,14 @@ def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any =
 
 
 def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Table:
-    """One row for each measured configuration, with all runs behind it."""
+    """Return a table with one row per measured configuration."""
     made = []
     for e in rows:
         link = e.link()
         quality = e.quality()
         runs = Cell(str(e.made), e.made, e.anchor, "" if e.made > 5 else "indicative")
         made.append(
-            Row(
+            TableRow(
                 (
                     Cell(
                         e.workload,
@@ -108,9 +108,9 @@ def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Tabl
     return Table(
         id=ident,
         title="Configurations",
-        intro="Every measured configuration: medians over its runs, each a fresh process, with the "
-        "95 % interval of the median. Fewer than six runs have none and are indicative only; they "
-        "show the least and the largest.",
+        intro="Every measured configuration: medians over its runs, each a separate process, with "
+        "the 95 % interval of the median. Fewer than six runs have no interval and are indicative "
+        "only; they show the minimum and maximum.",
         columns=(
             Column("Recipe"), Column("Device"), Column("Precision"), Column("Runs", True),
             Column("Sequences/s", True), Column("Real tokens/s", True),
@@ -122,7 +122,7 @@ def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Tabl
 
 
 def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
-    """Throughput, ours first, then the fastest, with a marker on a common logarithmic scale."""
+    """Return throughput on a common scale: measured rows first, then by speed."""
     rows = [e for e in rows if e.benchmark == benchmark]
     rated = [(e, v) for e in rows if (v := e.value(*RATE)) is not None and v.median > 0]
     if not rated:
@@ -138,7 +138,7 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
         quality = number_cell(e.quality(), e.link())
         quality = quality._replace(note=e.quality_name if quality.text else "")
         made.append(
-            Row(
+            TableRow(
                 (
                     Cell(e.device, e.device, e.link()),
                     Cell(e.workload, e.workload),
@@ -162,7 +162,7 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
         id=f"beside-{ident}",
         title=f"Throughput, measured and published: {benchmark}",
         intro="Sequences trained per second. Compare rows of the same workload only: models, "
-        "lengths and data differ, and each source counts in its own way.",
+        "lengths and data differ, and sources count differently.",
         columns=(
             Column("Device"), Column("Workload"), Column("Precision"),
             Column("Sequences/s", True), Column("Logarithmic scale", True),
@@ -173,7 +173,7 @@ def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
 
 
 def _whole_or_window(e: Entry, v: Value) -> Cell:
-    """A rate; where only the one over the whole run is known, it says so."""
+    """Return the rate's cell, with a note if only the rate over the whole run is known."""
     cell = number_cell(v, e.link())
     if e.value(RATE[0]) is not None:
         return cell
@@ -181,7 +181,7 @@ def _whole_or_window(e: Entry, v: Value) -> Cell:
 
 
 def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | None:
-    """Efficiency of every configuration that ran on several numbers of devices."""
+    """Return the efficiency of every family of configurations, or None without a family."""
     made = []
     for family in families:
         n0, _, base = family[0]
@@ -189,7 +189,7 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
             share = v.median / base.median / (n / n0)
             alone = e.value("gradient_all_reduce_s")
             made.append(
-                Row(
+                TableRow(
                     (
                         Cell(e.workload, e.workload, e.link()),
                         Cell(e.first.device_name or e.first.system_name),
@@ -212,8 +212,8 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
         id="scaling-table",
         title="Scaling",
         intro="Scalability is rate(N) / (N x rate(1)), with the same recipe, precision and "
-        "implementation; of a family without one device, against its smallest. All-reduce: of a "
-        "step's gradients alone.",
+        "implementation; without a single-device run, the smallest run is the baseline. "
+        "All-reduce: a step's gradients alone.",
         columns=(
             Column("Workload"), Column("Device"), Column("Precision"), Column("N", True),
             Column("Sequences/s", True), Column("Speed-up", True), Column("Scalability", True),
@@ -224,7 +224,7 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
 
 
 def families(rows: Iterable[Entry]) -> list[list[tuple[int, Entry, Value]]]:
-    """(number of devices or processes, entry, rate), of what was run on two numbers or more."""
+    """Return (devices or processes, entry, rate) of what ran on two numbers of them or more."""
     found: dict[tuple[Any, ...], dict[int, tuple[int, Entry, Value]]] = defaultdict(dict)
     for e in rows:
         rate = e.value(*RATE)
@@ -242,7 +242,7 @@ def families(rows: Iterable[Entry]) -> list[list[tuple[int, Entry, Value]]]:
 
 
 def same_but_batch(e: Entry) -> str:
-    """Recipe and implementation without what weak scaling changes; a published row's words."""
+    """Return recipe and implementation without batch, rate and threads; or the workload."""
     if not e.measured:
         return e.workload
     changed = ("global_batch", "learning_rate", "micro_batch", "num_threads", "max_micro_batch")
@@ -252,7 +252,7 @@ def same_but_batch(e: Entry) -> str:
 
 
 def mode(family: Sequence[tuple[int, Entry, Value]]) -> str:
-    """Weak scaling keeps the sequences per device, strong scaling the whole batch."""
+    """Return ``strong`` for a fixed global batch, ``weak`` for a fixed batch per device."""
     whole = [e.first.global_batch for _, e, _ in family]
     each = [e.batch for _, e, _ in family]
     if whole[0] is not None and len(set(whole)) == 1:
@@ -263,38 +263,37 @@ def mode(family: Sequence[tuple[int, Entry, Value]]) -> str:
 
 
 def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table | None:
-    """What did not end well, refusals and unreadable records included."""
+    """Return runs that did not end well, and damaged records."""
     made = []
     for e in results:
         for r in e.results:
             if not ended_well(r):
                 text = r.reason or "no reason was recorded"
                 link = e.anchors.get(r.run_id, e.anchor)
-                made.append(
-                    Row((Cell(r.status.replace("_", " "), r.status, link), Cell(text, text),
-                         Cell(r.title, r.title, link), Cell(r.created or "", r.created)),
-                        e.tags, "failed")
-                )  # fmt: skip
+                cells = (
+                    Cell(r.status.replace("_", " "), r.status, link),
+                    Cell(text, text),
+                    Cell(r.title, r.title, link),
+                    Cell(r.created or "", r.created),
+                )
+                made.append(TableRow(cells, e.tags, "failed"))
     for d in damaged:
         name = "/".join(d.path.parts[-3:])
-        made.append(
-            Row((Cell("damaged", "damaged"), Cell(d.problem, d.problem), Cell(name, name), EMPTY),
-                {}, "failed")
-        )  # fmt: skip
+        cells = (Cell("damaged", "damaged"), Cell(d.problem, d.problem), Cell(name, name), EMPTY)
+        made.append(TableRow(cells, {}, "failed"))
     if not made:
         return None
     return Table(
         id="failures",
         title="Failures, refusals and damaged records",
-        intro="Failures are results, too: they count in the stability above. A damaged record "
-        "counts nowhere.",
+        intro="Failures count in the stability above. A damaged record counts nowhere.",
         columns=(Column("Status"), Column("Reason"), Column("Run"), Column("Began")),
         rows=made,
     )
 
 
 def published(rows: Sequence[Entry]) -> list[Table]:
-    """Every published figure by source, with its definition as far as stated, and doubts."""
+    """Return one table per source: figures, stated definitions and doubts."""
     by_source: dict[str, list[Entry]] = defaultdict(list)
     for e in rows:
         if not e.measured:
@@ -306,16 +305,16 @@ def _source(i: int, rows: Sequence[Entry]) -> Table:
     made = []
     for e in rows:
         m, where = e.first.metrics, e.first.manifest.get("where")
-        told = [f"{name} {quantity(float(v['value']), str(v['unit']))}" for name, v in m.items()]
+        figures = [f"{name} {quantity(float(v['value']), str(v['unit']))}" for name, v in m.items()]
         stated = [f"{name}: {v['definition']}" for name, v in m.items() if v.get("definition")]
         quality = _named(number_cell(e.quality(), ""), e.quality_name)
         name = str(e.first.manifest.get("title") or e.first.system_name)
         made.append(
-            Row(
+            TableRow(
                 (
                     Cell(name, name, note=str(where or "")),
                     Cell(f"{e.workload}, {e.precision}"),
-                    Cell("; ".join(told), note="; ".join(stated)),
+                    Cell("; ".join(figures), note="; ".join(stated)),
                     quality,
                     Cell("; ".join(e.doubts)),
                 ),
@@ -340,13 +339,13 @@ def _source(i: int, rows: Sequence[Entry]) -> Table:
 
 
 def counts(results: Iterable[Result]) -> str:
-    """``12 ok, 1 oom``"""
-    told = Counter(r.status.replace("_", " ") for r in results)
-    return ", ".join(f"{n} {status}" for status, n in told.most_common())
+    """Return the number of runs by status: ``12 ok, 1 oom``."""
+    found = Counter(r.status.replace("_", " ") for r in results)
+    return ", ".join(f"{n} {status}" for status, n in found.most_common())
 
 
 def _stability(e: Entry) -> Cell:
-    """Runs that reached their target of those made; nothing for runs without a target."""
+    """Return the share of runs that reached their target; empty without a target."""
     if not any(r.quality and r.quality.get("target") is not None for r in e.results):
         return Cell("", None, note=counts(e.results) if len(e.reached) < e.made else "")
     share = len(e.reached) / e.made
@@ -358,16 +357,16 @@ def _named(cell: Cell, name: str) -> Cell:
     return cell._replace(note=note) if cell.text else cell
 
 
-def row(e: Entry, *cells: Cell) -> Row:
-    """A row that the filters know."""
-    return Row(cells, e.tags, "measured" if e.measured else "published")
+def row(e: Entry, *cells: Cell) -> TableRow:
+    """Return a row with the entry's tags."""
+    return TableRow(cells, e.tags, "measured" if e.measured else "published")
 
 
-def what(e: Entry) -> str:
-    """Small print: what was computed."""
+def task_note(e: Entry) -> str:
+    """Return workload and precision, for small print."""
     return f"{e.workload}, {e.precision}"
 
 
 def count(n: int | None) -> Cell:
-    """A number that need not be known."""
+    """Return a cell of ``n``; empty for None."""
     return Cell("" if n is None else str(n), n)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as the report writes them, and text that Markdown leaves alone."""
+"""Format numbers for the report, and escape text for Markdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Four significant digits, or all those before the point; thousands are set apart."""
+    """Return four significant digits, or all before the point, with thousands separators."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:
@@ -24,7 +24,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def quantity(value: float, unit: str) -> str:
-    """A value in a unit that people use: bytes as GiB, long times as hours and minutes."""
+    """Return a value with its unit; bytes in GiB, FLOP/s in TFLOP/s."""
     if unit == "bytes":
         return f"{number(value / 2**30, 3)} GiB"
     if unit == "FLOP/s":
@@ -33,7 +33,7 @@ def quantity(value: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """42.1 s, 12 min 03 s, 3 h 46 min."""
+    """Return a time as ``42.1 s``, ``12 min 03 s`` or ``3 h 46 min``."""
     if seconds < 120:
         return f"{number(seconds, 3)} s"
     whole = round(seconds)
@@ -43,6 +43,6 @@ def duration(seconds: float) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that no Markdown reader takes for markup or HTML, on one line."""
+    """Return ``text`` on one line, with Markdown and HTML escaped."""
     line = _MARKDOWN.sub(r"\\\1", " ".join(text.split()).translate(_ENTITIES))
     return line.replace("://", ":&#47;&#47;")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures that others published: reading, checking and writing their files.
+"""Read, check and write the files of published figures.
 
-``results/reference/*.json`` holds one file per source, schema/published-1.json. A row says where
-it was printed, what its figures mean as far as the source tells, and what makes them doubtful;
-nothing is filled in. Rows become results of their own kind (common/results/store.py) and never
-enter the statistics of runs.
+``results/reference/*.json`` has one file per source, in schema/published-1.json. A row states where
+its figures were printed, their definitions if the source has any, and the doubts about them.
+common/results/store.py loads rows as a separate kind of result, which never enters the statistics
+of runs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from bertbench.common.results.result import parse
 
 SCHEMA = Path(__file__).parent / "schema" / "published-1.json"
 NOT_STATED = "not stated"
-"""The definition of a figure whose source gives none."""
+"""The definition of a figure without one in its source."""
 _LARGEST = 16 << 20
 
 
 def load_published(path: Path) -> dict[str, Any]:
-    """The document in ``path``. Raises BadInput with every problem found in it."""
+    """Return the document in ``path``; raise BadInput with its first problems."""
     try:
         if path.stat().st_size > _LARGEST:
             raise BadInput(f"{path} is larger than {_LARGEST >> 20} MiB")
@@ -39,12 +39,12 @@ def load_published(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} cannot be read: {shown(error)}") from error
     found = problems(document)
     if found:
-        raise BadInput(f"{path} is no file of published figures: {'; '.join(found[:5])}")
+        raise BadInput(f"{path} is not a file of published figures: {'; '.join(found[:5])}")
     return dict(document)
 
 
 def write_published(path: Path, document: Mapping[str, Any]) -> None:
-    """Checks and writes; ``path`` is replaced whole. Raises BadInput as ``load_published``."""
+    """Check and write atomically to ``path``; raise BadInput as ``load_published`` does."""
     found = problems(document)
     if found:
         raise BadInput(f"not written to {path}: {'; '.join(found[:5])}")
@@ -52,13 +52,13 @@ def write_published(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def problems(document: Any) -> list[str]:
-    """What is wrong with a document, one line each; empty: nothing."""
+    """Return the problems of a document, one line each."""
     found = list(_schema_errors(document))
     if not found:
         for number, row in enumerate(document["rows"], 1):
             found += [f"row {number}: {text}" for text in _row_errors(row)]
             if row in document["rows"][: number - 1]:
-                found.append(f"row {number}: is there twice")
+                found.append(f"row {number}: occurs twice")
     return found
 
 
@@ -79,10 +79,10 @@ def _row_errors(row: Mapping[str, Any]) -> Iterator[str]:
         if not math.isfinite(metric["value"]):
             yield f"{name} is not finite"
         if "sd" in metric and "n" not in metric:
-            yield f"{name} has a spread without saying over how many runs"
+            yield f"{name} has a spread without its number of runs"
         shared = SHARED.get(name)
         if shared and (metric["unit"], metric["direction"]) != (shared.unit, shared.direction):
-            yield f"{name} is in {shared.unit} here, and {shared.direction} is its better direction"
+            yield f"{name} must be in {shared.unit}, and {shared.direction} is better"
     yield from _quality_errors(row["quality"])
     per_device, devices, batch = row["batch_per_device"], row["devices"], row["batch"]
     if None not in (per_device, devices, batch) and per_device * devices != batch:
@@ -97,8 +97,8 @@ def _quality_errors(quality: Mapping[str, Any] | None) -> Iterator[str]:
         return
     value, target, reached = quality["value"], quality["target"], quality["reached"]
     if None not in (value, target) and reached is not (value >= target):
-        yield f"quality.reached is {reached}, but {value} of {target} is known"
+        yield f"quality.reached is {reached}, but the value is {value} and the target {target}"
     if target is None and reached is not None:
-        yield "quality.reached is told without a target"
+        yield "quality.reached is set without a target"
     if "sd" in quality and "n" not in quality:
-        yield "quality has a spread without saying over how many runs"
+        yield "quality has a spread without its number of runs"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One result, as everything that compares, reports or exports sees it; store.py loads them."""
+"""One result, the input of compare, report and export; store.py loads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Damage(ValueError):
-    """One line: what is wrong with a record."""
+    """A damaged record; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class Result:
     path: Path
     """The run's folder, or the published file."""
     kind: str
-    """``run`` (measured here), ``published`` (somebody's table) or ``mlperf`` (somebody's log)."""
+    """``run`` (measured here), ``published`` (from a table) or ``mlperf`` (imported log)."""
     manifest: Mapping[str, Any]
-    """manifest.json; of a published figure its row, with its file's ``source``."""
+    """manifest.json; for a published figure its row, with its file's ``source``."""
     config: Mapping[str, Any] = field(default_factory=dict)
     system: Mapping[str, Any] = field(default_factory=dict)
     """system.json; empty for published figures."""
 
     @property
     def run_id(self) -> str:
-        """Names it: a run's folder, or ``<file>-<row from 1>``."""
+        """The run's folder name, or ``<file>-<row from 1>``."""
         return str(self.manifest["run_id"])
 
     @property
     def title(self) -> str:
-        """One line for people: ``mini, bf16, 2 x AMD EPYC, seed 42``."""
+        """One line: ``mini, bf16, 2 x AMD EPYC, seed 42``."""
         parts = [self.preset or self.benchmark, self.precision]
         count, device = self.num_devices, self.device_name or self.system_name
         parts.append(f"{count} x {device}" if count and self.device_name else device)
@@ -66,22 +66,22 @@ class Result:
 
     @property
     def preset(self) -> str | None:
-        """The recipe's name; published figures have one only where it is known to be the same."""
+        """The recipe's name; published figures have one only if it is known to be the same."""
         return self._text("preset")
 
     @property
     def status(self) -> str:
-        """Of a run one of record.STATUSES; else what the source says, or ``published``."""
+        """For a run one of record.STATUSES; else the source's status, or ``published``."""
         return self._text("status") or "published"
 
     @property
     def reason(self) -> str | None:
-        """Why it ended so."""
+        """The reason for the status."""
         return self._text("reason")
 
     @property
     def simulated(self) -> bool:
-        """Whether a device was simulated: such figures are no result."""
+        """Whether a device was simulated; such figures are not results."""
         return bool(self.manifest.get("simulated")) or any(
             device.get("simulated") for device in self.devices
         )
@@ -97,7 +97,7 @@ class Result:
 
     @property
     def devices(self) -> list[Mapping[str, Any]]:
-        """What system.json says of each process's device."""
+        """Each process's device in system.json."""
         return list(self.system.get("devices", ()))
 
     @property
@@ -111,7 +111,7 @@ class Result:
 
     @property
     def device_name(self) -> str | None:
-        """The device's name; None where the processes' devices differ."""
+        """The device's name; None if the processes' devices differ."""
         if self.kind != "run":
             return self._text("device")
         names = {str(device.get("name")) for device in self.devices}
@@ -119,16 +119,16 @@ class Result:
 
     @property
     def backend(self) -> str | None:
-        told = self._extras.get("backend") or next(
+        name = self._extras.get("backend") or next(
             (device.get("backend") for device in self.devices), None
         )
-        return told if isinstance(told, str) else self._text("backend")
+        return name if isinstance(name, str) else self._text("backend")
 
     @property
     def precision(self) -> str | None:
-        """In effect, not as asked for: what ``amp`` became on that device."""
-        told = self._extras.get("precision")
-        return told if isinstance(told, str) else self._text("precision")
+        """The precision in effect: that of ``amp`` on the device."""
+        name = self._extras.get("precision")
+        return name if isinstance(name, str) else self._text("precision")
 
     @property
     def recipe_hash(self) -> str | None:
@@ -140,10 +140,10 @@ class Result:
 
     @property
     def data_hash(self) -> str | None:
-        """Of the training and evaluation data; None for synthetic data, or unknown."""
+        """The hash of training and evaluation data; None for synthetic data, or unknown."""
         inputs = self.manifest.get("inputs")
-        told = inputs.get("data") if isinstance(inputs, Mapping) else None
-        return told if isinstance(told, str) else None
+        found = inputs.get("data") if isinstance(inputs, Mapping) else None
+        return found if isinstance(found, str) else None
 
     @property
     def global_batch(self) -> int | None:
@@ -160,31 +160,31 @@ class Result:
         return metrics_of(self.manifest.get("metrics"))
 
     def value(self, name: str) -> float | None:
-        """A metric's value, or None where it was not measured."""
+        """Return a metric's value, or None if it was not measured."""
         metric = self.metrics.get(name)
         return None if metric is None else float(metric["value"])
 
     @property
     def quality(self) -> dict[str, Any] | None:
-        """metric, value, target, reached, samples of the last evaluation; None: there was none."""
-        told = self.manifest.get("quality")
-        return dict(told) if isinstance(told, Mapping) else None
+        """metric, value, target, reached, samples of the last evaluation; None without one."""
+        found = self.manifest.get("quality")
+        return dict(found) if isinstance(found, Mapping) else None
 
     @property
     def created(self) -> str | None:
-        """When it began, ``YYYY-MM-DDThh:mm:ssZ``; of published figures their source's date."""
+        """The start, ``YYYY-MM-DDThh:mm:ssZ``; for published figures the source's date."""
         if self.kind == "run":
             return self._text("created_utc")
         source = self.manifest.get("source")
-        told = source.get("date") if isinstance(source, Mapping) else None
-        return told if isinstance(told, str) else None
+        date = source.get("date") if isinstance(source, Mapping) else None
+        return date if isinstance(date, str) else None
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """The lines of steps.jsonl; one that was cut, as the last of a killed run, is left out."""
+        """Yield the lines of steps.jsonl, without a truncated last one."""
         return _lines(self.path / "steps.jsonl") if self.kind == "run" else iter(())
 
     def telemetry(self) -> Iterator[dict[str, Any]]:
-        """The lines of telemetry.jsonl, if there are any."""
+        """Yield the lines of telemetry.jsonl, if any."""
         return _lines(self.path / "telemetry.jsonl") if self.kind == "run" else iter(())
 
     @property
@@ -193,18 +193,18 @@ class Result:
         return extras if isinstance(extras, Mapping) else {}
 
     def _text(self, key: str) -> str | None:
-        told = self.manifest.get(key)
-        return told if isinstance(told, str) and told else None
+        text = self.manifest.get(key)
+        return text if isinstance(text, str) and text else None
 
     def _count(self, key: str) -> int | None:
-        told = self.manifest.get(key)
-        return told if isinstance(told, int) and not isinstance(told, bool) else None
+        count = self.manifest.get(key)
+        return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
 def parse(text: str) -> Any:
-    """JSON from a stranger: a number that is not finite is None, a broken character a ``?``.
+    """Parse untrusted JSON: a non-finite number becomes None, a broken character ``?``.
 
-    Raises ValueError, also for what is nested too deeply.
+    Raises ValueError, also for too deep nesting.
     """
     hooks: dict[str, Any] = {}
     if _ODD_NUMBER.search(text):
@@ -221,7 +221,7 @@ def _finite(text: str, kind: type = float) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """Without halves of characters, which no file could be written with."""
+    """Return ``value`` without surrogates, which cannot be encoded."""
     if isinstance(value, str):
         return _SURROGATE.sub("?", value)
     if isinstance(value, list):
@@ -229,14 +229,16 @@ def _whole(value: Any) -> Any:
     return {_whole(k): _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def metrics_of(told: Any, where: str = MANIFEST) -> dict[str, dict[str, Any]]:
-    """By name, from a record's list or a published row's mapping; a published one has no more than
-    value and unit, and what is missing is filled in from the shared definitions."""
-    if isinstance(told, Mapping):
-        told = [{"name": k, **v} if isinstance(v, Mapping) else None for k, v in told.items()]
-    demand(isinstance(told, list), f"{where} has no metrics")
+def metrics_of(content: Any, where: str = MANIFEST) -> dict[str, dict[str, Any]]:
+    """Return the metrics by name, from a record's list or a published row's mapping.
+
+    The shared definitions complete a published metric. Raises Damage.
+    """
+    if isinstance(content, Mapping):
+        content = [{"name": k, **v} if isinstance(v, Mapping) else None for k, v in content.items()]
+    demand(isinstance(content, list), f"{where} has no metrics")
     found: dict[str, dict[str, Any]] = {}
-    for entry in told:
+    for entry in content:
         good = isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
         demand(good, f"{where} has a metric without a name")
         name = entry["name"]
@@ -249,9 +251,9 @@ def metrics_of(told: Any, where: str = MANIFEST) -> dict[str, dict[str, Any]]:
         if not _is_number(entry.get("value")):
             problem = "has no value"
         elif name in found:
-            problem = "is there twice"
+            problem = "occurs twice"
         elif not all(isinstance(filled[key], str) for key in ("unit", "direction", "definition")):
-            problem = "is described badly"
+            problem = "has a malformed description"
         else:
             found[name] = filled
             continue
@@ -259,12 +261,13 @@ def metrics_of(told: Any, where: str = MANIFEST) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_quality(told: Any, where: str) -> None:
-    good = told is None or (
-        isinstance(told, Mapping)
-        and all(told.get(key) is None or _is_number(told[key]) for key in ("value", "target"))
+def check_quality(quality: Any, where: str) -> None:
+    """Raise Damage for a malformed ``quality``."""
+    good = quality is None or (
+        isinstance(quality, Mapping)
+        and all(quality.get(key) is None or _is_number(quality[key]) for key in ("value", "target"))
     )
-    demand(good, f"{where} has a quality that is none")
+    demand(good, f"{where} has a malformed quality")
 
 
 def _is_number(value: Any) -> bool:
@@ -277,6 +280,7 @@ def _is_number(value: Any) -> bool:
 
 
 def demand(condition: Any, problem: str) -> None:
+    """Raise Damage unless ``condition`` holds."""
     if not condition:
         raise Damage(problem)
 

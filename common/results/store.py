@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads results for whoever compares, reports or exports them; a damaged one is told, not raised.
+"""Load results for compare, report and export; damaged ones are returned, not raised.
 
     results, damaged = load_results([Path("results")])
 
-Two sorts of thing are found: records of runs (common/results/record.py), and figures that others
-published (results/reference/*.json, schema/published-1.json), one Result for each of their rows.
-Only what the properties below rely on is checked here; whether a record can be believed is what
-``validate`` says. Records come from strangers: every text in them must be escaped where it is
-shown (``bertbench.common.files.shown`` for a terminal).
+There are records of runs (common/results/record.py), and published figures
+(results/reference/*.json, schema/published-1.json), one Result per row. This module checks only
+what the properties of Result rely on; ``validate`` checks the rest. Records are untrusted: escape
+every text from them (``bertbench.common.files.shown`` for a terminal).
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from bertbench.common.results.result import Damage, Result, check_quality, deman
 __all__ = ["KINDS", "REFERENCE", "Damaged", "Result", "find_runs", "load_results", "parse"]
 
 REFERENCE = ROOT / "results" / "reference"
-"""The published figures of this repository; a folder of this name may be anywhere."""
+"""The published figures of this repository; a folder of this name can be anywhere."""
 KINDS = ("run", "published", "mlperf")
 _LARGEST = 16 << 20
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """What could not be used, and why, in one line."""
+    """An unusable path, and the reason in one line."""
 
     path: Path
     problem: str
@@ -44,18 +43,18 @@ class Damaged:
 def load_results(
     paths: Iterable[Path | str], *, references: bool = True
 ) -> tuple[list[Result], list[Damaged]]:
-    """All results in ``paths``, each a run folder, a folder with some below, or a published file.
+    """Return all results in ``paths``: run folders, folders above them, or published files.
 
-    ``references`` takes published figures, too: those below ``paths`` in folders named
-    ``reference``, and this repository's. Runs come in the order of their ids, which is that of
-    time; a run that is there twice counts once. Raises BadInput for a path that does not exist.
+    ``references`` includes published figures: those below ``paths`` in folders named ``reference``,
+    and this repository's. Runs are ordered by id, and so by time; a duplicate counts once. Raises
+    BadInput for a path that does not exist.
     """
     folders: dict[Path, None] = {}
     files: dict[Path, None] = {}
     damaged: list[Damaged] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise BadInput(f"{path}: there is no such file or folder")
+            raise BadInput(f"{path}: no such file or folder")
         path = path.parent if path.name == MANIFEST else path
         if path.is_dir():
             _search(path, folders, files, damaged)
@@ -84,10 +83,7 @@ def load_results(
 
 
 def find_runs(path: Path) -> tuple[list[Path], list[Damaged]]:
-    """``path`` itself if it is a run's folder, else every one below it, in the order of names.
-
-    And what looks like one and cannot be read.
-    """
+    """Return the run folders at or below ``path`` by name, and the damaged ones."""
     folders: dict[Path, None] = {}
     damaged: list[Damaged] = []
     _search(path, folders, {}, damaged)
@@ -97,12 +93,12 @@ def find_runs(path: Path) -> tuple[list[Path], list[Damaged]]:
 def _search(
     top: Path, folders: dict[Path, None], files: dict[Path, None], damaged: list[Damaged]
 ) -> None:
-    """Adds the run folders and published files at and below ``top``."""
+    """Add the run folders and published files at and below ``top``."""
 
-    def told(error: OSError) -> None:
+    def add_unreadable(error: OSError) -> None:
         damaged.append(Damaged(Path(error.filename), shown(f"cannot be read: {error.strerror}")))
 
-    for name, below, inside in os.walk(top, onerror=told):
+    for name, below, inside in os.walk(top, onerror=add_unreadable):
         folder = Path(name)
         below[:] = sorted(b for b in below if not b.startswith(".") and b != CHECKPOINTS)
         if MANIFEST in inside or MANIFEST in below:
@@ -116,7 +112,7 @@ def _search(
 
 
 def _once(paths: Iterable[Path]) -> Iterator[Path]:
-    """Each file or folder under the first of its names."""
+    """Yield each file or folder once, under its first name."""
     seen = set()
     for path in paths:
         real = os.path.realpath(path)
@@ -126,7 +122,7 @@ def _once(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _document(path: Path) -> tuple[dict[str, Any], str]:
-    """A JSON object, and its file's sha256; a checksum of itself in it is verified."""
+    """Return a JSON object and its file's sha256; verify the checksum that it contains."""
     try:
         if not path.is_file():
             wrong = "is not a plain file" if path.exists() else "is missing"
@@ -152,13 +148,13 @@ def _run(folder: Path) -> Result:
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise Damage(f"{MANIFEST} has the unknown schema_version {shown(version, 20)}")
     for key in ("run_id", "system", "benchmark", "preset", "created_utc"):
-        told = manifest.get(key)
-        demand(isinstance(told, str) and told != "", f"{MANIFEST} has no {key}")
+        text = manifest.get(key)
+        demand(isinstance(text, str) and text != "", f"{MANIFEST} has no {key}")
     demand(manifest.get("status") in STATUSES, f"{MANIFEST} has an unknown status")
     for key in ("seed", "world_size"):
         number = manifest.get(key)
         good = isinstance(number, int) and not isinstance(number, bool)
-        demand(good and (key == "seed" or int(number or 0) > 0), f"{MANIFEST} has no whole {key}")
+        demand(good and (key == "seed" or int(number or 0) > 0), f"{MANIFEST} has no valid {key}")
     check_quality(manifest.get("quality"), MANIFEST)
     metrics_of(manifest.get("metrics"))
     config, config_sum = _document(folder / "config.json")
@@ -176,18 +172,18 @@ def _run(folder: Path) -> Result:
 
 
 def _sealed(folder: Path, files: Any, read: Mapping[str, str]) -> None:
-    """Every file is as long as the manifest says, and what was read has its checksum."""
+    """Raise Damage unless every file has its size, and the files read have their checksums."""
     demand(files is None or isinstance(files, dict), f"{MANIFEST} has no list of files")
-    for name, told in (files or {}).items():
-        sound = "/" not in name and "\0" not in name and isinstance(told, dict)
-        demand(sound, f"{MANIFEST} lists the file {shown(name, 40)!r} badly")
+    for name, entry in (files or {}).items():
+        sound = "/" not in name and "\0" not in name and isinstance(entry, dict)
+        demand(sound, f"{MANIFEST} has a malformed entry for the file {shown(name, 40)!r}")
         try:
             length = (folder / name).stat().st_size
         except (OSError, ValueError):
             raise Damage(shown(f"{name} is missing")) from None
-        if length != told.get("bytes"):
-            raise Damage(shown(f"{name} has {length} bytes, not {told.get('bytes')}"))
-        if read.get(name, told.get("sha256")) != told.get("sha256"):
+        if length != entry.get("bytes"):
+            raise Damage(shown(f"{name} has {length} bytes, not {entry.get('bytes')}"))
+        if read.get(name, entry.get("sha256")) != entry.get("sha256"):
             raise Damage(f"{name} differs from its checksum")
 
 
@@ -195,7 +191,7 @@ def _published(file: Path) -> list[Result]:
     content, _ = _document(file)
     kind, rows = content.get("kind"), content.get("rows")
     if kind not in KINDS[1:]:
-        raise Damage("is no file of published figures: its kind is not published or mlperf")
+        raise Damage("is not a file of published figures: its kind is not published or mlperf")
     demand(isinstance(content.get("source"), dict), "has no source")
     demand(isinstance(rows, list), "has no rows")
     found = []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a record can be believed: schema, checksums, protocol, MLPerf compliance.
+"""Validate a record: schema, checksums, protocol, MLPerf compliance.
 
-Every finding says what is wrong, in which file, and what to do. An ``error`` makes the record
-worthless as a result; a ``note`` is something its reader should know.
+Every finding names the problem, the file and the remedy. An ``error`` makes the record invalid as a
+result; a ``note`` informs its reader.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Problem:
 
 
 def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
-    """What is wrong with the record in the folder ``path``; no error means it is valid.
+    """Return the findings on the record in the folder ``path``; without errors it is valid.
 
-    ``rulesets`` replaces the MLPerf round that the record names. Raises BadInput when ``path`` is
-    no record at all.
+    ``rulesets`` replaces the MLPerf round that the record names. Raises BadInput if ``path`` is not
+    a record.
     """
     file = path / MANIFEST
     try:
@@ -74,6 +74,8 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
 
 
 def parse(text: str) -> Any:
+    """Parse JSON; raise ValueError, also for NaN and infinities."""
+
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not JSON: unknown is null")
 
@@ -129,7 +131,7 @@ def _document(file: Path, kind: str, version: int) -> tuple[Any, list[Problem]]:
 def _lines(
     file: Path, kind: str, version: int, unfinished: bool
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Valid lines, and the first few problems. A killed run may have cut its last line."""
+    """Return the valid lines and the first problems; an unfinished run may have cut its last."""
     if not file.exists():
         return [], []
     values: list[dict[str, Any]] = []

@@ -158,7 +158,7 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **values)
         self.call("Input.dispatchKeyEvent", type="keyUp", **values)
 
-    def _told(self, method: str) -> list[dict[str, Any]]:
+    def _events_named(self, method: str) -> list[dict[str, Any]]:
         self.evaluate("new Promise((done) => setTimeout(done, 50))")  # lets events arrive
         return [
             e["params"]
@@ -168,14 +168,14 @@ class Page:
 
     def requests(self) -> list[str]:
         """Every address that the page asked for, itself included."""
-        return [e["request"]["url"] for e in self._told("Network.requestWillBeSent")]
+        return [e["request"]["url"] for e in self._events_named("Network.requestWillBeSent")]
 
     def complaints(self) -> list[str]:
         """Exceptions, console messages and log entries."""
         return [
             json.dumps(e)
             for method in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
-            for e in self._told(method)
+            for e in self._events_named(method)
         ]
 
     def accessible(self) -> list[tuple[str, str]]:

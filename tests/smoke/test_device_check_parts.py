@@ -23,7 +23,7 @@ SECTIONS = importlib.import_module("check.sections").SECTIONS
 
 @pytest.fixture
 def report(tmp_path: Path) -> Any:
-    return figure.Report("test", tmp_path / "lines")
+    return figure.SectionReport("test", tmp_path / "lines")
 
 
 def found(report: Any) -> dict[str, Any]:

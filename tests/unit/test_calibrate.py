@@ -16,7 +16,7 @@ from bertbench.common.cli import main as cli
 from bertbench.common.cli.calibrate import effort, render
 from bertbench.common.errors import Unsupported
 from bertbench.common.measure import calibration
-from bertbench.common.measure.calibration import Effort, Product, shapes
+from bertbench.common.measure.calibration import Effort, Product, products
 from bertbench.common.measure.utilisation import find_calibration
 
 SMALL = Effort(tokens=64, spans=3, copy_bytes=4096)
@@ -73,7 +73,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> CpuRef:
 
 
 def test_the_shapes_are_those_of_a_step() -> None:
-    found = list(shapes(512))
+    found = list(products(512))
     assert len(found) == 2 * 5 * 3
     assert Product("large", "qkv", "forward", 512, 3072, 1024) in found
     assert Product("base", "output", "input gradient", 512, 3072, 768) in found

@@ -146,11 +146,11 @@ def _spoil_weights(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: (run / "config.json").unlink(), "tells the model's shape"),
-        (_spoil_config, "is no run's configuration"),
+        (lambda run: (run / "config.json").unlink(), "the model's shape is unknown"),
+        (_spoil_config, "not a run's configuration"),
         (_spoil_weights, "sha256 differs"),
         (lambda run: (run / "checkpoints").rename(run / "elsewhere"), "no checkpoint in"),
-        (lambda run: (run.parent / "out").write_text("mine"), "is there already"),
+        (lambda run: (run.parent / "out").write_text("mine"), "exists: name a new folder"),
         (lambda run: (run.parent / "vocab.txt").write_text("\n".join(TOKENS[:40])), "40 tokens"),
     ],
     ids=[

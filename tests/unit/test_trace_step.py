@@ -400,7 +400,7 @@ def test_rates_are_not_assumed_for_other_kernels(flags: tuple[str, ...], says: s
     done = run("mini", *flags)
     assert done.returncode == 2
     assert says in done.stderr
-    assert "or choose --precision bf16 --kernels flash" in done.stderr
+    assert "or --precision bf16 --kernels flash" in done.stderr
 
 
 @needs_tracing

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What common/training/loop.py adds to the bare step."""
+"""Measure the overhead of common/training/loop.py over the bare step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ OVERHEAD_GOAL, WAIT_GOAL = 0.03, 0.01
 
 
 def loop(rounds: int, steps: int = 50) -> dict[str, object]:
-    """The mini recipe on synthetic data: the loop's seconds over a bare loop's, on equal batches.
+    """Return the loop's overhead over a bare loop, for the mini recipe on synthetic data.
 
-    The bare loop has its batches at hand; the loop makes its own, reads its losses every 10 steps
-    and has no observer. Both train the same model on the same steps, in turns.
+    The bare loop has prepared batches; the loop makes its own, reads its losses every 10 steps and
+    has no observer. Both train the same model on the same steps, in turns.
     """
     preset = PRESETS["mini"]
     run = replace(preset.run, synthetic=True, backend="cpu_ref", log_freq=10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured beside the table of steps: LAMB, two ranks."""
+"""Measure LAMB, and the scaling of two ranks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def per_tensor_lamb(
     weight_decay: float,
     step: int,
 ) -> None:
-    """LAMB as a plain Python loop over matrices: the yardstick."""
+    """Update by LAMB in a plain Python loop over matrices [any shape]: the baseline."""
     for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, segments, strict=True):
         pieces = tensors[4]
         for p, g, m, v in zip(*(t.chunk(pieces) for t in tensors[:4]), strict=True):
@@ -53,7 +53,7 @@ def per_tensor_lamb(
 
 
 def lamb(rounds: int) -> dict[str, object]:
-    """Milliseconds of one LAMB step on BERT-base's 110 M parameters."""
+    """Return the milliseconds of a LAMB step on BERT-base's 110 M parameters."""
     model = BertForPreTraining(SHAPES["base-512"].config, NativeOps(torch.bfloat16))
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -75,9 +75,9 @@ def lamb(rounds: int) -> dict[str, object]:
 
 
 def two_ranks(shape: str, rounds: int) -> dict[str, object]:
-    """Rate of two gloo ranks of one thread over twice the rate of one, with accumulation.
+    """Return rate(2 ranks) / (2 x rate(1)), for gloo ranks of one thread with accumulation.
 
-    Each figure is the median of fresh runs that alternate.
+    Each figure is the median of alternating runs in separate processes.
     """
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(rounds):
@@ -107,7 +107,7 @@ def _run_ranks(world: int, shape: str) -> float:
 
 
 def rank_main(shape_name: str, seconds: float = 6.0) -> None:
-    """One rank: whole steps for some seconds; rank 0 prints the rate of all."""
+    """Run one rank for ``seconds``; rank 0 prints the rate of all."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     world = torch.distributed.get_world_size()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: model shapes, and one typical micro-batch of each."""
+"""The measured model shapes, and a typical micro-batch of each."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bertbench.common.data.synthetic import SyntheticStream
 from bertbench.common.model.config import BertConfig
 
 CANDIDATES = 64
-"""Micro-batches among which the typical one is looked for."""
+"""Number of micro-batches from which the typical one is chosen."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One row of the table, and what it has to reach."""
+    """One row of the table, and its goals."""
 
     name: str
     layers: int
@@ -57,10 +57,10 @@ SHAPES = {
 
 
 def typical_batch(shape: Shape, data: Path | None) -> tuple[PretrainingBatch, str]:
-    """Of 64 micro-batches the one nearest to the mean in tokens and in attention's work.
+    """Return the micro-batch of 64 nearest to the mean in tokens and attention's work.
 
-    From the data set under ``data``, or random tokens with the published lengths of Wikipedia's
-    samples (common/data/synthetic.py). Also says which.
+    And its source: the data set under ``data``, or random tokens with the published lengths of
+    Wikipedia's samples (common/data/synthetic.py).
     """
     sizes = {
         "seed": 1,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SQuAD here and in Hugging Face Transformers: the same weights, batches and optimizer."""
+"""SQuAD in this suite and in Hugging Face Transformers: same weights, batches and optimizer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.steps import peer_config
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks import resolve
 from bertbench.benchmarks.bert_squad.data import find_source
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.task import SquadTask
 from bertbench.common.config.recipe import Settings
-from bertbench.common.model.config import BertConfig
 from bertbench.common.model.weights import export_state_dict
 from bertbench.common.optim.factory import build_optimizer
 from bertbench.common.optim.lamb import parameter_groups
@@ -30,7 +30,7 @@ ATTENTIONS = ("sdpa", "eager")
 
 
 class Own:
-    """Our recipe on cpu_ref, as the runner would build it."""
+    """Our recipe on cpu_ref, as the runner builds it."""
 
     def __init__(self, flags: Sequence[str]) -> None:
         self.settings: Settings = resolve(RECIPE, flags)
@@ -40,11 +40,11 @@ class Own:
 
 
 class Peer:
-    """Hugging Face's BertForQuestionAnswering with the weights that ``own`` has at this moment.
+    """Hugging Face's BertForQuestionAnswering with the current weights of ``own``.
 
-    bf16 is autocast, fp32 is plain. Every batch is padded to the longest sequence in it. The loss
-    is the model's own, whose softmax also runs over the padding. Decay, betas, epsilon, clipping
-    and the optimizer's kernel are ``own``'s.
+    bf16 uses autocast. Every batch is padded to its longest sequence. The loss is the model's,
+    whose softmax includes the padding. Decay, betas, epsilon, clipping and the optimizer's kernel
+    are ``own``'s.
     """
 
     def __init__(self, own: Own, attention: str) -> None:
@@ -66,7 +66,7 @@ class Peer:
         self._parameters = list(self.model.parameters())
 
     def train_step(self, inputs: Sequence[dict[str, Tensor]], step: int) -> Tensor:
-        """One optimizer step over micro-batches; the mean loss of the global batch."""
+        """Do one optimizer step over micro-batches [B, S]; return the global batch's mean loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.task.learning_rate(step)
         samples = sum(len(each["input_ids"]) for each in inputs)
@@ -83,12 +83,12 @@ class Peer:
         return total
 
     def answer(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits of every position, padding too: [B, longest, 2]."""
+        """Return the logits of every position, with padding: [B, longest, 2]."""
         found = self.model(**inputs)
         return torch.stack((found.start_logits, found.end_logits), -1).float()
 
     def autocast(self) -> Any:
-        """For forward passes; casts of weights are kept until it ends."""
+        """Return the context of forward passes; it keeps casts of weights until it ends."""
         return torch.autocast("cpu", torch.bfloat16) if self._bf16 else nullcontext()
 
     @property
@@ -96,29 +96,8 @@ class Peer:
         return self.plan.precision == "bf16"
 
 
-def peer_config(config: BertConfig, attention: str) -> Any:
-    """The same model in Hugging Face's words."""
-    from transformers import BertConfig as PeerConfig
-
-    return PeerConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_position_embeddings,
-        type_vocab_size=config.type_vocab_size,
-        hidden_act={"erf": "gelu", "tanh": "gelu_new"}[config.gelu],
-        hidden_dropout_prob=config.hidden_dropout,
-        attention_probs_dropout_prob=config.attention_dropout,
-        layer_norm_eps=config.layer_norm_eps,
-        initializer_range=config.initializer_range,
-        attn_implementation=attention,
-    )
-
-
 def padded(batch: SpanBatch, length: int | None = None) -> dict[str, Tensor]:
-    """The batch as Hugging Face's model takes it, with answers where it has them.
+    """Return the batch for Hugging Face's model, with its answers if any.
 
     [B, longest], as a data collator pads dynamically; or [B, ``length``].
     """
@@ -141,19 +120,19 @@ def padded(batch: SpanBatch, length: int | None = None) -> dict[str, Tensor]:
 
 
 def unpadded(logits: Tensor, batch: SpanBatch) -> Tensor:
-    """[B, longest, 2] of ``padded`` -> [T, 2], as our model gives them."""
+    """Return logits [B, longest, 2] of ``padded`` as [T, 2], like our model's."""
     return logits[batch.rows, batch.tokens.position_ids]
 
 
 def real_share(batches: Sequence[SpanBatch]) -> float:
-    """Tokens that are not padding, once each batch is padded to the longest sequence in it."""
+    """Return the share of real tokens after padding each batch to its longest sequence."""
     room = sum(b.num_samples * b.tokens.max_length for b in batches)
     return sum(b.num_tokens for b in batches) / room
 
 
 @contextmanager
 def undemanding() -> Iterator[None]:
-    """cpu_ref asks torch for deterministic kernels, in the whole process: not so for the peer."""
+    """Allow nondeterministic kernels for the peer; cpu_ref forbids them in the whole process."""
     demanded = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     try:
@@ -163,7 +142,7 @@ def undemanding() -> Iterator[None]:
 
 
 def environment(own: Own) -> dict[str, Any]:
-    """What the figures depend on, besides the code."""
+    """Return the environment of the figures."""
     import transformers
 
     device = own.backend.describe()
@@ -179,7 +158,7 @@ def environment(own: Own) -> dict[str, Any]:
 
 
 def load() -> float | None:
-    """Processes that wanted a core during the last minute, this one included; None: unknown."""
+    """Return the load average of the last minute, with this process; None: unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -187,7 +166,7 @@ Turn = Callable[[], object]
 
 
 def as_turn(run: Turn) -> Turn:
-    """``run`` as the peer's turn."""
+    """Return ``run`` as the peer's turn."""
 
     def turn() -> object:
         with undemanding():
@@ -197,5 +176,5 @@ def as_turn(run: Turn) -> Turn:
 
 
 def flag(name: str, value: object) -> list[str]:
-    """A flag of ``bertbench run``; none where there is no value."""
+    """Return a flag of ``bertbench run``, or an empty list without a value."""
     return [] if value is None else [f"--{name}", str(value)]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features per second of one core, ours and plain Python's, from the same SQuAD file.
 
-The yardstick is the reference scripts' procedure written out in Python, which the tests compare
-features with (tests/unit/squad/squad_reference.py): once cutting every paragraph anew for each of
-its questions, as those scripts do, once remembering the wordpieces of words it has seen.
+The baseline is the reference scripts' procedure in Python, with which the tests compare features
+(tests/unit/squad/squad_reference.py): once tokenizing every paragraph again for each question, as
+those scripts do, once caching the wordpieces of words.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ OWN, PLAIN, REMEMBERING = "own", "plain Python", "plain Python that remembers wo
 
 
 def rates(predict: Path, articles: int, rounds: int) -> dict[str, Any]:
-    """Features per second of the process's CPU time, file and all, whatever else runs here.
+    """Return features per second of the process's CPU time, reading the file included.
 
-    Of ``articles`` whole articles from all over the file; medians over the rounds. Raises
-    AssertionError if the sides' features differ.
+    For ``articles`` articles spread over the file; medians over the rounds. Raises AssertionError
+    if the features differ.
     """
     flags = ("--backend", "cpu_ref", "--no_do_train", "--predict_file", str(predict))
     source = find_source(resolve(RECIPE, flags))
@@ -94,7 +94,7 @@ def rates(predict: Path, articles: int, rounds: int) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """A table."""
+    """Return a table of the result."""
     lines = ["| | features per CPU second | ours is x times as fast |", "|---|---|---|"]
     for name, rate in result["features_per_cpu_second"].items():
         over = f"{result['over'][name]:.1f}" if name in result["over"] else ""

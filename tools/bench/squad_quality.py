@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EM and F1 of one SQuAD recipe, through our runner and through Hugging Face, over some seeds.
+"""EM and F1 of one SQuAD recipe, in our runner and in Hugging Face, over several seeds.
 
-The peer starts from our very weights, the new layer's included, and sees our batches in our order.
-Its rates, clipping and optimizer are the recipe's, its dropout is seeded as ours is (masks differ:
-ours come from a hash). Its logits go through our answers and scores. To spend the hours on less
-padding, each of its batches goes through in parts of like length (``PART``), whose gradients add
-up to the batch's: its rates here are not run_qa.py's; those are what squad_speed compares with.
+The peer starts from our weights, the new layer's included, and reads our batches in our order. Its
+learning rates, clipping and optimizer are the recipe's; its dropout has our seed, but other masks
+(ours come from a hash). Our code turns its logits into answers and scores. To save padding, each of
+its batches is computed in parts of similar length (``PART``), whose gradients sum to the batch's.
+Its throughput is therefore not run_qa.py's, which squad_speed measures.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ ROOT = Path(__file__).resolve().parents[2]
 SAY_EVERY_S = 30.0
 SAVE_EVERY_S = 300.0
 PART = 4
-"""Sequences that go through the peer at once; of 2, 4, 8 and 16 the fastest on one core."""
+"""Sequences that the peer computes at once; of 2, 4, 8 and 16 the fastest on one core."""
 SIDES = ("own", "peer")
 SCORES = ("exact_match", "f1")
 WITHIN = 1.0
-"""Points of F1 that the means may differ by."""
+"""Accepted difference of the means, in points of F1."""
 
 
 class Interrupted(Exception):
-    """The run that was going on was stopped in an orderly way."""
+    """The current run was stopped in an orderly way."""
 
 
 class Quality:
-    """All seeds' runs, kept in ``folder``/quality.json; those that are there are not run again."""
+    """All seeds' runs, saved in ``folder``/quality.json; saved ones are not repeated."""
 
     def __init__(
         self,
@@ -111,11 +111,11 @@ class Quality:
             if other:
                 raise BadInput(
                     f"{self.file} was made with another {', '.join(other)}: give another --output, "
-                    f"or the same options to go on"
+                    f"or the same options to continue"
                 )
 
     def run(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """Whatever is missing; returns everything."""
+        """Run the missing seeds and sides; return everything."""
         for seed in self._seeds:
             for side in self._sides:
                 if side in self.content["runs"].get(str(seed), {}):
@@ -124,13 +124,14 @@ class Quality:
                 say(f"seed {seed}, {side}: begins")
                 flags = [*self._flags, "--seed", str(seed)]
                 found = self._own(flags) if side == "own" else self._peer(flags, seed, say)
-                self._keep(seed, side, found | self._how())
-                say(f"seed {seed}, {side}: {told(found)}")
+                details = {"code_hash": code_hash(), "threads": self._threads}
+                self._keep(seed, side, found | details)
+                say(f"seed {seed}, {side}: {run_line(found)}")
         self.content["summary"] = summary(self.content["runs"])
         return self.content
 
     def _keep(self, seed: int, side: str, found: dict[str, Any]) -> None:
-        """Into the file, beside what other such commands have put there meanwhile."""
+        """Add a run to the file, which other commands may have changed meanwhile."""
         with (self._folder / "quality.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.file.is_file():
@@ -140,12 +141,8 @@ class Quality:
             self.content["summary"] = summary(self.content["runs"])
             write_atomic(self.file, json.dumps(self.content, indent=1) + "\n")
 
-    def _how(self) -> dict[str, Any]:
-        """What may change the speed of a run, and should not change its scores."""
-        return {"code_hash": code_hash(), "threads": self._threads}
-
     def _own(self, flags: list[str]) -> dict[str, Any]:
-        """A run like any user's; its record stays in the folder."""
+        """Run as a user does; the record stays in the folder."""
         command = [
             *(sys.executable, "-m", "bertbench", "run", RECIPE, *flags, "--skip_checkpoint"),
             "--no_write_nbest",
@@ -199,14 +196,14 @@ class Quality:
         write_atomic(kept / PREDICTIONS, json.dumps(answers.predictions, indent=4) + "\n")
         shutil.rmtree(saved.folder)
         found = {name: scores[name] for name in SCORES} | found
-        if not found["resumed"]:  # what the processes before this one took is not known
+        if not found["resumed"]:  # the time of earlier processes is unknown
             found["seconds"] = time.perf_counter() - begin
         return found | {"sequences_at_once": PART, "record": self._relative(kept)}
 
 
 @dataclass
 class Trained:
-    """How far a peer's training is; the seconds are of the steps, without making batches."""
+    """A peer's progress; the seconds are of the steps, without making batches."""
 
     step: int = 0
     position: dict[str, int] | None = None
@@ -218,11 +215,11 @@ class Trained:
 def train_peer(
     own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The recipe's steps, from where ``saved`` left off; BadInput where that was of others."""
+    """Train the recipe's steps from ``saved``'s state; raise BadInput if it is another run's."""
     at = restore(own, peer, saved, same)
     resumed = at.step > 0
     if resumed:
-        say(f"goes on behind step {at.step}")
+        say(f"resumes after step {at.step}")
     total = own.task.total_steps
     spoken = kept = time.perf_counter()
     peer.model.train()
@@ -257,7 +254,7 @@ def train_peer(
 
 
 def save(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any], at: Trained) -> None:
-    """All that the steps behind ``at`` depend on."""
+    """Save the state that the steps after ``at`` depend on."""
     tensors, values = flatten_optimizer(peer.optimizer)
     groups = {"model": peer.model.state_dict(), "optimizer": tensors}
     groups[rank_group(0)] = own.backend.rng_state()
@@ -265,14 +262,14 @@ def save(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any], at: Tra
 
 
 def restore(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any]) -> Trained:
-    """The newest state into ``peer`` and the random generators; the beginning if there is none."""
+    """Restore the newest state, if any; raise BadInput if it is another run's."""
     if saved.latest() is None:
         return Trained()
     groups, state = saved.load()
     if state["same"] != same:
         raise BadInput(
-            f"{saved.folder} is of a run with other files or options: delete it to begin anew, or "
-            f"give another --output"
+            f"{saved.folder} is of a run with other files or options: delete it, or give another "
+            f"--output"
         )
     peer.model.load_state_dict(groups["model"])
     restore_optimizer(peer.optimizer, groups["optimizer"], state["optimizer"])
@@ -282,7 +279,7 @@ def restore(own: Own, peer: Peer, saved: Checkpoints, same: dict[str, Any]) -> T
 
 @torch.inference_mode()
 def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, Any]:
-    """Logits of all tokens of all features, and how fast they came."""
+    """Return the logits of all features' tokens, and their rate."""
     batches = own.task.eval_batches()
     seconds, sequences, spoken = 0.0, 0, time.perf_counter()
     found = []
@@ -310,7 +307,7 @@ def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, A
 
 
 def parts(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Rows of ``inputs`` by length, PART at a time and as long as their longest; which they are."""
+    """Yield rows, and ``inputs`` [B, S] of them, by length: PART at a time, cut to the longest."""
     lengths = inputs["attention_mask"].sum(1)
     for rows in lengths.argsort(stable=True).split(PART):
         room = int(lengths[rows].max())
@@ -318,13 +315,13 @@ def parts(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]
 
 
 def give_back_memory() -> None:
-    """cpu_ref keeps freed memory, which padding to ever other lengths breaks into small pieces."""
+    """Return freed memory, which cpu_ref keeps and which varying lengths fragment."""
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def limited(path: Path, number: int, target: Path) -> Path:
-    """``path`` with about ``number`` of its questions, taken from all over it."""
+    """Write ``path`` with about ``number`` of its questions, spread over the file; return it."""
     content = json.loads(path.read_text(encoding="utf-8"))
     everything = [p for article in content["data"] for p in article["paragraphs"]]
     count = sum(len(p["qas"]) for p in everything)
@@ -344,7 +341,7 @@ def limited(path: Path, number: int, target: Path) -> Path:
 
 
 def summary(runs: dict[str, Any]) -> dict[str, Any]:
-    """Means over the seeds that both sides have run, and ours less the peer's."""
+    """Return means over the seeds with both sides, and ours - the peer's."""
     pairs = [run for run in runs.values() if all(side in run for side in SIDES)]
     if not pairs:
         return {"seeds": 0}
@@ -358,8 +355,8 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def told(found: dict[str, Any]) -> str:
-    """One run in a line."""
+def run_line(found: dict[str, Any]) -> str:
+    """Return one run as a line."""
     rates = [
         f"{found[name]:.1f} sequences/s in {what}"
         for what in ("training", "inference")
@@ -371,7 +368,7 @@ def told(found: dict[str, Any]) -> str:
 
 
 def show(content: dict[str, Any]) -> str:
-    """A table of all runs."""
+    """Return a table of all runs."""
     lines = [
         "| seed | EM ours | EM peer | F1 ours | F1 peer | F1 ours - peer | s ours | s peer |",
         "|---|---|---|---|---|---|---|---|",
@@ -392,7 +389,7 @@ def show(content: dict[str, Any]) -> str:
         apart, ok = found["f1"]["difference"], found["ok"]
         lines += [
             "",
-            f"mean F1 apart by {apart:+.2f}, goal {WITHIN:g}: {'kept' if ok else 'missed'}",
+            f"difference of mean F1 {apart:+.2f}, goal {WITHIN:g}: {'kept' if ok else 'missed'}",
         ]
     codes = {side["code_hash"] for run in content["runs"].values() for side in run.values()}
     if len(codes) > 1:

@@ -34,7 +34,7 @@ from bertbench.common.training.stops import Faults
 
 GOAL = 2.5
 CANDIDATES = 64
-"""Optimizer steps among which typical ones are looked for."""
+"""Number of optimizer steps from which typical ones are chosen."""
 PRODUCTS = "products"
 
 
@@ -51,35 +51,25 @@ def speed(
     seed: int,
     fixed: bool,
 ) -> dict[str, Any]:
-    """Both tables' figures. Without files: made-up tokens with the lengths of SQuAD's dev file.
+    """Return both tables' figures; without files for synthetic tokens with SQuAD's dev lengths.
 
-    A turn is ``batches`` optimizer steps, or ``eval_batches`` of the file's order answered, all of
-    them at hand. Ours are steps of the training loop and its evaluation's forward passes; neither
-    side's time has tokenization, collation or the search for answers in it. ``fixed`` adds the
-    peer on batches padded to 384, the default of Hugging Face's own run_qa.py.
+    A turn is ``batches`` optimizer steps, or ``eval_batches`` in the file's order, all prepared.
+    Ours are steps of the training loop and its evaluation's forward passes. No side's time includes
+    tokenization, collation or the search for answers. ``fixed`` adds the peer on batches padded to
+    384, the default of Hugging Face's run_qa.py.
     """
-    flags = [
+    own = Own([
         *("--backend", "cpu_ref", "--precision", precision, "--seed", str(seed)),
         *("--global_batch", str(batch), "--micro_batch", str(batch)),
-        *("--eval_batch_size", str(eval_batch)),
-        *(["--synthetic"] if train is None else []),
-        *flag("train_file", train),
-        *flag("predict_file", predict),
-    ]
-    own = Own(flags)
-    length = own.task.recipe.max_seq_length
-    peers: dict[str, tuple[Peer, int | None]] = {a: (Peer(own, a), None) for a in ATTENTIONS}
-    if fixed:
-        peers |= {f"{a}-{length}": (peers[a][0], length) for a in ATTENTIONS}
-    with contextlib.closing(own.task.train_batches(None)) as stream:
-        shuffled = list(itertools.islice(stream, CANDIDATES))
-    trained = np.concatenate([step.micro_batches[0].tokens.lengths for step in shuffled])
-    steps = [shuffled[row // batch] for row in typical(trained, batch, batches)[::batch]]
-    asked = (own.task.source.predict or own.task.source.train).features
-    rows = typical(asked.lengths, eval_batch, eval_batches)
-    answered = answer_batches(asked, rows, eval_batch)
+        *("--eval_batch_size", str(eval_batch), *(["--synthetic"] if train is None else [])),
+        *flag("train_file", train), *flag("predict_file", predict),
+    ])  # fmt: skip
+    peers = _peers(own, fixed)
+    steps, trained = _typical_steps(own, batch, batches)
+    features = (own.task.source.predict or own.task.source.train).features
+    rows = typical(features.lengths, eval_batch, eval_batches)
+    answered = answer_batches(features, rows, eval_batch)
     micro = [step.micro_batches[0] for step in steps]
-
     result: dict[str, Any] = {
         "environment": environment(own),
         "data": {p.name: file_sha256(p) for p in (train, predict) if p is not None}
@@ -87,20 +77,16 @@ def speed(
         "rounds": rounds,
         "load_before": load(),
     }
-    for what, used, every in (("training", micro, trained), ("inference", answered, asked.lengths)):
-        turns: dict[str, Turn] = {}
-        if what == "training":
-            turns["own"] = _own_steps(own, steps)
-            for name, (peer, room) in peers.items():
-                turns[name] = as_turn(_peer_steps(peer, [padded(b, room) for b in used]))
-            turns[PRODUCTS] = products(own, used, 3)
-        else:
-            turns["own"] = _own_answers(own, answered)
-            for name, (peer, room) in peers.items():
-                turns[name] = as_turn(_peer_answers(peer, [padded(b, room) for b in used]))
-            turns[PRODUCTS] = products(own, used, 1)
+    for what, run, peer_run, times, used, every, size in (
+        ("training", _own_steps(own, steps), _peer_steps, 3, micro, trained, batch),
+        ("inference", _own_answers(own, answered), _peer_answers, 1, answered, features.lengths,
+         eval_batch),
+    ):  # fmt: skip
+        turns: dict[str, Turn] = {"own": run}
+        for name, (peer, room) in peers.items():
+            turns[name] = as_turn(peer_run(peer, [padded(b, room) for b in used]))
+        turns[PRODUCTS] = products(own, used, times)
         seconds = interleave(turns, rounds)
-        size = batch if what == "training" else eval_batch
         result[what] = compare(seconds, sum(b.num_samples for b in used), ATTENTIONS) | {
             "batch": size,
             "batches": len(used),
@@ -109,18 +95,33 @@ def speed(
             "real_share_of_all": share_of_all(every, size),
         }
     if predict is None:
-        # Questions on one paragraph are neighbours in a real file and of nearly one length; made-up
-        # ones are padded more, which flatters us.
+        # A real file's neighbours share a paragraph and need less padding: synthetic favours us.
         result["inference"] |= {"goal": None, "ok": None}
-    result["load_after"] = load()
-    return result
+    return result | {"load_after": load()}
+
+
+def _peers(own: Own, fixed: bool) -> dict[str, tuple[Peer, int | None]]:
+    """Return name -> peer and the length to pad to; None: the longest of the batch."""
+    peers: dict[str, tuple[Peer, int | None]] = {a: (Peer(own, a), None) for a in ATTENTIONS}
+    length = own.task.recipe.max_seq_length
+    if fixed:
+        peers |= {f"{a}-{length}": (peers[a][0], length) for a in ATTENTIONS}
+    return peers
+
+
+def _typical_steps(own: Own, batch: int, batches: int) -> tuple[list[Any], np.ndarray]:
+    """Return typical steps, and the lengths of all from which they were chosen."""
+    with contextlib.closing(own.task.train_batches(None)) as stream:
+        shuffled = list(itertools.islice(stream, CANDIDATES))
+    lengths = np.concatenate([step.micro_batches[0].tokens.lengths for step in shuffled])
+    return [shuffled[row // batch] for row in typical(lengths, batch, batches)[::batch]], lengths
 
 
 def products(own: Own, batches: list[SpanBatch], times: int) -> Turn:
-    """Nothing but the matrix products of ours: every linear layer on the real tokens, and
-    attention's two of each sequence; ``times`` 3 for training, where each has two gradients.
+    """Return our matrix products alone: the machine's lower bound for a turn.
 
-    What a step or an answer without any other cost would take on this machine, now.
+    Every linear layer on the real tokens, and attention's two products per sequence; ``times`` is
+    3 for training, where each has two gradients.
     """
     config = own.task.recipe.model
     dtype = torch.bfloat16 if own.plan.precision == "bf16" else torch.float32
@@ -149,10 +150,10 @@ def products(own: Own, batches: list[SpanBatch], times: int) -> Turn:
 
 
 def typical(lengths: np.ndarray, size: int, most: int) -> np.ndarray:
-    """Rows of up to ``most`` whole batches of ``size`` that stand for all, in the file's order.
+    """Return the rows of up to ``most`` typical batches of ``size``, in the file's order.
 
-    The file's batches are ordered by their share of padding and cut into ``most`` parts; the
-    middle one of each is taken.
+    ``lengths`` is [rows]. The file's batches are sorted by their share of padding and cut into
+    ``most`` parts; the middle batch of each is taken.
     """
     whole = len(lengths) // size
     if not whole:
@@ -165,7 +166,7 @@ def typical(lengths: np.ndarray, size: int, most: int) -> np.ndarray:
 
 
 def share_of_all(lengths: np.ndarray, size: int) -> float:
-    """Tokens that are not padding, over all whole batches: are the chosen ones typical?"""
+    """Return the share of real tokens in all whole batches of ``lengths`` [rows]."""
     table = lengths[: len(lengths) // size * size].reshape(-1, size)
     return float(table.sum() / (table.max(axis=1).sum() * size)) if table.size else 1.0
 
@@ -224,9 +225,9 @@ def _peer_answers(peer: Peer, inputs: list[Any]) -> Turn:
 def compare(
     seconds: dict[str, list[float]], sequences: int, peers: Sequence[str]
 ) -> dict[str, Any]:
-    """Rates, and ratios to "own", from the seconds that ``sequences`` took in each round.
+    """Return rates, and ratios to "own", from the seconds of ``sequences`` in each round.
 
-    The peer is the fastest of ``peers`` by its median.
+    The peer is the one of ``peers`` with the fastest median.
     """
     best = min(peers, key=lambda name: statistics.median(seconds[name]))
     ratios = {
@@ -252,7 +253,7 @@ def _spread_of(values: Sequence[float]) -> dict[str, float]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """A table of both."""
+    """Return a table of training and inference."""
 
     def cell(found: dict[str, float], digits: int) -> str:
         low, high = found["least"], found["most"]
@@ -261,7 +262,7 @@ def show(result: dict[str, Any]) -> str:
     verdicts = {
         True: f"goal {GOAL:g}: reached",
         False: f"goal {GOAL:g}: missed",
-        None: "flattered: batches of a real file have less padding",
+        None: "overestimated: batches of a real file have less padding",
     }
     lines = []
     for what in ("training", "inference"):

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The variants of one training step that are compared, each a callable without arguments."""
+"""The compared variants of one training step, each a callable without arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,12 @@ PEER_MISSING = "transformers is not installed (pip install bertbench[compare]): 
 
 
 def peer_available() -> bool:
-    """Whether Hugging Face's model can be compared with."""
+    """Return whether Hugging Face's model is installed."""
     return find_spec("transformers") is not None
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    """torch's fused AdamW, the same for every variant; a rate that changes next to nothing."""
+    """Return torch's fused AdamW with a negligible learning rate, for every variant."""
     return torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
 
@@ -39,7 +40,7 @@ def own_step(
     *,
     update: bool = True,
 ) -> Step:
-    """Forward, backward, clipping and AdamW of common/model with ``ops``."""
+    """Return forward, backward, clipping and AdamW of common/model with ``ops``."""
     torch.manual_seed(0)
     model = BertForPreTraining(config, ops).train()
     optimizer = adamw(model)
@@ -60,25 +61,14 @@ def own_step(
 
 
 def peer_step(config: BertConfig, batch: PretrainingBatch, attention: str) -> Step:
-    """The same of Hugging Face's BertForPreTraining under bf16 autocast.
+    """Return the same of Hugging Face's BertForPreTraining under bf16 autocast.
 
-    Its batch is padded to the longest sequence in it, as a good data collator does.
+    Its batch is padded to the longest sequence, as a data collator pads it.
     """
-    from transformers import BertConfig as PeerConfig
     from transformers import BertForPreTraining as PeerModel
 
     torch.manual_seed(0)
-    model = PeerModel(
-        PeerConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_position_embeddings,
-            attn_implementation=attention,
-        )
-    ).train()
+    model = PeerModel(peer_config(config, attention)).train()
     optimizer = adamw(model)
     inputs = padded(batch)
     parameters = list(model.parameters())
@@ -94,8 +84,19 @@ def peer_step(config: BertConfig, batch: PretrainingBatch, attention: str) -> St
     return step
 
 
+def peer_config(config: BertConfig, attention: str) -> Any:
+    """Return Hugging Face's configuration of the same model, with torch's kernel for tanh GELU."""
+    from transformers import BertConfig as PeerConfig
+
+    values = config.as_huggingface() | {"attn_implementation": attention}
+    del values["model_type"]
+    if config.gelu == "tanh":
+        values["hidden_act"] = "gelu_pytorch_tanh"
+    return PeerConfig(**values)
+
+
 def padded(batch: PretrainingBatch) -> dict[str, Tensor]:
-    """The batch as Hugging Face's model takes it: [B, longest], unmasked labels -100."""
+    """Return the batch for Hugging Face's model: [B, longest], unmasked labels -100."""
     tokens = batch.tokens
     labels = torch.full((tokens.num_tokens,), -100)
     labels[batch.masked_indices] = batch.masked_labels
@@ -115,11 +116,11 @@ def padded(batch: PretrainingBatch) -> dict[str, Tensor]:
 
 
 def replay_step(config: BertConfig, batch: PretrainingBatch) -> Step:
-    """Nothing but the step's own matrix products through torch (oneDNN) in bf16.
+    """Return the step's matrix products alone, through torch (oneDNN) in bf16.
 
     Forward and both gradients of every linear layer on the real tokens, of the decoder on the
-    masked ones, and of attention's two products for each sequence. What a step without any other
-    cost would take on this machine, now; recomputation does not count.
+    masked ones, and of attention's two products for each sequence, without recomputation. This is
+    the machine's lower bound for a step.
     """
     hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     tokens, masked = batch.tokens.num_tokens, len(batch.masked_labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interleaved timing: variants take turns, so that whatever slows the machine slows them all."""
+"""Interleaved timing: variants take turns, so that other load slows all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 
 def interleave(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each variant in each round, after one untimed round."""
+    """Return the seconds of each variant in each round, after one untimed round."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds + 1):
         for name, run in variants.items():
@@ -21,5 +21,5 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over rounds of slow / fast: how many times as fast the second is."""
+    """Return the median over rounds of slow / fast."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))

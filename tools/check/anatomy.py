@@ -22,7 +22,7 @@ from bertbench.common.training.loop import train_step
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan
 from check.device import Check, choose_precision, free_memory
-from check.figure import Report
+from check.figure import SectionReport
 from check.profile import NO_KERNELS, profile_step
 from check.runs import pretraining_arguments
 from check.timing import WARM_UP, issue_seconds, step_clock, step_seconds
@@ -81,7 +81,7 @@ def subject(check: Check, backend: Backend, precision: str, micro: int, count: i
 class Clocked:
     """Report times of one subject, each with the device idle at both ends."""
 
-    report: Report
+    report: SectionReport
     backend: Backend
     label: str
 
@@ -106,7 +106,7 @@ class Clocked:
         self.report.figure(f"{self.label}: {name}", value, unit, definition, note)
 
 
-def anatomy(check: Check, report: Report) -> None:
+def anatomy(check: Check, report: SectionReport) -> None:
     """Time a step and its phases, each with the device idle at both ends, and profile it."""
     backend = check.open()
     precision = choose_precision(check, backend, "bf16")

@@ -16,7 +16,7 @@ from bertbench.common.cli.main import main as command_line
 from bertbench.common.errors import Unsupported
 from bertbench.common.measure.code import ROOT
 from check.device import Check, choose_precision
-from check.figure import NotAvailable, Report
+from check.figure import NotAvailable, SectionReport
 from check.runs import command
 
 CONTRACT_S, GRACE_S = 150, 20
@@ -31,8 +31,11 @@ class CheckFailed(Exception):
     """The device contradicts its adapter."""
 
 
-def facts(check: Check, report: Report) -> None:
-    """Report description, capabilities, and the mantissa bits of each claimed precision."""
+def facts(check: Check, report: SectionReport) -> None:
+    """Report description, capabilities, and the mantissa bits of each claimed precision.
+
+    Raises CheckFailed for a precision that the device does not have.
+    """
     backend = check.open()
     info, can = backend.describe(), backend.capabilities
     for name in ("name", "driver", "runtime", "simulated"):
@@ -74,8 +77,8 @@ def facts(check: Check, report: Report) -> None:
         raise CheckFailed("; ".join(wrong))
 
 
-def calibrate(check: Check, report: Report) -> None:
-    """Run `bertbench calibrate`, whose rates are the denominators of mfu_calibrated."""
+def calibrate(check: Check, report: SectionReport) -> None:
+    """Run `bertbench calibrate`, the denominators of mfu_calibrated; raise CheckFailed."""
     whole = ["calibrate", "--backend", check.backend, "--output_dir", str(check.results), "--json"]
     if check.tiny:
         whole += ["--quick", "--precision", choose_precision(check, check.open(), "bf16")]
@@ -114,8 +117,8 @@ def calibrate(check: Check, report: Report) -> None:
     report.fact("all products", "calibration.json, beside the records")
 
 
-def contract(check: Check, report: Report) -> None:
-    """Run tests/contract, the definition of done of an adapter, with ten-step parity."""
+def contract(check: Check, report: SectionReport) -> None:
+    """Run tests/contract with ten-step parity; raise CheckFailed or NotAvailable."""
     if importlib.util.find_spec("pytest") is None:
         raise NotAvailable("package pytest is not installed")
     results = check.folder / "contract.xml"
@@ -133,7 +136,7 @@ def contract(check: Check, report: Report) -> None:
         code = process.wait(limit)
     except subprocess.TimeoutExpired:
         late = True
-        process.send_signal(signal.SIGINT)  # so that pytest writes down what it has
+        process.send_signal(signal.SIGINT)  # so that pytest writes its results until then
         code = process.wait(GRACE_S)
     if not results.exists():
         raise CheckFailed(f"pytest ended with exit code {code} and left no results")
@@ -147,7 +150,7 @@ def contract(check: Check, report: Report) -> None:
         raise CheckFailed(f"pytest ended with exit code {code}")
 
 
-def report_contract(report: Report, xml: str) -> list[str]:
+def report_contract(report: SectionReport, xml: str) -> list[str]:
     """Report counts from pytest's JUnit file; return the names of the failed tests."""
     cases = list(ElementTree.fromstring(xml).iter("testcase"))
     kinds: dict[str, list[str]] = {"passed": [], "failed": [], "skipped": []}

@@ -56,7 +56,7 @@ class Outcome:
     facts: tuple[Fact, ...] = ()
 
 
-class Report:
+class SectionReport:
     """Collect figures and facts of one section, line by line in a file.
 
     A failure, a crash or a time-out therefore loses none of the earlier ones.

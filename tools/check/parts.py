@@ -17,7 +17,7 @@ from bertbench.backends.base import Backend
 from bertbench.common.data.batch import Tokens
 from bertbench.common.data.synthetic import random_lengths
 from check.device import Check, choose_precision, free_memory
-from check.figure import Report, one_line
+from check.figure import SectionReport, one_line
 from check.timing import KERNEL_CLOCK, kernel_rate
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,7 +29,7 @@ HEAD = 64
 class Bench:
     """Measure one call after the other; one that cannot run here gets a figure without value."""
 
-    report: Report
+    report: SectionReport
     backend: Backend
     precision: str
     dtype: torch.dtype
@@ -69,7 +69,7 @@ class Bench:
         return nullcontext()
 
 
-def parts(check: Check, report: Report) -> None:
+def parts(check: Check, report: SectionReport) -> None:
     """Report rates at BERT-large's shapes, for the tokens of a micro-batch of 96."""
     backend = check.open()
     precision = choose_precision(check, backend, "bf16")
@@ -190,52 +190,23 @@ def memory_bound(bench: Bench, tokens: int, hidden: int) -> None:
         return lambda: x32.to(bench.dtype)
 
     for name, each, what, make, of in (
-        (
-            "layer norm",
-            2 * size,
-            "in and out",
-            lambda: lambda: F.layer_norm(x, shape, gain, gain),
-            narrow,
-        ),
-        (
-            "layer norm backward",
-            3 * size,
-            f"{gradient}; statistics and the gradients of gain and bias not counted",
-            norm_backward,
-            narrow,
-        ),
-        (
-            "dropout",
-            2 * size + 1,
-            "in, out and a mask of one byte",
-            lambda: lambda: aten.native_dropout(x, 0.1, True),
-            narrow,
-        ),
-        (
-            "dropout backward",
-            2 * size + 1,
-            "output gradient and a mask of one byte in, input gradient out",
-            dropout_backward,
-            narrow,
-        ),
+        ("layer norm", 2 * size, "in and out",
+         lambda: lambda: F.layer_norm(x, shape, gain, gain), narrow),
+        ("layer norm backward", 3 * size,
+         f"{gradient}; statistics and the gradients of gain and bias not counted",
+         norm_backward, narrow),
+        ("dropout", 2 * size + 1, "in, out and a mask of one byte",
+         lambda: lambda: aten.native_dropout(x, 0.1, True), narrow),
+        ("dropout backward", 2 * size + 1,
+         "output gradient and a mask of one byte in, input gradient out", dropout_backward, narrow),
         ("add", 3 * size, "both in, sum out", lambda: lambda: x + y, narrow),
-        (
-            "gelu (tanh)",
-            2 * size,
-            "in and out, 4 x hidden wide",
-            lambda: lambda: F.gelu(wide, approximate="tanh"),
-            broad,
-        ),
+        ("gelu (tanh)", 2 * size, "in and out, 4 x hidden wide",
+         lambda: lambda: F.gelu(wide, approximate="tanh"), broad),
         ("gelu (tanh) backward", 3 * size, f"{gradient}, 4 x hidden wide", gelu_backward, broad),
         ("bias gradient", size, "in, 4 x hidden wide", lambda: lambda: wide.sum(0), broad),
-        (
-            "stack of q, k and v gradients",
-            2 * size,
-            "in and out, 3 x hidden wide",
-            stack,
-            3 * narrow,
-        ),
-    ):
+        ("stack of q, k and v gradients", 2 * size, "in and out, 3 x hidden wide",
+         stack, 3 * narrow),
+    ):  # fmt: skip
         bench.rate(
             f"{name} in {kind}", each * of, "GB/s", f"{each:g} bytes an element: {what}", make
         )
@@ -245,20 +216,25 @@ def memory_bound(bench: Bench, tokens: int, hidden: int) -> None:
 
 
 # -- attention ------------------------------------------------------------------------------------
-def attention(bench: Bench, sequences: int, longest: int, hidden: int) -> None:
-    """Measure every attention kernel of the backend on one micro-batch of real lengths."""
+def real_tokens(bench: Bench, sequences: int, longest: int) -> Tokens:
+    """Return empty tokens of ``sequences`` sequences of real lengths up to ``longest``."""
     lengths = random_lengths(4 * sequences, longest, np.random.default_rng(3))[:sequences]
-    device, heads, total = bench.backend.device, hidden // HEAD, int(lengths.sum())
-    starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
-    empty = torch.zeros(total, dtype=torch.int64, device=device)
-    tokens = Tokens(
+    device = bench.backend.device
+    empty = torch.zeros(int(lengths.sum()), dtype=torch.int64, device=device)
+    return Tokens(
         input_ids=empty,
         segment_ids=empty,
         position_ids=empty,
-        cu_seqlens=starts,
+        cu_seqlens=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device),
         lengths=tuple(map(int, lengths)),
     )
-    forward_flops = 4.0 * hidden * float((lengths.astype(float) ** 2).sum())
+
+
+def attention(bench: Bench, sequences: int, longest: int, hidden: int) -> None:
+    """Measure every attention kernel of the backend on one micro-batch of real lengths."""
+    tokens, heads = real_tokens(bench, sequences, longest), hidden // HEAD
+    total = tokens.num_tokens
+    forward_flops = 4.0 * hidden * sum(n * n for n in tokens.lengths)
     qkv = bench.random(total, 3 * hidden)
     out_gradient = bench.random(total, hidden)
     what = f"{sequences} sequences of real lengths up to {longest}, {heads} heads of {HEAD}"
@@ -297,6 +273,8 @@ def attention(bench: Bench, sequences: int, longest: int, hidden: int) -> None:
             ):
                 definition = f"{factor:g} x 4 x hidden x sum of squared lengths FLOPs; {what}"
                 bench.rate(f"{label}: {part}", factor * forward_flops, "TFLOP/s", definition, make)
+
+    starts = tokens.cu_seqlens
 
     def make_cudnn() -> Callable[[], object]:
         q, k, v = (t.contiguous() for t in qkv.view(total, 3, heads, HEAD).unbind(1))

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from bench.steps import PEER_MISSING, padded, peer_available
+from bench.steps import PEER_MISSING, padded, peer_available, peer_config
 from bench.timing import interleave, ratio
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,7 +18,7 @@ from bertbench.common.optim.factory import build_optimizer
 from bertbench.common.optim.lamb import parameter_groups
 from check.anatomy import Subject, set_rate, subject
 from check.device import Check, choose_precision, free_memory
-from check.figure import NotAvailable, Report
+from check.figure import NotAvailable, SectionReport
 
 ROUNDS = 6
 EVERY_SDPA = [
@@ -30,10 +30,11 @@ EVERY_SDPA = [
 """torch's default for the peer, whose shapes repeat: our backend may have switched one off."""
 
 
-def hugging_face(check: Check, report: Report) -> None:
-    """Train both on the same batches; the peer's are padded to their longest sequence.
+def hugging_face(check: Check, report: SectionReport) -> None:
+    """Train both models on the same batches; the peer's are padded to their longest sequence.
 
-    A batch of full length has no padding: it separates padding from kernels.
+    A batch of full length has no padding: it separates padding from kernels. Raises NotAvailable
+    without transformers.
     """
     if not peer_available():
         raise NotAvailable(PEER_MISSING)
@@ -72,13 +73,7 @@ def hugging_face(check: Check, report: Report) -> None:
         turns = {"ours": waited(ours, of), "Hugging Face": waited(theirs, of)}
         found[what] = interleave(turns, ROUNDS)
         free_memory(backend)
-    clock = f"median of {ROUNDS} turns after 1 untimed, the device synchronised at both ends"
     label = f"{precision} 1 x {micro}"
-    definitions = {
-        "ours": "our model on unpadded tokens, vocabulary head at masked positions only",
-        "Hugging Face": "BertForPreTraining with SDPA, autocast, padding to each batch's longest "
-        "sequence and vocabulary head at every position, padding included; our LAMB and clipping",
-    }
     tokens = [own.batches[i].micro_batches[0].tokens for i in real]
     report.figure(
         f"{label}: padded share of the peer's tokens",
@@ -86,6 +81,19 @@ def hugging_face(check: Check, report: Report) -> None:
         "1",
         "1 - real tokens / (sequences x longest sequence), over the batches of real lengths",
     )
+    report_rates(report, label, micro, found)
+
+
+def report_rates(
+    report: SectionReport, label: str, micro: int, found: Mapping[str, Mapping[str, list[float]]]
+) -> None:
+    """Report rates and ratios from the seconds ``found`` by timed part and model."""
+    clock = f"median of {ROUNDS} turns after 1 untimed, the device synchronised at both ends"
+    definitions = {
+        "ours": "our model on unpadded tokens, vocabulary head at masked positions only",
+        "Hugging Face": "BertForPreTraining with SDPA, autocast, padding to each batch's longest "
+        "sequence and vocabulary head at every position, padding included; our LAMB and clipping",
+    }
     for what, seconds in found.items():
         for who, each in seconds.items():
             report.figure(
@@ -104,24 +112,10 @@ def hugging_face(check: Check, report: Report) -> None:
 
 def peer_calls(own: Subject, precision: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """Return the peer's whole step, and its forward and backward pass; both take an index."""
-    from transformers import BertConfig, BertForPreTraining
+    from transformers import BertForPreTraining
 
     backend: Backend = own.backend
-    config = own.task.recipe.model
-    model = BertForPreTraining(
-        BertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_position_embeddings,
-            hidden_dropout_prob=config.hidden_dropout,
-            attention_probs_dropout_prob=config.attention_dropout,
-            hidden_act="gelu_pytorch_tanh" if config.gelu == "tanh" else "gelu",
-            attn_implementation="sdpa",
-        )
-    )
+    model = BertForPreTraining(peer_config(own.task.recipe.model, "sdpa"))
     model.to(backend.device).train()
     optimizer = build_optimizer(
         "lamb",

@@ -12,7 +12,7 @@ from torch.profiler import profile, supported_activities
 
 from bertbench.backends.base import Backend
 from check.device import Check
-from check.figure import Report
+from check.figure import SectionReport
 
 TOP = 25
 NO_KERNELS = "the profiler reports no kernels of this device"
@@ -23,7 +23,12 @@ _NOISE = ("void ", "at::native::", "(anonymous namespace)::")
 
 
 def profile_step(
-    check: Check, report: Report, backend: Backend, label: str, call: Callable[[], None], warm: int
+    check: Check,
+    report: SectionReport,
+    backend: Backend,
+    label: str,
+    call: Callable[[], None],
+    warm: int,
 ) -> float | None:
     """Report number and time of the kernels of one call, and the longest of them.
 
@@ -47,10 +52,10 @@ def profile_step(
     return seconds
 
 
-def report_events(report: Report, label: str, events: Sequence[Any]) -> float | None:
+def report_events(report: SectionReport, label: str, events: Sequence[Any]) -> float | None:
     """Report counts, times and the longest of torch.profiler's events (``FunctionEvent``).
 
-    Return the seconds of all kernels and copies, or None where there are no kernels.
+    Return the seconds of all kernels and copies, or None without kernels.
     """
     kernels = [e for e in events if _is_kernel(e)]
     copies = [e for e in kernels if e.name.startswith(("Memcpy", "Memset"))]
@@ -82,7 +87,7 @@ def short(name: str) -> str:
     return name[:_NAME]
 
 
-def _top(report: Report, label: str, kind: str, timed: Iterable[tuple[str, float]]) -> None:
+def _top(report: SectionReport, label: str, kind: str, timed: Iterable[tuple[str, float]]) -> None:
     """Report the names with the most time; ``timed`` is in microseconds."""
     times: dict[str, list[float]] = {}
     for name, us in timed:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bertbench.common.results.store import find_runs
 from bertbench.common.results.validate import validate
 from check.device import Check
-from check.figure import NotAvailable, Report
+from check.figure import NotAvailable, SectionReport
 
 ARCHIVE = "records.tar.gz"
 
@@ -18,8 +18,8 @@ class InvalidRecords(Exception):
     """Some record fails `bertbench validate`."""
 
 
-def records(check: Check, report: Report) -> None:
-    """`bertbench validate` over all records of this call."""
+def records(check: Check, report: SectionReport) -> None:
+    """Validate all records of this call; raise InvalidRecords, or NotAvailable without records."""
     runs, damaged = find_runs(check.results) if check.results.is_dir() else ([], [])
     if not (runs or damaged):
         raise NotAvailable("no section wrote a record")
@@ -37,7 +37,7 @@ def records(check: Check, report: Report) -> None:
 
 
 def pack(check: Check) -> Path | None:
-    """Write results/ into one archive; return its path, or None if there are no results."""
+    """Write results/ into one archive; return its path, or None without results."""
     if not check.results.is_dir():
         return None
     path = check.folder / ARCHIVE

@@ -19,7 +19,7 @@ from bertbench.common.cli.main import main as command_line
 from bertbench.common.measure.metric import SHARED
 from bertbench.common.results.record import MANIFEST
 from check.device import TINY_PRETRAINING, Check, choose_precision
-from check.figure import NotAvailable, Report
+from check.figure import NotAvailable, SectionReport
 from check.section import Failed, alone, apart
 
 for _module in (
@@ -60,7 +60,7 @@ class RunFailed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunRecord:
     """A finished run's record."""
 
     folder: Path
@@ -96,10 +96,10 @@ class _Tee(io.StringIO):
         return super().write(text)
 
 
-def run(check: Check, arguments: Sequence[str]) -> Run:
+def run(check: Check, arguments: Sequence[str]) -> RunRecord:
     """Call `bertbench run` with these arguments; return its record.
 
-    Raises RunFailed with the record's reason, or with the refusal where there is no record.
+    Raises RunFailed with the record's reason, or with the refusal if no record was written.
     """
     found = set(check.results.glob(f"*/*/*/{MANIFEST}"))
     whole = ["run", *arguments, "--backend", check.backend, "--skip_checkpoint"]
@@ -118,11 +118,11 @@ def run(check: Check, arguments: Sequence[str]) -> Run:
         raise RunFailed(f"{manifest['status']}: {manifest['reason']}")
     lines = (file.parent / "steps.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [entry for entry in map(json.loads, lines) if entry["kind"] == "step"]
-    return Run(folder=file.parent, manifest=manifest, steps=steps)
+    return RunRecord(folder=file.parent, manifest=manifest, steps=steps)
 
 
 def report_run(
-    check: Check, report: Report, label: str, done: Run, known: Mapping[str, str]
+    check: Check, report: SectionReport, label: str, done: RunRecord, known: Mapping[str, str]
 ) -> None:
     """Report the run's figures under ``label``, with the definitions of its record.
 
@@ -168,7 +168,7 @@ def _words(name: str) -> str:
     return name.replace("_flops_per_second", "_FLOP_rate").replace("_", " ")
 
 
-def _why_missing(name: str, done: Run, report: Report) -> str:
+def _why_missing(name: str, done: RunRecord, report: SectionReport) -> str:
     if done.manifest["simulated"]:
         return "the device is simulated"
     return {
@@ -197,7 +197,13 @@ def pretraining_arguments(
 
 
 def pretrain(
-    check: Check, report: Report, wanted: str, passes: int, micro: int, steps: int, *more: str
+    check: Check,
+    report: SectionReport,
+    wanted: str,
+    passes: int,
+    micro: int,
+    steps: int,
+    *more: str,
 ) -> None:
     """Do one pretraining run; the sizes are for an 80 GB device, and smaller with --tiny."""
     backend = check.open()
@@ -210,38 +216,38 @@ def pretrain(
     report_run(check, report, label, done, backend.capabilities.notes)
 
 
-def bf16_768(check: Check, report: Report) -> None:
+def bf16_768(check: Check, report: SectionReport) -> None:
     """Train with MLPerf's global batch of 768 on one device."""
     pretrain(check, report, "bf16", 8, 96, 14)
 
 
-def bf16_96(check: Check, report: Report) -> None:
+def bf16_96(check: Check, report: SectionReport) -> None:
     """Train with an optimizer step each 96 sequences, as with eight devices."""
     pretrain(check, report, "bf16", 1, 96, 24)
 
 
-def bf16_416(check: Check, report: Report) -> None:
+def bf16_416(check: Check, report: SectionReport) -> None:
     """Train with DeepSparkHub's micro-batch of 26."""
     pretrain(check, report, "bf16", 16, 26, 8)
 
 
-def fp16(check: Check, report: Report) -> None:
+def fp16(check: Check, report: SectionReport) -> None:
     """Train in fp16 with dynamic loss scaling."""
     pretrain(check, report, "fp16", 8, 96, 8)
 
 
-def tf32(check: Check, report: Report) -> None:
+def tf32(check: Check, report: SectionReport) -> None:
     """Train in TF32, in micro-batches of 48: 96 of full length exceed 80 GB in 32 bits."""
     pretrain(check, report, "tf32", 8, 48, 6)
 
 
-def fp32(check: Check, report: Report) -> None:
+def fp32(check: Check, report: SectionReport) -> None:
     """Train in fp32."""
     pretrain(check, report, "fp32", 2, 48, 6)
 
 
-def other_kernels(check: Check, report: Report) -> None:
-    """Train with each attention kernel that ``auto`` does not choose, in fresh processes."""
+def other_kernels(check: Check, report: SectionReport) -> None:
+    """Train with each kernel that ``auto`` does not choose, in processes; raise RunFailed."""
     failed = []
     for name in apart(lambda: _alternatives(check, report)):
         flags = ("--kernels", name)
@@ -253,7 +259,7 @@ def other_kernels(check: Check, report: Report) -> None:
         raise RunFailed("; ".join(failed))
 
 
-def _alternatives(check: Check, report: Report) -> list[str]:
+def _alternatives(check: Check, report: SectionReport) -> list[str]:
     """Return the attention kernels that ``auto`` does not choose; raises NotAvailable."""
     backend = check.open()
     precision = choose_precision(check, backend, "bf16")
@@ -272,8 +278,8 @@ def _alternatives(check: Check, report: Report) -> list[str]:
     return others
 
 
-def inductor(check: Check, report: Report) -> None:
-    """Train with torch.compile."""
+def inductor(check: Check, report: SectionReport) -> None:
+    """Train with torch.compile; raise NotAvailable without inductor."""
     backend = check.open()
     can = backend.capabilities
     if "inductor" not in can.compilers:

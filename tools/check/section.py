@@ -31,7 +31,7 @@ from check.figure import (
     SKIPPED,
     NotAvailable,
     Outcome,
-    Report,
+    SectionReport,
     one_line,
     read_report,
 )
@@ -66,7 +66,7 @@ class Section:
     """One line."""
     expected_s: float
     """Seconds on one H100, estimated; the budget is compared with it."""
-    run: Callable[[Check, Report], None]
+    run: Callable[[Check, SectionReport], None]
     closing: bool = False
     """The budget never skips it: its expected time is reserved."""
     calibrated: bool = False
@@ -81,7 +81,7 @@ class Section:
         expected = self.expected(check)
         if self.closing:
             return expected + 15.0
-        return max(check.size(60, 400), 3 * expected)  # a busy host is no failure
+        return max(check.size(60, 400), 3 * expected)  # a busy host must not fail a section
 
 
 def alone(name: str, calibrated: bool) -> str:
@@ -194,7 +194,7 @@ def _child(section: Section, check: Check, output: Path, lines: Path) -> None:
     os.dup2(file.fileno(), 2)
     sys.stdout = sys.stderr = file
     faulthandler.enable(file)
-    report = Report(section.name, lines)
+    report = SectionReport(section.name, lines)
     try:
         section.run(check, report)
         report.end(PASSED)

@@ -18,7 +18,7 @@ from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.progress import Progress
 from check.device import TINY_SQUAD, Check, choose_precision, free_memory
-from check.figure import NotAvailable, Report
+from check.figure import NotAvailable, SectionReport
 from check.runs import REPORTS, RunFailed, report_run, run
 from check.section import Failed, apart
 
@@ -27,7 +27,7 @@ WARM_UP = 2
 """Untimed batches."""
 
 
-def squad(check: Check, report: Report) -> None:
+def squad(check: Check, report: SectionReport) -> None:
     """Fine-tune BERT-large with NVIDIA's hyperparameters and answer, in bf16 and TF32."""
     missing, failed = [], []
     for wanted in PRECISIONS:
@@ -44,7 +44,7 @@ def squad(check: Check, report: Report) -> None:
         raise NotAvailable("; ".join(missing))
 
 
-def one_precision(check: Check, report: Report, wanted: str) -> None:
+def one_precision(check: Check, report: SectionReport, wanted: str) -> None:
     """Do one run with its record, and measure the speed of answering."""
     backend = check.open()
     precision = choose_precision(check, backend, wanted)
@@ -74,7 +74,7 @@ class Answering(SquadTask):
         return {self.target_metric: sums["sequences"]}
 
 
-def answer(check: Check, report: Report, flags: Sequence[str], precision: str) -> None:
+def answer(check: Check, report: SectionReport, flags: Sequence[str], precision: str) -> None:
     """Report rate and latency of answering, measured by the suite's own evaluation."""
     settings = resolve("squad_large_1", flags)
     backend, size = check.open(), settings.impl.eval_batch_size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The product's CUDA backend on a device that is not there, and its step with marked phases."""
+"""The product's CUDA backend on a fake device, and its step with marked phases."""
 
 from __future__ import annotations
 
@@ -29,28 +29,27 @@ PHASES = (FORWARD, BACKWARD, FORWARD + NEXT, BACKWARD + NEXT, CLIP, OPTIMIZER)
 
 
 class Phases:
-    """Sets the tally's phase where the product's step enters another one."""
+    """Sets the tally's phase when the product's step enters another one."""
 
     def __init__(self, tally: Tally) -> None:
         self._tally, self._micro, self._counted = tally, 0, False
 
     def step(self, counted: bool) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._counted, self._micro = counted, 0
         self._tally.phase = None
 
     def enter(self, name: str) -> None:
-        """``name`` is one of the four constants above."""
+        """Enter the phase ``name``, one of the four constants above."""
         self._micro += name == FORWARD
         later = NEXT if name in (FORWARD, BACKWARD) and self._micro > 1 else ""
         self._tally.phase = name + later if self._counted else None
 
 
 class FakeCuda(Cuda):
-    """CUDA, compute capability 9.0, on which every kernel is taken to work.
+    """CUDA with compute capability 9.0, assuming that every kernel works.
 
-    What the product finds by trying (attention kernels, LayerNorm, AdamW) needs numbers, which fake
-    tensors do not have.
+    Fake tensors have no numbers for the product's trials (attention kernels, LayerNorm, AdamW).
     """
 
     _capability = (9, 0)
@@ -79,7 +78,7 @@ class FakeCuda(Cuda):
 
     @functools.cached_property
     def capabilities(self) -> Capabilities:
-        """Without pinned memory, which needs a driver: copies count as if they came from it."""
+        """CUDA's, without pinned memory, which needs a driver; copies count as if from it."""
         return dataclasses.replace(super().capabilities, pinned_memory=False, compilers=())
 
     def _sensors(self) -> Sensors:
@@ -111,7 +110,7 @@ class FakeCuda(Cuda):
 
 
 class MarkedFaults(Faults):
-    """The step looks at its losses first thing after the last backward pass."""
+    """Enters clipping at the step's check of its losses, right after the last backward pass."""
 
     def __init__(self, phases: Phases, device: torch.device) -> None:
         super().__init__(device)
@@ -123,7 +122,7 @@ class MarkedFaults(Faults):
 
 
 def marked_backward(phases: Phases) -> Any:
-    """Tensor.backward that enters its phase."""
+    """Return a Tensor.backward that enters its phase."""
     original = torch.Tensor.backward
 
     @functools.wraps(original)

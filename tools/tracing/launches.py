@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many kernels CUDA launches for one operation on lists of tensors.
+"""Count the kernels that CUDA launches for one operation on lists of tensors.
 
 The limits are those of aten/src/ATen/native/cuda/MultiTensorApply.cuh: a launch takes so many
 tensors, by the number of lists ("depth"), and so many blocks of one chunk of 65,536 elements.
@@ -19,11 +19,11 @@ NORM_TENSORS = 400
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the arguments of one launch hold, by depth 1 to 5."""
+    """The capacity of one launch's arguments, by depth 1 to 5."""
 
     tensors: tuple[int, int, int, int, int]
     scalar_list_tensors: tuple[int, int, int, int, int]
-    """The same where each tensor comes with its own number."""
+    """The same if each tensor has a separate number."""
     blocks: int
 
 
@@ -37,7 +37,7 @@ LIMITS = {
 def multi_tensor(
     numels: Sequence[int], depth: int, limits: Limits = LIMITS[4], *, scalar_list: bool = False
 ) -> int:
-    """Launches for lists of ``numels`` elements per tensor; ``depth`` lists are read or written.
+    """Return the launches for lists of ``numels`` elements per tensor, of ``depth`` lists.
 
     A launch is sent when its tensors or its blocks are full; a tensor whose chunks do not fit takes
     a place in the next launch as well.

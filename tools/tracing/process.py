@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepare a process in which torch runs forward and backward passes over fake CUDA tensors.
 
-All that this tool changes in torch is here: the library ``no_device.cpp`` (its comments say why),
-and ``pretend``. Import this module, call ``start``, and import torch only then.
+All changes to torch are here: the library ``no_device.cpp`` (see its comments) and ``pretend``.
+Import this module, call ``start``, and import torch only then.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def start() -> None:
             f"tracing needs Linux (it replaces two symbols of torch), not {sys.platform}"
         )
     assert "torch" not in sys.modules, "torch is loaded already, and bound to its own functions"
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # real devices are none of this process's business
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # hides real devices
     library = ctypes.CDLL(str(_library()), mode=ctypes.RTLD_GLOBAL)
     import torch
 
@@ -47,7 +47,7 @@ def start() -> None:
 
 
 def _library() -> Path:
-    """The shared object, built at first use (about 3 seconds) into the cache."""
+    """Return the shared object; build it into the cache at first use (about 3 seconds)."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         raise Unsupported("torch is not installed")
@@ -102,21 +102,21 @@ def _build(compiler: str, root: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def pretend(backward: Callable[..., None]) -> Iterator[None]:
-    """Within this context torch takes fake CUDA tensors for those of a device.
+    """Make torch treat fake CUDA tensors as a device's, within this context.
 
-    ``backward`` takes the place of Tensor.backward. Everything is restored at the end.
+    ``backward`` replaces Tensor.backward.
     """
     import torch
     import torch.nn.functional as F
 
     amp = torch.get_device_module("cuda").amp.common
     changes: tuple[tuple[Any, str, Any], ...] = (
-        # Autocast and GradScaler switch themselves off where they see no device.
+        # Autocast and GradScaler switch themselves off without a device.
         (amp, "amp_definitely_not_available", lambda: False),
         (torch.get_device_module("cuda"), "is_bf16_supported", lambda *_, **__: True),
         # Module.to cannot exchange a fake tensor's device in place.
         (torch.nn.Module, "_apply", _replace_parameters),
-        # torch would ask the device's driver which fused kernels it has.
+        # torch would query the device's driver for its fused kernels.
         (F, "scaled_dot_product_attention", scaled_dot_product_attention),
         (torch.Tensor, "backward", backward),
     )
@@ -127,7 +127,7 @@ def pretend(backward: Callable[..., None]) -> Iterator[None]:
 
 
 def _replace_parameters(module: Any, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-    """nn.Module._apply with new parameters, each made once however many modules share it."""
+    """Apply ``fn`` like nn.Module._apply, with new parameters, made once if shared."""
     import torch
 
     made: dict[int, Any] = {}
@@ -148,7 +148,7 @@ def scaled_dot_product_attention(
     query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
-    """torch's function with the choice that CUDA makes from compute capability 8.0 on.
+    """Attend with the kernel that CUDA chooses from compute capability 8.0 on.
 
     [B, N, L, D] without a mask: FlashAttention in 16 bits, memory-efficient attention in float32.
     With a mask: memory-efficient. Fewer dimensions: matrix products and softmax.

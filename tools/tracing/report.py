@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trace as numbers for machines, and as text with the definition of each number."""
+"""Report a trace as JSON values, and as text with definitions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -47,13 +47,13 @@ host ms          estimate: launches x {launch:g} us, the host's time to issue th
 sequences/s      sequences of a step on one device / the larger of its ms and its host ms
 synchronisation  the host waits for the device: it reads a number, needs a size that depends on
                  data, or copies without non_blocking. A number that is read is taken to be 0
-not run          what the product finds out by trying on the device: kernels, LayerNorm in 16 bits
-                 and fused AdamW are taken to work. scaled_dot_product_attention is taken to choose
+not run          the product's trials on the device: kernels, LayerNorm in 16 bits and fused AdamW
+                 are assumed to work. scaled_dot_product_attention is assumed to choose
                  FlashAttention for 4-D 16-bit inputs without a mask, else memory-efficient"""
 
 
 def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -> dict[str, Any]:
-    """The whole trace as JSON values; bytes, FLOPs and seconds are not scaled."""
+    """Return the trace as JSON values, in bytes, FLOPs and seconds."""
     costs, waits = trace.tally.costs, trace.tally.waits
 
     def total(phases: Iterable[str], kinds: Iterable[str] = KINDS) -> Cost:
@@ -63,23 +63,21 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
                 cost.add(one)
         return cost
 
-    def waiting(phases: Iterable[str]) -> int:
-        return sum(count for (phase, *_), count in waits.items() if phase in phases)
-
     size = len(trace.lengths)
     steps = []
     for passes in accumulations:
-        cost = total(PHASES)
+        cost, bound = total(PHASES), total(PHASES, [MEMORY])
         cost.add(total(PER_MICRO_BATCH), passes - 2)
+        bound.add(total(PER_MICRO_BATCH, [MEMORY]), passes - 2)
         host_s = cost.launches * rates.launch_s
         steps.append(
             {
                 "accumulation": passes,
                 "sequences": passes * size,
                 **asdict(cost),
-                "memory_bound_bytes": total(PHASES, [MEMORY]).bytes
-                + (passes - 2) * total(PER_MICRO_BATCH, [MEMORY]).bytes,
-                "synchronisations": waiting(PHASES) + (passes - 2) * waiting(PER_MICRO_BATCH),
+                "memory_bound_bytes": bound.bytes,
+                "synchronisations": _waiting(waits, PHASES)
+                + (passes - 2) * _waiting(waits, PER_MICRO_BATCH),
                 "host_seconds": host_s,
                 "sequences_per_second": passes * size / max(cost.seconds, host_s),
             }
@@ -100,7 +98,7 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
         "launch_argument_kb": kb,
         "phases": {
             phase: {kind: asdict(total([phase], [kind])) for kind in KINDS}
-            | {"synchronisations": waiting([phase])}
+            | {"synchronisations": _waiting(waits, [phase])}
             for phase in PHASES
         },
         "operations": [
@@ -115,13 +113,17 @@ def summary(trace: Trace, rates: Rates, accumulations: Sequence[int], kb: int) -
     }
 
 
+def _waiting(waits: Mapping[tuple[str, str, str], int], phases: Iterable[str]) -> int:
+    return sum(count for (phase, *_), count in waits.items() if phase in phases)
+
+
 def render(found: dict[str, Any], top: int) -> str:
-    """``summary`` as text; the table by operation shows the ``top`` with the most bytes."""
+    """Return ``summary`` as text; the table by operation has the ``top`` with the most bytes."""
     batch, rates = found["micro_batch"], found["rates"]
     masked = "" if batch["masked"] is None else f", {batch['masked']:,} masked"
     kernels = ", ".join(f"{name} {what}" for name, what in found["kernels"].items())
     lines = [
-        f"{found['recipe']}: one training step in {found['precision']} on fake tensors, nothing is "
+        f"{found['recipe']}: one training step in {found['precision']} on fake tensors, not "
         f"measured (torch {found['torch']})",
         f"kernels: {kernels}",
         f"micro-batch: {batch['sequences']} sequences, {batch['tokens']:,} tokens{masked}, model "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the product's training step over fake tensors and collect what it does."""
+"""Run the product's training step over fake tensors and collect its operations."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tracing.process import pretend
 from tracing.tally import Rates, Tally
 
 SAMPLES = 4096
-"""Synthetic samples among which the typical micro-batch is looked for."""
+"""Number of synthetic samples from which the typical micro-batch is chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """What one training step of two micro-batches did."""
+    """The operations of one training step of two micro-batches."""
 
     name: str
     precision: str
@@ -37,7 +37,7 @@ class Trace:
     lengths: tuple[int, ...]
     """Tokens of each sequence of the micro-batch."""
     masked: int | None
-    """Masked positions of the micro-batch; None where there are none by nature."""
+    """Masked positions of the micro-batch; None for a task without masking."""
     model_flops: int
     """Of the micro-batch (common/measure/flops.py)."""
     accumulation: int
@@ -55,8 +55,8 @@ def trace(
 ) -> Trace:
     """Trace recipe ``name`` with the flags of ``bertbench run``; ``tracing.process.start`` first.
 
-    ``accept`` is given precision and attention before the step, and may refuse them. Raises
-    BadInput and Unsupported as the product does, and for what cannot be traced.
+    ``accept`` receives precision and attention before the step, and can refuse them. Raises
+    BadInput and Unsupported as the product does, and for settings that cannot be traced.
     """
     settings = resolve(name, [*flags, "--synthetic"])
     _check(settings)
@@ -78,7 +78,7 @@ def trace(
         micro = make(size)
         lengths = micro.tokens.lengths
         tally.squares = sum(n * n for n in lengths)
-        # The first step makes the optimizer's state, which is no part of a usual one.
+        # The first step also creates the optimizer's state, so it does not count.
         for batch, passes, counted in ((make(1), 1, False), (micro, 2, True)):
             step = _step(task, batch, passes)
             phases.step(counted)
@@ -98,7 +98,7 @@ def trace(
 
 
 def _check(settings: Settings) -> None:
-    """Refuse what has no effect here or cannot be traced."""
+    """Raise BadInput or Unsupported for settings without effect, or that cannot be traced."""
     if settings.origins.get("backend") == "flag":
         raise BadInput("--backend: only the operations of backends/cuda are traced; leave it out")
     if settings.impl.compile is not None:
@@ -108,7 +108,7 @@ def _check(settings: Settings) -> None:
 
 
 def _step(task: Any, batch: Any, passes: int) -> Any:
-    """A step of ``passes`` times ``batch``, of whatever class the task's steps are."""
+    """Return a step, of the task's class, of ``passes`` times ``batch``."""
     step = task.made_up_step(batch.num_samples, passes)
     counts = {"num_tokens": batch.num_tokens * passes}
     if hasattr(step, "num_masked"):
@@ -117,7 +117,10 @@ def _step(task: Any, batch: Any, passes: int) -> Any:
 
 
 def typical_rows(lengths: Any, size: int) -> Any:
-    """``size`` consecutive rows whose tokens are nearest to the mean; BadInput with too few."""
+    """Return ``size`` consecutive rows with tokens nearest to the mean.
+
+    ``lengths`` is [rows]. Raises BadInput with too few rows.
+    """
     starts = range(0, len(lengths) - size, size)
     if not starts:
         raise BadInput(f"--micro_batch {size}: there are only {len(lengths)} samples to trace")

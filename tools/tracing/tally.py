@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count the operations of a device by phase and kind, and what makes the host wait for it."""
+"""Count a device's operations by phase and kind, and the host's synchronisations with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PRODUCT, ATTENTION, MEMORY, COPY = "matrix product", "attention", "memory-bound"
 KINDS = (PRODUCT, ATTENTION, MEMORY, COPY)
 MASKS = (torch.bool, torch.uint8)
 WAITS = {"nonzero", "masked_select", "equal", "_unique2", "unique_dim", "unique_consecutive"}
-"""Operations whose result's size or value the host has to know."""
+"""Operations whose result's size or value the host needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class Tally(TorchDispatchMode):
         return result
 
     def wait(self, what: str) -> None:
-        """Count a synchronisation, with the innermost line of our own code that causes it."""
+        """Count a synchronisation, with the innermost line of our code that causes it."""
         if self.phase is not None:
             self.waits[self.phase, what, self._where()] += 1
 
@@ -118,7 +118,7 @@ class Tally(TorchDispatchMode):
         return Cost(call.launches(self._limits), moved, flops, seconds)
 
     def _result(self, func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the operation returns, or a stand-in; synchronisations are counted."""
+        """Return the operation's result, or a stand-in; count synchronisations."""
         if not any(map(on_device, tensors((*args, *kwargs.values())))):
             return func(*args, **kwargs)
         first = args[0]
@@ -153,7 +153,7 @@ class Tally(TorchDispatchMode):
 
     @staticmethod
     def _by_number(index: Tensor | None) -> list[Tensor | None]:
-        """An index as it is, or a mask as the indices of all its elements."""
+        """Return an index unchanged, or a mask as the indices of all its elements."""
         if index is None or not _is_mask(index):
             return [index]
         return [index.new_empty(index.numel(), dtype=torch.int64) for _ in range(index.dim())]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes, arithmetic and launches of one ATen operation, from its arguments and results.
+"""Derive bytes, arithmetic and launches of one ATen operation from its arguments and results.
 
-Bytes are the least that the operation can move: each element that it needs is read once, and each
-element of its results written once. A tensor that is given twice is read once, the repeats of an
-expanded tensor are no elements, and operations by index touch the rows that they name.
+Bytes are a lower bound: the operation reads each element that it needs once, and writes each
+element of its results once. A tensor given twice and the repeats of an expanded tensor count once;
+operations by index touch the rows that they name.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ALLOCATIONS |= {"new_empty_strided", "resize_", "set_", "lift_fresh", "lift"}
 METADATA = {"detach_", "squeeze_", "unsqueeze_", "t_", "transpose_", "as_strided_"}
 SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "rand_like", "randn_like"}
 SHAPE_ONLY |= {"new_zeros", "new_ones", "new_full"}
-"""Operations that look at their argument's shape and type only."""
+"""Operations that use only their argument's shape and type."""
 OVERWRITES = {"copy_", "fill_", "zero_", "normal_", "uniform_", "bernoulli_", "random_"}
 OVERWRITES |= {"_foreach_copy_", "_foreach_zero_"}
-"""In-place operations that do not read the values they replace."""
+"""In-place operations that do not read the replaced values."""
 UNREAD = {"nll_loss_backward": "self", "native_layer_norm_backward": "bias"}
 """Arguments that only give a shape."""
 GATHERS = {"embedding": "weight", "index_select": "self", "gather": "self", "index": "self"}
@@ -35,7 +35,7 @@ SCATTERS |= {"index_copy": "source", "scatter": "src", "scatter_add": "src"}
 SCATTERS |= {"embedding_dense_backward": "grad_output"}
 """Operation (in place or not) -> the argument whose elements it spreads over its result."""
 ADDS = {"index_add", "scatter_add", "embedding_dense_backward"}
-"""Those that add to what is there, and so read it as well."""
+"""Those that add to their target, and so read it as well."""
 PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "linear": 0, "_scaled_mm": 0, "_grouped_mm": 0}
 PRODUCTS |= {"addmm": 1, "baddbmm": 1, "addmv": 1, "_addmm_activation": 1}
 """Matrix products -> the position of the first factor, whose last dimension is summed over."""
@@ -44,12 +44,12 @@ BACKWARD_PRODUCTS = 2.5
 
 
 class Call:
-    """One operation that was called on the device: what it read, wrote and is."""
+    """One operation called on the device."""
 
     def __init__(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
     ) -> None:
-        """``func`` is an OpOverload, the rest is what it was called with and returned."""
+        """``func`` is an OpOverload, the rest its arguments and result."""
         schema = func._schema
         self.name: str = schema.name.rpartition("::")[2]
         self.overload: str = schema.overload_name
@@ -63,13 +63,13 @@ class Call:
 
     @property
     def devices(self) -> set[str]:
-        """Types of the devices of all its tensors."""
+        """The device types of all its tensors."""
         given = (t for value in self.values.values() for t in tensors(value))
         return {t.device.type for t in (*given, *self.results)}
 
     @property
     def is_view(self) -> bool:
-        """Whether it moves nothing: it only describes or allocates memory."""
+        """Whether it only describes or allocates memory."""
         if self.name in ALLOCATIONS | METADATA:
             return True
         if self._mutable:
@@ -79,7 +79,7 @@ class Call:
 
     # -- bytes --------------------------------------------------------------------------------
     def bytes(self) -> int:
-        """Least bytes read and written on the device."""
+        """Return the minimum of bytes read and written on the device."""
         read = [t for a in self._arguments if self._reads(a) for t in tensors(self.values[a.name])]
         written: list[Tensor] = []
         if not self._only_rows:
@@ -98,11 +98,11 @@ class Call:
 
     def _writes(self, argument: Any) -> bool:
         if self.name.startswith("_fused_adam") and argument.name == "grads":
-            return self.values.get("grad_scale") is not None  # else they are left as they are
+            return self.values.get("grad_scale") is not None  # else they are unchanged
         return bool(argument.is_write)
 
     def _by_index(self) -> int:
-        """Bytes of the elements that an index names, which may be fewer than it has entries."""
+        """Return the bytes of the elements that an index names; repeats may count once."""
         if self.name in GATHERS:
             source = self.values[GATHERS[self.name]]
             named = self.values["target"] if "target" in self.values else self.results[0]
@@ -121,7 +121,7 @@ class Call:
 
     @property
     def is_attention(self) -> bool:
-        """A kernel of its own, not the one made of products and softmax."""
+        """Whether it is a fused attention kernel, not one of products and softmax."""
         return "attention" in self.name
 
     @property
@@ -129,7 +129,7 @@ class Call:
         return self.name.endswith("_backward")
 
     def flops(self, squares: int) -> int:
-        """A multiplication and an addition are two. ``squares``: sum of squared lengths."""
+        """Return FLOPs, two per multiplication and addition; ``squares``: squared lengths' sum."""
         if self.is_product:
             values = list(self.values.values())
             return 2 * self.results[0].numel() * values[PRODUCTS[self.base]].shape[-1]
@@ -145,7 +145,7 @@ class Call:
 
     # -- launches -----------------------------------------------------------------------------
     def launches(self, limits: Limits = LIMITS[4]) -> int:
-        """An estimate of the kernels: one, or what CUDA's multi-tensor operations launch."""
+        """Return an estimate of the kernels: one, or those of CUDA's multi-tensor operations."""
         if self.base in ("cat", "stack"):
             count = len(next(v for v in self.values.values() if isinstance(v, (list, tuple))))
             return -(-count // CAT_TENSORS)
@@ -175,7 +175,7 @@ class Call:
 
 
 def fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether CUDA computes on lists of tensors in common launches (ForeachUtils.h).
+    """Return whether CUDA computes on ``lists`` of [any shape] in common launches (ForeachUtils.h).
 
     All tensors must be dense and of one type, and the lists must agree in sizes and strides.
     """
@@ -191,7 +191,7 @@ def fast_route(lists: Sequence[Sequence[Tensor]]) -> bool:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill their memory without gaps or repeats, in whatever order."""
+    """Return whether the elements fill their memory without gaps or repeats, in any order."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1:
@@ -202,7 +202,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in an argument or result."""
+    """Yield the tensors in an argument or result."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -211,17 +211,17 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def on_device(tensor: Tensor) -> bool:
-    """Whether it is on the traced device."""
+    """Return whether it is on the traced device."""
     return tensor.device.type == DEVICE
 
 
 def storage(tensor: Tensor) -> int:
-    """Identity of its memory."""
+    """Return the identity of its memory."""
     return tensor.untyped_storage()._cdata
 
 
 def touched(tensor: Tensor) -> int:
-    """Bytes of the elements in memory; what an expanded dimension repeats counts once."""
+    """Return the bytes of the elements in memory; an expanded dimension counts once."""
     count = tensor.element_size()
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride or not size else 1
@@ -229,7 +229,7 @@ def touched(tensor: Tensor) -> int:
 
 
 def unique_bytes(given: Iterable[Tensor]) -> int:
-    """Bytes of the tensors that are on the device, each counted once."""
+    """Return the bytes of the tensors on the device, each counted once."""
     seen = {
         (storage(t), t.storage_offset(), tuple(t.shape), t.stride(), t.dtype): t
         for t in given

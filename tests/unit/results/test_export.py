@@ -23,7 +23,7 @@ from tests.unit.results.mlperf_runs import CHIP, make
 from tests.unit.test_record import forge
 
 CODE = "0123456789abcdef"
-TOLD = {
+ANSWERS = {
     "status": "research", "host_processor_frequency": "3 GHz", "host_storage_type": "NVMe",
     "host_storage_capacity": "1 TB", "host_memory_configuration": "8x 4 GB", "cooling": "air",
     "host_processor_interconnect": "N/A",
@@ -61,7 +61,7 @@ def runs(root: Path, count: int = 10, **changed: Any) -> list[Any]:
 
 def refusal(results: list[Any], out: Path, org: str = "Acme", **given: Any) -> str:
     with pytest.raises(BadInput) as caught:
-        export(results, out, org, **({"told": TOLD} | given))
+        export(results, out, org, **({"fields": ANSWERS} | given))
     assert not out.exists() or not any(out.iterdir())
     return str(caught.value)
 
@@ -70,7 +70,7 @@ def test_ten_open_runs_pass_the_package_checker(
     ten: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     info = tmp_path / "info.json"
-    info.write_text(json.dumps(TOLD))
+    info.write_text(json.dumps(ANSWERS))
     out = tmp_path / "out"
     command = ["export-mlperf", str(ten), "--out", str(out), "--org", "Acme"]
     assert main([*command, "--system_info", str(info), "--cooling", "liquid"]) == 0
@@ -110,7 +110,7 @@ def test_logs_change_in_labels_that_nobody_chose_and_nowhere_else(
     ten: Path, tmp_path: Path, unchecked: None
 ) -> None:
     results = load_results([ten], references=False)[0]
-    tree, _ = export(results, tmp_path, "Acme", told=TOLD)
+    tree, _ = export(results, tmp_path, "Acme", fields=ANSWERS)
     for number, run in enumerate(results):
         before = (run.path / "result_0.txt").read_text().splitlines()
         after = (tree / f"results/test-1x/bert/result_{number}.txt").read_text().splitlines()
@@ -123,13 +123,13 @@ def test_logs_change_in_labels_that_nobody_chose_and_nowhere_else(
 
 
 def test_closed_runs_pass_with_the_reference_points(tmp_path: Path) -> None:
-    told = TOLD | {"status": "onprem"}
+    answers = ANSWERS | {"status": "onprem"}
     good = runs(tmp_path / "good", steps=5600, batch=448, division="closed")
-    tree, _ = export(good, tmp_path / "out", "Acme", told=told)
+    tree, _ = export(good, tmp_path / "out", "Acme", fields=answers)
     assert check_package(tree, "5.0.0") == []
     fast = runs(tmp_path / "fast", steps=4000, batch=448, division="closed")
-    text = refusal(fast, tmp_path / "none", told=told)
-    assert "the package checker refuses it; nothing was written" in text
+    text = refusal(fast, tmp_path / "none", fields=answers)
+    assert "not written: the package checker refuses it" in text
     assert "RCP Test Failed" in text
 
 
@@ -138,9 +138,9 @@ def test_everything_missing_is_asked_for_at_once(
 ) -> None:
     out = str(tmp_path / "out")
     assert main(["export-mlperf", str(ten), "--out", out, "--org", "Acme", "--json"]) == 2
-    told = capsys.readouterr()
-    text = json.loads(told.out)["error"]
-    for name in TOLD:
+    printed = capsys.readouterr()
+    text = json.loads(printed.out)["error"]
+    for name in ANSWERS:
         if name not in ("host_processor_frequency", "host_processor_interconnect"):  # may be known
             assert f"--{name} " in text and FIELDS[name] in text
     assert "--host_processor_model_name" not in text  # measured
@@ -152,7 +152,7 @@ def test_simulated_runs_are_refused(tmp_path: Path) -> None:
     from dataclasses import replace
 
     results = runs(tmp_path / "r", 1, devices=[replace(CHIP, simulated=True)])
-    assert "simulated devices give no results" in refusal(results, tmp_path / "out")
+    assert "runs on simulated devices are not results" in refusal(results, tmp_path / "out")
 
 
 @pytest.mark.parametrize("status", ["failed", "interrupted", "oom"])
@@ -181,7 +181,7 @@ def test_damaged_records_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_runs_of_other_benchmarks_are_refused(tmp_path: Path, unchecked: None) -> None:
     results = runs(tmp_path / "r", 1, mlperf=None)
     assert "not an MLPerf benchmark" in refusal(results, tmp_path / "out")
-    assert "no runs there" in refusal([], tmp_path / "out")
+    assert "no runs found" in refusal([], tmp_path / "out")
 
 
 def test_mixed_runs_are_refused_with_what_differs(tmp_path: Path, unchecked: None) -> None:
@@ -198,8 +198,8 @@ def test_mixed_runs_are_refused_with_what_differs(tmp_path: Path, unchecked: Non
 def test_too_few_too_many_and_equal_seeds(tmp_path: Path, unchecked: None) -> None:
     results = runs(tmp_path / "r", 11)
     nine, eleven = (refusal(results[:n], tmp_path / "out") for n in (9, 11))
-    assert "exactly 10 runs of BERT, here are 9: run 1 more" in nine
-    assert "here are 11" in eleven and "picking the best is forbidden" in eleven
+    assert "exactly 10 BERT runs; found 9: run 1 more" in nine
+    assert "found 11" in eleven and "selecting the best is forbidden" in eleven
     again = make(tmp_path / "again", seed=3)
     # By seed: runs made within one second are in no order.
     same = [r for r in results if r.seed < 9] + load_results([again], references=False)[0]
@@ -219,8 +219,8 @@ def test_what_the_runs_chose_is_not_overruled(tmp_path: Path, unchecked: None) -
     assert "--org is 'Acme', but the runs were made with --submission_org Bcme" in text
     text = refusal(results, tmp_path / "out", "Bcme")
     assert "--status is 'research', but the runs were made with --submission_status onprem" in text
-    told = {k: v for k, v in TOLD.items() if k != "status"}
-    tree, _ = export(results, tmp_path / "out", "Bcme", told=told)
+    answers = {k: v for k, v in ANSWERS.items() if k != "status"}
+    tree, _ = export(results, tmp_path / "out", "Bcme", fields=answers)
     assert json.loads((tree / "systems/test-1x.json").read_text())["status"] == (
         "Available on-premise"
     )
@@ -229,13 +229,15 @@ def test_what_the_runs_chose_is_not_overruled(tmp_path: Path, unchecked: None) -
 def test_names_and_places(ten: Path, tmp_path: Path, unchecked: None) -> None:
     results = load_results([ten], references=False)[0]
     assert "cannot name a folder" in refusal(results, tmp_path / "out", "../x")
-    wrong = refusal(results, tmp_path / "out", told=TOLD | {"system_name": "a b"})
+    wrong = refusal(results, tmp_path / "out", fields=ANSWERS | {"system_name": "a b"})
     assert "cannot name a folder" in wrong
-    assert "no BERT in MLPerf round '6.0.0'" in refusal(results, tmp_path / "out", ruleset="6.0.0")
-    assert "leave it out" in refusal(results, tmp_path / "out", told=TOLD | {"division": "closed"})
+    assert "MLPerf round '6.0.0' has no BERT" in refusal(results, tmp_path / "out", ruleset="6.0.0")
+    assert "leave it out" in refusal(
+        results, tmp_path / "out", fields=ANSWERS | {"division": "closed"}
+    )
     (tmp_path / "out" / "Acme").mkdir(parents=True)
-    with pytest.raises(BadInput, match="nothing is overwritten"):
-        export(results, tmp_path / "out", "Acme", told=TOLD)
+    with pytest.raises(BadInput, match="choose another --out"):
+        export(results, tmp_path / "out", "Acme", fields=ANSWERS)
 
 
 def test_nothing_is_left_of_an_export_that_failed(
@@ -248,7 +250,7 @@ def test_nothing_is_left_of_an_export_that_failed(
     monkeypatch.setattr(export_module, "check_package", stop)
     results = load_results([ten], references=False)[0]
     with pytest.raises(KeyboardInterrupt):
-        export(results, tmp_path / "out", "Acme", told=TOLD)
+        export(results, tmp_path / "out", "Acme", fields=ANSWERS)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -258,7 +260,7 @@ def test_other_code_is_told_and_closed_runs_need_it(
     opened = runs(tmp_path / "open")
     closed = runs(tmp_path / "closed", division="closed")
     monkeypatch.setattr(export_module, "code_hash", lambda: "f" * 16)
-    tree, notes = export(opened, tmp_path / "out", "Acme", told=TOLD)
+    tree, notes = export(opened, tmp_path / "out", "Acme", fields=ANSWERS)
     assert any("the source is not included" in note for note in notes)
     assert not list(tree.rglob("source"))
     shutil.rmtree(tmp_path / "out")
@@ -292,12 +294,12 @@ def test_accelerators_are_described_as_measured(tmp_path: Path) -> None:
 def test_a_given_value_that_differs_from_the_measured_is_noted(ten: Path) -> None:
     run = load_results([ten], references=False)[0][0]
     known = {"submitter": "A", "division": "open", "system_name": "s"}
-    told = TOLD | {"host_memory_capacity": "1 TB"}
-    fields, notes = describe(run, told, known, ruleset="3.0.0")
+    answers = ANSWERS | {"host_memory_capacity": "1 TB"}
+    fields, notes = describe(run, answers, known, ruleset="3.0.0")
     assert fields["host_memory_capacity"] == "1 TB" and fields["status"] == "research"
     assert any("host_memory_capacity: '1 TB' was given" in note for note in notes)
     with pytest.raises(BadInput, match="choose from onprem, cloud"):
-        describe(run, told | {"status": "soon"}, known, ruleset="5.0.0")
+        describe(run, answers | {"status": "soon"}, known, ruleset="5.0.0")
 
 
 @pytest.mark.parametrize(

@@ -290,10 +290,10 @@ def change(path: str, value: Any) -> dict[str, Any]:
         ("rows.0.colour", "blue", "colour"),
         ("rows.0.metrics.sequences_per_second.value", None, "value"),
         ("rows.0.metrics.sequences_per_second.definition", KeyError, "definition"),
-        ("rows.0.metrics.sequences_per_second.unit", "images/s", "is in sequences/s here"),
-        ("rows.0.metrics.sequences_per_second.sd", 0.1, "without saying over how many runs"),
+        ("rows.0.metrics.sequences_per_second.unit", "images/s", "must be in sequences/s"),
+        ("rows.0.metrics.sequences_per_second.sd", 0.1, "without its number of runs"),
         ("rows.0.quality.reached", True, "without a target"),
-        ("rows.0.quality.target", 95.0, "91.2 of 95.0"),
+        ("rows.0.quality.target", 95.0, "the value is 91.2 and the target 95.0"),
         ("rows.0.batch", 9, "batch is 9, not 8 on each of 1"),
         ("rows.0.system", "unknown", "unknown without a reason"),
         ("rows.0.evaluations", [], "rows[0]"),
@@ -310,7 +310,7 @@ def test_problems_are_named(path: str, value: Any, message: str, tmp_path: Path)
 def test_a_row_that_is_there_twice() -> None:
     document = change("schema_version", 1)
     document["rows"].append(document["rows"][0])
-    assert problems(document) == ["row 3: is there twice"]
+    assert problems(document) == ["row 3: occurs twice"]
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,15 @@ def test_repeats_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([str(tmp_path), "--json"]) == 0
     counts = [entry["repeats"] for entry in json.loads(capsys.readouterr().out)]
     assert sorted(counts) == [1, 6, 6, 6, 6, 6, 6]
+
+
+def test_runs_with_other_kernels_are_not_repeats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, attention in enumerate(("fused", "fused", "plain")):
+        path = run(tmp_path / str(number))
+        kernels = {"attention": attention}
+        forge(path, "manifest.json", lambda m, k=kernels: m["extras"].update(kernels=k))
+    assert main([str(tmp_path), "--json"]) == 0
+    counts = [entry["repeats"] for entry in json.loads(capsys.readouterr().out)]
+    assert sorted(counts) == [1, 2, 2]

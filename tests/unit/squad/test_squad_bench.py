@@ -159,10 +159,10 @@ def test_peer_goes_on_within_a_run(own: Own, tmp_path, monkeypatch) -> None:
     said: list[str] = []
     again = begin()
     found = train_peer(own, again, saved, same, said.append)
-    assert said[0] == f"goes on behind step {number}"
+    assert said[0] == f"resumes after step {number}"
     assert found["final_loss"] == expected["final_loss"]
     assert (expected["resumed"], found["resumed"]) == (False, True)
-    assert "s," not in squad_quality.told({"exact_match": 1.0, "f1": 2.0})
+    assert "s," not in squad_quality.run_line({"exact_match": 1.0, "f1": 2.0})
     for (name, value), other in zip(
         straight.model.state_dict().items(), again.model.state_dict().values(), strict=True
     ):
@@ -213,7 +213,7 @@ def test_rates_and_ratios() -> None:
     about = {"batch": 4, "batches": 3, "real_share": 0.5, "real_share_of_all": 0.6}
     shown = speed_table({"training": found | about, "inference": found | about | {"ok": None}})
     assert "| a | 4.0 (2.4-4.0) | 3.00 (2.50-3.00), goal 2.5: reached |" in shown
-    assert "3.00 (2.50-3.00), flattered" in shown
+    assert "3.00 (2.50-3.00), overestimated" in shown
 
 
 @pytest.mark.parametrize("number", [1, 3, 7, 10])
