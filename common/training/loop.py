@@ -297,7 +297,7 @@ class Training:
         return self.interruption.name or "a signal to another process"
 
     def _conclude(self) -> None:
-        """Set the reason where a limit ended the run, and the status where there is no target."""
+        """Add the reason of a run that a limit ended, and the status of one without a target."""
         out, plan, target = self.out, self.plan, self.plan.target_value
         if not out.reason:
             at_steps = self.progress.step >= plan.max_steps

@@ -313,7 +313,7 @@ def forge(path: Path, name: str, change: Callable[[Any], Any], reseal: bool = Tr
         ("manifest.json", lambda m: m["metrics"][0].update(ci_low=1), "ci_low: 1 is not of type"),
         ("manifest.json", lambda m: m["metrics"][0].update(value=20), "the windows give 16"),
         ("manifest.json", lambda m: m["metrics"][0].update(value=-1), "leave out what was not"),
-        ("manifest.json", lambda m: m["metrics"].append(m["metrics"][0]), "is there 2 times"),
+        ("manifest.json", lambda m: m["metrics"].append(m["metrics"][0]), "occurs 2 times"),
         ("manifest.json", lambda m: m.update(step=11), "ends at another step"),
         ("manifest.json", lambda m: m.update(quality=None), "quality is not that of the last"),
         ("manifest.json", lambda m: m.update(status="below_quality"), "an evaluation reached"),
@@ -455,7 +455,7 @@ def test_a_simulated_run_is_valid_and_no_result(
     (report,) = json.loads(capsys.readouterr().out)
     assert report["valid"] is True and report["simulated"] is True
     forge(path, "manifest.json", lambda m: m.update(simulated=False))
-    assert "its simulated is not what system.json says" in errors(path)[0]
+    assert "its simulated differs from the devices' in system.json" in errors(path)[0]
     assert main([str(path), "--simulated"]) == 1
 
 
