@@ -62,7 +62,7 @@ def _identity(
             if name not in config["origins"]:
                 yield "error", "config.json", f"no origin for {part} value {name}"
     if manifest.get("simulated", False) != any(d["simulated"] for d in system["devices"]):
-        yield "error", "manifest.json", "its simulated differs from the devices' in system.json"
+        yield "error", "manifest.json", "its simulated is not system.json's"
     elif manifest.get("simulated", False):
         yield "note", "manifest.json", "a simulated device: its figures are not a result"
     if manifest["recipe_hash"] is not None and manifest["inputs"].get("data") is None:
@@ -70,11 +70,7 @@ def _identity(
     if manifest["dirty"]:
         yield "note", "manifest.json", "made with files that differ from the commit; see code_hash"
     if manifest["commit"] is None:
-        yield (
-            "note",
-            "manifest.json",
-            "made outside a git checkout; see code_hash",
-        )
+        yield "note", "manifest.json", "made outside a git checkout; see code_hash"
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterator[str]:

@@ -48,8 +48,6 @@ STATUSES = ("ok", "failed", "oom", "unsupported", "below_quality", "interrupted"
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 _CHECKSUM = re.compile(r'("checksum": ")[0-9a-f]{64}(?=")')
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
-
-
 _KEYS = (
     "schema_version", "checksum", "run_id", "system", "benchmark", "preset", "status", "reason",
     "created_utc", "finished_utc", "step", "samples", "seed", "world_size", "simulated",
