@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the parts of a record agree with each other and with the rules of measuring.
+"""Check that the parts of a record agree with each other and with the rules of measuring.
 
 Each check yields ``(severity, file, text)``. The files have passed their schemas and checksums.
 """
@@ -21,15 +21,15 @@ LOG = "result_0.txt"
 _RATES = ("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second")
 _POSITIVE = (*_RATES, "model_flops_per_second", "power_w", "energy_j", "peak_memory_bytes")
 _TOLERANCE = 0.01
-"""Of rates: with several ranks the slowest of each window counts, and not of the whole."""
+"""Of rates: with several ranks, the slowest one differs from window to window."""
 _WARM_UP = 0.02
-"""The share of a rate that its first window may cost it before its reader is told."""
+"""The share of a rate that its first window may cost without a note."""
 _LAST_REPORT_S = 0.1
-"""The timed window ends after the last report was written, the last step's own before it."""
+"""The timed window also holds the writing of the last report; that step's window does not."""
 
 
 def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> Iterator[Finding]:
-    """Everything below; ``content`` holds manifest, config, system, steps and telemetry."""
+    """Run every check on ``content``: manifest, config, system, steps and telemetry."""
     manifest, steps = content["manifest"], content["steps"]
     yield from _identity(path, manifest, content["config"], content["system"])
     yield from _order(manifest, steps)
@@ -45,7 +45,7 @@ def _identity(
     path: Path, manifest: Mapping[str, Any], config: Mapping[str, Any], system: Mapping[str, Any]
 ) -> Iterator[Finding]:
     if manifest["run_id"] != path.resolve().name:
-        yield "error", "manifest.json", f"is of run {manifest['run_id']}: the folder was renamed"
+        yield "error", "manifest.json", f"names run {manifest['run_id']}: the folder was renamed"
     if manifest["recipe_hash"] is not None:
         actual = hash_values(manifest["recipe_kind"] or "", config["recipe"], manifest["inputs"])
         if actual != manifest["recipe_hash"]:
@@ -62,15 +62,15 @@ def _identity(
             if name not in config["origins"]:
                 yield "error", "config.json", f"no origin for {part} value {name}"
     if manifest.get("simulated", False) != any(d["simulated"] for d in system["devices"]):
-        yield "error", "manifest.json", "its simulated is not what system.json says of the devices"
+        yield "error", "manifest.json", "its simulated is not system.json's"
     elif manifest.get("simulated", False):
-        yield "note", "manifest.json", "a simulated device: its figures are no result"
+        yield "note", "manifest.json", "a simulated device: its figures are not a result"
     if manifest["recipe_hash"] is not None and manifest["inputs"].get("data") is None:
         yield "note", "manifest.json", "no hash of the data: not comparable with runs on real data"
     if manifest["dirty"]:
         yield "note", "manifest.json", "made with files that differ from the commit; see code_hash"
     if manifest["commit"] is None:
-        yield "note", "manifest.json", "made outside a git checkout; only code_hash tells the code"
+        yield "note", "manifest.json", "made outside a git checkout; see code_hash"
 
 
 def _leaves(values: Mapping[str, Any]) -> Iterator[str]:
@@ -82,7 +82,7 @@ def _leaves(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _order(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Events come in order, windows join, and samples are steps times the global batch."""
+    """Check that events are in order, windows join, and samples are steps times global batch."""
     batch = manifest["global_batch"]
     for before, now in itertools.pairwise(lines):
         if now["step"] < before["step"] or now["samples"] < before["samples"]:
@@ -120,7 +120,7 @@ def _order(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> I
 
 
 def _quality(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """The status follows from the evaluations."""
+    """Check that quality and status follow from the evaluations."""
     status, quality = manifest["status"], manifest["quality"]
     evaluations = [line for line in lines if line["kind"] == "eval"]
     for line in evaluations:
@@ -135,9 +135,9 @@ def _quality(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
     if evaluations:
         last = evaluations[-1]
         value = last["metrics"].get(last["target_metric"])
-        told = {"metric": last["target_metric"], "value": value, "target": last["target_value"]}
-        told |= {"reached": last["reached"], "samples": last["samples"]}
-        if quality != told:
+        wanted = {"metric": last["target_metric"], "value": value, "target": last["target_value"]}
+        wanted |= {"reached": last["reached"], "samples": last["samples"]}
+        if quality != wanted:
             yield "error", "manifest.json", "its quality is not that of the last evaluation"
             return
     elif quality is not None:
@@ -157,14 +157,19 @@ def _quality(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
 def _metrics(
     manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], skipped: int
 ) -> Iterator[Finding]:
-    """Each metric is there once, is possible, and follows from the windows where it can.
+    """Check each metric by itself, then rates and times against the events."""
+    values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
+    yield from _values(manifest, values)
+    if lines:
+        yield from _times(manifest, lines, values)
+        yield from _rates(lines, values, skipped)
 
-    The run left its first ``skipped`` steps out of its rates; a window ends there.
-    """
+
+def _values(manifest: Mapping[str, Any], values: Mapping[str, float]) -> Iterator[Finding]:
+    """Check that each metric occurs once and is possible."""
     names = [metric["name"] for metric in manifest["metrics"]]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield "error", "manifest.json", f"{name} is there {names.count(name)} times"
-    values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
+        yield "error", "manifest.json", f"{name} occurs {names.count(name)} times"
     for name, value in values.items():
         if name in _POSITIVE and value <= 0:
             yield "error", "manifest.json", f"{name} is {value}: leave out what was not measured"
@@ -173,20 +178,18 @@ def _metrics(
     if values.get("mfu_calibrated", 0) > 1:
         text = f"mfu_calibrated is {values['mfu_calibrated']:.3g}: calibrate on an idle machine"
         yield "note", "manifest.json", text
-    if not lines:
-        return
-    trained = {key: lines[-1][key] - lines[0][key] for key in ("step", "samples")}
-    e2e, run_s = values.get("sequences_per_second_e2e"), values.get("run_time_s")
-    if e2e and run_s and not math.isclose(e2e * run_s, trained["samples"], rel_tol=_TOLERANCE):
-        text = f"sequences_per_second_e2e x run_time_s is not the {trained['samples']} trained"
-        yield "error", "manifest.json", text
-    yield from _times(manifest, lines, values)
+
+
+def _rates(
+    lines: Sequence[Mapping[str, Any]], values: Mapping[str, float], skipped: int
+) -> Iterator[Finding]:
+    """Check the rates against the windows after the first ``skipped`` steps."""
     reports = [line for line in lines if line["kind"] == "step"]
     covered = sum(line["window_steps"] for line in reports)
     warm = lines[0]["step"] + skipped
     windows = [line for line in reports if line["step"] - line["window_steps"] >= warm]
     seconds = sum(line["window_s"] for line in windows)
-    if not seconds or covered != trained["step"]:  # the last steps have no window of their own
+    if not seconds or covered != lines[-1]["step"] - lines[0]["step"]:  # some steps have no window
         return
     for name in _RATES:
         if values.get(name, 0) <= 0 or any(line[name] is None for line in windows):
@@ -201,10 +204,15 @@ def _metrics(
 def _times(
     manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], values: Mapping[str, float]
 ) -> Iterator[Finding]:
-    """The whole times are those of the events; all count from the start of this process's run."""
+    """Check the run's times against the events', all from the start of this process's run."""
     run_s, target_s = values.get("run_time_s"), values.get("time_to_target_s")
     if run_s is None:
         return
+    e2e = values.get("sequences_per_second_e2e")
+    samples = lines[-1]["samples"] - lines[0]["samples"]
+    if e2e and run_s and not math.isclose(e2e * run_s, samples, rel_tol=_TOLERANCE):
+        text = f"sequences_per_second_e2e x run_time_s is not the {samples} trained"
+        yield "error", "manifest.json", text
     last_s = max((line["time_s"] for line in lines if line["kind"] in ("step", "eval")), default=0)
     if run_s < last_s * (1 - _TOLERANCE):
         text = f"run_time_s is {run_s:.6g}, but steps.jsonl has an event at {last_s:.6g} s"
@@ -217,7 +225,7 @@ def _times(
 
 
 def _warm_up(windows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Whether a first window that was slow makes the rates those of a device still warming up."""
+    """Note a slow first window: the device was still warming up."""
     rates = [window["real_tokens_per_second"] for window in windows]
     if len(windows) < 3 or not all(rates):
         return
@@ -239,16 +247,16 @@ def _warm_up(windows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
 
 def _throttling(readings: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
-    """A device that was slowed down says little about a device that was not."""
-    told = [reading for reading in readings if "throttled" in reading]
-    slow = [reading for reading in told if reading["throttled"]]
+    """Note a throttled device: its rates are too low."""
+    known = [reading for reading in readings if "throttled" in reading]
+    slow = [reading for reading in known if reading["throttled"]]
     if slow:
         prefix = "throttle_"
         why = {
             key for reading in slow for key in reading if key.startswith(prefix) and reading[key]
         }
-        reasons = ", ".join(sorted(key.removeprefix(prefix) for key in why)) or "no reason told"
-        text = f"the device was throttled in {len(slow)} of {len(told)} readings ({reasons})"
+        reasons = ", ".join(sorted(key.removeprefix(prefix) for key in why)) or "reason unknown"
+        text = f"the device was throttled in {len(slow)} of {len(known)} readings ({reasons})"
         yield "note", "telemetry.jsonl", text
 
 
@@ -258,6 +266,7 @@ def _mlperf(
     lines: Sequence[Mapping[str, Any]],
     rulesets: Sequence[str],
 ) -> Iterator[Finding]:
+    """Check the MLPerf log: against the manifest, the evaluations and the ruleset."""
     status, log = manifest["status"], path / LOG
     if status not in ("ok", "below_quality"):
         yield "note", LOG, f"not checked for compliance: the run ended as {status}"

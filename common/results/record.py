@@ -2,19 +2,19 @@
 """The record of one run: ``results/<system>/<benchmark>/<UTC>_<commit>_<id>/``.
 
 =================  ================================================================================
-manifest.json      what it was, how it ended, metrics, checksums of itself and all others
+manifest.json      identity, status, metrics, checksums of itself and all other files
 config.json        recipe, impl and run options, with the origin of each value
 system.json        machine, devices, software
 steps.jsonl        one line per reported step, evaluation, checkpoint, start and stop
-telemetry.jsonl    power and the like, where the device tells
+telemetry.jsonl    readings of the device's sensors, where it has any
 result_0.txt       MLPerf log (written by common/mlperf/log.py into ``record.path``)
-console.log        what was printed (``record.console``)
-checkpoints/       not part of the record: each has checksums of its own
+console.log        the printed lines (``record.console``)
+checkpoints/       not part of the record: each has its own checksums
 =================  ================================================================================
 
-The folder appears complete, with status ``interrupted``, before training starts, and that is what
-a kill at any moment leaves. ``close`` writes the final manifest in one rename and takes away write
-permission; nothing is ever overwritten. Formats: schema/*.json.
+The folder appears complete, with status ``interrupted``, before training starts; a kill leaves it
+so. ``close`` writes the final manifest in one rename and makes the record read-only; no record is
+ever overwritten. Formats: schema/*.json.
 
     record = RunRecord.create(root, system=..., benchmark=..., config=settings.as_dict(), ...)
     record.identify(recipe_hash=..., recipe_kind=..., inputs={"data": ...}, global_batch=...)
@@ -48,6 +48,13 @@ STATUSES = ("ok", "failed", "oom", "unsupported", "below_quality", "interrupted"
 MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
 _CHECKSUM = re.compile(r'("checksum": ")[0-9a-f]{64}(?=")')
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_KEYS = (
+    "schema_version", "checksum", "run_id", "system", "benchmark", "preset", "status", "reason",
+    "created_utc", "finished_utc", "step", "samples", "seed", "world_size", "simulated",
+    "global_batch", "recipe_hash", "recipe_kind", "inputs", "code_hash", "commit", "dirty",
+    "command", "resumed_from", "mlperf", "quality", "metrics", "notes", "extras", "files",
+)  # fmt: skip
+"""A manifest's keys in their order; those unknown before the end are null until then."""
 
 
 class _Samples(Protocol):
@@ -55,14 +62,14 @@ class _Samples(Protocol):
 
 
 class RunRecord(Observer):
-    """Made with ``create``; one of the observers of the loop, on rank 0 only."""
+    """An observer of the loop, on rank 0 only; made by ``create``."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.telemetry: _Samples | None = None
-        """A sampler whose readings are kept; set it before the run starts."""
+        """The sampler of the readings to keep; set it before the run starts."""
         self.console: IO[str] = _HomeHidden((path / "console.log").open("ab"), encoding="utf-8")
-        """What is printed belongs here too; flush it after each line."""
+        """A copy of the printed lines; flush it after each."""
         self._steps = (path / "steps.jsonl").open("a", encoding="utf-8")
         self._manifest = manifest
         self._readings = 0
@@ -83,76 +90,45 @@ class RunRecord(Observer):
         resumed_from: str | None = None,
         now: datetime | None = None,
     ) -> RunRecord:
-        """Make the folder, marked ``interrupted``.
+        """Write the folder, marked ``interrupted``.
 
         ``config`` is ``Settings.as_dict()``; ``devices`` are DeviceInfo values (or the like), one
-        per process; ``mlperf`` is ``{"division": ..., "ruleset": ...}`` where a log will be
-        written that must comply; ``command`` the arguments as typed. Raises BadInput when the
-        names or the folder will not do.
+        per process; ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply;
+        ``command`` holds the arguments as typed. Raises BadInput where a name cannot be a folder's
+        or the folder cannot be written.
         """
-        for what, name in (("system", system), ("benchmark", benchmark)):
-            if not _SLUG.fullmatch(name):
-                raise BadInput(
-                    f"{what} {name!r} cannot name a folder of results: use lower-case letters, "
-                    f"digits, '.', '_' and '-' (--{what})"
-                )
-        created = now or datetime.now(timezone.utc)
-        from bertbench.common.measure.system import (
-            describe_system,  # torch: readers of records need none
-        )
+        _check_name("system", system)
+        _check_name("benchmark", benchmark)
+        # Imported here for its torch, which readers of records do without.
+        from bertbench.common.measure.system import describe_system
 
+        created = now or datetime.now(timezone.utc)
         described = describe_system() | {"devices": plain(list(devices))}
-        code = described["code"]
-        run_id = "_".join(
-            (
-                created.strftime("%Y%m%dT%H%M%SZ"),
-                (code["commit"] or "nocommit")[:7],
-                secrets.token_hex(3),
-            )
-        )
-        manifest = {
+        manifest = dict.fromkeys(_KEYS) | {
             "schema_version": SCHEMA_VERSION,
-            "checksum": None,
-            "run_id": run_id,
+            "run_id": _new_run_id(created, described["code"]["commit"]),
             "system": system,
             "benchmark": benchmark,
             "preset": config["preset"],
             "status": "interrupted",
             "reason": "the process ended without finishing its record",
             "created_utc": _utc(created),
-            "finished_utc": None,
-            "step": None,
-            "samples": None,
             "seed": seed,
             "world_size": world_size,
             "simulated": any(device["simulated"] for device in described["devices"]),
-            "global_batch": None,
-            "recipe_hash": None,
-            "recipe_kind": None,
             "inputs": {},
             "code_hash": code_hash(),
-            "commit": code["commit"],
-            "dirty": code["dirty"],
+            "commit": described["code"]["commit"],
+            "dirty": described["code"]["dirty"],
             "command": list(command),
             "resumed_from": resumed_from,
             "mlperf": None if mlperf is None else dict(mlperf),
-            "quality": None,
             "metrics": [],
             "notes": [],
             "extras": {},
-            "files": None,
         }
-        path = root / system / benchmark / run_id
-        work = path.with_name(f".{run_id}")
         try:
-            work.mkdir(parents=True)
-            _write_json(work / "config.json", config)
-            _write_json(work / "system.json", described)
-            for empty in ("steps.jsonl", "console.log"):
-                (work / empty).touch()
-            _write_json(work / MANIFEST, manifest)
-            work.rename(path)
-            return cls(path, manifest)
+            return cls(_new_folder(root, config, described, manifest), manifest)
         except OSError as error:
             raise BadInput(
                 f"cannot write a record into {root}: {error}. Choose another --output_dir."
@@ -171,10 +147,10 @@ class RunRecord(Observer):
         inputs: Mapping[str, str | None],
         global_batch: int,
     ) -> None:
-        """Add what is known only once the data is open.
+        """Add the identity of recipe and data, known once the data is open.
 
-        ``inputs`` are the keyword arguments that ``recipe_hash`` was given, and
-        ``recipe_kind`` the recipe's class, so that ``validate`` can compute the hash again.
+        ``inputs`` are the keyword arguments of ``recipe_hash`` and ``recipe_kind`` the recipe's
+        class, so that ``validate`` can compute the hash again.
         """
         self._manifest.update(
             recipe_hash=recipe_hash,
@@ -184,7 +160,7 @@ class RunRecord(Observer):
         )
         _write_json(self.path / MANIFEST, self._manifest)
 
-    # -- what the loop tells ------------------------------------------------------------------
+    # -- events of the loop -------------------------------------------------------------------
     def run_start(self, *, step: int, samples: int) -> None:
         self._line(kind="run_start", step=step, samples=samples)
 
@@ -220,7 +196,7 @@ class RunRecord(Observer):
         self._manifest["notes"].append(text)
 
     def close(self, summary: RunSummary) -> None:
-        """Finish: checksums, final manifest, read-only. Call it last of all observers."""
+        """Write checksums and the final manifest; make all read-only. Call it after all others."""
         assert summary.status in STATUSES, summary.status
         self._keep_readings()
         self._steps.close()
@@ -250,25 +226,54 @@ class RunRecord(Observer):
         self._steps.flush()
 
     def _keep_readings(self) -> None:
-        """Append the readings taken since the last time; seldom, so that steps are not held up."""
+        """Append the new readings; called seldom, so that it delays no step."""
         if self.telemetry is None:
             return
-        fresh = self.telemetry.samples()[self._readings :]
-        if fresh:
+        new = self.telemetry.samples()[self._readings :]
+        if new:
             with (self.path / "telemetry.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_publishable(reading)) + "\n" for reading in fresh)
-            self._readings += len(fresh)
+                file.writelines(json.dumps(_publishable(reading)) + "\n" for reading in new)
+            self._readings += len(new)
+
+
+def _check_name(option: str, name: str) -> None:
+    if not _SLUG.fullmatch(name):
+        raise BadInput(
+            f"{option} {name!r} cannot name a folder of results: use lower-case letters, digits, "
+            f"'.', '_' and '-' (--{option})"
+        )
+
+
+def _new_run_id(created: datetime, commit: str | None) -> str:
+    parts = (created.strftime("%Y%m%dT%H%M%SZ"), (commit or "nocommit")[:7], secrets.token_hex(3))
+    return "_".join(parts)
+
+
+def _new_folder(
+    root: Path, config: Mapping[str, Any], system: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> Path:
+    """Write a new record's folder, which appears complete."""
+    path = root / manifest["system"] / manifest["benchmark"] / manifest["run_id"]
+    work = path.with_name(f".{path.name}")
+    work.mkdir(parents=True)
+    _write_json(work / "config.json", config)
+    _write_json(work / "system.json", system)
+    for empty in ("steps.jsonl", "console.log"):
+        (work / empty).touch()
+    _write_json(work / MANIFEST, manifest)
+    work.rename(path)
+    return path
 
 
 def record_files(path: Path) -> list[Path]:
-    """The files of a record that its manifest answers for."""
+    """Return the files that a record's manifest has checksums of."""
     return sorted(p for p in path.iterdir() if p.name not in (MANIFEST, CHECKPOINTS))
 
 
 def sealed(text: str) -> str:
-    """A manifest's text with its own ``checksum`` right: the sha256 of the text with zeros there.
+    """Return a manifest's text with its ``checksum``: the sha256 of the text with zeros there.
 
-    Text without a checksum comes back as it is.
+    Text without a checksum is returned unchanged.
     """
     blank = _CHECKSUM.sub(rf"\g<1>{'0' * 64}", text, count=1)
     digest = hashlib.sha256(blank.encode()).hexdigest()
@@ -276,13 +281,13 @@ def sealed(text: str) -> str:
 
 
 def hide_home(text: str) -> str:
-    """Paths below the user's home folder without its name."""
+    """Replace the user's home folder in ``text`` by ``~``."""
     home = str(Path.home())
     return text if len(home) < 2 else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
 
 
 def _publishable(value: Any) -> Any:
-    """JSON values: a number that is not finite is null, and nothing names the user."""
+    """Return JSON values: null for a number that is not finite, and no user's name."""
     if isinstance(value, Mapping):
         return {str(k): _publishable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -305,7 +310,7 @@ def _utc(moment: datetime) -> str:
 
 
 class _HomeHidden(io.TextIOWrapper):
-    """A text file in which the user's home folder has no name."""
+    """A text file that hides the user's home folder."""
 
     def write(self, text: str, /) -> int:
         return super().write(hide_home(text))

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: complete or absent, and verified before a byte of them is interpreted.
+"""Checkpoints: complete or absent, and verified before any byte is interpreted.
 
 One checkpoint is one folder::
 
     step_00000123/
         model.safetensors optimizer.safetensors rank_0000.safetensors ...   one per tensor group
-        state.json        everything that is not a tensor
+        state.json        everything else
         manifest.json     sha256 and size of each of the files above, and of itself
 
-Nothing is pickled, so a checkpoint of a stranger cannot run code. safetensors does not notice a
-flipped bit in its payload, hence the checksums. Rank 0 writes all of it; state that differs
-between ranks (random generators) is gathered first and goes into ``rank_group(rank)``.
+Without pickle, a stranger's checkpoint cannot run code. safetensors does not notice a flipped bit
+in its payload, hence the checksums. Rank 0 writes all files; state that differs between ranks
+(random generators) is gathered first and goes into ``rank_group(rank)``.
 """
 
 from __future__ import annotations
@@ -43,16 +43,19 @@ Saved = tuple[Groups, dict[str, Any]]
 
 
 def rank_group(rank: int) -> str:
-    """Name of the tensor group that holds what only ``rank`` needs."""
+    """Return the name of the tensor group for ``rank`` alone."""
     return f"rank_{rank:04d}"
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``folder``/step_XXXXXXXX, of which the last ``keep`` stay."""
+    """The last ``keep`` checkpoints of one run, in ``folder``/step_XXXXXXXX.
+
+    Raises BadInput where ``keep`` is below 1.
+    """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         if keep < 1:
-            raise BadInput(f"cannot keep {keep} checkpoints: give at least 1 to keep, or skip them")
+            raise BadInput(f"cannot keep {keep} checkpoints: keep at least 1, or skip checkpoints")
         self.folder, self._keep = folder, keep
 
     def save(
@@ -64,9 +67,9 @@ class Checkpoints:
         """Write one checkpoint, make it durable, then delete those beyond ``keep``.
 
         ``tensors`` maps a group (``model``, ``optimizer``, ``rank_group(r)``) to named tensors of
-        any device; names that share one tensor share it again when loaded. ``state`` must be
-        JSON. Call it on rank 0 only. Raises BadInput when the disk refuses; the checkpoints
-        that were there before are then untouched.
+        any shape [...] and device; names that share one tensor share it again when loaded.
+        ``state`` must be JSON. Call it on rank 0 only. Raises BadInput when the disk refuses; the
+        earlier checkpoints are then untouched.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(f"{_PARTIAL}*"):
@@ -83,7 +86,7 @@ class Checkpoints:
                 f"space there, choose another --output_dir, or pass --skip_checkpoint."
             ) from error
         target = self.folder / f"step_{step:08d}"
-        if target.exists():  # an earlier run got here; it counts until the new one is in place
+        if target.exists():  # written before a resume; valid until the new one is in place
             replaced = target.with_suffix(".replaced")
             if replaced.exists():
                 shutil.rmtree(replaced)
@@ -94,19 +97,19 @@ class Checkpoints:
         return target
 
     def available(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return _complete(self.folder)
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint, or None. Its checksums are not looked at here."""
+        """Return the newest complete checkpoint, or None; does not verify it."""
         found = self.available()
         return found[-1] if found else None
 
     def load(self, path: Path | None = None) -> tuple[Groups, dict[str, Any]]:
         """Verify the checkpoint at ``path`` (default: the latest), then read it (CPU tensors).
 
-        Raises BadInput, naming the file and the newest older checkpoint that is intact, when
-        anything is missing, cut or changed; nothing has been interpreted by then.
+        Raises BadInput when anything is missing, cut or changed, before it interprets a byte. The
+        message names the file and the newest older checkpoint that is intact.
         """
         chosen = path or self.latest()
         if chosen is None:
@@ -118,16 +121,16 @@ class Checkpoints:
         superseded = [path for path in found if path.suffix]
         kept = [path for path in found if not path.suffix]
         for path in superseded + kept[: -self._keep]:
-            # Out of sight first: a half-deleted checkpoint must never look like one.
+            # Renamed first: a half-deleted checkpoint must never look complete.
             doomed = path.rename(path.with_name(_PARTIAL + path.name))
             shutil.rmtree(doomed)
 
 
 def resolve(path: Path) -> Path:
-    """The newest checkpoint that ``path`` stands for.
+    """Return the newest checkpoint at ``path``.
 
     ``path`` is a checkpoint, a folder of checkpoints, or a run folder that has one. Raises
-    BadInput when there is none.
+    BadInput without any.
     """
     if _NAME.fullmatch(path.name):
         return path
@@ -135,13 +138,11 @@ def resolve(path: Path) -> Path:
         found = _complete(folder)
         if found:
             return found[-1]
-    raise BadInput(
-        f"no checkpoint in {path}: give a folder named step_XXXXXXXX or one that holds some"
-    )
+    raise BadInput(f"no checkpoint in {path}: give a folder step_XXXXXXXX, or one that holds some")
 
 
 def load(path: Path) -> Saved:
-    """Verify and read one checkpoint folder; see ``Checkpoints.load``."""
+    """Verify and read one checkpoint folder; raises BadInput (see ``Checkpoints.load``)."""
     problem = verify(path)
     if problem:
         raise BadInput(f"{problem}. Nothing was loaded. {_alternative(path)}")
@@ -151,7 +152,7 @@ def load(path: Path) -> Saved:
 
 
 def verify(path: Path) -> str | None:
-    """What is wrong with the checkpoint at ``path``, naming the file, or None: it is intact."""
+    """Return the damaged file of the checkpoint at ``path`` and its problem, or None if intact."""
     manifest = path / "manifest.json"
     try:
         raw = manifest.read_bytes()
@@ -175,7 +176,7 @@ def verify(path: Path) -> str | None:
             if size != expected["bytes"]:
                 return f"{file}: has {size} bytes, expected {expected['bytes']}"
             if file_sha256(file) != expected["sha256"]:
-                return f"{file}: sha256 differs from the manifest's, its content is damaged"
+                return f"{file}: sha256 differs from the manifest's; the content is damaged"
         except OSError as error:
             return f"{file}: {error.strerror}"
     return None
@@ -184,7 +185,7 @@ def verify(path: Path) -> str | None:
 def flatten_optimizer(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of ``optimizer`` as named tensors and JSON values; ``restore_optimizer`` undoes it."""
+    """Return the state of ``optimizer``: named tensors, and JSON values."""
     full = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {"state": {}, "param_groups": []}
@@ -198,17 +199,17 @@ def flatten_optimizer(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:
-    """Put back what ``flatten_optimizer`` gave; the optimizer must have the same parameters.
+    """Restore the result of ``flatten_optimizer``: ``tensors`` of any shape [...], and ``values``.
 
-    Raises BadInput when it has others (another model, or another grouping).
+    Raises BadInput when the optimizer has other parameters (another model or grouping).
     """
     current = optimizer.state_dict()["param_groups"]
     saved = values["param_groups"]
     if [group["params"] for group in saved] != [group["params"] for group in current]:
         raise BadInput(
             f"the checkpoint's optimizer has groups of {[len(g['params']) for g in saved]} "
-            f"parameters, this model's of {[len(g['params']) for g in current]}: resume with the "
-            f"recipe that wrote the checkpoint"
+            f"parameters, this model's of {[len(g['params']) for g in current]}: use the recipe "
+            f"that wrote the checkpoint"
         )
     state: dict[int, dict[str, Any]] = {
         int(index): dict(entry) for index, entry in values["state"].items()
@@ -239,13 +240,13 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def _alternative(path: Path) -> str:
-    """Names the newest older checkpoint beside ``path`` that is intact."""
+    """Name the newest intact checkpoint older than ``path``."""
     siblings = _complete(path.parent)
     older = siblings[: siblings.index(path)] if path in siblings else siblings
     for candidate in reversed(older):
         if verify(candidate) is None:
             return f"The one before it is intact: --resume {candidate}"
-    return "There is no intact older one beside it: start without --resume"
+    return "No older checkpoint is intact: start without --resume"
 
 
 def _write(
@@ -271,7 +272,7 @@ def _write(
 
 
 def _manifest(step: int, files: Mapping[str, Any]) -> bytes:
-    """The manifest's one valid rendering, so that comparing bytes finds any change to it."""
+    """Render the manifest in its only valid form, so that comparing bytes finds any change."""
     content: dict[str, Any] = {"format": FORMAT_VERSION, "step": step, "files": files}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     text = json.dumps(content | {"sha256": digest}, indent=1, sort_keys=True)
@@ -279,7 +280,7 @@ def _manifest(step: int, files: Mapping[str, Any]) -> bytes:
 
 
 def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
-    """Write one group; a second name for the same memory becomes an alias in the metadata."""
+    """Write one group; a second name of the same memory becomes an alias in the metadata."""
     first: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
     aliases: dict[str, str] = {}
@@ -291,7 +292,7 @@ def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
             aliases[name] = first[view]
             continue
         first[view] = name
-        # safetensors refuses tensors that share storage: parts of one buffer are copied out.
+        # safetensors refuses tensors that share storage: copy parts of one buffer.
         storage = tensor.untyped_storage()
         whole = storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
         storages.add(storage.data_ptr())
@@ -301,7 +302,7 @@ def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
 
 def _read_group(file: Path) -> dict[str, Tensor]:
     with safe_open(file, framework="pt", device="cpu") as reader:
-        # Cloned: a mapped file must not be what training then works on.
+        # Cloned: training must not work on a mapped file.
         tensors = {name: reader.get_tensor(name).clone() for name in reader.keys()}  # noqa: SIM118
         aliases = json.loads((reader.metadata() or {}).get("aliases", "{}"))
     return tensors | {name: tensors[source] for name, source in aliases.items()}

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a person sees while a run is under way, and the same text for the record.
-
-On a terminal a bar shows progress; piped, plain lines are printed. Both go to ``console.log``.
-"""
+"""The console of a run: plain lines, also kept in ``console.log``; a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -111,5 +108,5 @@ class ConsoleObserver(Observer):
 
 
 def _shown(rate: float | None, form: str) -> str:
-    """A rate that is not known is a dash, not a zero."""
+    """Format a rate; an unknown one is a dash."""
     return "-".rjust(int(form.split(".")[0])) if rate is None else format(rate, form)

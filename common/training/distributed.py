@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks, as torchrun starts them; without torchrun a world of one that needs no process group."""
+"""The ranks that torchrun starts; without torchrun, one process without a process group."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class _Joins(Protocol):
 
 
 _LEFT: list[Any] = []
-"""Groups that this process was part of; they end with it."""
+"""Process groups kept alive until the process ends (see ``World.joined``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among all."""
+    """This process's rank among all."""
 
     rank: int = 0
     size: int = 1
@@ -45,12 +45,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0: the only one that writes."""
+        """Whether this is rank 0, the only one that writes."""
         return self.rank == 0
 
     @contextmanager
     def joined(self, backend: _Joins, collective: str | None) -> Iterator[None]:
-        """Be part of the process group for the duration of the block."""
+        """Join the process group for the duration of the block."""
         if self.size == 1:
             yield
             return
@@ -60,18 +60,18 @@ class World:
         finally:
             # DDP's reducer must not drop the last reference to the group: it would hold the
             # interpreter's lock while it joins gloo's threads, and one of these may be waiting for
-            # that lock, to free an all-reduce that just ended (torch 2.13). Both wait for ever.
+            # that lock, to free an all-reduce that just ended (torch 2.13): a deadlock.
             _LEFT.append(dist.group.WORLD)
             dist.destroy_process_group()
 
     def sum_(self, tensor: Tensor) -> Tensor:
-        """Add ``tensor`` over all ranks, in place."""
+        """Add ``tensor`` [...] over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def gather(self, value: Any) -> list[Any]:
-        """A small Python value from each rank, in rank order, on every rank."""
+        """Return every rank's ``value``, a small Python object, in rank order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -79,7 +79,7 @@ class World:
         return values
 
     def max_async(self, code: int) -> Agreement:
-        """Start asking for the largest ``code`` of any rank; costs no device synchronisation."""
+        """Start to find the largest ``code`` of any rank, without a device synchronisation."""
         tensor = torch.tensor([code], dtype=torch.int32)
         work = None
         if self.size > 1:
@@ -89,7 +89,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The answer to ``World.max_async``."""
+    """The pending result of ``World.max_async``."""
 
     _tensor: Tensor
     _work: Any

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One evaluation, on every rank: what the model gives, and how fast it gives it."""
+"""One evaluation on every rank: its metrics, throughput and latencies."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
 
-from bertbench.common.measure.throughput import RateMeter, merge_ranks
+from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
 from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent, Observer
 from bertbench.common.training.progress import Progress
@@ -23,7 +24,7 @@ PERCENTILES = (50, 90, 99)
 
 
 class Stopped(Exception):
-    """An evaluation was ended early, on every rank."""
+    """All ranks ended an evaluation early."""
 
 
 @torch.no_grad()
@@ -40,10 +41,10 @@ def evaluate(
     started: float = 0.0,
     stop: Callable[[], bool] | None = None,
 ) -> EvalEvent:
-    """Evaluate on every rank, add the sums, tell the observers.
+    """Evaluate on every rank, add the sums and send the result to the observers.
 
-    ``stop`` is asked before each batch. Where it is true on one rank, that one leaves its batches
-    out, and behind theirs all ranks raise Stopped: there is no result, and no observer is told one.
+    ``stop`` is called before each batch. A rank where it is true skips its other batches; once all
+    are done, every rank raises Stopped, without a result.
 
     The first ``plan.skip_steps`` batches count neither in the rate nor in the latencies.
     ``telemetry`` samples during the seconds of the rate.
@@ -53,33 +54,16 @@ def evaluate(
     for o in observers:
         o.eval_start(step=progress.step, samples=progress.samples)
     task.model.eval()
-    sums = torch.zeros(len(task.sum_names), device=backend.device)
-    batches = task.eval_batches()
-    timer = backend.timer()
     meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
-    meter.start(warming=plan.skip_steps > 0)
-    stopped = False
-    for number, batch in enumerate(batches):
-        stopped = stop is not None and stop()
-        if stopped:
-            break
-        if number == plan.skip_steps > 0:
-            meter.warmed()
-        timer.start()
-        with backend.precision(plan.precision):
-            sums += task.eval_sums(task.model, batch.to(backend.device))
-        timer.stop()
-        meter.add(samples=batch.num_samples)
-    counted = meter.stop()
-    if stop is not None and max(world.gather(stopped)):
+    own = _forward_all(task, backend, plan, meter, stop)
+    if stop is not None and max(world.gather(own.stopped)):
         task.model.train()
         raise Stopped
-    window = merge_ranks(world.gather(counted))
-    largest = max(world.gather(max((b.num_samples for b in batches), default=0)))
-    own = list(zip(batches, timer.seconds(), strict=True))[plan.skip_steps :]
-    gathered = world.gather([s for b, s in own if b.num_samples == largest])
-    latencies = sorted(seconds for part in gathered for seconds in part)
-    values = dict(zip(task.sum_names, world.sum_(sums).tolist(), strict=True))
+    window = merge_ranks(world.gather(own.window))
+    largest = max(world.gather(max((size for size, _ in own.batches), default=0)))
+    timed = [s for size, s in own.batches[plan.skip_steps :] if size == largest]
+    latencies = sorted(seconds for part in world.gather(timed) for seconds in part)
+    values = dict(zip(task.sum_names, world.sum_(own.sums).tolist(), strict=True))
     task.model.train()
     metrics = task.eval_result(values)
     target = plan.target_value
@@ -96,7 +80,7 @@ def evaluate(
         inference_sequences_per_second=window.sequences_per_second,
         inference_s=window.seconds,
         latency_s={f"p{p}": percentile(latencies, p) for p in PERCENTILES} if latencies else {},
-        latency_clock=timer.clock,
+        latency_clock=own.latency_clock,
         batches=len(latencies),
         batch_size=largest,
     )
@@ -105,6 +89,49 @@ def evaluate(
     return event
 
 
+class _Forward(NamedTuple):
+    """One rank's forward passes."""
+
+    sums: Tensor
+    window: Window
+    batches: list[tuple[int, float]]
+    """Sequences and seconds of each."""
+    latency_clock: str
+    stopped: bool
+
+
+def _forward_all(
+    task: Task,
+    backend: Backend,
+    plan: Plan,
+    meter: RateMeter,
+    stop: Callable[[], bool] | None,
+) -> _Forward:
+    """Run this rank's held-out batches through the model, or those before ``stop`` is true."""
+    sums = torch.zeros(len(task.sum_names), device=backend.device)
+    batches = task.eval_batches()
+    timer = backend.timer()
+    stopped = False
+    meter.start(warming=plan.skip_steps > 0)
+    for number, batch in enumerate(batches):
+        stopped = stop is not None and stop()
+        if stopped:
+            break
+        if number == plan.skip_steps > 0:
+            meter.warmed()
+        timer.start()
+        with backend.precision(plan.precision):
+            sums += task.eval_sums(task.model, batch.to(backend.device))
+        timer.stop()
+        meter.add(samples=batch.num_samples)
+    window = meter.stop()
+    sizes = [batch.num_samples for batch in batches]
+    # After a stop, the batches left have no seconds.
+    return _Forward(
+        sums, window, list(zip(sizes, timer.seconds(), strict=not stopped)), timer.clock, stopped
+    )
+
+
 def percentile(ascending: Sequence[float], percent: float) -> float:
-    """The smallest value that at least ``percent`` of them do not exceed (nearest rank)."""
+    """Return the smallest value that at least ``percent`` % do not exceed (nearest rank)."""
     return ascending[max(0, math.ceil(percent / 100 * len(ascending)) - 1)]

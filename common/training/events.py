@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop tells its observers. Observers read; they cannot change the maths.
+"""The events that the training loop sends to its observers, which read and cannot change the run.
 
-Observers exist on every rank but the loop calls them on rank 0 only; the numbers are global.
+Observers exist on every rank, but the loop calls them on rank 0 only; the numbers are global.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class StepEvent:
     """One optimizer step, reported every ``log_freq`` steps (losses are read only then)."""
 
     step: int
-    """Optimizer steps done, this one included (counting those before a resume)."""
+    """Optimizer steps done, including this one and those before a resume."""
     samples: int
-    """Sequences trained so far, over all ranks (counting those before a resume)."""
+    """Sequences trained so far, over all ranks, including those before a resume."""
     loss: float
-    """This step's loss, a global mean (for two of them, their sum)."""
+    """This step's loss: a global mean, or the sum of two."""
     metrics: Mapping[str, float]
     """Parts of the loss and training accuracy of this step, e.g. ``mlm_loss``, ``mlm_accuracy``."""
     learning_rate: float
@@ -28,9 +28,9 @@ class StepEvent:
     loss_scale: float | None
     skipped_steps: int
     window_steps: int
-    """Steps since the last StepEvent: what the rates below are taken over."""
+    """Steps since the last StepEvent: the window of the rates below."""
     window_s: float
-    """Seconds those steps took, synchronised at both ends, evaluation and checkpoints excluded."""
+    """Their seconds, synchronised at both ends, without evaluation and checkpoints."""
     sequences_per_second: float | None
     real_tokens_per_second: float | None
     padded_tokens_per_second: float | None
@@ -55,22 +55,22 @@ class EvalEvent:
     """From its beginning to its result, scoring included."""
     time_s: float
     inference_sequences_per_second: float | None = None
-    """Over the batches behind the skipped ones; None when all were skipped."""
+    """Over the batches after the skipped ones; None when all were skipped."""
     inference_s: float = 0.0
-    """The seconds of that rate: of the slowest rank, synchronised at both ends."""
+    """The seconds of that rate: the slowest rank's, synchronised at both ends."""
     latency_s: Mapping[str, float] = field(default_factory=dict)
-    """p50, p90 and p99 of the full batches behind the skipped ones, of all ranks, each from the
-    batch on the host to its result on the device; empty when there were none."""
+    """p50, p90 and p99 over all ranks' full batches after the skipped ones, each from the batch on
+    the host to its result on the device; empty without any."""
     latency_clock: str = "none"
     batches: int = 0
-    """That the latencies are taken over."""
+    """The latencies' number of batches."""
     batch_size: int = 0
     """Sequences of a full batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """How it ended."""
+    """The end of a run."""
 
     status: str
     """ok | below_quality | failed | oom | unsupported | interrupted"""
@@ -83,13 +83,13 @@ class RunSummary:
 
 
 class Observer:
-    """Override what you need; every method does nothing by default."""
+    """Base of all observers: override what you need."""
 
     def init_start(self) -> None:
         """Before anything is built."""
 
     def init_stop(self) -> None:
-        """Model, optimizer and process group are ready; no data was touched."""
+        """Model, optimizer and process group are ready; data is untouched."""
 
     def run_start(self, *, step: int, samples: int) -> None:
         """The timed run begins (a resumed one at ``step`` > 0)."""
@@ -107,10 +107,10 @@ class Observer:
         """A checkpoint is complete on disk."""
 
     def run_stop(self, *, step: int, samples: int, status: str) -> None:
-        """The timed run ended: ``status`` is success or aborted (MLPerf's words)."""
+        """The timed run ended: ``status`` is success or aborted, as in MLPerf."""
 
     def close(self, summary: RunSummary) -> None:
-        """Everything is over; files may be finished."""
+        """The run is over: finish your files."""
 
     def note(self, text: str) -> None:
-        """Something people should know: printed once and kept."""
+        """A remark for people, printed once and kept."""

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one training loop, shared by all benchmarks. Read it top to bottom.
+"""The training loop that all benchmarks share; its story is ``Training.run``.
 
-A task says what is trained (model, batches, loss, evaluation); a backend says where; observers
-are told what happened and cannot change it. All maths of a step is in ``train_step``.
+A task says what to train (model, batches, loss, evaluation), a backend where. Observers read the
+events and cannot change the run. All maths of a step is in ``train_step``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
 from bertbench.common.optim.clip import clip_, clip_each_, grad_norm
 from bertbench.common.training.checkpoint import Checkpoints
-from bertbench.common.training.distributed import World
+from bertbench.common.training.distributed import Agreement, World
 from bertbench.common.training.evaluation import Stopped, evaluate
 from bertbench.common.training.events import EvalEvent, Observer
 from bertbench.common.training.progress import Progress, restore, save_checkpoint, step_event
@@ -34,19 +34,19 @@ GO_ON, TIME_IS_UP, INTERRUPTED = 0, 1, 2
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What the loop hands back."""
+    """The result of ``train``."""
 
     status: str
     reason: str
     progress: Progress
     train_window: Window | None = None
-    """All timed steps of this process behind the skipped ones: ranks added, slowest seconds."""
+    """All timed steps of this process after the skipped ones: ranks added, slowest seconds."""
     steps_done: int = 0
-    """In this process, not counting those before a resume."""
+    """Steps of this process, without those before a resume."""
     samples_done: int = 0
-    """Trained in these steps."""
+    """Samples of these steps."""
     skipped: int = 0
-    """Of them, those that the timed window leaves out."""
+    """How many of these steps the timed window leaves out."""
     run_s: float = 0.0
     eval_s: float = 0.0
     checkpoint_s: float = 0.0
@@ -69,154 +69,246 @@ def train(
 ) -> Outcome:
     """Train until the target, a limit, a signal or divergence.
 
-    ``observers`` is empty on all ranks but rank 0. ``progress`` is kept up to date, for whoever
-    has to know how far it came when it raises. ``resume`` is what ``Checkpoints.load`` gave.
-    ``telemetry`` samples during exactly the seconds that the rates are taken over.
+    ``observers`` is empty on all ranks but rank 0. ``progress`` is kept up to date, so that the
+    caller has it when this raises. ``resume`` is the result of ``Checkpoints.load``.
+    ``telemetry`` samples during exactly the seconds of the rates.
 
-    Raises DivergedError with the step and the cause when a loss or gradient is not finite.
+    When a loss or gradient is not finite, every rank raises DivergedError with the same step:
+    at the next report, before an evaluation or checkpoint of the weights. ``train_step`` says why
+    the ranks' weights stay equal until then.
     """
-    scaler = backend.grad_scaler(plan.precision, plan.init_loss_scale)
-    progress = progress or Progress()
-    progress.next_eval_samples = plan.eval_start_samples
-    progress.next_checkpoint_samples = max(
-        plan.checkpoint_start_samples, plan.checkpoint_every_samples
-    )
-    if resume is not None:
-        restore(task, scaler, backend, world, resume, progress)
-    model = backend.wrap_ddp(task.model) if world.size > 1 else task.model
-    out = Outcome(status="below_quality", reason="", progress=progress)
-    meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
-    sums = torch.zeros(len(task.sum_names), device=backend.device)
-    faults = Faults(backend.device, progress.step)
-    wait_s = 0.0
-    out.skipped = plan.skip_steps
+    return Training(
+        task, backend, world, plan, observers, checkpoints, progress or Progress(), resume,
+        telemetry, clock,
+    ).run()  # fmt: skip
 
-    def look(stop: Callable[[], bool] | None = None) -> None:
-        evaluation = evaluate(
-            task, backend=backend, world=world, plan=plan, progress=progress, observers=observers,
-            telemetry=None if plan.max_steps else telemetry, clock=clock, started=started,
-            stop=stop,
+
+class Training:
+    """One run of ``train``, used once: ``run`` is the story, the other methods are its steps."""
+
+    def __init__(
+        self,
+        task: Task,
+        backend: Backend,
+        world: World,
+        plan: Plan,
+        observers: Sequence[Observer],
+        checkpoints: Checkpoints | None,
+        progress: Progress,
+        resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None,
+        telemetry: Telemetry | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.task, self.backend, self.world, self.plan = task, backend, world, plan
+        self.observers, self.checkpoints, self.progress = observers, checkpoints, progress
+        self.telemetry, self.clock = telemetry, clock
+        self.scaler = backend.grad_scaler(plan.precision, plan.init_loss_scale)
+        progress.next_eval_samples = plan.eval_start_samples
+        progress.next_checkpoint_samples = max(
+            plan.checkpoint_start_samples, plan.checkpoint_every_samples
+        )
+        if resume is not None:
+            restore(task, self.scaler, backend, world, resume, progress)
+        self.model = backend.wrap_ddp(task.model) if world.size > 1 else task.model
+        self.out = Outcome(status="below_quality", reason="", progress=progress)
+        self.out.skipped = plan.skip_steps
+        self.meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
+        self.interruption = Interruption()
+        self.faults = Faults(backend.device, progress.step)
+        self.sums = torch.zeros(len(task.sum_names), device=backend.device)
+        self.norm: Tensor | None = None
+        self.wait_s = 0.0
+        self.started = 0.0
+
+    def run(self) -> Outcome:
+        """Train to the end and return the outcome; raises DivergedError (see ``train``)."""
+        progress, out = self.progress, self.out
+        for o in self.observers:
+            o.run_start(step=progress.step, samples=progress.samples)
+        self.started = self.clock()
+        batches = self.task.train_batches(progress.position)
+        with self.interruption, contextlib.closing(batches):  # type: ignore[type-var]
+            self.meter.start(warming=self.plan.skip_steps > 0)
+            while not self._at_limit():
+                vote = self._vote()
+                self._step(batches)
+                stop = vote.result()
+                if self._report_due(stop):
+                    self._report()
+                if self._eval_due():
+                    self._evaluate()
+                    if out.status == "ok":
+                        break
+                if self._save_due(stop):
+                    self._save()
+                if stop != GO_ON:
+                    self._stop(stop)
+                    break
+            out.train_window = merge_ranks(self.world.gather(self.meter.stop()))
+            if self.plan.eval_at_end and out.status == "below_quality":
+                self._evaluate_at_end()
+        out.run_s = self.clock() - self.started
+        self._conclude()
+        for o in self.observers:
+            o.run_stop(
+                step=progress.step,
+                samples=progress.samples,
+                status="success" if out.status == "ok" else "aborted",
+            )
+        return out
+
+    def _at_limit(self) -> bool:
+        plan, progress = self.plan, self.progress
+        return progress.step >= plan.max_steps or progress.samples >= plan.max_samples
+
+    def _vote(self) -> Agreement:
+        """Start to agree with the other ranks on whether this step is the last."""
+        minutes = self.plan.max_minutes
+        time_is_up = minutes and self.clock() - self.started > 60 * minutes
+        return self.world.max_async(
+            INTERRUPTED if self.interruption.requested else TIME_IS_UP if time_is_up else GO_ON
+        )
+
+    def _step(self, batches: Iterator[Any]) -> None:
+        """Take the next batch, do one optimizer step and count it."""
+        task, progress, out = self.task, self.progress, self.out
+        before = self.clock()
+        batch = next(batches)
+        self.wait_s += self.clock() - before
+
+        for group in task.optimizer.param_groups:
+            group["lr"] = task.learning_rate(progress.step)
+        sums, self.norm = train_step(
+            task, self.model, batch, self.backend, self.world, self.plan, self.scaler, self.faults
+        )
+        self.sums.copy_(sums)
+
+        progress.step += 1
+        progress.samples += batch.num_samples
+        progress.position = batch.position
+        progress.skipped_steps += self.faults.skipped
+        out.steps_done += 1
+        out.samples_done += batch.num_samples
+        self.faults.finish_step(progress.step)
+        samples = sum(m.num_samples for m in batch.micro_batches)
+        self.meter.add(
+            samples=samples,
+            real_tokens=sum(m.num_tokens for m in batch.micro_batches),
+            padded_tokens=samples * self.plan.padded_length,
+            model_flops=sum(task.model_flops(m) for m in batch.micro_batches),
+        )
+
+    def _warm_up_ends(self) -> bool:
+        return self.out.steps_done == self.plan.skip_steps
+
+    def _report_due(self, stop: int) -> bool:
+        return (
+            self.progress.step % self.plan.log_freq == 0
+            or self._at_limit()
+            or self._eval_due()
+            or stop != GO_ON
+            or self._warm_up_ends()
+        )
+
+    def _report(self) -> None:
+        """End the window, check every rank's numbers and send the step to the observers."""
+        task, world = self.task, self.world
+        lap = self.meter.lap()
+        if self._warm_up_ends():
+            self.meter.warmed()
+        laps, waits, faults = zip(
+            *world.gather((lap, self.wait_s, self.faults.first_steps())), strict=True
+        )
+        self.faults.check(faults)
+        self.wait_s = 0.0
+        self.out.data_wait_s += max(waits)
+        values = dict(zip(task.sum_names, world.sum_(self.sums).tolist(), strict=True))
+        event = step_event(
+            task, self.plan, self.progress, values, self.norm, self.scaler, merge_ranks(laps),
+            max(waits), self.clock() - self.started,
         )  # fmt: skip
-        out.evals.append(evaluation)
-        out.eval_s += evaluation.eval_s
-        if evaluation.reached:
+        for o in self.observers:
+            o.on_step(event)
+
+    def _eval_due(self) -> bool:
+        every, progress = self.plan.eval_every_samples, self.progress
+        return every > 0 and progress.samples >= progress.next_eval_samples
+
+    def _evaluate(self) -> None:
+        """Evaluate between two steps, outside the timed window."""
+        progress = self.progress
+        self.meter.pause()
+        self._evaluate_now()
+        while progress.next_eval_samples <= progress.samples:
+            progress.next_eval_samples += self.plan.eval_every_samples
+        self.meter.resume()
+
+    def _evaluate_at_end(self) -> None:
+        """Evaluate after the last step; a signal ends it, since no later step would notice."""
+        begin = self.clock()
+        try:
+            self._evaluate_now(stop=lambda: self.interruption.requested)
+        except Stopped:
+            self.out.eval_s += self.clock() - begin
+            self.out.status = "interrupted"
+            self.out.reason = f"stopped by {self._signal()} in the evaluation"
+
+    def _evaluate_now(self, stop: Callable[[], bool] | None = None) -> None:
+        out, progress = self.out, self.progress
+        event = evaluate(
+            self.task, backend=self.backend, world=self.world, plan=self.plan, progress=progress,
+            observers=self.observers, telemetry=None if self.plan.max_steps else self.telemetry,
+            clock=self.clock, started=self.started, stop=stop,
+        )  # fmt: skip
+        out.evals.append(event)
+        out.eval_s += event.eval_s
+        if event.reached:
             out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
 
-    def signalled() -> str:
-        return interrupted.name or "a signal to another process"
+    def _save_due(self, stop: int) -> bool:
+        if self.checkpoints is None or not self.plan.checkpoint_every_samples:
+            return False
+        due = self.progress.samples >= self.progress.next_checkpoint_samples
+        return due or stop == INTERRUPTED
 
-    for o in observers:
-        o.run_start(step=progress.step, samples=progress.samples)
-    started = clock()
-    batches = task.train_batches(progress.position)
-    interrupted = Interruption()
-    with interrupted, contextlib.closing(batches):  # type: ignore[type-var]
-        meter.start(warming=plan.skip_steps > 0)
-        while progress.step < plan.max_steps and progress.samples < plan.max_samples:
-            time_is_up = plan.max_minutes and clock() - started > 60 * plan.max_minutes
-            vote = world.max_async(
-                INTERRUPTED if interrupted.asked else TIME_IS_UP if time_is_up else GO_ON
-            )
-            before = clock()
-            batch = next(batches)
-            wait_s += clock() - before
+    def _save(self) -> None:
+        """Write a checkpoint outside the timed window, if every rank's numbers are finite."""
+        assert self.checkpoints is not None
+        progress = self.progress
+        self.meter.pause()
+        self.faults.check(self.world.gather(self.faults.first_steps()))
+        while progress.next_checkpoint_samples <= progress.samples:
+            progress.next_checkpoint_samples += self.plan.checkpoint_every_samples
+        self.out.checkpoint_s += save_checkpoint(
+            self.task, self.scaler, self.backend, self.world, self.checkpoints, progress,
+            self.observers, self.clock,
+        )  # fmt: skip
+        self.meter.resume()
 
-            for group in task.optimizer.param_groups:
-                group["lr"] = task.learning_rate(progress.step)
-            step_sums, norm = train_step(task, model, batch, backend, world, plan, scaler, faults)
-            sums.copy_(step_sums)
+    def _stop(self, stop: int) -> None:
+        """Record why the ranks agreed to stop."""
+        if stop == INTERRUPTED:
+            self.out.status = "interrupted"
+            self.out.reason = f"stopped by {self._signal()} after step {self.progress.step}"
+        else:
+            self.out.reason = f"--max_minutes {self.plan.max_minutes:g} is over"
 
-            progress.step += 1
-            progress.samples += batch.num_samples
-            progress.position = batch.position
-            progress.skipped_steps += faults.skipped
-            out.steps_done += 1
-            out.samples_done += batch.num_samples
-            warm = out.steps_done == plan.skip_steps
-            faults.seen(progress.step)
-            own = sum(m.num_samples for m in batch.micro_batches)
-            meter.add(
-                samples=own,
-                real_tokens=sum(m.num_tokens for m in batch.micro_batches),
-                padded_tokens=own * plan.padded_length,
-                model_flops=sum(task.model_flops(m) for m in batch.micro_batches),
-            )
+    def _signal(self) -> str:
+        return self.interruption.name or "a signal to another process"
 
-            last = progress.step >= plan.max_steps or progress.samples >= plan.max_samples
-            eval_due = plan.eval_every_samples and progress.samples >= progress.next_eval_samples
-            code = vote.result()
-            if progress.step % plan.log_freq == 0 or last or eval_due or code or warm:
-                lap = meter.lap()
-                if warm:
-                    meter.warmed()
-                window = merge_ranks(world.gather(lap))
-                total_wait = max(world.gather(wait_s))
-                out.data_wait_s += total_wait
-                faults.check()
-                values = dict(zip(task.sum_names, world.sum_(sums).tolist(), strict=True))
-                event = step_event(
-                    task, plan, progress, values, norm, scaler, window, total_wait,
-                    clock() - started,
-                )  # fmt: skip
-                for o in observers:
-                    o.on_step(event)
-                wait_s = 0.0
-
-            if eval_due:
-                meter.pause()
-                look()
-                while progress.next_eval_samples <= progress.samples:
-                    progress.next_eval_samples += plan.eval_every_samples
-                meter.resume()
-                if out.status == "ok":
-                    break
-
-            due = progress.samples >= progress.next_checkpoint_samples
-            if checkpoints and plan.checkpoint_every_samples and (due or code == INTERRUPTED):
-                meter.pause()
-                while progress.next_checkpoint_samples <= progress.samples:
-                    progress.next_checkpoint_samples += plan.checkpoint_every_samples
-                out.checkpoint_s += save_checkpoint(
-                    task, scaler, backend, world, checkpoints, progress, observers, clock
-                )
-                meter.resume()
-            if code == INTERRUPTED:
-                out.status = "interrupted"
-                out.reason = f"stopped by {signalled()} after step {progress.step}"
-                break
-            if code == TIME_IS_UP:
-                out.reason = f"--max_minutes {plan.max_minutes:g} is over"
-                break
-        out.train_window = merge_ranks(world.gather(meter.stop()))
-        if plan.eval_at_end and out.status == "below_quality":
-            # The last thing there is: a signal has no step to be noticed at behind it.
-            begin = clock()
-            try:
-                look(stop=lambda: interrupted.asked)
-            except Stopped:
-                out.eval_s += clock() - begin
-                out.status, out.reason = (
-                    "interrupted",
-                    f"stopped by {signalled()} in the evaluation",
-                )
-    out.run_s = clock() - started
-    if not out.reason:
-        limit = "max_steps" if progress.step >= plan.max_steps else "max_samples_termination"
-        out.reason = f"{limit} reached" if plan.max_steps else "evaluated"
-        if plan.target_value is not None:
-            best = max((e.metrics[task.target_metric] for e in out.evals), default=None)
-            shown = "no evaluation was due" if best is None else f"best {best:.5f}"
-            out.reason += f" before the target {plan.target_value} ({shown})"
-    if plan.target_value is None and out.status == "below_quality":
-        out.status = "ok"  # nothing was to be reached
-    success = out.status == "ok"
-    for o in observers:
-        o.run_stop(
-            step=progress.step,
-            samples=progress.samples,
-            status="success" if success else "aborted",
-        )
-    return out
+    def _conclude(self) -> None:
+        """Add the reason of a run that a limit ended, and the status of one without a target."""
+        out, plan, target = self.out, self.plan, self.plan.target_value
+        if not out.reason:
+            at_steps = self.progress.step >= plan.max_steps
+            limit = "max_steps" if at_steps else "max_samples_termination"
+            out.reason = f"{limit} reached" if plan.max_steps else "evaluated"
+            if target is not None:
+                best = max((e.metrics[self.task.target_metric] for e in out.evals), default=None)
+                shown = "no evaluation was due" if best is None else f"best {best:.5f}"
+                out.reason += f" before the target {target} ({shown})"
+        if target is None and out.status == "below_quality":
+            out.status = "ok"
 
 
 def train_step(
@@ -229,17 +321,29 @@ def train_step(
     scaler: torch.amp.GradScaler,
     faults: Faults,
 ) -> tuple[Tensor, Tensor | None]:
-    """One optimizer step over this rank's micro-batches: its sums, and the gradient's norm."""
+    """Do one optimizer step over this rank's micro-batches.
+
+    All ranks agree on a loss or gradient that is not finite before the update, without another
+    collective: such a loss makes its own gradient NaN, and the gradients' all-reduce spreads NaN
+    and infinity to every rank. With loss scaling, every rank then skips the update. Without it,
+    every rank does the same update, since to skip it the host would have to wait for each step.
+    ``faults`` keeps the step's number on the device; ``train`` raises before the weights are used.
+
+    Returns:
+        The sums [len(task.sum_names)] of this rank's micro-batches, and the gradient's norm [] (of
+        all ranks, before clipping), or None without clipping.
+    """
     total: Tensor | None = None
     last = len(batch.micro_batches) - 1
     for i, micro in enumerate(batch.micro_batches):
-        # Gradients travel once per step, behind the last micro-batch's backward pass.
+        # Gradients travel once per step, with the last micro-batch's backward pass.
         apart = world.size > 1 and (i < last or not plan.clip_after_allreduce)
         with model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
             with backend.precision(plan.precision):
                 loss, sums = task.loss(model, micro.to(backend.device), batch)
-            # DDP averages over ranks, but the loss is already a share of the global mean.
-            scaler.scale(loss * world.size).backward()
+            # DDP averages over ranks, but the loss is already a share of the global mean. The
+            # second term is 0, or NaN where a sum is not finite.
+            scaler.scale(loss * (world.size + 0 * sums.sum())).backward()
         total = sums if total is None else total + sums
     assert total is not None
     faults.loss(total)
@@ -251,7 +355,7 @@ def train_step(
             _clip(task.optimizer, plan, grad_norm(parameters))
         _all_reduce_mean(parameters, world)
         if scaler.is_enabled():
-            # Each rank looked at its own gradients only: all must skip if one overflowed.
+            # Each rank checked its own gradients only: all must skip if one overflowed.
             for found in scaler._found_inf_per_device(task.optimizer).values():
                 world.sum_(found)
     norm = None
@@ -268,7 +372,7 @@ def train_step(
 
 
 def _clip(optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor) -> None:
-    """Bound the gradients, whose norm together is ``norm``, in place."""
+    """Bound the gradients, whose norm together is ``norm`` [], in place."""
     assert plan.max_grad_norm is not None
     if plan.clipping == "per_parameter":
         clip_each_(optimizer.param_groups, plan.max_grad_norm)
@@ -277,7 +381,7 @@ def _clip(optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor) -> None:
 
 
 def _all_reduce_mean(parameters: Sequence[Tensor], world: World) -> None:
-    """What DDP would have done, after the clipping instead of before it."""
+    """Average the gradients over ranks as DDP does, but after clipping."""
     flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
     world.sum_(flat).div_(world.size)
     offset = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run stands: how that is reported, goes into a checkpoint and comes back."""
+"""A run's progress: reported, saved in a checkpoint and restored from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Progress:
-    """Where the run stands: everything of it goes into a checkpoint."""
+    """How far a run has come; a checkpoint holds every field."""
 
     step: int = 0
     samples: int = 0
@@ -47,7 +47,7 @@ def save_checkpoint(
     observers: Sequence[Observer],
     clock: Callable[[], float],
 ) -> float:
-    """Write a checkpoint on rank 0; every rank waits for it. Returns the seconds it took."""
+    """Write a checkpoint on rank 0, while every rank waits; return the seconds it took."""
     begin = clock()
     states = world.gather(backend.rng_state())
     if world.is_main:
@@ -84,9 +84,12 @@ def restore(
     saved: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]],
     progress: Progress,
 ) -> None:
-    """Put everything back that ``save_checkpoint`` wrote, where it stood into ``progress``."""
+    """Restore what ``save_checkpoint`` wrote: model, optimizer, scaler, random states, progress.
+
+    Random states are restored only on as many ranks as wrote them.
+    """
     tensors, state = saved
-    # A model that torch.compile had wrapped, as in older checkpoints, named its parameters so.
+    # Older checkpoints of compiled models have this prefix.
     model = {name.removeprefix("_orig_mod."): value for name, value in tensors["model"].items()}
     task.model.load_state_dict(model)
     restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
@@ -109,7 +112,7 @@ def step_event(
     data_wait_s: float,
     time_s: float,
 ) -> StepEvent:
-    """What the observers are told of the window that ends with this step."""
+    """Return the event of this step and of the window that ends with it; ``norm`` is []."""
     metrics = task.metrics(values)
     steps_left = min(
         plan.max_steps - progress.step,

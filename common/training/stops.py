@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can end a run early: numbers that are not finite, and signals."""
+"""Early ends of a run: numbers that are not finite, and signals."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,42 +15,53 @@ from bertbench.common.errors import DivergedError
 
 
 class Faults:
-    """Remembers on the device the first step whose loss or gradient was not finite.
+    """The first step whose loss, and the first whose gradient, was not finite: on the device.
 
-    Nothing is read back until ``check``, so that steps stay asynchronous.
+    The host reads them in ``first_steps`` only, so that steps stay asynchronous.
     """
 
+    _KINDS = ("loss", "gradient")
+
     def __init__(self, device: torch.device, steps_done: int = 0) -> None:
-        self._first = {
-            "loss": torch.zeros((), device=device, dtype=torch.int32),
-            "gradient": torch.zeros((), device=device, dtype=torch.int32),
-        }
+        self._first = torch.zeros(len(self._KINDS), device=device, dtype=torch.int32)
         self._next = steps_done + 1
         self.skipped = 0
 
     def loss(self, sums: Tensor) -> None:
-        """Look at the sums of this step's losses."""
-        self._mark("loss", sums.sum())
+        """Check the sums [N] of this step's losses."""
+        self._mark(0, sums.sum())
 
     def gradient(self, norm: Tensor) -> None:
-        """Look at the norm of this step's gradient."""
-        self._mark("gradient", norm)
+        """Check the norm [] of this step's gradient."""
+        self._mark(1, norm)
 
-    def _mark(self, what: str, value: Tensor) -> None:
-        first = self._first[what]
+    def _mark(self, kind: int, value: Tensor) -> None:
+        first = self._first[kind]
         bad = torch.logical_and(first == 0, ~torch.isfinite(value.detach()))
         first.masked_fill_(bad, self._next)
 
-    def seen(self, step: int) -> None:
-        """The step with this number is over."""
+    def finish_step(self, step: int) -> None:
+        """Count the step with this number as done."""
         self._next = step + 1
 
-    def check(self) -> None:
-        """Read the flags; raise DivergedError for the earliest fault."""
-        found = {what: int(first) for what, first in self._first.items() if int(first)}
+    def first_steps(self) -> list[int]:
+        """Read the first faulty steps of loss and gradient from the device; 0 is none."""
+        return self._first.tolist()
+
+    def check(self, ranks: Iterable[Sequence[int]] | None = None) -> None:
+        """Raise DivergedError for the earliest fault.
+
+        ``ranks`` holds the ``first_steps`` of every rank, so that all raise the same error;
+        without it, this rank's count.
+        """
+        found = [pair for pair in ranks or [self.first_steps()] if any(pair)]
         if found:
-            step = min(found.values())
-            causes = " and ".join(what for what, at in found.items() if at == step)
+            step = min(at for pair in found for at in pair if at)
+            causes = " and ".join(
+                kind
+                for kind, ats in zip(self._KINDS, zip(*found, strict=True), strict=True)
+                if step in ats
+            )
             raise DivergedError(
                 f"step {step}: the {causes} is not finite (NaN or infinity). Lower "
                 f"--learning_rate, lengthen --warmup_steps, or resume from an earlier checkpoint."
@@ -57,23 +69,23 @@ class Faults:
 
 
 class Interruption:
-    """SIGTERM and Ctrl-C ask for an orderly stop; a second Ctrl-C stops at once."""
+    """An orderly stop on SIGTERM or Ctrl-C; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self.name = ""
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread: nothing to catch
+            with contextlib.suppress(ValueError):  # outside the main thread: no signals
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked, self.name = True, signal.Signals(number).name
+        self.requested, self.name = True, signal.Signals(number).name
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._old.items():

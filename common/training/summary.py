@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of a finished run, from what the loop and the devices counted."""
+"""The metrics of a finished run, from the loop's counts and the devices' sensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Reading(NamedTuple):
-    """What one process's sensors say of the timed windows; None is unknown."""
+    """One process's sensors over the timed windows; None is unknown."""
 
     source: str
     energy_j: float | None = None
@@ -28,13 +28,13 @@ class Reading(NamedTuple):
 
 
 def reading(telemetry: Telemetry | None) -> Reading | None:
-    """What this process's device told, or None where it has no sensors."""
+    """Read this process's sensors; None without any."""
     if telemetry is None:
         return None
-    told = Reading(telemetry.source, telemetry.energy_j(), telemetry.power_w())
+    basic = Reading(telemetry.source, telemetry.energy_j(), telemetry.power_w())
     if not isinstance(telemetry, Sampler):
-        return told
-    return told._replace(
+        return basic
+    return basic._replace(
         throttled_s=telemetry.throttled_s(),
         temperature_max_c=telemetry.highest("temperature_c"),
         problem=telemetry.problem,
@@ -52,61 +52,55 @@ def summarise(
     all_reduce_s: float | None = None,
     quality: Sequence[Metric] = (),
 ) -> list[Metric]:
-    """What was measured; what was not is left out.
+    """Return the metrics of a run; those not measured are left out.
 
-    ``quality`` is what the task makes of the last evaluation; ``all_reduce_s`` is what
-    common/measure/communication.py measured.
+    ``quality`` holds the task's metrics of the last evaluation, ``all_reduce_s`` the result of
+    common/measure/communication.py.
 
     ``whole`` is false for a resumed run: its times are of this process only, so it has no time to
-    target. ``memory`` and ``sensors`` hold one entry per rank; a rank without sensors of its own
-    (one counter for several processes) has None, and one whose sensors failed makes sums unknown.
+    target. ``memory`` and ``sensors`` hold one entry per rank. A rank without its own sensors (one
+    counter for several processes) has None; one whose sensors failed makes the sums unknown.
     """
-    window = outcome.train_window
-    assert window is not None
-    metrics = []
     reached = outcome.status == "ok" and any(e.reached for e in outcome.evals)
-    if reached and whole:
-        metrics.append(metric("time_to_target_s", outcome.run_s))
-    metrics.append(metric("run_time_s", outcome.run_s))
-    metrics.append(metric("e2e_time_s", e2e_s))
-    if init_s is not None:
-        metrics.append(metric("init_s", init_s))
-    metrics.append(metric("eval_s", outcome.eval_s))
-    metrics.append(metric("checkpoint_s", outcome.checkpoint_s))
-    metrics.append(metric("data_wait_s", outcome.data_wait_s))
-    if all_reduce_s is not None:
-        metrics.append(metric("gradient_all_reduce_s", all_reduce_s))
-    skipped = f"without the first {outcome.skipped} steps" if outcome.skipped else ""
+    times = {
+        "time_to_target_s": outcome.run_s if reached and whole else None,
+        "run_time_s": outcome.run_s,
+        "e2e_time_s": e2e_s,
+        "init_s": init_s,
+        "eval_s": outcome.eval_s,
+        "checkpoint_s": outcome.checkpoint_s,
+        "data_wait_s": outcome.data_wait_s,
+        "gradient_all_reduce_s": all_reduce_s,
+    }
+    metrics = [metric(name, value) for name, value in times.items() if value is not None]
+    metrics += _training(outcome)
+    for last in outcome.evals[-1:]:
+        metrics += _inference(last, outcome.skipped)
+    metrics += quality
+    metrics += _peak_memory(memory)
+    metrics += _sensors([r for r in sensors if r is not None])
+    return metrics
+
+
+def _training(outcome: Outcome) -> list[Metric]:
+    """Return the rates of the timed steps, and of the whole run."""
+    assert outcome.train_window is not None
+    note = f"without the first {outcome.skipped} steps" if outcome.skipped else ""
+    metrics = []
     for name in (
         *("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"),
         "model_flops_per_second",
     ):
-        rate = getattr(window, name)
+        rate = getattr(outcome.train_window, name)
         if rate is not None:
-            metrics.append(metric(name, rate, note=skipped))
+            metrics.append(metric(name, rate, note=note))
     if outcome.samples_done:
         metrics.append(metric("sequences_per_second_e2e", outcome.samples_done / outcome.run_s))
-    for last in outcome.evals[-1:]:
-        metrics += _inference(last, outcome.skipped)
-    metrics += quality
-    known = [m for m in memory if m is not None]
-    if known and len(known) == len(memory):
-        peak = max(known, key=lambda m: m.peak_memory_bytes)
-        metrics.append(metric("peak_memory_bytes", peak.peak_memory_bytes, note=peak.definition))
-    told = [r for r in sensors if r is not None]
-    for name in ("energy_j", "power_w"):
-        values = [v for v in (getattr(r, name) for r in told) if v is not None]
-        if values and len(values) == len(told):
-            metrics.append(metric(name, sum(values), note=told[0].source))
-    for name in ("throttled_s", "temperature_max_c"):
-        values = [v for v in (getattr(r, name) for r in told) if v is not None]
-        if values:
-            metrics.append(metric(name, max(values), note=told[0].source))
     return metrics
 
 
 def _inference(event: EvalEvent, skipped: int) -> list[Metric]:
-    """How fast an evaluation went."""
+    """Return an evaluation's rate and latencies."""
     note = f"without each process's first {skipped} batches" if skipped else ""
     metrics = []
     if event.inference_sequences_per_second is not None:
@@ -116,4 +110,25 @@ def _inference(event: EvalEvent, skipped: int) -> list[Metric]:
     for name, seconds in event.latency_s.items():
         name = f"inference_latency_{name}_s"
         metrics.append(metric(name, seconds, note=note, clock=event.latency_clock))
+    return metrics
+
+
+def _peak_memory(memory: Sequence[PeakMemory | None]) -> list[Metric]:
+    """Return the largest peak, if every rank knows its own."""
+    known = [m for m in memory if m is not None]
+    if not known or len(known) < len(memory):
+        return []
+    peak = max(known, key=lambda m: m.peak_memory_bytes)
+    return [metric("peak_memory_bytes", peak.peak_memory_bytes, note=peak.definition)]
+
+
+def _sensors(readings: Sequence[Reading]) -> list[Metric]:
+    """Return energy and power if every reading has them, and the worst of the other values."""
+    metrics = []
+    for name, combine in (
+        ("energy_j", sum), ("power_w", sum), ("throttled_s", max), ("temperature_max_c", max),
+    ):  # fmt: skip
+        values = [v for v in (getattr(r, name) for r in readings) if v is not None]
+        if values and (combine is max or len(values) == len(readings)):
+            metrics.append(metric(name, combine(values), note=readings[0].source))
     return metrics

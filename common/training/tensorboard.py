@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard events of a run (``--tensorboard DIR``): for looking at; the record is the result.
+"""TensorBoard events of a run (``--tensorboard DIR``), to look at; the record is the result.
 
-Each run writes into ``DIR/<run id>``, outside its record: the names of such files hold the name
-of the host, which a record never does. The package ``tensorboard`` is an extra.
+Each run writes into ``DIR/<run id>``, outside its record: such files have the host's name in
+theirs, and a record never does. The package ``tensorboard`` is an extra.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TRAIN = ("loss", "learning_rate", "grad_norm", "loss_scale")
 
 
 def writer_class() -> Any:
-    """torch's SummaryWriter; raises Unsupported where the package it needs is missing."""
+    """Return torch's SummaryWriter; raises Unsupported without the package tensorboard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -32,7 +32,10 @@ def writer_class() -> Any:
 
 
 class TensorBoard(Observer):
-    """Scalars over steps: ``train/...``, ``eval/...`` and ``speed/...``; how it ended, as text."""
+    """Scalars over steps: ``train/...``, ``eval/...`` and ``speed/...``; the run's end, as text.
+
+    Raises BadInput where the folder cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         make = writer_class()
@@ -55,7 +58,7 @@ class TensorBoard(Observer):
         if event.target_value is not None:
             self._add("eval/target", event.target_value, event.step)
         self._add("speed/eval_s", event.eval_s, event.step)
-        self._writer.flush()  # the next may be long in coming
+        self._writer.flush()  # the next may take long
 
     def note(self, text: str) -> None:
         self._writer.add_text("note", text, self._step)
@@ -65,7 +68,7 @@ class TensorBoard(Observer):
         self._writer.close()
 
     def _add(self, name: str, value: float | None, step: int) -> None:
-        """What is unknown is left out."""
+        """Add a value that is known and finite."""
         self._step = step
         if value is not None and math.isfinite(value):
             self._writer.add_scalar(name, value, step)

@@ -313,7 +313,7 @@ def forge(path: Path, name: str, change: Callable[[Any], Any], reseal: bool = Tr
         ("manifest.json", lambda m: m["metrics"][0].update(ci_low=1), "ci_low: 1 is not of type"),
         ("manifest.json", lambda m: m["metrics"][0].update(value=20), "the windows give 16"),
         ("manifest.json", lambda m: m["metrics"][0].update(value=-1), "leave out what was not"),
-        ("manifest.json", lambda m: m["metrics"].append(m["metrics"][0]), "is there 2 times"),
+        ("manifest.json", lambda m: m["metrics"].append(m["metrics"][0]), "occurs 2 times"),
         ("manifest.json", lambda m: m.update(step=11), "ends at another step"),
         ("manifest.json", lambda m: m.update(quality=None), "quality is not that of the last"),
         ("manifest.json", lambda m: m.update(status="below_quality"), "an evaluation reached"),
@@ -323,8 +323,8 @@ def forge(path: Path, name: str, change: Callable[[Any], Any], reseal: bool = Tr
         ("config.json", lambda c: c["recipe"].update(global_batch=9), "not the one in the manif"),
         ("config.json", lambda c: c["origins"].pop("kernels") and None, "for impl value kernels"),
         ("config.json", lambda c: c.update(origins={}), "no origin for recipe value global_batch"),
-        ("system.json", lambda s: s["devices"][0].update(simulated=True), "not what system.json"),
-        ("manifest.json", lambda m: m.update(simulated=True), "not what system.json says"),
+        ("system.json", lambda s: s["devices"][0].update(simulated=True), "not system.json's"),
+        ("manifest.json", lambda m: m.update(simulated=True), "not system.json's"),
         ("system.json", lambda s: s.update(user="me"), "'user' was unexpected"),
         ("system.json", lambda s: s["devices"][0].update(memory_bytes=0), "bytes: 0 is less"),
         ("steps.jsonl", lambda s: s[1].update(samples=49), "step 6 has 49 samples, not 8 per step"),
@@ -455,7 +455,7 @@ def test_a_simulated_run_is_valid_and_no_result(
     (report,) = json.loads(capsys.readouterr().out)
     assert report["valid"] is True and report["simulated"] is True
     forge(path, "manifest.json", lambda m: m.update(simulated=False))
-    assert "its simulated is not what system.json says" in errors(path)[0]
+    assert "its simulated is not system.json's" in errors(path)[0]
     assert main([str(path), "--simulated"]) == 1
 
 

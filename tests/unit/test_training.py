@@ -23,6 +23,7 @@ from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import percentile
 from bertbench.common.training.events import Observer
 from bertbench.common.training.loop import train
+from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan
 
 GLOBAL_BATCH = 8
@@ -438,6 +439,111 @@ def test_an_overflow_on_one_rank_makes_every_rank_skip(tmp_path):
     mp.spawn(_overflowing_rank, (2, 40000 + os.getpid() % 20000, path), nprocs=2)
     for rank in range(2):
         assert torch.load(f"{path}.{rank}") == [1, True]
+
+
+def _bad_first_micro_batch(task, kind):
+    """In step 3 the first micro-batch's loss is NaN, or only its reported sums are infinite."""
+    plain = task.loss
+
+    def loss(model, batch, step):
+        first = torch.equal(batch.x, step.micro_batches[0].x)
+        if step.position["step"] != 3 or not first:
+            return plain(model, batch, step)
+        if kind == "loss":
+            return plain(model, Rows(batch.x * float("nan"), batch.y), step)
+        value, sums = plain(model, batch, step)
+        return value, sums * float("inf")
+
+    return loss
+
+
+NOT_FINITE = list(itertools.product(("fp32", "fp16"), (True, False), ("loss", "sums"), (1.0, None)))
+
+
+def _diverging_rank(rank, size, port, path):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(size)}
+    torch.set_num_threads(1)
+    world = World.from_env()
+    results = []
+    with world.joined(CpuRef(), None):
+        for precision, clip_after, kind, max_grad_norm in NOT_FINITE:
+            task = ToyTask(world)
+            if rank == 1:
+                task.loss = _bad_first_micro_batch(task, kind)
+            weights = {}
+
+            def keep(step, task=task, weights=weights):
+                weights[step] = [p.detach().clone() for p in task.model.parameters()]
+
+            task.on_batch = keep
+            plan = replace(
+                PLAN, precision=precision, init_loss_scale=64.0, log_freq=5, max_steps=9,
+                eval_every_samples=0, clip_after_allreduce=clip_after, max_grad_norm=max_grad_norm,
+            )  # fmt: skip
+            backend = Half() if precision == "fp16" else CpuRef()
+            with pytest.raises(DivergedError) as caught:
+                train(task, backend=backend, world=world, plan=plan, observers=[])
+            results.append((str(caught.value), weights))
+    torch.save(results, f"{path}.{rank}")
+
+
+def test_ranks_agree_on_a_loss_that_is_not_finite_on_one(tmp_path):
+    path = tmp_path / "result"
+    mp.spawn(_diverging_rank, (2, 10000 + os.getpid() % 10000, path), nprocs=2)
+    both = [torch.load(f"{path}.{rank}") for rank in range(2)]
+    for (precision, _, _, clip), (error, weights), (other_error, other) in zip(
+        NOT_FINITE, *both, strict=True
+    ):
+        skips = precision == "fp16"
+        causes = "loss" if skips or clip is None else "loss and gradient"
+        assert error == other_error and error.startswith(f"step 3: the {causes} is not finite")
+        assert list(weights) == list(other) == [1, 2, 3, 4, 5]
+        for step in weights:
+            for mine, its in zip(weights[step], other[step], strict=True):
+                assert torch.equal(mine.nan_to_num(7), its.nan_to_num(7)), (precision, step)
+        if skips:
+            assert all(map(torch.equal, weights[3], weights[4])), "the update must not happen"
+            assert not torch.equal(weights[4][0], weights[5][0])
+            assert all(w.isfinite().all() for w in weights[5])
+
+
+class WithNeighbour(World):
+    """One process that hears from another one, whose loss was not finite at step 2."""
+
+    def gather(self, value):
+        match value:
+            case (lap, wait_s, [0, 0]):
+                return [value, (lap, wait_s, [2, 0])]
+            case [0, 0]:
+                return [value, [2, 0]]
+        return [value, value]
+
+
+@pytest.mark.parametrize("log_freq", [3, 99])
+def test_another_rank_s_fault_ends_this_one_before_it_saves(tmp_path, log_freq):
+    plan = replace(PLAN, log_freq=log_freq, eval_every_samples=0, checkpoint_every_samples=24)
+    task, checkpoints = ToyTask(), Checkpoints(tmp_path)
+    with pytest.raises(DivergedError, match="step 2: the loss is not finite"):
+        run(task, plan, WithNeighbour(), checkpoints=checkpoints)
+    assert task.closed and checkpoints.latest() is None
+
+
+def test_the_earliest_fault_of_any_rank_is_the_cause():
+    faults = Faults(torch.device("cpu"), steps_done=4)
+    faults.check()
+    faults.loss(torch.tensor([1.0, float("inf")]))
+    faults.finish_step(5)
+    faults.gradient(torch.tensor(float("nan")))
+    assert faults.first_steps() == [5, 6]
+    for ranks, text in (
+        (None, "step 5: the loss is"),
+        ([[5, 6], [0, 0], [9, 3]], "step 3: the gradient is"),
+        ([[5, 6], [6, 5]], "step 5: the loss and gradient is"),
+    ):
+        with pytest.raises(DivergedError, match=text):
+            faults.check(ranks)
+    faults.check([[0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("steps", [3, 0])
