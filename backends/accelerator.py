@@ -37,7 +37,7 @@ class Accelerator(Backend):
     compilers: tuple[str, ...] = ()
     attention_kernels: ClassVar[tuple[str, ...]] = (ComputeTypeOps.name,)
     """Fastest first; each is tried before it is offered."""
-    _no_power = "no reader of this device's power works here"
+    no_power_reason = "no reader of this device's power works here"
 
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
@@ -69,12 +69,12 @@ class Accelerator(Backend):
     @functools.cached_property
     def capabilities(self) -> Capabilities:
         notes: dict[str, str] = {}
-        precisions = [*self._amp_precisions(notes), *self._float_precisions(notes)]
-        if any(self._norm_trials.values()):
-            notes["norm"] = _reasons(self._norm_trials)
+        precisions = [*self.amp_precisions(notes), *self.float_precisions(notes)]
+        if any(self.norm_problems.values()):
+            notes["norm"] = _reasons(self.norm_problems)
         kernels = []
         for name in self.attention_kernels:
-            whys = {precision: works[name] for precision, works in self._attention.items()}
+            whys = {precision: works[name] for precision, works in self.attention_problems.items()}
             if None in whys.values():
                 kernels.append(name)
             if any(whys.values()):
@@ -82,11 +82,11 @@ class Accelerator(Backend):
         module = self.module
         telemetry = self.telemetry()
         if telemetry is None:
-            notes.setdefault("power", self._no_power)
+            notes.setdefault("power", self.no_power_reason)
         return Capabilities(
             precisions=tuple(precisions),
-            collective=self._collective(notes),
-            device_timer=self._events_tell_time(notes),
+            collective=self.find_collective(notes),
+            device_timer=self.has_device_timer(notes),
             memory_stats=hasattr(module, "max_memory_allocated"),
             memory_limit=True,
             pinned_memory=False,
@@ -104,26 +104,26 @@ class Accelerator(Backend):
             backend=self.name,
             name=str(name),
             index=index,
-            memory_bytes=self._memory_bytes(),
-            driver=self._driver(),
-            runtime=self._runtime(),
+            memory_bytes=self.memory_bytes(),
+            driver=self.driver(),
+            runtime=self.runtime(),
             simulated=self.simulated,
-            extras=self._extras(),
+            extras=self.extras(),
         )
 
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
-        """A sampler over ``_sensors``; slower than ``period_s`` where a reading is expensive."""
+        """A sampler over ``sensors``; slower than ``period_s`` where a reading is expensive."""
         try:
             sensors = self._opened_sensors
         except Unsupported as error:
-            self._no_power = str(error)
+            self.no_power_reason = str(error)
             return None
         period_s = max(period_s, sensors.period_s)
         return Sampler(sensors.read, source=sensors.source, period_s=period_s)
 
     @functools.cached_property
     def _opened_sensors(self) -> Sensors:
-        return self._sensors()
+        return self.sensors()
 
     # -- kernels ------------------------------------------------------------------------------
     def ops(self, kernels: str, precision: str) -> Ops:
@@ -135,70 +135,70 @@ class Accelerator(Backend):
         first = self.capabilities.kernels[0]
         if kernels != "auto" or first not in (*self.attention_kernels, "plain"):
             return super().ops(kernels, precision)
-        return self._fastest(precision)
+        return self.fastest_ops(precision)
 
-    def _fastest(self, precision: str) -> Ops:
+    def fastest_ops(self, precision: str) -> Ops:
         passed_over: dict[str, str] = {}
-        for name, why in self._attention[self._compute(precision)].items():
+        for name, why in self.attention_problems[self._compute(precision)].items():
             if why is None:
-                return self._attention_ops(name, precision, passed_over)
+                return self.attention_ops(name, precision, passed_over)
             if why != WRONG_TYPE:
                 passed_over[name] = why
-        dtype = self._stream_dtype(precision)
+        dtype = self.stream_dtype(precision)
         return ComputeTypeOps(dtype, fused=False, passed_over=passed_over)
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "plain":
             return Ops()
-        why = self._attention[self._compute(precision)][kernels]
+        why = self.attention_problems[self._compute(precision)][kernels]
         if why is not None:
             raise Unsupported(
                 f"{self.name}: kernel {kernels!r} in {precision}: {why}. Choose --kernels auto, "
                 f"or another --precision."
             )
-        return self._attention_ops(kernels, precision)
+        return self.attention_ops(kernels, precision)
 
-    def _attention_ops(
+    def attention_ops(
         self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
     ) -> Ops:
         """Return the operations with one of ``attention_kernels``, tried or not."""
-        return ComputeTypeOps(self._stream_dtype(precision), passed_over=passed_over)
+        return ComputeTypeOps(self.stream_dtype(precision), passed_over=passed_over)
 
     @functools.cached_property
-    def _attention(self) -> dict[str, dict[str, str | None]]:
+    def attention_problems(self) -> dict[str, dict[str, str | None]]:
         """Precision -> attention kernel -> why not (None: it works), found by trying each."""
         state = self.rng_state()
         try:
             return {
-                precision: {k: self._why_no_kernel(k, precision) for k in self.attention_kernels}
-                for precision in (*self._amp_precisions({}), self._compute("fp32"))
+                precision: {k: self.kernel_problem(k, precision) for k in self.attention_kernels}
+                for precision in (*self.amp_precisions({}), self._compute("fp32"))
             }
         finally:
             self.set_rng_state(state)
 
-    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+    def kernel_problem(self, kernel: str, precision: str) -> str | None:
         dtype = AMP_DTYPES.get(precision, torch.float32)
         # Where TF32 is decided before the process starts, there is no float32 product.
         tolerance = TF32_TOLERANCE if precision == "tf32" else None
-        ops = self._attention_ops(kernel, "fp32")
+        ops = self.attention_ops(kernel, "fp32")
         return selfcheck.attention_why_not(ops, self.device, dtype, tolerance)
 
     def _compute(self, precision: str) -> str:
         """The precision in which attention is tried: with fp32, tf32's inputs are the same."""
-        floats = self._float_precisions({})
+        floats = self.float_precisions({})
         return precision if precision in AMP_DTYPES else "fp32" if "fp32" in floats else floats[0]
 
-    def _stream_dtype(self, precision: str) -> torch.dtype | None:
+    def stream_dtype(self, precision: str) -> torch.dtype | None:
         """Type of the residual stream, for ``ComputeTypeOps``; None where float32 is the way."""
-        works = precision in AMP_DTYPES and self._norm_trials[precision] is None
+        works = precision in AMP_DTYPES and self.norm_problems[precision] is None
         return AMP_DTYPES[precision] if works else None
 
     @functools.cached_property
-    def _norm_trials(self) -> dict[str, str | None]:
+    def norm_problems(self) -> dict[str, str | None]:
         """16-bit precision -> why LayerNorm does not work in its type (None: it does)."""
         return {
-            p: selfcheck.norm_why_not(self.device, AMP_DTYPES[p], self._autocast)
-            for p in self._amp_precisions({})
+            p: selfcheck.norm_why_not(self.device, AMP_DTYPES[p], self.autocast)
+            for p in self.amp_precisions({})
         }
 
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
@@ -214,42 +214,42 @@ class Accelerator(Backend):
         package = importlib.import_module(self.package) if self.package else self.module
         return bool(getattr(package, "SIMULATED", False))
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         return None
 
-    def _runtime(self) -> str | None:
+    def runtime(self) -> str | None:
         if self.package is None:
             return f"torch {torch.__version__}"
         version = getattr(importlib.import_module(self.package), "__version__", None)
         return f"{self.package} {version}" if version else self.package
 
-    def _extras(self) -> dict[str, str]:
+    def extras(self) -> dict[str, str]:
         """Facts of this device for the record; the visible-devices variable is always one."""
         names = [self.visible_devices_env] if self.visible_devices_env else []
         return {name: os.environ[name] for name in names if name in os.environ}
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         """How this device's power and the like are read; Unsupported says why they cannot be."""
-        raise Unsupported(self._no_power)
+        raise Unsupported(self.no_power_reason)
 
-    def _collective(self, notes: dict[str, str]) -> str | None:
+    def find_collective(self, notes: dict[str, str]) -> str | None:
         """The device's collective library where this installation has it."""
         if self.collective is None:
             notes["collective"] = "no collective library is known for this device"
         return self.collective
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
         """fp32, and tf32 where there is a switch for it."""
         if self.tf32_switches:
             return ["tf32", "fp32"]
         notes["tf32"] = "no switch for TF32 is known for this device"
         return ["fp32"]
 
-    def _amp_precisions(self, notes: dict[str, str]) -> list[str]:
+    def amp_precisions(self, notes: dict[str, str]) -> list[str]:
         """The 16-bit modes in which autocast really computes, best first."""
         found = []
         for name, dtype in AMP_DTYPES.items():
-            why = self._why_no_autocast(dtype)
+            why = self.autocast_problem(dtype)
             if why is None:
                 found.append(name)
             else:
@@ -257,16 +257,16 @@ class Accelerator(Backend):
         return found
 
     # -- asking the device --------------------------------------------------------------------
-    def _why_no_autocast(self, dtype: torch.dtype) -> str | None:
+    def autocast_problem(self, dtype: torch.dtype) -> str | None:
         x = torch.ones(16, 16, device=self.device)
         try:
-            with self._autocast(dtype):
+            with self.autocast(dtype):
                 got = F.linear(x, x).dtype
         except Exception as error:
             return f"autocast: {one_line(error)}"
         return None if got == dtype else f"autocast to {dtype} computes in {got}"
 
-    def _events_tell_time(self, notes: dict[str, str]) -> bool:
+    def has_device_timer(self, notes: dict[str, str]) -> bool:
         try:
             begin, end = (self.module.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -277,7 +277,7 @@ class Accelerator(Backend):
             notes["device_timer"] = f"events do not tell the time: {one_line(error)}"
             return False
 
-    def _memory_bytes(self) -> int | None:
+    def memory_bytes(self) -> int | None:
         module, index = self.module, self.device.index
         if hasattr(module, "mem_get_info"):
             return int(module.mem_get_info(index)[1])

@@ -25,6 +25,7 @@ from bertbench.backends import selfcheck
 from bertbench.backends.timers import EventTimer, HostTimer, Timer
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
+from bertbench.common.optim.lamb import LambKernel
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 """``bf16`` and ``fp16`` are mixed precision: that dtype in matrix products, float32 masters."""
@@ -95,26 +96,6 @@ class Telemetry(Protocol):
     def samples(self) -> list[dict[str, float]]: ...
     def energy_j(self) -> float | None: ...
     def power_w(self) -> float | None: ...
-
-
-class LambKernel(Protocol):
-    """A fused LAMB update; see common/optim/lamb.py for the formula it must equal."""
-
-    def __call__(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        segments: list[int],
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        step: int,
-    ) -> None: ...
 
 
 class Backend(ABC):
@@ -242,10 +223,10 @@ class Backend(ABC):
             owner, _, attribute = switch.rpartition(".")
             setattr(functools.reduce(getattr, owner.split("."), torch), attribute, name == "tf32")
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
-        return nullcontext() if dtype is None else self._autocast(dtype)
+        return nullcontext() if dtype is None else self.autocast(dtype)
 
     @contextmanager
-    def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
+    def autocast(self, dtype: torch.dtype) -> Iterator[None]:
         # torch only warns and switches autocast off when a dtype is unsupported.
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -288,9 +269,9 @@ class Backend(ABC):
                 f"{self.name}: kernels {chosen!r} unavailable: {why}. It has {', '.join(have)}; "
                 f"choose with --kernels."
             )
-        return self._ops(chosen, precision)
+        return self.build_ops(chosen, precision)
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
         return Ops()
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:

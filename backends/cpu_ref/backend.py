@@ -20,7 +20,6 @@ from bertbench.backends.base import (
     Backend,
     Capabilities,
     DeviceInfo,
-    LambKernel,
     PeakMemory,
     Probe,
     Telemetry,
@@ -30,6 +29,7 @@ from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from bertbench.common import native
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
+from bertbench.common.optim.lamb import LambKernel
 
 
 class CpuRef(Backend):
@@ -108,7 +108,7 @@ class CpuRef(Backend):
             definition="peak resident set of the process (ru_maxrss), since its start",
         )
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "plain":
             return Ops()
         from bertbench.backends.cpu_ref.kernels import NativeOps

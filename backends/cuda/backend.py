@@ -2,7 +2,7 @@
 """NVIDIA GPUs, and the base of other vendors whose device torch also calls cuda.
 
 Such a vendor subclasses ``Cuda``, names itself (``name``, ``vendor``, ``toolkit``) and overrides
-``_built``, ``minimum_capability``, ``_sensors`` and ``_driver`` where it differs.
+``is_built``, ``minimum_capability``, ``sensors`` and ``driver`` where it differs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 
 from bertbench.backends import selfcheck
 from bertbench.backends.accelerator import AMP_DTYPES, WRONG_TYPE, Accelerator, one_line
-from bertbench.backends.base import Capabilities, LambKernel, Probe
+from bertbench.backends.base import Capabilities, Probe
 from bertbench.backends.cuda import identify, nvml, packages
 from bertbench.backends.cuda.ops import KERNELS, CudaOps
 from bertbench.backends.sensors import Sensors
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import ComputeTypeOps, Ops
+from bertbench.common.optim.lamb import LambKernel
 
 Version = tuple[int, int]
 NO_DEVICE = "no device"
@@ -78,10 +79,10 @@ class Cuda(Accelerator):
         built = identify.build_vendor()
         if built is not None and built.key != cls.vendor:
             return built.advice
-        return None if cls._built() else f"this torch was built without {cls.toolkit}"
+        return None if cls.is_built() else f"this torch was built without {cls.toolkit}"
 
     @classmethod
-    def _built(cls) -> bool:
+    def is_built(cls) -> bool:
         return torch.version.cuda is not None
 
     @classmethod
@@ -138,11 +139,11 @@ class Cuda(Accelerator):
             notes=notes,
         )
 
-    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+    def kernel_problem(self, kernel: str, precision: str) -> str | None:
         own = KERNELS.get(kernel)
         if own is not None and AMP_DTYPES.get(precision, torch.float32) not in own.dtypes:
             return WRONG_TYPE
-        return super()._why_no_kernel(kernel, precision)
+        return super().kernel_problem(kernel, precision)
 
     def _compilers(self, notes: dict[str, str]) -> tuple[str, ...]:
         notes["cudagraphs"] = "each batch has another number of tokens, and would be recorded anew"
@@ -157,22 +158,23 @@ class Cuda(Accelerator):
         return ()
 
     @functools.cached_property
-    def _capability(self) -> Version:
+    def compute_capability(self) -> Version:
         major, minor = self.module.get_device_capability(self.device.index)
         return int(major), int(minor)
 
     # -- numerics -----------------------------------------------------------------------------
     def _too_old_for(self, name: str) -> str | None:
         needed = self.minimum_capability.get(name)
-        if needed is None or self._capability >= needed:
+        if needed is None or self.compute_capability >= needed:
             return None
-        return f"needs compute capability {_dotted(needed)}, this is {_dotted(self._capability)}"
+        have = _dotted(self.compute_capability)
+        return f"needs compute capability {_dotted(needed)}, this is {have}"
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
-        return self._possible(super()._float_precisions(notes), notes)
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
+        return self._possible(super().float_precisions(notes), notes)
 
-    def _amp_precisions(self, notes: dict[str, str]) -> list[str]:
-        return self._possible(super()._amp_precisions(notes), notes)
+    def amp_precisions(self, notes: dict[str, str]) -> list[str]:
+        return self._possible(super().amp_precisions(notes), notes)
 
     def _possible(self, names: list[str], notes: dict[str, str]) -> list[str]:
         whys = {name: self._too_old_for(name) for name in names}
@@ -190,22 +192,22 @@ class Cuda(Accelerator):
         return context
 
     # -- kernels ------------------------------------------------------------------------------
-    def _attention_ops(
+    def attention_ops(
         self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
     ) -> Ops:
-        return CudaOps(kernel, self._stream_dtype(precision), passed_over=passed_over)
+        return CudaOps(kernel, self.stream_dtype(precision), passed_over=passed_over)
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "transformer_engine":
-            ops: Ops = packages.TransformerEngineOps(self._stream_dtype(precision))
+            ops: Ops = packages.TransformerEngineOps(self.stream_dtype(precision))
             dtype = AMP_DTYPES.get(precision, torch.float32)
             why = selfcheck.attention_why_not(ops, self.device, dtype)
             if why is not None:
                 raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
             return ops
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
-            return self._fastest(precision)
-        return super()._ops(kernels, precision)
+            return self.fastest_ops(precision)
+        return super().build_ops(kernels, precision)
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         if kernels != "apex":
@@ -217,23 +219,23 @@ class Cuda(Accelerator):
         return kernel
 
     # -- observation --------------------------------------------------------------------------
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         visible = os.environ.get(self.visible_devices_env or "")
         uuid = getattr(self.module.get_device_properties(self.device.index), "uuid", None)
         uuid = None if uuid is None else str(uuid)
         sensors, self._power_missing = nvml.open_nvml(self.device.index, visible, uuid)
         return sensors
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         return nvml.driver_version()
 
-    def _runtime(self) -> str | None:
+    def runtime(self) -> str | None:
         return (
             f"torch {torch.__version__}, {self.toolkit} {torch.version.hip or torch.version.cuda}"
         )
 
-    def _extras(self) -> dict[str, str]:
-        facts = {"compute_capability": _dotted(self._capability)}
+    def extras(self) -> dict[str, str]:
+        facts = {"compute_capability": _dotted(self.compute_capability)}
         properties = self.module.get_device_properties(self.device.index)
         processors = getattr(properties, "multi_processor_count", None)
         if processors is not None:
@@ -245,7 +247,7 @@ class Cuda(Accelerator):
         if collective is not None:
             facts[str(self.collective)] = collective
         facts |= {name: os.environ[name] for name in self.recorded_env if name in os.environ}
-        return facts | {name: nvml.without_ids(v) for name, v in super()._extras().items()}
+        return facts | {name: nvml.without_ids(v) for name, v in super().extras().items()}
 
 
 def _dotted(version: Version) -> str:

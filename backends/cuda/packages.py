@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertbench.backends.base import LambKernel
 from bertbench.backends.cuda.ops import Kernel, check_inputs
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import ComputeTypeOps
-from bertbench.common.optim.lamb import lamb_update
+from bertbench.common.optim.lamb import LambKernel, LambStep, lamb_update, matrices
 
 HOW_TO_GET = {
     "apex": "NVIDIA's apex is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or "
@@ -65,35 +64,21 @@ class ApexLamb:
         self._lamb = load("apex", "amp_C").multi_tensor_lamb
         self._constants: tuple[Tensor, Tensor] | None = None
 
-    def __call__(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        segments: list[int],
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        step: int,
-    ) -> None:
+    def __call__(self, s: LambStep) -> None:
         if self._constants is None:
-            device = params[0].device
+            device = s.params[0].device
             no_overflow = torch.zeros(1, dtype=torch.int32, device=device)
             self._constants = no_overflow, torch.zeros(1, device=device)
         no_overflow, grad_norm = self._constants
         # Norms are per tensor: stacked matrices go in as views of the single ones.
         lists = [
-            [part for t, n in zip(tensors, segments, strict=True) for part in t.chunk(n)]
-            for tensors in (grads, params, exp_avgs, exp_avg_sqs)
+            matrices(tensors, s.segments)
+            for tensors in (s.grads, s.params, s.exp_avgs, s.exp_avg_sqs)
         ]
         self._lamb(
-            _CHUNK, no_overflow, lists, lr, beta1, beta2, eps, step,
+            _CHUNK, no_overflow, lists, s.lr, s.beta1, s.beta2, s.eps, s.step,
             1,  # bias correction
-            weight_decay,
+            s.weight_decay,
             1,  # the mean of gradients takes (1 - beta1) of the new one
             1,  # decoupled weight decay
             grad_norm, 1.0,  # a norm of 0 is never above the limit of 1: no clipping
@@ -112,10 +97,7 @@ def lamb_why_not(kernel: LambKernel, device: torch.device) -> str | None:
             p, m, v = ([t.to(on, copy=True).mul_(f) for t in start] for f in (1.0, 0.0, 0.0))
             for step in (1, 2):
                 g = [t.to(on, copy=True).sin_() for t in start]
-                update(
-                    p, g, m, v, [3, 1], lr=0.1, beta1=0.9, beta2=0.99, eps=1e-6,
-                    weight_decay=weight_decay, step=step,
-                )  # fmt: skip
+                update(LambStep(p, g, m, v, [3, 1], 0.1, 0.9, 0.99, 1e-6, weight_decay, step))
             results.append(torch.cat([t.cpu().flatten() for t in (*p, *m, *v)]))
         worst = max(worst, float((results[0] - results[1]).abs().max()))
     return None if worst <= 1e-5 else f"its update differs from the plain one by {worst:.1e}"

@@ -102,14 +102,14 @@ class Gcu(Accelerator):
             )
         return dataclasses.replace(found, notes=notes, compilers=compilers)
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
         return [float_precision(notes)]
 
-    def _why_no_autocast(self, dtype: torch.dtype) -> str | None:
+    def autocast_problem(self, dtype: torch.dtype) -> str | None:
         asked = getattr(self.module, "is_bf16_supported", None)
         if dtype == torch.bfloat16 and asked is not None and not asked():
             return "the device says that it has no bfloat16"
-        return super()._why_no_autocast(dtype)
+        return super().autocast_problem(dtype)
 
     def verify_precision(self, name: str) -> dict[str, str]:
         """Also says which variable mends GELU's form and int64's width where they differ."""
@@ -121,22 +121,22 @@ class Gcu(Accelerator):
         return found
 
     # -- what it is ---------------------------------------------------------------------------
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         return None if self.simulated else driver_version(self.device.index)
 
-    def _runtime(self) -> str | None:
+    def runtime(self) -> str | None:
         runtime = tops_runtime()
-        return f"{super()._runtime()}{f', TOPS runtime {runtime}' if runtime else ''}"
+        return f"{super().runtime()}{f', TOPS runtime {runtime}' if runtime else ''}"
 
-    def _extras(self) -> dict[str, str]:
-        return super()._extras() | recorded()
+    def extras(self) -> dict[str, str]:
+        return super().extras() | recorded()
 
     # -- observation --------------------------------------------------------------------------
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
         """By torch's profiler and, where it was switched on, torch_gcu's log of them."""
         return _watch_fallbacks()
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         # A real card in the same machine must not lend its power to a simulated one.
         return find_sensors(self.device.index, tools=not self.simulated)
 

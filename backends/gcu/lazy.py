@@ -39,7 +39,7 @@ class LazyGcu(Backend):
     functions: ClassVar[str] = "torch_gcu"
     """The module that holds optimizer_step, unlazy and the device's constructor."""
     device_constructor: ClassVar[str] = "gcu_device"
-    _no_power = ""
+    no_power_reason = ""
 
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
@@ -100,7 +100,7 @@ class LazyGcu(Backend):
         floats = float_precision(notes)
         telemetry = self.telemetry()
         if telemetry is None:
-            notes["power"] = self._no_power
+            notes["power"] = self.no_power_reason
         return Capabilities(
             precisions=("fp16", floats),
             collective=self.collective,
@@ -124,7 +124,7 @@ class LazyGcu(Backend):
         try:
             found = find_sensors(self._local_rank)
         except Unsupported as error:
-            self._no_power = str(error)
+            self.no_power_reason = str(error)
             return None
         return Sampler(found.read, source=found.source, period_s=max(period_s, found.period_s))
 
@@ -152,9 +152,9 @@ class LazyGcu(Backend):
             model = self._model if self._model is not None else nn.Module()
             self.api.unlazy(self.api.collect_amp_training_params(model, optimizer, scaler))
         else:
-            self.api.optimizer_step(optimizer, [], model=self._model, **self._mode())
+            self.api.optimizer_step(optimizer, [], model=self._model, **self.run_mode())
 
-    def _mode(self) -> dict[str, Any]:
+    def run_mode(self) -> dict[str, Any]:
         """One process waits for the graph before; with several, the all-reduce is the wait."""
         modes = self.api.JitRunMode
         return {"mode": modes.ASYNC if self._world_size > 1 else modes.SAFEASYNC}
@@ -166,7 +166,7 @@ class LazyGcu(Backend):
 
     # -- numerics -----------------------------------------------------------------------------
     @contextmanager
-    def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
+    def autocast(self, dtype: torch.dtype) -> Iterator[None]:
         with self._part("amp").autocast():
             yield
 
@@ -215,5 +215,5 @@ class Dtu(LazyGcu):
     functions = "torch_dtu.core.dtu_model"
     device_constructor = "dtu_device"
 
-    def _mode(self) -> dict[str, Any]:
+    def run_mode(self) -> dict[str, Any]:
         return {"safe_async": self._world_size == 1}

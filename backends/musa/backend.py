@@ -18,7 +18,7 @@ class Musa(Accelerator):
     visible_devices_env = "MUSA_VISIBLE_DEVICES"
     tf32_switches = ("backends.mudnn.allow_tf32",)
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         entry = visible_entry(self.device.index, os.environ.get(self.visible_devices_env or ""))
         try:
             mtml = importlib.import_module("pymtml")

@@ -21,5 +21,5 @@ class Npu(Accelerator):
     visible_devices_env = "ASCEND_RT_VISIBLE_DEVICES"
     tf32_switches = ("npu.matmul.allow_hf32", "npu.conv.allow_hf32")
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         return open_npu_smi(self.device.index, os.environ.get(self.visible_devices_env or ""))

@@ -30,14 +30,14 @@ class Rocm(Cuda):
     )
 
     @classmethod
-    def _built(cls) -> bool:
+    def is_built(cls) -> bool:
         return torch.version.hip is not None
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
         notes["tf32"] = "no TF32 of this device has been checked; fp32 runs with it switched off"
         return ["fp32"]
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         found = self.module.get_device_properties(self.device.index)
         try:
             domain, bus, device = found.pci_domain_id, found.pci_bus_id, found.pci_device_id
@@ -50,7 +50,7 @@ class Rocm(Cuda):
             )
         return sensors
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         try:
             return Path("/sys/module/amdgpu/version").read_text().strip()
         except OSError:

@@ -44,11 +44,11 @@ class Mydevice(Accelerator):
     # tests have passed on a device.
     verified = "documents"
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         """The driver's version for the record; None: not known."""
         return None
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         """How power and the like of this device, ``self.device.index``, are read during a run.
 
         ``Sensors(read, source="...")``: ``read()`` gives {"power_w": 71.5, "energy_j": ...,

@@ -27,12 +27,12 @@ class Acme(Accelerator):
     collective = "acccl"
     verified = "simulator"
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         import acme_torch
 
         return acme_torch.DRIVER
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         import acme_torch
 
         # Sensors number the machine's cards, torch those that this process may see.

@@ -163,8 +163,8 @@ class WrongKernel(Broken):
     def lamb_kernel(self, kernels: str) -> None:
         return None
 
-    def _ops(self, kernels: str, precision: str) -> Any:
-        ops = super()._ops("plain", precision)
+    def build_ops(self, kernels: str, precision: str) -> Any:
+        ops = super().build_ops("plain", precision)
         if kernels == "fused":
             exact = ops.linear_gelu
             ops.linear_gelu = lambda x, w, b, **options: exact(  # type: ignore[method-assign]
