@@ -13,6 +13,7 @@ from bertbench import backends
 from bertbench.backends.base import Backend
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.common.errors import BertbenchError
+from tests.contract.helpers import Work
 from tests.contract.tiny_task import (
     Curve,
     exact_precision,
@@ -49,6 +50,11 @@ def backend(session_backend: Backend) -> Iterator[Backend]:
     session_backend.seed(0)
     yield session_backend
     session_backend.precision(exact_precision(session_backend))
+
+
+@pytest.fixture
+def work(backend: Backend) -> Work:
+    return Work(backend)
 
 
 @dataclass(frozen=True)
