@@ -92,8 +92,8 @@ class DowngradesSilently(Broken):
     name = "downgrades_silently"
     fails = ("test_an_unclaimed_precision_is_refused[fp16]",)
 
-    def resolve_precision(self, asked: str) -> str:
-        return super().resolve_precision("auto" if asked == "fp16" else asked)
+    def resolve_precision(self, name: str) -> str:
+        return super().resolve_precision("auto" if name == "fp16" else name)
 
 
 class ZeroForUnknown(Broken):

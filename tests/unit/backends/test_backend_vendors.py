@@ -145,7 +145,7 @@ def test_the_adapter_runs_on_a_device_of_that_name(tmp_path: Path, name: str) ->
 def test_a_switch_without_effect_is_refused(tmp_path: Path) -> None:
     said = _run(tmp_path, "npu", works=False).splitlines()
     assert said[7] == "bits fp32 23"
-    assert said[8].startswith("refused npu: tf32 was asked for, but matrix products keep 23 bits")
+    assert said[8].startswith("refused npu: tf32 was requested, but matrix products keep 23 bits")
 
 
 def test_a_switch_that_is_not_there_is_not_offered(tmp_path: Path) -> None:
