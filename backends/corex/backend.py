@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """corex: Iluvatar BI-V100 and BI-V150, whose torch calls them cuda and their ixCCL nccl.
 
-``identify`` tells them from NVIDIA's by build, device name and tools. A BI-V150 card is two
-devices of 32 GiB, and counts as two.
+``identify`` distinguishes them from NVIDIA's by build, device name and tools. A BI-V150 card is
+two devices of 32 GiB, and counts as two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Corex(Cuda):
     minimum_capability: ClassVar[dict[str, tuple[int, int]]] = {}
 
     def float_precisions(self, notes: dict[str, str]) -> list[str]:
-        notes["tf32"] = "nothing is known of a TF32 on this device; fp32 runs with it switched off"
+        notes["tf32"] = "whether this device has TF32 is unknown; fp32 runs with it switched off"
         return ["fp32"]
 
     def sensors(self) -> Sensors:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Iluvatar's sensors through ``ixsmi --query-gpu=``: a process per reading.
 
-The names of its fields vary with the version of CoreX, so each is asked for alone, once, and those
-that are refused are left out. A BI-V150 card is two devices with one power sensor: ``ixsmi`` shows
+The names of its fields vary with CoreX's version, so each is queried alone, once, and refused ones
+are left out. A BI-V150 card is two devices with one power sensor: ``ixsmi`` shows
 the card's power and cap with its second chip, N/A with its first.
 """
 
@@ -38,12 +38,12 @@ Row = dict[str, str]
 
 
 def two_chips(name: str) -> bool:
-    """Whether a device of this name is one of the two on its card."""
+    """Return whether a device of this name is one of two on its card."""
     return "BI-V150" in name or name.endswith("DUO")
 
 
 def open_ixsmi(index: int, visible: str | None) -> Sensors:
-    """Sensors of this process's device ``index``; Unsupported where the tool does not tell."""
+    """Return sensors of this process's device ``index``; raise Unsupported where none answers."""
     ask = _asker()
     try:
         rows = ask(["index", "uuid", "name"])
@@ -76,7 +76,7 @@ def open_ixsmi(index: int, visible: str | None) -> Sensors:
 
 
 def driver_version() -> str | None:
-    """The driver's version, None where the tool does not tell."""
+    """Return the driver's version, or None."""
     try:
         return _asker()(["driver_version"])[0]["driver_version"]
     except RuntimeError:
@@ -84,7 +84,7 @@ def driver_version() -> str | None:
 
 
 def _asker() -> Callable[[list[str]], list[Row]]:
-    """A function that queries fields of all devices: one row per device, in the tool's order."""
+    """Return a query of fields of all devices: one row per device, in the tool's order."""
     path = shutil.which("ixsmi") or f"{HOME}/bin/ixsmi"
     libraries = [os.environ.get("LD_LIBRARY_PATH", ""), f"{HOME}/lib64", f"{HOME}/lib"]
     env = {"LD_LIBRARY_PATH": ":".join(part for part in libraries if part)}
@@ -94,15 +94,15 @@ def _asker() -> Callable[[list[str]], list[Row]]:
         text = run_tool([path, query, "--format=csv,noheader"], env=env)
         rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
         if not rows or any(len(row) != len(fields) for row in rows):
-            said = text.strip().splitlines() or ["nothing"]
-            raise RuntimeError(f"ixsmi {query}: {said[0][:200]}")
+            lines = text.strip().splitlines() or ["nothing"]
+            raise RuntimeError(f"ixsmi {query}: {lines[0][:200]}")
         return [dict(zip(fields, (cell.strip() for cell in row), strict=True)) for row in rows]
 
     return ask
 
 
 def _answers(ask: Callable[[list[str]], list[Row]], field: str) -> bool:
-    """Whether the tool knows this field and has a number in it for some device."""
+    """Return whether the tool has a number in this field for some device."""
     unit = FIELDS[field][1] if field in FIELDS else "W"
     try:
         # With the index beside it, a message instead of values has too few columns.
@@ -119,7 +119,7 @@ def _row_of(entry: str, rows: list[Row]) -> int:
 
 
 def _board(mine: int, names: list[str]) -> list[int]:
-    """Positions of the devices on one card with ``mine``: such a card's two follow each other."""
+    """Return the positions of the devices on the card of ``mine``, which are consecutive."""
     if not two_chips(names[mine]):
         return [mine]
     start = mine

@@ -22,7 +22,7 @@ NORM_BLOCKS = 32
 
 
 class Dropout(NamedTuple):
-    """What a kernel needs to know: elements whose 16 random bits are below ``threshold`` go."""
+    """A kernel's dropout: it drops elements whose 16 random bits are below ``threshold``."""
 
     threshold: int
     scale: float
@@ -33,7 +33,7 @@ NO_DROPOUT = Dropout(0, 1.0, 0)
 
 
 def draw_dropout(probability: float) -> Dropout:
-    """``probability`` to the nearest 1 / 65536; ``scale`` is one over the true keep rate."""
+    """Return dropout with a new seed and ``probability`` rounded to the nearest 1 / 65536."""
     threshold = round(probability * 65536)
     if threshold == 0:
         return NO_DROPOUT
@@ -42,7 +42,7 @@ def draw_dropout(probability: float) -> Dropout:
 
 
 def keep_mask(drop: Dropout, rows: int, cols: int, first_row: int = 0) -> Tensor:
-    """bool [rows, cols]: what a kernel that was given ``drop`` keeps.
+    """Return which elements a kernel with ``drop`` keeps: bool [rows, cols].
 
     Row t of an operation on [T, H] is token t; of attention, query t of head n is t * heads + n
     and columns are keys.
@@ -302,7 +302,7 @@ def _dropout(x: Tensor, drop: Dropout) -> Tensor:
 def _norm_backward(
     dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, *, outer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of LayerNorm's input, of what was dropped out before it, of gamma and of beta."""
+    """Return gradients of LayerNorm's input, of dropout's input before it, of gamma and beta."""
     rows, cols = dy.shape
     dz = torch.empty_like(dy)
     dropped = torch.empty_like(dy) if drop.threshold and not outer else dz

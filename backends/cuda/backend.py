@@ -53,8 +53,8 @@ class Cuda(Accelerator):
         "fp16": (7, 0),
         "inductor": (7, 0),
     }
-    """Compute capability from which on the matrix units have a precision (CUDA C++ Programming
-    Guide, compute capabilities), below which torch emulates it; and that Triton starts from."""
+    """The first compute capability whose matrix units have a precision, which torch emulates below
+    (CUDA C++ Programming Guide, compute capabilities); and the first that Triton supports."""
     recorded_env: ClassVar[tuple[str, ...]] = (
         "NVIDIA_TF32_OVERRIDE",
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
@@ -62,7 +62,7 @@ class Cuda(Accelerator):
         "PYTORCH_ALLOC_CONF",
         "PYTORCH_CUDA_ALLOC_CONF",
     )
-    """Variables that change numbers, speed or memory: in the record when they are set."""
+    """Variables that change numbers, speed or memory: recorded when they are set."""
 
     attention_kernels: ClassVar[tuple[str, ...]] = (*KERNELS, ComputeTypeOps.name)
     _power_missing: str | None = None
@@ -70,7 +70,7 @@ class Cuda(Accelerator):
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
         # From compute capability 9.0 on SDPA prefers cuDNN's kernel (torch's sdp_utils.cpp), which
-        # plans each new length anew (its MHA.cpp), and each batch brings new lengths.
+        # makes a plan for each new length (its MHA.cpp), and each batch has new lengths.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
     # -- whether it can run here --------------------------------------------------------------
@@ -92,9 +92,9 @@ class Cuda(Accelerator):
             return Probe(False, why)
         module = torch.get_device_module(cls.device_type)
         try:
-            with warnings.catch_warnings():  # what it would warn of is in the reason
+            with warnings.catch_warnings():  # the reason has the warning's content
                 warnings.simplefilter("ignore")
-                module.init()  # says what is wrong, where device_count() only says 0
+                module.init()  # raises the cause, where device_count() only returns 0
                 count = cls.device_count()
                 name, capability = module.get_device_name(0), module.get_device_capability(0)
                 builds = module.get_arch_list()
@@ -116,7 +116,7 @@ class Cuda(Accelerator):
             )
         return Probe(True, f"{count} device{'s' if count > 1 else ''}")
 
-    # -- what it can do -----------------------------------------------------------------------
+    # -- capabilities -------------------------------------------------------------------------
     @functools.cached_property
     def capabilities(self) -> Capabilities:
         found = super().capabilities
@@ -146,11 +146,11 @@ class Cuda(Accelerator):
         return super().kernel_problem(kernel, precision)
 
     def _compilers(self, notes: dict[str, str]) -> tuple[str, ...]:
-        notes["cudagraphs"] = "each batch has another number of tokens, and would be recorded anew"
+        notes["cudagraphs"] = "each batch has another number of tokens and needs its own recording"
         if importlib.util.find_spec("triton") is None:
-            notes["inductor"] = "package triton, which it generates code for, is not installed"
+            notes["inductor"] = "package triton, for which it generates code, is not installed"
         elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-            notes["inductor"] = "triton needs a C compiler and there is none on the PATH"
+            notes["inductor"] = "triton needs a C compiler, and the PATH has none"
         elif (why := self._too_old_for("inductor")) is not None:
             notes["inductor"] = why
         else:
@@ -255,11 +255,11 @@ def _dotted(version: Version) -> str:
 
 
 def _has_code_for(capability: Version, builds: list[str]) -> bool:
-    """Whether a torch built for ``builds`` (sm_80, sm_90a, compute_90, ...) runs on this device.
+    """Return whether a torch built for ``builds`` (sm_80, sm_90a, compute_90) runs on this device.
 
     Binary code runs on its own major version from its minor version on; intermediate code (PTX,
     ``compute_``) is compiled for any later one (CUDA C++ Programming Guide, binary and PTX
-    compatibility). True where the list says nothing, as other vendors' do.
+    compatibility). True where no entry has this form, as for other vendors.
     """
     parsed = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", build) for build in builds]
     known = [(m[1], (int(m[2]), int(m[3]))) for m in parsed if m is not None]
@@ -270,7 +270,7 @@ def _has_code_for(capability: Version, builds: list[str]) -> bool:
 
 
 def _driver_problem(error: Exception) -> str:
-    """One line that tells a missing driver from one that is too old, and from other failures."""
+    """Return one line: no driver, a driver that is too old, no device, or another failure."""
     text = one_line(error)
     if "Found no NVIDIA driver" in text:
         return "no NVIDIA driver is loaded on this machine"
@@ -287,7 +287,7 @@ def _driver_problem(error: Exception) -> str:
 
 
 def _collective_version(module: ModuleType) -> str | None:
-    """The version of the collective library inside torch, e.g. 2.27.5."""
+    """Return the version of the collective library inside torch, e.g. 2.27.5, or None."""
     try:
         version = module.nccl.version()
     except Exception:  # a build without it has no such symbols

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of apex and TransformerEngine: only when they are installed and asked for.
+"""Kernels of apex and TransformerEngine, used only when they are installed and requested.
 
 Written from their public sources (apex: csrc/multi_tensor_lamb.cu and optimizers/fused_lamb.py;
 TransformerEngine: pytorch/attention/dot_product_attention); not run here.
@@ -28,14 +28,14 @@ HOW_TO_GET = {
     "compiles against this torch and CUDA, or use NVIDIA's PyTorch container",
 }
 _MODULES = {"apex": "amp_C", "transformer_engine": "transformer_engine"}
-"""What only the right package has; amp_C is apex's compiled extension."""
+"""Package -> the module that proves it; amp_C is apex's compiled extension."""
 
 _CHUNK = 2048 * 32
 """Elements that one block of apex's kernels updates (apex/multi_tensor_apply/__init__.py)."""
 
 
 def why_no_package(name: str) -> str | None:
-    """Why ``name`` (a key of HOW_TO_GET) cannot be used, or None; imports nothing."""
+    """Return why ``name`` (a key of HOW_TO_GET) cannot be used, or None; import nothing."""
     if importlib.util.find_spec(_MODULES[name]) is not None:
         return None
     part = "without its CUDA extensions " if importlib.util.find_spec(name) is not None else ""
@@ -43,7 +43,7 @@ def why_no_package(name: str) -> str | None:
 
 
 def load(name: str, module: str) -> Any:
-    """Import ``module`` of the package; Unsupported when it is missing or broken."""
+    """Import ``module`` of the package; raise Unsupported when it is missing or broken."""
     why = why_no_package(name)
     if why is None:
         try:
@@ -56,8 +56,8 @@ def load(name: str, module: str) -> Any:
 class ApexLamb:
     """The formula of common/optim/lamb.py in apex's multi-tensor kernels.
 
-    Overwrites the gradients with the update. Parameters, gradients and moments are float32 and
-    contiguous. Clipping is switched off in the kernel, as the loop has done it.
+    Overwrites the gradients with the update. All tensors must be contiguous. The kernel's clipping
+    is off, since the training loop clips.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class ApexLamb:
 
 
 def lamb_why_not(kernel: LambKernel, device: torch.device) -> str | None:
-    """Two tiny updates by ``kernel`` against the plain ones; why it cannot be used, or None."""
+    """Compare two tiny updates with ``lamb_update``'s; return why they differ, or None."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((12, 8), (5, 3))]
     worst = 0.0

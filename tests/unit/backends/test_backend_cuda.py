@@ -217,7 +217,7 @@ def test_a_build_without_code_for_the_device_is_refused(
 
 # -- whose device it is ----------------------------------------------------------------------
 ROCM, COREX = "use --backend rocm", "use --backend corex"
-NO_ADAPTER = "there is no adapter for it yet"
+NO_ADAPTER = "bertbench has no adapter for it yet"
 
 
 @pytest.mark.parametrize(
