@@ -19,7 +19,7 @@ TWO_CHIPS = ("MLU370-X8",)
 
 
 def card(text: str, number: str) -> dict[str, str]:
-    """Values of one card of ``cnmon info`` as "Section/Key", from the indentation."""
+    """Return one card's values in ``cnmon info`` by "Section/Key", from the indentation."""
     found: dict[str, str] = {}
     here, section = False, ""
     for line in text.splitlines():
@@ -38,7 +38,7 @@ def card(text: str, number: str) -> dict[str, str]:
 
 
 def open_cnmon(index: int, visible: str | None) -> Sensors:
-    """Sensors of this process's MLU ``index``; Unsupported where the tool does not tell."""
+    """Return sensors of this process's MLU ``index``; raise Unsupported where none answers."""
     mine = visible_entry(index, visible)
     if not mine.isdecimal():
         raise Unsupported(f"cnmon numbers its cards; MLU_VISIBLE_DEVICES has {mine!r}")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """mps: the GPU of an Apple chip, through the module in torch itself.
 
-One device, no collective, no float64, memory shared with the host. Its power is told to root only.
+One device, no collective, no float64, memory shared with the host. Only root can read its power.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Mps(Accelerator):
     """Apple's GPU."""
 
     name, device_type = "mps", "mps"
-    no_power_reason = "macOS tells the GPU's power to root only (powermetrics)"
+    no_power_reason = "macOS reports the GPU's power to root only (powermetrics)"
 
     def __init__(self, local_rank: int = 0) -> None:
         if local_rank:
@@ -40,7 +40,7 @@ class Mps(Accelerator):
         return Probe(False, why) if why else super().probe()
 
     def memory_bytes(self) -> int | None:
-        """What Metal recommends a process to use of the memory that it shares with the host."""
+        """Return how much of the memory shared with the host Metal recommends a process to use."""
         return int(self.module.recommended_max_memory())
 
     def extras(self) -> dict[str, str]:

@@ -27,7 +27,7 @@ class Musa(Accelerator):
                 device = mtml.nvmlDeviceGetHandleByIndex(int(entry))
             else:
                 device = mtml.nvmlDeviceGetHandleByUuid(entry)
-        except Exception as error:  # its errors are of its own classes
+        except Exception as error:  # it has its own error classes
             raise Unsupported(f"pymtml: {one_line(error)}") from error
         read = answering(
             {

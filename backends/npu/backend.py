@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """npu: Huawei Ascend through torch_npu.
 
-Its matrix units have HF32, a TF32-like format, with switches of their own. Names: torch_npu's
+Its matrix units have HF32, a TF32-like format with separate switches. Names: torch_npu's
 documentation and Hugging Face accelerate.
 """
 

@@ -42,11 +42,11 @@ class Rocm(Cuda):
         try:
             domain, bus, device = found.pci_domain_id, found.pci_bus_id, found.pci_device_id
         except AttributeError as error:
-            raise Unsupported("this torch does not tell the device's PCI address") from error
+            raise Unsupported("this torch does not report the device's PCI address") from error
         sensors = open_sensors(f"{domain:04x}:{bus:02x}:{device:02x}")
         if "MI250" in str(found.name):
             sensors = sensors._replace(
-                source=f"{sensors.source} (the first die tells the power of the card's two)"
+                source=f"{sensors.source} (the first die reports the power of the card's two)"
             )
         return sensors
 
