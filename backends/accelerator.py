@@ -38,7 +38,7 @@ class Accelerator(Backend):
     attention_kernels: ClassVar[tuple[str, ...]] = (ComputeTypeOps.name,)
     """Fastest first; each is offered only if its trial on the device succeeds."""
     no_power_reason = "no reader of this device's power works here"
-    """Note ``power`` where ``sensors`` raises none of its own."""
+    """The note ``power``, until ``sensors`` raises a better one."""
 
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
@@ -150,6 +150,7 @@ class Accelerator(Backend):
         return ComputeTypeOps(dtype, fused=False, passed_over=passed_over)
 
     def build_ops(self, kernels: str, precision: str) -> Ops:
+        """Return ``kernels``' operations; raise Unsupported where its trial failed."""
         if kernels == "plain":
             return Ops()
         why = self.attention_problems[self._compute(precision)][kernels]

@@ -81,7 +81,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakMemory:
-    """Peak since ``reset_peak_memory``. ``definition`` names what was measured."""
+    """Peak since ``reset_peak_memory``; ``definition`` states the measured quantity."""
 
     peak_memory_bytes: int
     definition: str
@@ -310,7 +310,7 @@ class Backend(ABC):
         return state
 
     def set_rng_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a state that ``rng_state`` returned."""
+        """Restore a state that ``rng_state`` returned, its byte tensors [...] as they were."""
         torch.set_rng_state(state["cpu"])
         if self.device_type != "cpu":
             self.module.set_rng_state(state[self.device_type])
@@ -346,10 +346,7 @@ class Backend(ABC):
 
     # -- the cluster --------------------------------------------------------------------------
     def resolve_collective(self, name: str | None) -> str | None:
-        """Return the device's collective library, which None stands for.
-
-        Raises Unsupported for any other.
-        """
+        """Return the device's collective library; raise Unsupported if ``name`` is another."""
         own = self.capabilities.collective
         if name not in (None, own):
             raise Unsupported(

@@ -38,8 +38,8 @@ The attribute is a Backend class, or a function without parameters that returns 
 """
 
 FAMILIES = {"gpu": ("cuda", "rocm", "corex")}
-"""A name that stands for several backends -> those, in the order in which they are tried. The
-reference scripts call any device gpu that PyTorch addresses as cuda."""
+"""A name for several backends -> those, in the order in which they are tried. The reference
+scripts call any device gpu that PyTorch addresses as cuda."""
 
 ENTRY_POINTS = "bertbench.backends"
 """The entry-point group in which other packages provide backends."""

@@ -182,6 +182,7 @@ class Cuda(Accelerator):
         return [name for name, why in whys.items() if why is None]
 
     def precision(self, name: str) -> AbstractContextManager[None]:
+        """Return Backend's context; raise Unsupported where a TF32 switch cannot be set."""
         context = super().precision(name)
         wanted = self.resolve_precision(name) == "tf32"
         for switch in self.tf32_switches:
@@ -198,6 +199,7 @@ class Cuda(Accelerator):
         return CudaOps(kernel, self.stream_dtype(precision), passed_over=passed_over)
 
     def build_ops(self, kernels: str, precision: str) -> Ops:
+        """Return ``kernels``' operations; raise Unsupported where its trial failed."""
         if kernels == "transformer_engine":
             ops: Ops = packages.TransformerEngineOps(self.stream_dtype(precision))
             dtype = AMP_DTYPES.get(precision, torch.float32)
@@ -210,6 +212,7 @@ class Cuda(Accelerator):
         return super().build_ops(kernels, precision)
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
+        """Return apex's kernel if requested; raise Unsupported where its trial failed."""
         if kernels != "apex":
             return None
         kernel = packages.ApexLamb()

@@ -70,6 +70,7 @@ class CudaOps(ComputeTypeOps):
             super().keep_out_of_graphs()
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        """Return [T, H] from [T, 3H] in one call; raise Unsupported as ``check_inputs``."""
         if self._kernel not in KERNELS:
             return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
         hidden = qkv.shape[1] // 3

@@ -124,6 +124,7 @@ class TransformerEngineOps(ComputeTypeOps):
         return {**super().kernels, "attention": self.KERNEL.label}
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        """Return [T, H] from [T, 3H]; raise Unsupported as ``check_inputs``."""
         hidden = qkv.shape[1] // 3
         head = hidden // num_heads
         check_inputs(self.name, self.KERNEL, qkv.dtype, head)

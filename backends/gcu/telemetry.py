@@ -2,7 +2,7 @@
 """Enflame's sensors: the library ``pyefml`` in both its generations, else the tool ``efsmi``.
 
 Names and units: ``efml.h`` of EnflameTechnology/gcu-exporter, and outputs of ``efsmi`` captured by
-others (cited in the tests). There is no energy counter: energy is power times time.
+others (cited in the tests). Without an energy counter, energy is power times time.
 """
 
 from __future__ import annotations

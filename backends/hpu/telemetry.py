@@ -16,7 +16,7 @@ _SOC, _ON_CHIP, _BY_POWER, _BY_HEAT = 0, 0, 1, 2
 def open_hlml(module: str | None) -> Sensors:
     """Return sensors of the Gaudi with this module id, which differs from the library's index.
 
-    None stands for the only one. Raises Unsupported where none or several fit.
+    None: the only one. Raises Unsupported where none or several fit.
     """
     try:
         hlml = importlib.import_module("pyhlml")

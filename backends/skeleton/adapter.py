@@ -49,7 +49,7 @@ class Mydevice(Accelerator):
         return None
 
     def sensors(self) -> Sensors:
-        """Return how sensors of this device, ``self.device.index``, are read during a run.
+        """Return how sensors of this device, ``self.device.index``, are read, or raise Unsupported.
 
         ``Sensors(read, source="...")``: ``read()`` returns {"power_w": 71.5, "energy_j": ...,
         "memory_used_bytes": ..., "temperature_c": ...} in exactly these units. Leave out sensors

@@ -15,7 +15,7 @@ from bertbench.common.optim.norms import tensor_norms
 def grad_norm(params: Iterable[Tensor]) -> Tensor:
     """Return the L2 norm of all gradients together, float32 [] on their device, not synchronised.
 
-    Parameters have any shape.
+    Parameters have any shape [...].
     """
     grads = [p.grad for p in params if p.grad is not None]
     return tensor_norms([tensor_norms(grads)])[0]
@@ -23,7 +23,7 @@ def grad_norm(params: Iterable[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def clip_(params: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scale all gradients (any shapes) so that their global ``norm`` [] is at most ``max_norm``.
+    """Scale all gradients [...] in place so that their global ``norm`` [] is at most ``max_norm``.
 
     A norm that is not finite makes every gradient not finite: the caller must check it first.
     """
