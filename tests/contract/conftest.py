@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter under test, and what it is compared with."""
+"""The adapter under test, and the reference that it is compared with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def backend_class(request: pytest.FixtureRequest) -> type[Backend]:
         pytest.fail(str(error), pytrace=False)
     probe = cls.probe()
     if not probe.ok:
-        pytest.fail(f"backend {name!r} cannot run here, so nothing can be said of it: "
+        pytest.fail(f"backend {name!r} cannot run here, so it cannot be tested: "
                     f"{probe.reason}", pytrace=False)  # fmt: skip
     return cls
 

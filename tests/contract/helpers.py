@@ -16,8 +16,8 @@ from bertbench.common.errors import Unsupported
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 TRIES = 10
-"""Of what compares two readings of clocks: a busy host may come between them, a wrong clock is
-wrong in each."""
+"""Of a comparison of two clock readings: a busy host disturbs some of them, a wrong clock is wrong
+in each."""
 
 GRADIENT_TOLERANCE = {"fp32": 1e-5, "tf32": 4e-3, "fp16": 4e-3, "bf16": 3e-2}
 """Norm of the difference over the norm of a parameter's gradient (at least a hundredth of the
@@ -25,7 +25,7 @@ whole gradient's): a few roundings of 2^-11 or 2^-8 in a row."""
 
 
 def claimed(backend: Backend, precision: str) -> None:
-    """Skip what the adapter does not claim; the refusal has a test of its own."""
+    """Skip the test of a precision that the adapter does not claim."""
     have = backend.capabilities.precisions
     if precision not in have:
         why = backend.capabilities.notes.get(precision, "no reason in its notes")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The definition of done of an adapter: ``pytest tests/contract --backend NAME``.
 
-Each test says what it demands and, when it fails, what the adapter must do. A skip says why there
-was nothing to test. How to write an adapter: docs/adding-a-backend.md. This file: what the adapter
-says of its device, and what it refuses.
+Each test states its requirement and, when it fails, how to change the adapter. A skip states its
+reason. How to write an adapter: docs/adding-a-backend.md. This file tests the adapter's facts of
+its device, and its refusals.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def test_describe_is_typed_and_unknown_is_none(backend: Backend) -> None:
     assert info.index == (backend.device.index or 0), "index is the local device's"
     assert isinstance(info.simulated, bool)
     assert info.memory_bytes is None or info.memory_bytes > MIB, (
-        f"memory_bytes is {info.memory_bytes}: give bytes, or None where the device does not tell"
+        f"memory_bytes is {info.memory_bytes}: give bytes, or None if unknown"
     )
     for name in ("driver", "runtime"):
         value = getattr(info, name)
@@ -52,13 +52,13 @@ def test_describe_is_typed_and_unknown_is_none(backend: Backend) -> None:
     held = torch.ones(MIB, device=backend.device)
     peak = backend.peak_memory()
     assert peak is None or (peak.peak_memory_bytes >= held.nbytes and peak.definition), (
-        f"peak_memory() is {peak} while {held.nbytes} bytes are held: count them and say what was "
-        "counted, or give None where the device does not tell"
+        f"peak_memory() is {peak} while {held.nbytes} bytes are held: count them and define the "
+        "count, or return None if it is unknown"
     )
 
 
 def test_capabilities_are_from_the_vocabulary(backend: Backend) -> None:
-    """``capabilities`` names known precisions, has plain kernels, and explains what is missing."""
+    """``capabilities`` has known precisions, plain kernels, and notes that are not empty."""
     have = backend.capabilities
     assert set(have.precisions) <= set(PRECISIONS), (
         f"precisions are {have.precisions}; choose from {PRECISIONS}"
@@ -88,7 +88,7 @@ def test_local_rank_chooses_the_device(backend_class: type[Backend], backend: Ba
 def test_a_rank_beyond_the_devices_is_refused(backend_class: type[Backend]) -> None:
     """More processes than devices is Unsupported, and says how many devices there are."""
     if backend_class.device_type == "cpu":
-        pytest.skip("host processes share the processor: there is no device number to be beyond")
+        pytest.skip("host processes share the processor, which has no device numbers")
     count = backend_class.device_count()
     with pytest.raises(Unsupported, match=rf"\b{count}\b") as refused:
         backend_class(count)

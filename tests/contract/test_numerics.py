@@ -86,12 +86,14 @@ def test_the_recorded_type_of_norms_is_the_one_they_have(backend: Backend) -> No
             continue
         for kernels in kernels_for(backend, precision):
             ops = backend.ops(kernels, precision)
-            said = ops.kernels.get("norm")
+            recorded = ops.kernels.get("norm")
             x = torch.ones(4, 64, device=backend.device, dtype=dtype)
             gain = torch.ones(64, device=backend.device)
             with backend.precision(precision):
                 got = ops.norm(x, gain, gain, eps=1e-12).dtype
-            assert said is None or got == dtype, f"{kernels}: {said}, but LayerNorm gives {got}"
+            assert recorded is None or got == dtype, (
+                f"{kernels}: the record has {recorded}, but LayerNorm returns {got}"
+            )
 
 
 def test_norms_of_large_tensors_are_exact(backend: Backend) -> None:

@@ -63,8 +63,8 @@ def test_telemetry_has_plausible_units_or_a_reason(backend: Backend, work: Work)
     )
 
 
-def test_fallbacks_are_told_or_unknown(backend: Backend) -> None:
-    """``fallbacks()`` gives operation -> times that the host computed, or None: cannot be told."""
+def test_fallbacks_are_counted_or_unknown(backend: Backend) -> None:
+    """``fallbacks()`` counts operations that the host computed, or is None: unknown."""
     x = torch.ones(16, 16, device=backend.device)
     with backend.fallbacks() as found:
         F.gelu(F.linear(x, x)).sum()

@@ -39,7 +39,7 @@ def test_a_claimed_precision_is_really_used(backend: Backend, precision: str) ->
 
 
 def test_fp32_comes_back_after_tf32(backend: Backend) -> None:
-    """Leaving TF32 for fp32 turns its switch off again: both are asked for, both are given."""
+    """Leaving TF32 for fp32 turns its switch off again: each request is fulfilled."""
     claimed(backend, "tf32")
     claimed(backend, "fp32")
     for precision in ("tf32", "fp32", "tf32"):
@@ -48,7 +48,7 @@ def test_fp32_comes_back_after_tf32(backend: Backend) -> None:
 
 @pytest.mark.parametrize("precision", [*PRECISIONS, "fp8"])
 def test_an_unclaimed_precision_is_refused(backend: Backend, precision: str) -> None:
-    """What the device lacks is Unsupported; the message lists what it has and names the flag."""
+    """A missing precision is Unsupported; the message lists the others and names the flag."""
     have = backend.capabilities.precisions
     if precision in have:
         pytest.skip(f"{backend.name} claims {precision}: nothing to refuse")

@@ -33,7 +33,7 @@ def test_peak_memory_grows_by_a_known_allocation(backend: Backend) -> None:
     before = backend.peak_memory()
     if before is None:
         assert not backend.capabilities.memory_stats, "claims memory_stats, but gives no peak"
-        pytest.skip(f"{backend.name} tells no peak memory")
+        pytest.skip(f"{backend.name} reports no peak memory")
     size, held = 32 * MIB, []
     gc.collect()
     reusable = 0 if backend.capabilities.memory_stats else before.peak_memory_bytes
