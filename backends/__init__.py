@@ -20,11 +20,11 @@ __all__ = ["BUILT_IN", "ENTRY_POINTS", "FAMILIES", "load", "names", "refused", "
 
 
 def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
-    """Return the class to run on: for ``auto`` the first accelerator that works, never the CPU;
-    for a name of ``FAMILIES`` the first member that works.
+    """Return the class to run on.
 
-    A vendor's package is first imported in a separate process (probing.py).
-    Raises Unsupported, with the reason, where none works: also if it hangs or crashes there.
+    ``auto`` is the first accelerator that works, never the CPU; a name of ``FAMILIES`` is its first
+    member that works. A vendor's package is first imported in a separate process (probing.py).
+    Raises Unsupported, with each reason, where none works: also if it hangs or crashes there.
     """
     if name != "auto" and name not in FAMILIES:
         # The other processes of a machine would only repeat the examination.

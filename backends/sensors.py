@@ -155,11 +155,11 @@ def visible_entry(index: int, value: str | None) -> str:
     return entries[index]
 
 
-def tool_sensors(ask: Callable[[], dict[str, float]], source: str) -> Sensors:
+def tool_sensors(read_tool: Callable[[], dict[str, float]], source: str) -> Sensors:
     """Return sensors of a command-line tool, read once; raise Unsupported where that fails."""
 
     def read() -> dict[str, float]:
-        reading = ask()
+        reading = read_tool()
         if not reading:
             raise RuntimeError(f"{source}: no value in its output")
         return reading

@@ -138,9 +138,9 @@ def _reader(sensors: Mapping[str, Callable[[], Any]]) -> Read:
 
     def read() -> dict[str, float]:
         reading = {}
-        for key, ask in sensors.items():
+        for key, query in sensors.items():
             try:
-                value = float(ask())
+                value = float(query())
             except Exception:
                 continue
             # A card that is on never draws 0 W: that is how "unknown" looks here.
@@ -190,8 +190,8 @@ def efsmi_text() -> list[dict[str, Any]]:
     return devices
 
 
-def _efsmi(entry: str, ask: Callable[[], list[dict[str, Any]]]) -> Read:
-    return lambda: reading_of(_device(entry, ask()))
+def _efsmi(entry: str, query: Callable[[], list[dict[str, Any]]]) -> Read:
+    return lambda: reading_of(_device(entry, query()))
 
 
 def _device(entry: str, devices: list[dict[str, Any]]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def open_cnmon(index: int, visible: str | None) -> Sensors:
     first = int(mine) // 2 * 2
     reports = reports_board(int(mine), [first, first + 1], run)
 
-    def ask() -> dict[str, float]:
+    def read_tool() -> dict[str, float]:
         found = card(run_tool(["cnmon", "info", "-c", mine]), mine)
         temperature = found.get("Temperature/Chip", found.get("Temperature/Board", ""))
         values = {
@@ -59,4 +59,4 @@ def open_cnmon(index: int, visible: str | None) -> Sensors:
             values["power_w"] = None  # the other chip's process reports the card
         return {key: value for key, value in values.items() if value is not None}
 
-    return tool_sensors(ask, "cnmon info")
+    return tool_sensors(read_tool, "cnmon info")

@@ -77,7 +77,7 @@ def open_npu_smi(index: int, visible: str | None) -> Sensors:
     run = [int(other) for other in local_entries(visible) if other.isdecimal()]
     command = ["npu-smi", "info", "-t", "common", "-i", mine.npu]
 
-    def ask() -> dict[str, float]:
+    def read_tool() -> dict[str, float]:
         found = sections(run_tool(command))
         own = found.get(mine.chip) or found[""]
         # Some cards measure their power only as a whole: it then belongs to one of its chips.
@@ -91,4 +91,4 @@ def open_npu_smi(index: int, visible: str | None) -> Sensors:
         }
         return {key: value for key, value in values.items() if value is not None}
 
-    return tool_sensors(ask, "npu-smi info -t common")
+    return tool_sensors(read_tool, "npu-smi info -t common")

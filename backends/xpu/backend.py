@@ -2,7 +2,7 @@
 """xpu: Intel GPUs through the module in torch itself.
 
 Kunlunxin's first stack used the name ``xpu``, too, and both vendors call their tool ``xpu-smi``:
-here only torch's own Intel build counts, and no tool is asked. Names: torch.xpu's documentation.
+here only torch's own Intel build counts, and no tool is run. Names: torch.xpu's documentation.
 """
 
 from __future__ import annotations
