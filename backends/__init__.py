@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends: which there are (registry.py), and which one to run on.
+"""The backends: the registry of their names (registry.py), and the choice of one to run on.
 
 Importing this module imports neither torch nor any vendor's package.
 """
@@ -20,14 +20,14 @@ __all__ = ["BUILT_IN", "ENTRY_POINTS", "FAMILIES", "load", "names", "refused", "
 
 
 def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
-    """The class to run on. ``auto`` is the first accelerator that works, never the CPU by itself;
-    a name of ``FAMILIES`` the first of its members that does.
+    """Return the class to run on.
 
-    What may involve a vendor's package is first examined in a process of its own (probing.py):
-    one that hangs or crashes is Unsupported, with the reason.
+    ``auto`` is the first accelerator that works, never the CPU; a name of ``FAMILIES`` is its first
+    member that works. A vendor's package is first imported in a separate process (probing.py).
+    Raises Unsupported, with each reason, where none works: also if it hangs or crashes there.
     """
     if name != "auto" and name not in FAMILIES:
-        # The other processes of a machine would only ask the same question again.
+        # The other processes of a machine would only repeat the examination.
         if name in names() and name != "cpu_ref" and os.environ.get("LOCAL_RANK", "0") == "0":
             answer = probing.examine([name], timeout_s=timeout_s)[name]
             if not answer["ok"]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The default adapter: any device whose torch module is shaped like the ones torch ships.
+"""The default adapter, for any device whose torch module is shaped like torch's own.
 
-It asks the module what is there instead of assuming it. A vendor's adapter names its device, its
-package and its collective library, and overrides only what differs.
+It finds the device's capabilities by trying them. A vendor's adapter names its device, package and
+collective library, and overrides the hooks below only where the device differs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bertbench.common.model.ops import ComputeTypeOps, Ops
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WRONG_TYPE = "computes in 16-bit floats only"
 TF32_TOLERANCE = 5e-3
-"""Of attention whose products are TF32's, which have the mantissa of float16's."""
+"""Of attention with TF32 products, whose mantissa is as long as float16's."""
 
 
 class Accelerator(Backend):
@@ -36,18 +36,19 @@ class Accelerator(Backend):
 
     compilers: tuple[str, ...] = ()
     attention_kernels: ClassVar[tuple[str, ...]] = (ComputeTypeOps.name,)
-    """Fastest first; each is tried before it is offered."""
-    _no_power = "no reader of this device's power works here"
+    """Fastest first; each is offered only if its trial on the device succeeds."""
+    no_power_reason = "no reader of this device's power works here"
+    """The note ``power``, until ``sensors`` raises a better one."""
 
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
-        # Setting a switch that this version lacks would be no error and have no effect.
+        # Setting a switch that this version lacks would raise no error and have no effect.
         there = tuple(switch for switch in self.tf32_switches if _exists(switch))
         self.tf32_switches = there  # type: ignore[misc]
 
     @classmethod
     def probe(cls) -> Probe:
-        """Import the package (never through torch's own autoload) and count devices."""
+        """Import the package (never through torch's autoload) and count devices."""
         why = cls.absent()
         if why:
             return Probe(False, why)
@@ -69,12 +70,12 @@ class Accelerator(Backend):
     @functools.cached_property
     def capabilities(self) -> Capabilities:
         notes: dict[str, str] = {}
-        precisions = [*self._amp_precisions(notes), *self._float_precisions(notes)]
-        if any(self._norm_trials.values()):
-            notes["norm"] = _reasons(self._norm_trials)
+        precisions = [*self.amp_precisions(notes), *self.float_precisions(notes)]
+        if any(self.norm_problems.values()):
+            notes["norm"] = _reasons(self.norm_problems)
         kernels = []
         for name in self.attention_kernels:
-            whys = {precision: works[name] for precision, works in self._attention.items()}
+            whys = {precision: works[name] for precision, works in self.attention_problems.items()}
             if None in whys.values():
                 kernels.append(name)
             if any(whys.values()):
@@ -82,11 +83,11 @@ class Accelerator(Backend):
         module = self.module
         telemetry = self.telemetry()
         if telemetry is None:
-            notes.setdefault("power", self._no_power)
+            notes.setdefault("power", self.no_power_reason)
         return Capabilities(
             precisions=tuple(precisions),
-            collective=self._collective(notes),
-            device_timer=self._events_tell_time(notes),
+            collective=self.find_collective(notes),
+            device_timer=self.has_device_timer(notes),
             memory_stats=hasattr(module, "max_memory_allocated"),
             memory_limit=True,
             pinned_memory=False,
@@ -104,26 +105,26 @@ class Accelerator(Backend):
             backend=self.name,
             name=str(name),
             index=index,
-            memory_bytes=self._memory_bytes(),
-            driver=self._driver(),
-            runtime=self._runtime(),
+            memory_bytes=self.memory_bytes(),
+            driver=self.driver(),
+            runtime=self.runtime(),
             simulated=self.simulated,
-            extras=self._extras(),
+            extras=self.extras(),
         )
 
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
-        """A sampler over ``_sensors``; slower than ``period_s`` where a reading is expensive."""
+        """Return a sampler over ``sensors``; slower than ``period_s`` where readings are slow."""
         try:
             sensors = self._opened_sensors
         except Unsupported as error:
-            self._no_power = str(error)
+            self.no_power_reason = str(error)
             return None
         period_s = max(period_s, sensors.period_s)
         return Sampler(sensors.read, source=sensors.source, period_s=period_s)
 
     @functools.cached_property
     def _opened_sensors(self) -> Sensors:
-        return self._sensors()
+        return self.sensors()
 
     # -- kernels ------------------------------------------------------------------------------
     def ops(self, kernels: str, precision: str) -> Ops:
@@ -135,138 +136,144 @@ class Accelerator(Backend):
         first = self.capabilities.kernels[0]
         if kernels != "auto" or first not in (*self.attention_kernels, "plain"):
             return super().ops(kernels, precision)
-        return self._fastest(precision)
+        return self.fastest_ops(precision)
 
-    def _fastest(self, precision: str) -> Ops:
+    def fastest_ops(self, precision: str) -> Ops:
+        """Return the operations with the first attention kernel that works in ``precision``."""
         passed_over: dict[str, str] = {}
-        for name, why in self._attention[self._compute(precision)].items():
+        for name, why in self.attention_problems[self._compute(precision)].items():
             if why is None:
-                return self._attention_ops(name, precision, passed_over)
+                return self.attention_ops(name, precision, passed_over)
             if why != WRONG_TYPE:
                 passed_over[name] = why
-        dtype = self._stream_dtype(precision)
+        dtype = self.stream_dtype(precision)
         return ComputeTypeOps(dtype, fused=False, passed_over=passed_over)
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
+        """Return ``kernels``' operations; raise Unsupported where its trial failed."""
         if kernels == "plain":
             return Ops()
-        why = self._attention[self._compute(precision)][kernels]
+        why = self.attention_problems[self._compute(precision)][kernels]
         if why is not None:
             raise Unsupported(
                 f"{self.name}: kernel {kernels!r} in {precision}: {why}. Choose --kernels auto, "
                 f"or another --precision."
             )
-        return self._attention_ops(kernels, precision)
+        return self.attention_ops(kernels, precision)
 
-    def _attention_ops(
+    def attention_ops(
         self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
     ) -> Ops:
-        """Return the operations with one of ``attention_kernels``, tried or not."""
-        return ComputeTypeOps(self._stream_dtype(precision), passed_over=passed_over)
+        """Return the operations with one of ``attention_kernels``, without trying it."""
+        return ComputeTypeOps(self.stream_dtype(precision), passed_over=passed_over)
 
     @functools.cached_property
-    def _attention(self) -> dict[str, dict[str, str | None]]:
-        """Precision -> attention kernel -> why not (None: it works), found by trying each."""
+    def attention_problems(self) -> dict[str, dict[str, str | None]]:
+        """Precision -> attention kernel -> why it fails there (None: it works), by trying each."""
         state = self.rng_state()
         try:
             return {
-                precision: {k: self._why_no_kernel(k, precision) for k in self.attention_kernels}
-                for precision in (*self._amp_precisions({}), self._compute("fp32"))
+                precision: {k: self.kernel_problem(k, precision) for k in self.attention_kernels}
+                for precision in (*self.amp_precisions({}), self._compute("fp32"))
             }
         finally:
             self.set_rng_state(state)
 
-    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+    def kernel_problem(self, kernel: str, precision: str) -> str | None:
+        """Try an attention kernel; return why it fails, or None."""
         dtype = AMP_DTYPES.get(precision, torch.float32)
-        # Where TF32 is decided before the process starts, there is no float32 product.
+        # A process that starts with TF32 on cannot compute exact float32 products.
         tolerance = TF32_TOLERANCE if precision == "tf32" else None
-        ops = self._attention_ops(kernel, "fp32")
+        ops = self.attention_ops(kernel, "fp32")
         return selfcheck.attention_why_not(ops, self.device, dtype, tolerance)
 
     def _compute(self, precision: str) -> str:
-        """The precision in which attention is tried: with fp32, tf32's inputs are the same."""
-        floats = self._float_precisions({})
+        """Return the precision in which attention is tried: one trial serves fp32 and tf32."""
+        floats = self.float_precisions({})
         return precision if precision in AMP_DTYPES else "fp32" if "fp32" in floats else floats[0]
 
-    def _stream_dtype(self, precision: str) -> torch.dtype | None:
-        """Type of the residual stream, for ``ComputeTypeOps``; None where float32 is the way."""
-        works = precision in AMP_DTYPES and self._norm_trials[precision] is None
+    def stream_dtype(self, precision: str) -> torch.dtype | None:
+        """Return the residual stream's dtype for ``ComputeTypeOps``; None: float32."""
+        works = precision in AMP_DTYPES and self.norm_problems[precision] is None
         return AMP_DTYPES[precision] if works else None
 
     @functools.cached_property
-    def _norm_trials(self) -> dict[str, str | None]:
-        """16-bit precision -> why LayerNorm does not work in its type (None: it does)."""
+    def norm_problems(self) -> dict[str, str | None]:
+        """16-bit precision -> why LayerNorm fails in it (None: it works), by trying each."""
         return {
-            p: selfcheck.norm_why_not(self.device, AMP_DTYPES[p], self._autocast)
-            for p in self._amp_precisions({})
+            p: selfcheck.norm_why_not(self.device, AMP_DTYPES[p], self.autocast)
+            for p in self.amp_precisions({})
         }
 
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
-        """By the profile, for devices outside torch: for its own no host steps in."""
+        """Count from the profile, for devices outside torch: torch's own never fall back."""
         if torch._C._get_privateuse1_backend_name() == self.device_type:
             return watch()
         return super().fallbacks()
 
-    # -- what a vendor may override -----------------------------------------------------------
+    # -- hooks: facts of the device -----------------------------------------------------------
     @property
     def simulated(self) -> bool:
-        """Whether the vendor's package is a stand-in that says so."""
+        """Whether the vendor's package declares itself a stand-in (``SIMULATED``)."""
         package = importlib.import_module(self.package) if self.package else self.module
         return bool(getattr(package, "SIMULATED", False))
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
+        """Return the driver's version, or None."""
         return None
 
-    def _runtime(self) -> str | None:
+    def runtime(self) -> str | None:
+        """Return the versions of the software between torch and the driver, or None."""
         if self.package is None:
             return f"torch {torch.__version__}"
         version = getattr(importlib.import_module(self.package), "__version__", None)
         return f"{self.package} {version}" if version else self.package
 
-    def _extras(self) -> dict[str, str]:
-        """Facts of this device for the record; the visible-devices variable is always one."""
+    def extras(self) -> dict[str, str]:
+        """Return more facts for the record: here the visible-devices variable, if it is set."""
         names = [self.visible_devices_env] if self.visible_devices_env else []
         return {name: os.environ[name] for name in names if name in os.environ}
 
-    def _sensors(self) -> Sensors:
-        """How this device's power and the like are read; Unsupported says why they cannot be."""
-        raise Unsupported(self._no_power)
+    def sensors(self) -> Sensors:
+        """Return how power and other sensors are read; raise Unsupported where they cannot be."""
+        raise Unsupported(self.no_power_reason)
 
-    def _collective(self, notes: dict[str, str]) -> str | None:
-        """The device's collective library where this installation has it."""
+    def find_collective(self, notes: dict[str, str]) -> str | None:
+        """Return the collective library if this installation has it, else None and a note."""
         if self.collective is None:
             notes["collective"] = "no collective library is known for this device"
         return self.collective
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
-        """fp32, and tf32 where there is a switch for it."""
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
+        """Return fp32, and first tf32 where a switch for it exists, else a note."""
         if self.tf32_switches:
             return ["tf32", "fp32"]
         notes["tf32"] = "no switch for TF32 is known for this device"
         return ["fp32"]
 
-    def _amp_precisions(self, notes: dict[str, str]) -> list[str]:
-        """The 16-bit modes in which autocast really computes, best first."""
+    def amp_precisions(self, notes: dict[str, str]) -> list[str]:
+        """Return the 16-bit precisions in which autocast computes, best first; note the others."""
         found = []
         for name, dtype in AMP_DTYPES.items():
-            why = self._why_no_autocast(dtype)
+            why = self.autocast_problem(dtype)
             if why is None:
                 found.append(name)
             else:
                 notes[name] = why
         return found
 
-    # -- asking the device --------------------------------------------------------------------
-    def _why_no_autocast(self, dtype: torch.dtype) -> str | None:
+    def autocast_problem(self, dtype: torch.dtype) -> str | None:
+        """Try autocast in ``dtype``; return why it fails, or None."""
         x = torch.ones(16, 16, device=self.device)
         try:
-            with self._autocast(dtype):
+            with self.autocast(dtype):
                 got = F.linear(x, x).dtype
         except Exception as error:
             return f"autocast: {one_line(error)}"
         return None if got == dtype else f"autocast to {dtype} computes in {got}"
 
-    def _events_tell_time(self, notes: dict[str, str]) -> bool:
+    def has_device_timer(self, notes: dict[str, str]) -> bool:
+        """Return whether the device's events measure time; note why not."""
         try:
             begin, end = (self.module.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -274,10 +281,11 @@ class Accelerator(Backend):
             self.synchronize()
             return bool(begin.elapsed_time(end) >= 0)
         except Exception as error:
-            notes["device_timer"] = f"events do not tell the time: {one_line(error)}"
+            notes["device_timer"] = f"events do not measure time: {one_line(error)}"
             return False
 
-    def _memory_bytes(self) -> int | None:
+    def memory_bytes(self) -> int | None:
+        """Return the device's total memory, or None."""
         module, index = self.module, self.device.index
         if hasattr(module, "mem_get_info"):
             return int(module.mem_get_info(index)[1])
@@ -288,7 +296,7 @@ class Accelerator(Backend):
 
 
 def _reasons(whys: Mapping[str, str | None]) -> str:
-    """Precision -> why something does not work there, as one line."""
+    """Join the reasons by precision into one line."""
     return "; ".join(f"in {precision}: {why}" for precision, why in whys.items() if why)
 
 
@@ -301,6 +309,6 @@ def _exists(attribute: str) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error, with its type: fits a line of ``doctor``."""
+    """Return an error's type and first line, which fit a line of ``doctor``."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

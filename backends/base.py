@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract between the benchmarks and one vendor's PyTorch device.
 
-A subclass must say three things: whether it can run here (``probe``), what it can do
-(``capabilities``) and what it is (``describe``). Everything else has a default that is right for
-a device module shaped like torch's own; override only what differs.
+A backend implements ``probe`` (can it run here?), ``capabilities`` and ``describe``. Every other
+method has a default that suits a device module shaped like torch's own; override only what
+differs. Most adapters subclass ``Accelerator`` (accelerator.py), which implements the three as
+well. docs/adding-a-backend.md lists the hooks.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ from bertbench.backends import selfcheck
 from bertbench.backends.timers import EventTimer, HostTimer, Timer
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
+from bertbench.common.optim.lamb import LambKernel
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-"""``bf16`` and ``fp16`` are mixed precision: that dtype in matrix products, float32 masters."""
+"""``bf16`` and ``fp16`` are mixed precision: 16-bit matrix products, float32 master weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Whether a backend can run here and, if not, why: ``doctor`` prints the reason."""
+    """Whether a backend can run here. ``reason`` is one line, which ``doctor`` prints."""
 
     ok: bool
     reason: str
@@ -40,32 +42,32 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """Facts the runner may branch on. What is unknown is absent, never zero."""
+    """Facts that the runner branches on. Leave unknown facts out; never write zero."""
 
     precisions: tuple[str, ...]
-    """The subset of PRECISIONS that this device really computes in, best first for ``amp``."""
+    """The PRECISIONS that the device computes in, best first: ``amp`` and ``auto`` take that."""
     collective: str | None = None
     device_timer: bool = False
-    """The device's events tell the time between them."""
+    """The device's events measure the time between them."""
     memory_stats: bool = False
-    """The device module counts allocated bytes and their peak."""
+    """The device module reports allocated bytes and their peak."""
     memory_limit: bool = False
-    """Too large an allocation is an error (``oom_errors``), not the end of the process."""
+    """Running out of memory raises one of ``oom_errors`` and does not end the process."""
     pinned_memory: bool = False
-    """Copies from page-locked host memory overlap with the device's work."""
+    """Copies from pinned host memory overlap with the device's work."""
     graphs: bool = False
     """The device module can capture and replay graphs."""
     kernels: tuple[str, ...] = ("plain",)
-    """Values accepted by ``Backend.ops``, fastest first."""
+    """Values of --kernels, fastest first."""
     compilers: tuple[str, ...] = ()
     telemetry: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Why something one would expect is missing: capability -> reason."""
+    """Missing capability, precision or kernel -> reason. ``doctor`` and refusals print them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """What the record says of one device."""
+    """One device as the record describes it; None where a fact is unknown."""
 
     backend: str
     name: str
@@ -79,14 +81,14 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeakMemory:
-    """Peak of one device (or process) since ``reset_peak_memory``, and what was measured."""
+    """Peak since ``reset_peak_memory``; ``definition`` states the measured quantity."""
 
     peak_memory_bytes: int
     definition: str
 
 
 class Telemetry(Protocol):
-    """Samples power and the like in the background between ``start`` and ``stop``."""
+    """Samples power and other sensors in the background between ``start`` and ``stop``."""
 
     source: str
 
@@ -97,40 +99,21 @@ class Telemetry(Protocol):
     def power_w(self) -> float | None: ...
 
 
-class LambKernel(Protocol):
-    """A fused LAMB update; see common/optim/lamb.py for the formula it must equal."""
-
-    def __call__(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        segments: list[int],
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        step: int,
-    ) -> None: ...
-
-
 class Backend(ABC):
-    """One vendor's device. Built once per process, for one local rank."""
+    """One vendor's device, built once per process for its local rank."""
 
     name: ClassVar[str]
     device_type: ClassVar[str]
     package: ClassVar[str | None] = None
-    """The vendor's module, imported by ``probe``; None where torch itself has the device."""
+    """The vendor's module, which ``probe`` imports; None where torch itself has the device."""
     visible_devices_env: ClassVar[str | None] = None
-    """The variable that chooses and renumbers devices for a process."""
+    """The variable that selects and renumbers a process's devices."""
     collective: ClassVar[str | None] = None
+    """The device's library in ``init_process_group``."""
     verified: ClassVar[Literal["hardware", "simulator", "documents"]] = "documents"
-    """What this adapter has run on; ``documents``: written from them, and untested."""
+    """Where the contract tests passed; ``documents``: nowhere, written from documentation."""
     tf32_switches: ClassVar[tuple[str, ...]] = ()
-    """Attributes of ``torch`` that allow TF32-like products, e.g. ``backends.x.allow_tf32``."""
+    """Attributes of ``torch`` that enable TF32-like products, e.g. ``backends.x.allow_tf32``."""
 
     def __init__(self, local_rank: int = 0) -> None:
         probe = self.probe()
@@ -139,17 +122,17 @@ class Backend(ABC):
         count = self.device_count()
         if local_rank >= count:
             raise Unsupported(
-                f"{self.name}: local rank {local_rank} needs one more device than the {count} "
-                f"visible here: start no more processes than devices (NPROC={count})"
+                f"{self.name}: no device for local rank {local_rank}: {count} visible here. Start "
+                f"at most one process per device (NPROC={count})"
             )
         self.device = torch.device(self.device_type, local_rank)
         if hasattr(self.module, "set_device"):
             self.module.set_device(self.device)
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- identity -----------------------------------------------------------------------------
     @classmethod
     def absent(cls) -> str | None:
-        """A reason why it cannot run here that is found without importing anything, or None."""
+        """Return why it cannot run here, or None, without importing anything."""
         if cls.package is None or importlib.util.find_spec(cls.package) is not None:
             return None
         return f"package {cls.package} is not installed"
@@ -157,25 +140,25 @@ class Backend(ABC):
     @classmethod
     @abstractmethod
     def probe(cls) -> Probe:
-        """Import the vendor's package and look for a device. Never raises."""
+        """Import the vendor's package and count its devices. Never raise."""
 
     @classmethod
     def device_count(cls) -> int:
-        """Devices this process may use (visible-device variables respected)."""
+        """Return how many devices this process may use, after ``visible_devices_env``."""
         return int(torch.get_device_module(cls.device_type).device_count())
 
     @property
     @abstractmethod
     def capabilities(self) -> Capabilities:
-        """What the device can do, found by asking it."""
+        """What the device can do, found by trying it."""
 
     @abstractmethod
     def describe(self) -> DeviceInfo:
-        """What goes into the record for this device."""
+        """Return the record's facts of this device."""
 
     @property
     def module(self) -> ModuleType:
-        """torch's module for the device."""
+        """``torch.<device_type>``."""
         return torch.get_device_module(self.device_type)
 
     # -- time and memory ----------------------------------------------------------------------
@@ -184,7 +167,7 @@ class Backend(ABC):
         self.module.synchronize()
 
     def timer(self) -> Timer:
-        """A timer that is right for this device."""
+        """Return a timer of the device's work: by its events, else by the host's clock."""
         if self.capabilities.device_timer:
             return EventTimer(lambda: self.module.Event(enable_timing=True), self.synchronize)
         return HostTimer(self.synchronize)
@@ -195,7 +178,7 @@ class Backend(ABC):
             self.module.reset_peak_memory_stats()
 
     def peak_memory(self) -> PeakMemory | None:
-        """Peak since the reset, or None where the device does not tell."""
+        """Return the peak since the reset, or None where it is unknown."""
         if not self.capabilities.memory_stats:
             return None
         return PeakMemory(
@@ -205,48 +188,50 @@ class Backend(ABC):
 
     @property
     def oom_errors(self) -> tuple[type[BaseException], ...]:
-        """Exceptions that mean: out of device memory."""
+        """Exceptions that mean that device memory ran out."""
         own = getattr(self.module, "OutOfMemoryError", None)
         return (torch.OutOfMemoryError,) + ((own,) if own else ())
 
     # -- numerics -----------------------------------------------------------------------------
-    def resolve_precision(self, asked: str) -> str:
-        """``amp`` becomes the device's best 16-bit mode, ``auto`` that or, with none, float32's.
+    def resolve_precision(self, name: str) -> str:
+        """Return the precision to use: ``amp`` is the best 16-bit one, ``auto`` that or float32.
 
-        Raises Unsupported for anything that is not offered.
+        Raises Unsupported for a precision that the device lacks.
         """
         have = self.capabilities.precisions
         best = [p for p in have if p in ("bf16", "fp16")]
-        if asked == "auto":
+        if name == "auto":
             return (best or have)[0]
-        if asked == "amp":
+        if name == "amp":
             if best:
                 return best[0]
-        elif asked in have:
-            return asked
+        elif name in have:
+            return name
         known = ("auto", "amp", *PRECISIONS)
-        what = f"unknown precision {asked!r}" if asked not in known else f"no {asked!r} here"
-        why = self.capabilities.notes.get(asked)
+        what = f"unknown precision {name!r}" if name not in known else f"no {name!r} here"
+        why = self.capabilities.notes.get(name)
         raise Unsupported(
             f"{self.name}: {what}{f' ({why})' if why else ''}; it has {', '.join(have)}. "
             f"Choose with --precision."
         )
 
     def precision(self, name: str) -> AbstractContextManager[None]:
-        """Context for forward passes in exactly this precision.
+        """Return a context for forward passes in exactly this precision.
 
-        The TF32 switches stay as this sets them, since backward passes run outside the context.
+        The TF32 switches stay set: backward passes run outside the context.
+        Raises Unsupported for a precision that the device lacks.
         """
         name = self.resolve_precision(name)
         for switch in self.tf32_switches:
             owner, _, attribute = switch.rpartition(".")
             setattr(functools.reduce(getattr, owner.split("."), torch), attribute, name == "tf32")
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
-        return nullcontext() if dtype is None else self._autocast(dtype)
+        return nullcontext() if dtype is None else self.autocast(dtype)
 
     @contextmanager
-    def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
-        # torch only warns and switches autocast off when a dtype is unsupported.
+    def autocast(self, dtype: torch.dtype) -> Iterator[None]:
+        """Open autocast in ``dtype``; raise any error where the device lacks it."""
+        # Where a dtype is unsupported, torch only warns and switches autocast off.
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             context = torch.autocast(self.device_type, dtype=dtype)
@@ -254,52 +239,56 @@ class Backend(ABC):
             yield
 
     def verify_precision(self, name: str) -> dict[str, str]:
-        """Compute in this precision and look at what came out; Unsupported if it is another.
+        """Compute in this precision and return facts for the record (selfcheck.examine).
 
-        Returns facts for the record: what the product kept, the form of GELU, int64's width.
+        Raises Unsupported when a matrix product has another precision.
         """
         with self.precision(name):
             found = selfcheck.examine(self.device)
         wrong = selfcheck.why_not(name, found)
         if wrong:
-            raise Unsupported(f"{self.name}: {name} was asked for, but {wrong}")
+            raise Unsupported(f"{self.name}: {name} was requested, but {wrong}")
         return found
 
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
-        """While open, counts operations that the host computes in the device's place.
+        """Count operations that the host computes in the device's place while the context is open.
 
-        Gives a dictionary that holds operation -> times afterwards, or None: cannot be told.
+        Afterwards the dictionary holds operation -> times; None where they cannot be counted.
         """
         return nullcontext(None)
 
     def grad_scaler(self, precision: str, init_scale: float = 2.0**20) -> torch.amp.GradScaler:
-        """Dynamic loss scaling, enabled for fp16 only."""
+        """Return dynamic loss scaling, enabled for fp16 only."""
         return torch.amp.GradScaler(
             self.device_type, init_scale=init_scale, enabled=precision == "fp16"
         )
 
     def ops(self, kernels: str, precision: str) -> Ops:
-        """The operations of the model. ``kernels``: ``auto`` (the fastest) or a capability."""
+        """Return the model's operations with ``kernels``: ``auto`` (the fastest) or a capability.
+
+        Raises Unsupported for kernels that the device lacks.
+        """
         have = self.capabilities.kernels
         chosen = have[0] if kernels == "auto" else kernels
         if chosen not in have:
-            why = self.capabilities.notes.get(chosen, "this backend has none of that name")
+            why = self.capabilities.notes.get(chosen, "unknown to this backend")
             raise Unsupported(
                 f"{self.name}: kernels {chosen!r} unavailable: {why}. It has {', '.join(have)}; "
                 f"choose with --kernels."
             )
-        return self._ops(chosen, precision)
+        return self.build_ops(chosen, precision)
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
+        """Return the operations for one entry of ``capabilities.kernels``."""
         return Ops()
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
-        """A fused LAMB update, or None for the plain one."""
+        """Return a fused LAMB kernel, or None for ``lamb_update``."""
         return None
 
     @functools.cached_property
     def fused_adamw(self) -> bool:
-        """Whether torch's one-kernel AdamW runs on this device: it only tells when it is tried."""
+        """Whether torch's one-kernel AdamW works on this device, found by trying it."""
         p = nn.Parameter(torch.ones(2, device=self.device))
         p.grad = torch.ones_like(p)
         try:
@@ -314,14 +303,14 @@ class Backend(ABC):
         torch.manual_seed(seed)
 
     def rng_state(self) -> dict[str, Tensor]:
-        """Random state of host and device, as byte tensors."""
+        """Return the random state of host and device: byte tensors on the host, of any shape."""
         state = {"cpu": torch.get_rng_state()}
         if self.device_type != "cpu":
             state[self.device_type] = self.module.get_rng_state()
         return state
 
     def set_rng_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``rng_state`` gave."""
+        """Restore a state that ``rng_state`` returned, its byte tensors [...] as they were."""
         torch.set_rng_state(state["cpu"])
         if self.device_type != "cpu":
             self.module.set_rng_state(state[self.device_type])
@@ -330,17 +319,17 @@ class Backend(ABC):
     def optimizer_step(
         self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
-        """Apply one update. Lazy-graph devices cut the graph here."""
+        """Apply one update; a device with lazy graphs cuts its graph here."""
         scaler.step(optimizer)
         scaler.update()
 
     def compile(self, model: nn.Module, compiler: str | None) -> None:
-        """Compile ``model`` in place with one of the device's compilers; None leaves it as it is.
+        """Compile ``model`` in place with one of the device's compilers; None changes nothing.
 
-        Where the model has a list of layers, each is compiled by itself: the first one's code
-        serves them all. Names of parameters stay as they are, so checkpoints fit either way.
-        Shapes are symbols from the start, since every batch has another number of tokens.
-        Raises Unsupported for a compiler that the device does not have.
+        Each layer of a list is compiled by itself, and the first one's code serves them all.
+        Parameters keep their names, so checkpoints load with or without a compiler.
+        Shapes are symbolic, since the number of tokens differs in each batch.
+        Raises Unsupported for a compiler that the device lacks.
         """
         if compiler is None:
             return
@@ -356,30 +345,33 @@ class Backend(ABC):
             part.compile(backend=compiler, dynamic=True)
 
     # -- the cluster --------------------------------------------------------------------------
-    def resolve_collective(self, asked: str | None) -> str | None:
-        """The device's own library; any other that is asked for is refused."""
+    def resolve_collective(self, name: str | None) -> str | None:
+        """Return the device's collective library; raise Unsupported if ``name`` is another."""
         own = self.capabilities.collective
-        if asked not in (None, own):
+        if name not in (None, own):
             raise Unsupported(
-                f"{self.name} has no collective backend {asked!r}; it has {own!r}. Leave "
+                f"{self.name} has no collective backend {name!r}; it has {own!r}. Leave "
                 f"--dist_backend out, or choose another --backend."
             )
         return own
 
     def init_process_group(self, collective: str | None = None, **kwargs: Any) -> None:
-        """Join the process group with the device's collective library."""
+        """Join the process group with the device's collective library.
+
+        Raises Unsupported where it has none, or ``collective`` is another.
+        """
         chosen = self.resolve_collective(collective)
         if chosen is None:
             raise Unsupported(f"{self.name} has no collective backend: run it as one process")
-        # Host tensors travel too (votes, gathered numbers): they must not wait for the device.
+        # Host tensors (votes, gathered numbers) go through gloo: they must not wait for the device.
         group = chosen if self.device_type == "cpu" else f"cpu:gloo,{self.device_type}:{chosen}"
         torch.distributed.init_process_group(group, **kwargs)
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
-        """Overlapped, bucketed gradient all-reduce."""
+        """Wrap a model for data parallelism: gradients are all-reduced in buckets, overlapped."""
         return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     # -- observation --------------------------------------------------------------------------
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:
-        """A sampler for this device, or None (``capabilities.notes`` says why)."""
+        """Return a sampler for this device, or None (``capabilities.notes["power"]`` says why)."""
         return None

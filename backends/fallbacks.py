@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which operations the host computed in the device's place, for any PrivateUse1 device.
+"""Counts operations that the host computes in the place of a PrivateUse1 device.
 
 torch's boxed fallback (``at::native::cpu_fallback``) copies the operation's tensors with
-``aten::_to_cpu``, which nothing else calls: in a profile it stands below the operation that fell
-back, forward and backward. One that has no tensors to copy is not seen.
+``aten::_to_cpu``, which only it calls. In a profile that call appears below the operation that
+fell back, forward and backward. An operation without tensors to copy is not counted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _COPY = "aten::_to_cpu"
 
 @contextmanager
 def watch() -> Iterator[dict[str, int] | None]:
-    """While open, profiles the host; afterwards the dictionary holds operation -> times.
+    """Profile the host while the context is open; afterwards the dictionary has operation -> times.
 
-    None where another profiler runs already. It slows the host and keeps every event: open it
+    None where another profiler is running. Profiling slows the host and keeps every event: open it
     around a step or two that are not timed, not around a run.
     """
     if torch.autograd.profiler._is_profiler_enabled:  # a second profiler would end the first
@@ -37,10 +37,7 @@ def watch() -> Iterator[dict[str, int] | None]:
 
 
 def count(events: Iterable[Any]) -> dict[str, int]:
-    """Operations above a copy to the host, with how often each fell back.
-
-    One fallback may copy several times (tensors, lists of tensors): its event is counted once.
-    """
+    """Return operation -> fallbacks: the events above a copy to the host, each counted once."""
     seen: dict[int, str] = {}
     for event in events:
         if event.name == _COPY and event.cpu_parent is not None:

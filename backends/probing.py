@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out whether a backend can run here without letting its vendor's package do any harm.
+"""Finds out whether a backend can run here, safe from harm by its vendor's package.
 
-Whatever needs that package happens in a process of its own, with a time limit: one that hangs,
-crashes, exits or prints is an answer of one line. A backend that says ``absent()`` costs nothing.
+The package is imported in a separate process with a time limit. If it hangs, crashes, exits or
+prints, the answer is a line that says so. A backend whose ``absent()`` has a reason needs no
+process.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ TIMEOUT_S = 30.0
 SIMULATED_TIMEOUT_S = 300.0
 """The first use of the simulated accelerator compiles it."""
 TIMEOUT_ENV = "BERTBENCH_PROBE_TIMEOUT"
-"""Seconds instead of TIMEOUT_S, where a first import is slow (a network file system)."""
+"""Replaces TIMEOUT_S, in seconds, where a first import is slow (a network file system)."""
 
 AT_ONCE = 4
-"""Processes that run beside each other."""
+"""Processes that run at the same time."""
 
 _POLL_S = 0.02
 _KILL_S = 2.0
-"""How long a killed process may take to go: one that sits in its driver may never."""
+"""How long to wait for a killed process to end: one inside its driver may never end."""
 
 _CHILD = """\
 import sys
@@ -46,7 +47,7 @@ probing.child({name!r}, {details!r}, {answer!r})
 """
 
 Answer = dict[str, Any]
-"""``name``, ``ok``, ``reason``; with details and if ok, what ``_details`` says."""
+"""``name``, ``ok``, ``reason``; with details and if ok, the keys of ``_details``."""
 
 
 def examine(
@@ -56,10 +57,10 @@ def examine(
     first: bool = False,
     timeout_s: float | None = None,
 ) -> dict[str, Answer]:
-    """An answer for each name, in their order; never raises because of a backend.
+    """Return an answer for each name, in their order; a backend's failure is an answer, too.
 
-    With ``first``, ends as soon as the first name in order that works is known; names after it
-    are then left out. Raises Unsupported for an unknown name, BadInput for a limit that is none.
+    With ``first``, return once the first name in order that works is known, without the names
+    after it. Raises Unsupported for an unknown name and BadInput for an invalid time limit.
     """
     limit = _limit(timeout_s)
     answers: dict[str, Answer] = {}
@@ -91,21 +92,21 @@ def examine(
     return {name: answers[name] for name in names}
 
 
-def _limit(asked: float | None) -> float:
+def _limit(timeout_s: float | None) -> float:
     text = os.environ.get(TIMEOUT_ENV)
-    usual = SIMULATED_TIMEOUT_S if os.environ.get("BERTBENCH_SIMULATE") else TIMEOUT_S
+    default = SIMULATED_TIMEOUT_S if os.environ.get("BERTBENCH_SIMULATE") else TIMEOUT_S
     try:
-        limit = asked if asked is not None else float(text or usual)
+        limit = timeout_s if timeout_s is not None else float(text or default)
     except ValueError:
         limit = -1.0
     if not 0 < limit < float("inf"):
-        what = f"{TIMEOUT_ENV}={text}" if asked is None else f"a time limit of {asked}"
+        what = f"{TIMEOUT_ENV}={text}" if timeout_s is None else f"a time limit of {timeout_s}"
         raise BadInput(f"{what}: give a number of seconds above 0")
     return limit
 
 
 def _first(names: Sequence[str], answers: dict[str, Answer]) -> int | None:
-    """The position of the first that works, if all before it are known not to."""
+    """Return the position of the first that works, if all before it are known to fail."""
     for position, name in enumerate(names):
         if name not in answers:
             return None
@@ -115,9 +116,9 @@ def _first(names: Sequence[str], answers: dict[str, Answer]) -> int | None:
 
 
 def _absent(name: str) -> str | None:
-    """Why a built-in backend cannot run here, if that is seen without a process."""
+    """Return why a built-in backend cannot run here, if that is known without a process."""
     if name not in registry.names():
-        registry.load(name)  # raises, and lists what there is
+        registry.load(name)  # raises, with the known names
     if name not in registry.BUILT_IN:
         return None  # the adapter's own module may import anything
     try:
@@ -127,7 +128,7 @@ def _absent(name: str) -> str | None:
 
 
 class _Process:
-    """The examination of one backend, in a session of its own."""
+    """The examination of one backend, in a new session."""
 
     def __init__(self, name: str, details: bool, limit_s: float) -> None:
         self.name = name
@@ -142,12 +143,12 @@ class _Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # what it starts ends with it
+                start_new_session=True,  # so that its children are killed with it
             )
         self._deadline = time.monotonic() + limit_s
 
     def poll(self) -> Answer | None:
-        """The answer, once there is one."""
+        """Return the answer, or None while it is running."""
         code = self._process.poll()
         if code is None and time.monotonic() < self._deadline:
             return None
@@ -163,13 +164,13 @@ class _Process:
             reason = (
                 f"crashed with {_signal(-code)}" if code < 0 else f"ended with exit code {code}"
             )
-            said = self._output.read_text(errors="replace").strip().splitlines()
-            reason += f" (its last line: {_one_line(said[-1])})" if said else ""
+            lines = self._output.read_text(errors="replace").strip().splitlines()
+            reason += f" (its last line: {_one_line(lines[-1])})" if lines else ""
             self._folder.cleanup()
         return {"name": self.name, "ok": False, "reason": reason}
 
     def kill(self) -> bool:
-        """End it and all it started; whether it is gone."""
+        """Kill it and its children; return whether it has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         try:
@@ -181,7 +182,7 @@ class _Process:
 
 
 def child(name: str, details: bool, path: str) -> None:
-    """Examine one backend and leave the answer at ``path``; then end this process at once."""
+    """Examine one backend, write the answer to ``path`` and end this process at once."""
     try:
         import resource
 
@@ -190,13 +191,13 @@ def child(name: str, details: bool, path: str) -> None:
         pass  # then a crash may leave a core file
     try:
         answer = _examine(name, details)
-    except BaseException as error:  # SystemExit, too: it came from the vendor's package
+    except BaseException as error:  # SystemExit, too: the vendor's package raised it
         answer = {"ok": False, "reason": f"failed to load: {_one_line(error)}"}
     answer["reason"] = _one_line(answer["reason"])
     written = Path(path).with_suffix(".part")
     written.write_text(json.dumps({"name": name, **answer}))
     written.replace(path)
-    os._exit(0)  # what a package does at exit may hang or crash, and changes nothing now
+    os._exit(0)  # a package's exit handlers may hang or crash
 
 
 def _examine(name: str, details: bool) -> Answer:
@@ -215,7 +216,7 @@ def _examine(name: str, details: bool) -> Answer:
 
 
 def _details(kind: type[Backend]) -> Answer:
-    """What the record of a run would say of this device and its adapter."""
+    """Return the facts of this device and its adapter that a run would record."""
     backend: Backend = kind()
     info, can = backend.describe(), backend.capabilities
     count = kind.device_count()
@@ -242,7 +243,7 @@ def _details(kind: type[Backend]) -> Answer:
 
 
 def _devices(backend: Backend, name: str, count: int) -> dict[str, int]:
-    """Name -> how many. The first is as the adapter calls it; others as their module does."""
+    """Return name -> count; the adapter names the first device, its module the others."""
     found = {name: 1}
     call = getattr(backend.module, "get_device_name", None) if count > 1 else None
     mine = None if call is None else str(call(0))
@@ -261,7 +262,7 @@ def _signal(number: int) -> str:
 
 
 def _one_line(problem: BaseException | str) -> str:
-    """The first line of an error, or a text, fit for a line of a report."""
+    """Return an error's type and first line, or a text, as one line of limited length."""
     if isinstance(problem, str):
         return " ".join(problem.split())[:300]
     text = str(problem).strip().splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of backends: names to classes, imported only when asked for.
+"""The registry of backends: names to classes, which ``load`` imports.
 
 Importing this module imports neither torch nor any vendor's package.
 """
@@ -39,28 +39,28 @@ The attribute is a Backend class, or a function without parameters that returns 
 """
 
 FAMILIES = {"gpu": ("cuda", "rocm", "corex")}
-"""Names that may stand for several backends, tried in this order. gpu is what the references'
-scripts call any device that PyTorch addresses as cuda."""
+"""A name for several backends -> those, in the order in which they are tried. The reference
+scripts call any device gpu that PyTorch addresses as cuda."""
 
 ENTRY_POINTS = "bertbench.backends"
-"""The group in which other packages offer their own backends."""
+"""The entry-point group in which other packages provide backends."""
 
 SIMULATED = {"gcu": "torch_gcu"}
-"""Values of BERTBENCH_SIMULATE, and the vendor's package whose place a stand-in takes."""
+"""Value of BERTBENCH_SIMULATE -> the vendor's package that a stand-in replaces."""
 
 
 def names() -> list[str]:
-    """Every known backend: those built in, then those of installed packages."""
+    """Return every known backend: those built in, then those of installed packages."""
     return [*BUILT_IN, *_third_parties()[0]]
 
 
 def refused() -> list[str]:
-    """One line for each installed backend that cannot be had, because its name is taken."""
+    """Return one line for each installed backend that is refused because its name is taken."""
     return _third_parties()[1]
 
 
 def load(name: str) -> type[Backend]:
-    """The class for ``name``; Unsupported lists what exists. Imports the backend's module."""
+    """Import and return the class for ``name``; raise Unsupported for an unknown name."""
     others = _third_parties()[0]
     targets = BUILT_IN | {n: entry.value for n, entry in others.items()}
     if name not in targets:
@@ -70,29 +70,27 @@ def load(name: str) -> type[Backend]:
     backend: type[Backend] = found if isinstance(found, type) else found()
     if name in others and backend.name != name:
         raise Unsupported(
-            f"the entry point {name!r} of {package(others[name])} leads to a backend that calls "
-            f"itself {backend.name!r}: both must be the same"
+            f"the entry point {name!r} of {package(others[name])} leads to a backend named "
+            f"{backend.name!r}: give both the same name"
         )
     return backend
 
 
 def _third_parties() -> tuple[dict[str, EntryPoint], list[str]]:
-    """Usable entry points by name, and what is wrong with the others."""
+    """Return usable entry points by name, and one line for each of the others."""
     return third_parties(ENTRY_POINTS, "backend", {*BUILT_IN, *FAMILIES, "auto"})
 
 
-def _simulate(asked: str) -> None:
-    """Let the stand-in of a vendor's package be imported in its place, if that is not installed."""
-    if asked not in SIMULATED:
-        raise Unsupported(
-            f"BERTBENCH_SIMULATE={asked}: there are stand-ins for {', '.join(SIMULATED)}"
-        )
+def _simulate(name: str) -> None:
+    """Put a stand-in for a vendor's package on the import path, unless that is installed."""
+    if name not in SIMULATED:
+        raise Unsupported(f"BERTBENCH_SIMULATE={name}: choose from {', '.join(SIMULATED)}")
     folder = str(Path(__file__).resolve().parent / "simulated" / "standins")
     if folder in sys.path:
         return
-    if importlib.util.find_spec(SIMULATED[asked]) is not None:
+    if importlib.util.find_spec(SIMULATED[name]) is not None:
         raise Unsupported(
-            f"BERTBENCH_SIMULATE={asked}: the real {SIMULATED[asked]} is installed here; unset it"
+            f"BERTBENCH_SIMULATE={name}: the real {SIMULATED[name]} is installed here; unset it"
         )
     # In front: a simulated device must not report a real one's power.
     sys.path.insert(0, folder)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device really computes, found by asking it with numbers whose answers are known.
+"""Checks what a device really computes, with inputs whose results are known.
 
-Switches can be accepted and ignored; the digits of a product cannot. One tiny product per run.
+A device can accept a switch and ignore it; the digits of a product show that.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SIZE = 512
 
 
 def examine(device: torch.device) -> dict[str, str]:
-    """Facts about matrix products under the current settings, GELU and int64 on ``device``."""
-    # Row i of `a` holds 1 + 2^-k in column i, so row i of the product shows whether 2^-k lived.
+    """Return facts of matrix products under the current settings, GELU and int64 on ``device``."""
+    # Row i of `a` holds 1 + 2^-k in column i, so row i of the product shows whether 2^-k was kept.
     bits = torch.arange(_SIZE) % 24
     a = torch.diag(1.0 + torch.exp2(-bits.double())).float().to(device)
     product = F.linear(a, torch.eye(_SIZE, device=device))
@@ -54,7 +54,7 @@ def examine(device: torch.device) -> dict[str, str]:
 
 
 def why_not(precision: str, found: dict[str, str]) -> str | None:
-    """What in ``found`` contradicts ``precision``, or None: it is what it is called."""
+    """Return which of the facts ``found`` contradicts ``precision``, or None."""
     wanted = str(_DTYPES.get(precision, torch.float32)).removeprefix("torch.")
     if found["product_dtype"] != wanted:
         return f"matrix products come out as {found['product_dtype']}"
@@ -76,11 +76,11 @@ def norm_why_not(
     dtype: torch.dtype,
     autocast: Callable[[torch.dtype], AbstractContextManager[None]],
 ) -> str | None:
-    """Try LayerNorm in ``dtype``, forward and backward; why it cannot be used, or None: it can.
+    """Try LayerNorm in ``dtype``, forward and backward; return why it cannot be used, or None.
 
-    It runs within ``autocast``, as in training, and must not come out as float32 there.
-    It is compared with float32 on the host, from the same rounded inputs. Their mean is far from
-    0 and they have many rows, so that statistics and gradients that are not summed in float32 show.
+    It runs within ``autocast``, as in training, and its output must keep ``dtype`` there.
+    It is compared with float32 on the host, from the same rounded inputs. These have many rows and
+    a mean far from 0, which exposes statistics and gradients that are not summed in float32.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (2048, 256)
@@ -120,11 +120,11 @@ one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is no
 def attention_why_not(
     ops: Ops, device: torch.device, dtype: torch.dtype, tolerance: float | None = None
 ) -> str | None:
-    """Try ``ops.attention`` on a tiny ragged batch; why it cannot be used, or None: it can.
+    """Try ``ops.attention`` on a tiny ragged batch; return why it cannot be used, or None.
 
     Forward and backward are compared with plain PyTorch on the host in float32, from the same
-    rounded inputs. Then once more with dropout, whose backward pass must drop what the forward
-    pass dropped. ``tolerance`` replaces that of ``TOLERANCES``.
+    rounded inputs. With dropout, both passes must drop the same elements. ``tolerance`` replaces
+    that of ``TOLERANCES``.
     """
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     num_heads, head, total = 2, 64, sum(CHECK_LENGTHS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every reader of a vendor's sensors needs: units, command-line tools, physical ids.
+"""Helpers for readers of vendors' sensors: units, command-line tools, physical ids.
 
-Tools and libraries number the machine's devices; torch numbers those that a process may see. They
-report in whatever unit they like. Both are settled here, once.
+Tools and libraries number the machine's devices, torch the ones visible to the process; and each
+reports in its own units.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import NamedTuple
 from bertbench.common.errors import Unsupported
 
 TOOL_PERIOD_S = 1.0
-"""A tool costs a process per reading: sample no faster. MLPerf asks for one reading a second."""
+"""A tool starts a process per reading: sample no faster. MLPerf requires one reading a second."""
 
 
 class Sensors(NamedTuple):
-    """One device's sensors: what ``bertbench.common.measure.telemetry.Sampler`` needs."""
+    """One device's sensors, for ``bertbench.common.measure.telemetry.Sampler``."""
 
     read: Callable[[], Mapping[str, float]]
     source: str
     period_s: float = 0.1
-    """The shortest period at which reading makes sense."""
+    """The shortest useful period."""
 
 
 _SCALES = {
@@ -51,11 +51,10 @@ _ASCII = str.maketrans({"\u00b5": "u", "\u03bc": "u", "\u00b0": "", "\u2103": "C
 
 
 def quantity(text: str, unit: str) -> float | None:
-    """The number in ``text``, converted to ``unit``: one of W, J, C, MHz, %, bytes.
+    """Return the number in ``text``, converted to ``unit``: one of W, J, C, MHz, %, bytes.
 
-    A bare number is in ``unit`` already. None where there is no number ("-", "N/A",
-    "[Not Supported]"), or where its unit measures something else. KB, MB and GB are powers of
-    1024, as the tools mean them.
+    A bare number is in ``unit`` already. None where ``text`` has no number ("-", "N/A",
+    "[Not Supported]"), or a unit of another quantity. KB, MB and GB are powers of 1024.
     """
     scales = _SCALES[unit]
     match = _QUANTITY.fullmatch(text.strip().translate(_ASCII))
@@ -67,10 +66,10 @@ def quantity(text: str, unit: str) -> float | None:
 
 
 def answering(sensors: Mapping[str, Callable[[], float | None]]) -> Callable[[], dict[str, float]]:
-    """A reader of those sensors that answer now; Unsupported, with the first reason, if none does.
+    """Return a reader of the sensors that answer now; raise Unsupported if none does.
 
-    Afterwards None is a missing key of that reading, and an error, of whatever class the vendor's
-    library raises, a RuntimeError that ends the sampling.
+    The reader leaves a sensor that returns None out of its reading, and turns any error of the
+    vendor's library into RuntimeError, which ends the sampling.
     """
     kept: dict[str, Callable[[], float | None]] = {}
     reasons = []
@@ -100,9 +99,9 @@ def answering(sensors: Mapping[str, Callable[[], float | None]]) -> Callable[[],
 def run_tool(
     argv: Sequence[str], timeout_s: float = 5.0, env: Mapping[str, str] | None = None
 ) -> str:
-    """Standard output of a vendor's tool; RuntimeError of one line if it is missing or fails.
+    """Return a vendor's tool's standard output; raise RuntimeError if it is missing or fails.
 
-    A tool that hangs is killed with its children: a wedged driver must not stop the training.
+    A tool that hangs is killed with its children: a stuck driver must not stop the training.
     ``env`` is added to the environment.
     """
     name = Path(argv[0]).name
@@ -128,18 +127,18 @@ def run_tool(
                 os.killpg(process.pid, signal.SIGKILL)
             raise RuntimeError(f"{name}: no answer in {timeout_s:g} s") from None
     if process.returncode:
-        said = (err.strip() or out.strip()).splitlines()
-        detail = f": {said[0].strip()[:200]}" if said else ""
+        lines = (err.strip() or out.strip()).splitlines()
+        detail = f": {lines[0].strip()[:200]}" if lines else ""
         raise RuntimeError(f"{name}: exit code {process.returncode}{detail}")
     return out
 
 
 def visible_entry(index: int, value: str | None) -> str:
-    """The machine's id of this process's device ``index``, as tools and libraries know it.
+    """Return the machine's id of this process's device ``index``, as tools and libraries know it.
 
-    ``value`` is the visible-devices variable, None where it is not set. The answer is an entry
-    of it as written: "3", "GPU-<uuid>", "MIG-<uuid>", "DRS-<uuid>". Like CUDA, the list ends at
-    the first negative number. Unsupported where there is no such device.
+    ``value`` is the visible-devices variable, None where it is not set. The id is an entry of it
+    as written: "3", "GPU-<uuid>", "MIG-<uuid>", "DRS-<uuid>". As for CUDA, the list ends at the
+    first negative number. Raises Unsupported where the list is too short.
     """
     if value is None or value.strip().lower() == "all":
         return str(index)
@@ -156,11 +155,11 @@ def visible_entry(index: int, value: str | None) -> str:
     return entries[index]
 
 
-def tool_sensors(ask: Callable[[], dict[str, float]], source: str) -> Sensors:
-    """Sensors of a command-line tool, tried once: Unsupported says why it does not tell."""
+def tool_sensors(read_tool: Callable[[], dict[str, float]], source: str) -> Sensors:
+    """Return sensors of a command-line tool, read once; raise Unsupported where that fails."""
 
     def read() -> dict[str, float]:
-        reading = ask()
+        reading = read_tool()
         if not reading:
             raise RuntimeError(f"{source}: no value in its output")
         return reading
@@ -173,16 +172,16 @@ def tool_sensors(ask: Callable[[], dict[str, float]], source: str) -> Sensors:
 
 
 def local_entries(value: str | None) -> list[str]:
-    """``visible_entry`` of every process that this run has on this machine."""
+    """Return ``visible_entry`` of each of the run's processes on this machine."""
     return [
         visible_entry(rank, value) for rank in range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     ]
 
 
 def reports_board(device: int, board: Sequence[int], run: Sequence[int]) -> bool:
-    """Whether the process on ``device`` is the one that reports the power of its ``board``.
+    """Return whether the process on ``device`` is the one that reports its ``board``'s power.
 
-    Two chips on one card share a power sensor. Summed over the ranks, the card must count once:
-    the first of its devices that this ``run`` uses reports it. All are the machine's ids.
+    Two chips on one card share a power sensor, which must count once in the sum over ranks: the
+    first of the card's devices in this ``run`` reports it. All arguments are the machine's ids.
     """
     return device not in run or device == min(other for other in board if other in run)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Timer(Protocol):
-    """Times spans of device work. ``start`` and ``stop`` may block only if the clock demands it."""
+    """Times spans of device work. ``start`` and ``stop`` block only if the clock requires it."""
 
     clock: str
 
@@ -19,7 +19,7 @@ class Timer(Protocol):
 
 
 class HostTimer:
-    """Synchronise, then read the monotonic clock: right on any backend."""
+    """Synchronises, then reads the monotonic clock: correct on any backend."""
 
     clock = "host-sync"
 
@@ -49,7 +49,7 @@ class DeviceEvent(Protocol):
 
     def record(self) -> None: ...
     def elapsed_time(self, end: DeviceEvent, /) -> float:
-        """Milliseconds from this mark to ``end``; both must have been passed."""
+        """Return the milliseconds from this mark to ``end``; the device must have passed both."""
 
 
 class EventTimer:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """corex: Iluvatar BI-V100 and BI-V150, whose torch calls them cuda and their ixCCL nccl.
 
-``identify`` tells them from NVIDIA's by build, device name and tools. A BI-V150 card is two
-devices of 32 GiB, and counts as two.
+``identify`` distinguishes them from NVIDIA's by build, device name and tools. A BI-V150 card is
+two devices of 32 GiB, and counts as two.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Corex(Cuda):
     # Its compute capabilities (7.1) are not NVIDIA's: what works is found by trying.
     minimum_capability: ClassVar[dict[str, tuple[int, int]]] = {}
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
-        notes["tf32"] = "nothing is known of a TF32 on this device; fp32 runs with it switched off"
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
+        notes["tf32"] = "whether this device has TF32 is unknown; fp32 runs with it switched off"
         return ["fp32"]
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         return open_ixsmi(self.device.index, os.environ.get(self.visible_devices_env or ""))
 
-    def _extras(self) -> dict[str, str]:
+    def extras(self) -> dict[str, str]:
         name = str(self.module.get_device_name(self.device.index))
-        return super()._extras() | ({"chips_per_card": "2"} if two_chips(name) else {})
+        return super().extras() | ({"chips_per_card": "2"} if two_chips(name) else {})
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         return driver_version()

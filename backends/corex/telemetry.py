@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Iluvatar's sensors through ``ixsmi --query-gpu=``: a process per reading.
 
-The names of its fields vary with the version of CoreX, so each is asked for alone, once, and those
-that are refused are left out. A BI-V150 card is two devices with one power sensor: ``ixsmi`` shows
+The names of its fields vary with CoreX's version, so each is queried alone, once, and refused ones
+are left out. A BI-V150 card is two devices with one power sensor: ``ixsmi`` shows
 the card's power and cap with its second chip, N/A with its first.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from collections.abc import Callable
 
 from bertbench.backends.sensors import (
     Sensors,
@@ -38,26 +37,25 @@ Row = dict[str, str]
 
 
 def two_chips(name: str) -> bool:
-    """Whether a device of this name is one of the two on its card."""
+    """Return whether a device of this name is one of two on its card."""
     return "BI-V150" in name or name.endswith("DUO")
 
 
 def open_ixsmi(index: int, visible: str | None) -> Sensors:
-    """Sensors of this process's device ``index``; Unsupported where the tool does not tell."""
-    ask = _asker()
+    """Return sensors of this process's device ``index``; raise Unsupported where none answers."""
     try:
-        rows = ask(["index", "uuid", "name"])
+        rows = _query(["index", "uuid", "name"])
     except RuntimeError as error:
         raise Unsupported(str(error)) from error
     mine = _row_of(visible_entry(index, visible), rows)
     run = [_row_of(entry, rows) for entry in local_entries(visible)]
     board = _board(mine, [row["name"] for row in rows])
-    fields = [field for field in FIELDS if _answers(ask, field)]
-    power = next((field for field in POWER_FIELDS if _answers(ask, field)), None)
+    fields = [field for field in FIELDS if _answers(field)]
+    power = next((field for field in POWER_FIELDS if _answers(field)), None)
     reports = power is not None and reports_board(mine, board, run)
 
     def read() -> dict[str, float]:
-        now = ask(["index", *fields, *([power] if power and reports else [])])
+        now = _query(["index", *fields, *([power] if power and reports else [])])
         if len(now) != len(rows):
             raise RuntimeError(f"ixsmi: {len(now)} devices instead of {len(rows)}")
         values = {
@@ -76,37 +74,33 @@ def open_ixsmi(index: int, visible: str | None) -> Sensors:
 
 
 def driver_version() -> str | None:
-    """The driver's version, None where the tool does not tell."""
+    """Return the driver's version, or None."""
     try:
-        return _asker()(["driver_version"])[0]["driver_version"]
+        return _query(["driver_version"])[0]["driver_version"]
     except RuntimeError:
         return None
 
 
-def _asker() -> Callable[[list[str]], list[Row]]:
-    """A function that queries fields of all devices: one row per device, in the tool's order."""
+def _query(fields: list[str]) -> list[Row]:
+    """Return these fields of all devices: one row per device, in the tool's order."""
     path = shutil.which("ixsmi") or f"{HOME}/bin/ixsmi"
     libraries = [os.environ.get("LD_LIBRARY_PATH", ""), f"{HOME}/lib64", f"{HOME}/lib"]
     env = {"LD_LIBRARY_PATH": ":".join(part for part in libraries if part)}
-
-    def ask(fields: list[str]) -> list[Row]:
-        query = f"--query-gpu={','.join(fields)}"
-        text = run_tool([path, query, "--format=csv,noheader"], env=env)
-        rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
-        if not rows or any(len(row) != len(fields) for row in rows):
-            said = text.strip().splitlines() or ["nothing"]
-            raise RuntimeError(f"ixsmi {query}: {said[0][:200]}")
-        return [dict(zip(fields, (cell.strip() for cell in row), strict=True)) for row in rows]
-
-    return ask
+    option = f"--query-gpu={','.join(fields)}"
+    text = run_tool([path, option, "--format=csv,noheader"], env=env)
+    rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
+    if not rows or any(len(row) != len(fields) for row in rows):
+        lines = text.strip().splitlines() or ["nothing"]
+        raise RuntimeError(f"ixsmi {option}: {lines[0][:200]}")
+    return [dict(zip(fields, (cell.strip() for cell in row), strict=True)) for row in rows]
 
 
-def _answers(ask: Callable[[list[str]], list[Row]], field: str) -> bool:
-    """Whether the tool knows this field and has a number in it for some device."""
+def _answers(field: str) -> bool:
+    """Return whether the tool has a number in this field for some device."""
     unit = FIELDS[field][1] if field in FIELDS else "W"
     try:
         # With the index beside it, a message instead of values has too few columns.
-        return any(quantity(row[field], unit) is not None for row in ask(["index", field]))
+        return any(quantity(row[field], unit) is not None for row in _query(["index", field]))
     except RuntimeError:
         return False
 
@@ -119,7 +113,7 @@ def _row_of(entry: str, rows: list[Row]) -> int:
 
 
 def _board(mine: int, names: list[str]) -> list[int]:
-    """Positions of the devices on one card with ``mine``: such a card's two follow each other."""
+    """Return the positions of the devices on the card of ``mine``, which are consecutive."""
     if not two_chips(names[mine]):
         return [mine]
     start = mine

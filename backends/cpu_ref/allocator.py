@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep freed memory in the process: activations then reuse pages instead of faulting new ones in.
+"""Keeps freed memory in the process, so that activations reuse its pages.
 
-glibc gives large blocks back to the kernel at once, so that every training step pays for its
-pages again (6 to 25 % of a step on two cores). Elsewhere nothing is changed.
+glibc returns large blocks to the kernel at once, and each training step then pays for its page
+faults again (6 to 25 % of a step on two cores). Other C libraries stay unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 @functools.cache
 def keep_freed_memory() -> str:
-    """Tell glibc; returns what is in effect, for the record."""
+    """Configure glibc; return the setting in effect, for the record."""
     try:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  # other C libraries have another mallopt, or none

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cpu_ref: the reference that needs no accelerator.
+"""cpu_ref: the reference, which needs no accelerator.
 
-fp32 with plain kernels is deterministic and is what other backends are compared with; bf16 with
-native kernels is how a CPU runs fast.
+fp32 with plain kernels is deterministic, and other backends are compared with it. bf16 with native
+kernels is the fast mode of a CPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from bertbench.backends.base import (
     Backend,
     Capabilities,
     DeviceInfo,
-    LambKernel,
     PeakMemory,
     Probe,
     Telemetry,
@@ -30,6 +29,7 @@ from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from bertbench.common import native
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
+from bertbench.common.optim.lamb import LambKernel
 
 
 class CpuRef(Backend):
@@ -42,7 +42,7 @@ class CpuRef(Backend):
         self.device = torch.device("cpu")  # one device, whatever the rank
         self._local_rank = local_rank
         torch.use_deterministic_algorithms(True)
-        # Filling fresh memory costs a pass over every tensor; no operation here reads it unwritten.
+        # Filling new memory costs a pass over every tensor; no operation here reads it unwritten.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._allocator = keep_freed_memory()
 
@@ -56,7 +56,7 @@ class CpuRef(Backend):
 
     @functools.cached_property
     def _native_reason(self) -> str | None:
-        """Why the native kernels cannot be built here, or None when they are there."""
+        """Why the native kernels cannot be built here, or None."""
         try:
             native.load(Path(__file__).with_name("kernels.c"))
         except Unsupported as error:
@@ -96,10 +96,10 @@ class CpuRef(Backend):
         )
 
     def synchronize(self) -> None:
-        """The host is its own device: nothing is ever in flight."""
+        """Return at once: operations of the CPU are complete when they return."""
 
     def reset_peak_memory(self) -> None:
-        """The kernel keeps the process's peak; it cannot be reset without root."""
+        """Do nothing: only root can reset a process's peak."""
 
     def peak_memory(self) -> PeakMemory | None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -108,7 +108,7 @@ class CpuRef(Backend):
             definition="peak resident set of the process (ru_maxrss), since its start",
         )
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "plain":
             return Ops()
         from bertbench.backends.cpu_ref.kernels import NativeOps
@@ -128,7 +128,7 @@ class CpuRef(Backend):
 
 
 def _computes_bf16() -> bool:
-    """Whether matrix products in bf16 have instructions here, rather than being emulated."""
+    """Return whether the processor has instructions for bf16 matrix products."""
     flags = _cpu_flags()
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 

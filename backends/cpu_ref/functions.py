@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The autograd functions behind NativeOps: matrix products of torch, the rest in kernels.c.
 
-Shapes as in common/model/ops.py. Activations are bfloat16 or float32, parameters and their
-gradients float32. ``weight`` and ``bias`` come with a ``shadow``: the parameter in the compute
-type; the parameter itself is saved too so that autograd refuses a backward pass after an update.
+Shapes as in common/model/ops.py; gradients have the shapes of their tensors. Activations are
+bfloat16 or float32, parameters and their gradients float32. ``weight`` and ``bias`` come with a
+``shadow``, the parameter in the compute type. The parameter itself is saved too, so that autograd
+refuses a backward pass after an update.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NORM_BLOCKS = 32
 
 
 class Dropout(NamedTuple):
-    """What a kernel needs to know: elements whose 16 random bits are below ``threshold`` go."""
+    """A kernel's dropout: it drops elements whose 16 random bits are below ``threshold``."""
 
     threshold: int
     scale: float
@@ -33,7 +34,7 @@ NO_DROPOUT = Dropout(0, 1.0, 0)
 
 
 def draw_dropout(probability: float) -> Dropout:
-    """``probability`` to the nearest 1 / 65536; ``scale`` is one over the true keep rate."""
+    """Return dropout with a new seed and ``probability`` rounded to the nearest 1 / 65536."""
     threshold = round(probability * 65536)
     if threshold == 0:
         return NO_DROPOUT
@@ -42,7 +43,7 @@ def draw_dropout(probability: float) -> Dropout:
 
 
 def keep_mask(drop: Dropout, rows: int, cols: int, first_row: int = 0) -> Tensor:
-    """bool [rows, cols]: what a kernel that was given ``drop`` keeps.
+    """Return which elements a kernel with ``drop`` keeps: bool [rows, cols].
 
     Row t of an operation on [T, H] is token t; of attention, query t of head n is t * heads + n
     and columns are keys.
@@ -72,6 +73,7 @@ class Embed(torch.autograd.Function):
         eps: float,
         drop: Dropout,
     ) -> Tensor:
+        """Return [T, H] from tables [V, H], positions [P, H], token types [2, H]."""
         rows, cols = tokens.num_tokens, word.shape[1]
         ids = tokens.input_ids, tokens.position_ids, tokens.segment_ids
         out = torch.empty(rows, cols, dtype=dtype)
@@ -108,6 +110,7 @@ class Linear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shadow: Tensor, shadow_bias: Tensor
     ) -> Tensor:
+        """Return [T, N] from x [T, K], weight [N, K] and bias [N]."""
         ctx.save_for_backward(x, weight)  # the parameter: autograd then refuses stale shadows
         ctx.weight = shadow
         return F.linear(x, shadow, shadow_bias)
@@ -126,6 +129,7 @@ class LinearGelu(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, shadow: Tensor
     ) -> Tensor:
+        """Return [T, N] from x [T, K], weight [N, K] and bias [N]."""
         ctx.weight = shadow
         slope = F.linear(x, shadow)
         out = torch.empty_like(slope)
@@ -148,6 +152,7 @@ class Attention(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, tokens: Tokens, heads: int, drop: Dropout, save: bool
     ) -> Tensor:
+        """Return [T, H] from qkv [T, 3H]; ``save`` keeps the probabilities for backward."""
         qkv = qkv.contiguous()
         rows, width = qkv.shape
         lengths = tokens.lengths
@@ -182,6 +187,7 @@ class DropoutAdd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor, drop: Dropout) -> Tensor:
+        """Return [T, H] from x and residual [T, H]."""
         ctx.drop = drop
         x = x.contiguous()
         out = torch.empty_like(x)
@@ -209,6 +215,7 @@ class Norm(torch.autograd.Function):
         eps: float,
         drop: Dropout,
     ) -> Tensor:
+        """Return [T, H] from x and residual [T, H], gamma and beta [H]."""
         x = x.contiguous()
         out, xhat, rstd = torch.empty_like(x), torch.empty_like(x), torch.empty(len(x))
         ctx.has_residual = residual is not None
@@ -234,6 +241,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
+        """Return [M, H] from x [T, H] and indices [M]."""
         ctx.save_for_backward(indices)
         ctx.rows = len(x)
         return x.index_select(0, indices)
@@ -258,6 +266,7 @@ class CrossEntropy(torch.autograd.Function):
         shadow: Tensor,
         shadow_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        """Return the loss [] and the correct ones [] of x [M, H], weight [V, H], labels [M]."""
         ctx.weight = shadow
         logits = F.linear(x, shadow, shadow_bias)
         rows = len(labels)
@@ -302,7 +311,7 @@ def _dropout(x: Tensor, drop: Dropout) -> Tensor:
 def _norm_backward(
     dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, *, outer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of LayerNorm's input, of what was dropped out before it, of gamma and of beta."""
+    """Return gradients of LayerNorm's input, of dropout's input before it, of gamma and beta."""
     rows, cols = dy.shape
     dz = torch.empty_like(dy)
     dropped = torch.empty_like(dy) if drop.threshold and not outer else dz

@@ -36,7 +36,7 @@ from bertbench.common.model.ops import Ops
 
 
 def load() -> None:
-    """Compile and load the kernels; raises NativeUnavailable with the reason."""
+    """Compile and load the kernels; raise NativeUnavailable with the reason."""
     library()
 
 
@@ -71,10 +71,10 @@ class NativeOps(Ops):
         return {"attention": f"c-fused-{unit}", "matmul": "onednn", "other": "c-fused"}
 
     def shadow(self, parameter: Tensor) -> Tensor:
-        """``parameter`` in the compute type: cast once per update of it, not once per use.
+        """Return ``parameter`` [...] in the compute type: cast once per update of it.
 
-        An update is any optimizer's step, or an in-place operation of torch (seen by the tensor's
-        version counter, which writes through ``.data`` do not raise).
+        An update is any optimizer's step, or an in-place operation of torch (detected by the
+        tensor's version counter, which writes through ``.data`` do not raise).
         """
         if parameter.dtype == self.dtype:
             return parameter.detach()
@@ -131,6 +131,7 @@ class NativeOps(Ops):
         )
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        """Return [T, H] from [T, 3H]; raise Unsupported for a head size that 16 does not divide."""
         head = qkv.shape[1] // 3 // num_heads
         if head % 16:
             raise Unsupported(

@@ -43,7 +43,7 @@ _SIGNATURES = {
 
 @functools.cache
 def library() -> dict[str, Callable[..., Any]]:
-    """The compiled functions by name; raises native.NativeUnavailable with the reason."""
+    """Return the compiled functions by name; raise native.NativeUnavailable with the reason."""
     loaded = native.load(Path(__file__).with_name("kernels.c"))
     functions = {}
     for name, signature in _SIGNATURES.items():
@@ -55,7 +55,7 @@ def library() -> dict[str, Callable[..., Any]]:
 
 
 def call(name: str, *args: Tensor | int | float | None) -> None:
-    """Call a kernel; tensors are passed as pointers and must be contiguous."""
+    """Call a kernel; tensors of any shape are passed as pointers and must be contiguous."""
     library()[name](*(_plain(a) for a in args))
 
 

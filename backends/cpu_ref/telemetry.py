@@ -28,7 +28,7 @@ class _Domain:
         self._total = 0
 
     def joules(self) -> float:
-        """Since this object was made; must be called at least once per wrap (minutes)."""
+        """Return the energy since construction; call it at least once per wrap (minutes)."""
         now = self._raw()
         step = now - self._last
         self._total += step if step >= 0 else step + self._range
@@ -40,7 +40,7 @@ class _Domain:
 
 
 def rapl_problem(root: Path = ROOT) -> str | None:
-    """Why energy cannot be read here, or None: it can."""
+    """Return why energy cannot be read here, or None."""
     return _open(root)[1]
 
 
@@ -49,7 +49,7 @@ def open_rapl(
     root: Path = ROOT,
     clock: Callable[[], float] = time.monotonic,
 ) -> Sampler | None:
-    """A sampler of all sockets and their memory, or None; ``rapl_problem`` then says why."""
+    """Return a sampler of all sockets and their memory, or None (see ``rapl_problem``)."""
     domains, _ = _open(root)
     if not domains:
         return None

@@ -2,7 +2,7 @@
 """NVIDIA GPUs, and the base of other vendors whose device torch also calls cuda.
 
 Such a vendor subclasses ``Cuda``, names itself (``name``, ``vendor``, ``toolkit``) and overrides
-``_built``, ``minimum_capability``, ``_sensors`` and ``_driver`` where it differs.
+``is_built``, ``minimum_capability``, ``sensors`` and ``driver`` where it differs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ import torch
 
 from bertbench.backends import selfcheck
 from bertbench.backends.accelerator import AMP_DTYPES, WRONG_TYPE, Accelerator, one_line
-from bertbench.backends.base import Capabilities, LambKernel, Probe
+from bertbench.backends.base import Capabilities, Probe
 from bertbench.backends.cuda import identify, nvml, packages
 from bertbench.backends.cuda.ops import KERNELS, CudaOps
 from bertbench.backends.sensors import Sensors
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import ComputeTypeOps, Ops
+from bertbench.common.optim.lamb import LambKernel
 
 Version = tuple[int, int]
 NO_DEVICE = "no device"
@@ -52,8 +53,8 @@ class Cuda(Accelerator):
         "fp16": (7, 0),
         "inductor": (7, 0),
     }
-    """Compute capability from which on the matrix units have a precision (CUDA C++ Programming
-    Guide, compute capabilities), below which torch emulates it; and that Triton starts from."""
+    """The first compute capability whose matrix units have a precision, which torch emulates below
+    (CUDA C++ Programming Guide, compute capabilities); and the first that Triton supports."""
     recorded_env: ClassVar[tuple[str, ...]] = (
         "NVIDIA_TF32_OVERRIDE",
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
@@ -61,7 +62,7 @@ class Cuda(Accelerator):
         "PYTORCH_ALLOC_CONF",
         "PYTORCH_CUDA_ALLOC_CONF",
     )
-    """Variables that change numbers, speed or memory: in the record when they are set."""
+    """Variables that change numbers, speed or memory: recorded when they are set."""
 
     attention_kernels: ClassVar[tuple[str, ...]] = (*KERNELS, ComputeTypeOps.name)
     _power_missing: str | None = None
@@ -69,7 +70,7 @@ class Cuda(Accelerator):
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
         # From compute capability 9.0 on SDPA prefers cuDNN's kernel (torch's sdp_utils.cpp), which
-        # plans each new length anew (its MHA.cpp), and each batch brings new lengths.
+        # makes a plan for each new length (its MHA.cpp), and each batch has new lengths.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
     # -- whether it can run here --------------------------------------------------------------
@@ -78,10 +79,10 @@ class Cuda(Accelerator):
         built = identify.build_vendor()
         if built is not None and built.key != cls.vendor:
             return built.advice
-        return None if cls._built() else f"this torch was built without {cls.toolkit}"
+        return None if cls.is_built() else f"this torch was built without {cls.toolkit}"
 
     @classmethod
-    def _built(cls) -> bool:
+    def is_built(cls) -> bool:
         return torch.version.cuda is not None
 
     @classmethod
@@ -91,9 +92,9 @@ class Cuda(Accelerator):
             return Probe(False, why)
         module = torch.get_device_module(cls.device_type)
         try:
-            with warnings.catch_warnings():  # what it would warn of is in the reason
+            with warnings.catch_warnings():  # the reason has the warning's content
                 warnings.simplefilter("ignore")
-                module.init()  # says what is wrong, where device_count() only says 0
+                module.init()  # raises the cause, where device_count() only returns 0
                 count = cls.device_count()
                 name, capability = module.get_device_name(0), module.get_device_capability(0)
                 builds = module.get_arch_list()
@@ -115,7 +116,7 @@ class Cuda(Accelerator):
             )
         return Probe(True, f"{count} device{'s' if count > 1 else ''}")
 
-    # -- what it can do -----------------------------------------------------------------------
+    # -- capabilities -------------------------------------------------------------------------
     @functools.cached_property
     def capabilities(self) -> Capabilities:
         found = super().capabilities
@@ -138,18 +139,18 @@ class Cuda(Accelerator):
             notes=notes,
         )
 
-    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+    def kernel_problem(self, kernel: str, precision: str) -> str | None:
         own = KERNELS.get(kernel)
         if own is not None and AMP_DTYPES.get(precision, torch.float32) not in own.dtypes:
             return WRONG_TYPE
-        return super()._why_no_kernel(kernel, precision)
+        return super().kernel_problem(kernel, precision)
 
     def _compilers(self, notes: dict[str, str]) -> tuple[str, ...]:
-        notes["cudagraphs"] = "each batch has another number of tokens, and would be recorded anew"
+        notes["cudagraphs"] = "each batch has another number of tokens and needs its own recording"
         if importlib.util.find_spec("triton") is None:
-            notes["inductor"] = "package triton, which it generates code for, is not installed"
+            notes["inductor"] = "package triton, for which it generates code, is not installed"
         elif not (os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))):
-            notes["inductor"] = "triton needs a C compiler and there is none on the PATH"
+            notes["inductor"] = "triton needs a C compiler, and the PATH has none"
         elif (why := self._too_old_for("inductor")) is not None:
             notes["inductor"] = why
         else:
@@ -157,22 +158,23 @@ class Cuda(Accelerator):
         return ()
 
     @functools.cached_property
-    def _capability(self) -> Version:
+    def compute_capability(self) -> Version:
         major, minor = self.module.get_device_capability(self.device.index)
         return int(major), int(minor)
 
     # -- numerics -----------------------------------------------------------------------------
     def _too_old_for(self, name: str) -> str | None:
         needed = self.minimum_capability.get(name)
-        if needed is None or self._capability >= needed:
+        if needed is None or self.compute_capability >= needed:
             return None
-        return f"needs compute capability {_dotted(needed)}, this is {_dotted(self._capability)}"
+        have = _dotted(self.compute_capability)
+        return f"needs compute capability {_dotted(needed)}, this is {have}"
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
-        return self._possible(super()._float_precisions(notes), notes)
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
+        return self._possible(super().float_precisions(notes), notes)
 
-    def _amp_precisions(self, notes: dict[str, str]) -> list[str]:
-        return self._possible(super()._amp_precisions(notes), notes)
+    def amp_precisions(self, notes: dict[str, str]) -> list[str]:
+        return self._possible(super().amp_precisions(notes), notes)
 
     def _possible(self, names: list[str], notes: dict[str, str]) -> list[str]:
         whys = {name: self._too_old_for(name) for name in names}
@@ -180,6 +182,7 @@ class Cuda(Accelerator):
         return [name for name, why in whys.items() if why is None]
 
     def precision(self, name: str) -> AbstractContextManager[None]:
+        """Return Backend's context; raise Unsupported where a TF32 switch cannot be set."""
         context = super().precision(name)
         wanted = self.resolve_precision(name) == "tf32"
         for switch in self.tf32_switches:
@@ -190,24 +193,26 @@ class Cuda(Accelerator):
         return context
 
     # -- kernels ------------------------------------------------------------------------------
-    def _attention_ops(
+    def attention_ops(
         self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
     ) -> Ops:
-        return CudaOps(kernel, self._stream_dtype(precision), passed_over=passed_over)
+        return CudaOps(kernel, self.stream_dtype(precision), passed_over=passed_over)
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
+        """Return ``kernels``' operations; raise Unsupported where its trial failed."""
         if kernels == "transformer_engine":
-            ops: Ops = packages.TransformerEngineOps(self._stream_dtype(precision))
+            ops: Ops = packages.TransformerEngineOps(self.stream_dtype(precision))
             dtype = AMP_DTYPES.get(precision, torch.float32)
             why = selfcheck.attention_why_not(ops, self.device, dtype)
             if why is not None:
                 raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
             return ops
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
-            return self._fastest(precision)
-        return super()._ops(kernels, precision)
+            return self.fastest_ops(precision)
+        return super().build_ops(kernels, precision)
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
+        """Return apex's kernel if requested; raise Unsupported where its trial failed."""
         if kernels != "apex":
             return None
         kernel = packages.ApexLamb()
@@ -217,23 +222,23 @@ class Cuda(Accelerator):
         return kernel
 
     # -- observation --------------------------------------------------------------------------
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         visible = os.environ.get(self.visible_devices_env or "")
         uuid = getattr(self.module.get_device_properties(self.device.index), "uuid", None)
         uuid = None if uuid is None else str(uuid)
         sensors, self._power_missing = nvml.open_nvml(self.device.index, visible, uuid)
         return sensors
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         return nvml.driver_version()
 
-    def _runtime(self) -> str | None:
+    def runtime(self) -> str | None:
         return (
             f"torch {torch.__version__}, {self.toolkit} {torch.version.hip or torch.version.cuda}"
         )
 
-    def _extras(self) -> dict[str, str]:
-        facts = {"compute_capability": _dotted(self._capability)}
+    def extras(self) -> dict[str, str]:
+        facts = {"compute_capability": _dotted(self.compute_capability)}
         properties = self.module.get_device_properties(self.device.index)
         processors = getattr(properties, "multi_processor_count", None)
         if processors is not None:
@@ -245,7 +250,7 @@ class Cuda(Accelerator):
         if collective is not None:
             facts[str(self.collective)] = collective
         facts |= {name: os.environ[name] for name in self.recorded_env if name in os.environ}
-        return facts | {name: nvml.without_ids(v) for name, v in super()._extras().items()}
+        return facts | {name: nvml.without_ids(v) for name, v in super().extras().items()}
 
 
 def _dotted(version: Version) -> str:
@@ -253,11 +258,11 @@ def _dotted(version: Version) -> str:
 
 
 def _has_code_for(capability: Version, builds: list[str]) -> bool:
-    """Whether a torch built for ``builds`` (sm_80, sm_90a, compute_90, ...) runs on this device.
+    """Return whether a torch built for ``builds`` (sm_80, sm_90a, compute_90) runs on this device.
 
     Binary code runs on its own major version from its minor version on; intermediate code (PTX,
     ``compute_``) is compiled for any later one (CUDA C++ Programming Guide, binary and PTX
-    compatibility). True where the list says nothing, as other vendors' do.
+    compatibility). True where no entry has this form, as for other vendors.
     """
     parsed = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", build) for build in builds]
     known = [(m[1], (int(m[2]), int(m[3]))) for m in parsed if m is not None]
@@ -268,7 +273,7 @@ def _has_code_for(capability: Version, builds: list[str]) -> bool:
 
 
 def _driver_problem(error: Exception) -> str:
-    """One line that tells a missing driver from one that is too old, and from other failures."""
+    """Return one line: no driver, a driver that is too old, no device, or another failure."""
     text = one_line(error)
     if "Found no NVIDIA driver" in text:
         return "no NVIDIA driver is loaded on this machine"
@@ -285,7 +290,7 @@ def _driver_problem(error: Exception) -> str:
 
 
 def _collective_version(module: ModuleType) -> str | None:
-    """The version of the collective library inside torch, e.g. 2.27.5."""
+    """Return the version of the collective library inside torch, e.g. 2.27.5, or None."""
     try:
         version = module.nccl.version()
     except Exception:  # a build without it has no such symbols

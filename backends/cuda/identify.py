@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose device stands behind ``torch.cuda``: at least six vendors answer to that name.
+"""Identifies the vendor of a ``torch.cuda`` device: at least six vendors use that name.
 
-``is_available`` says nothing about it. What does, surest first: the version of the torch build,
-the device's name, and the tools and libraries that only one vendor installs.
+Evidence, most reliable first: the version of the torch build, the device's name, and tools and
+libraries that only one vendor installs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
-    """How one vendor is recognised; texts are lower-case and may be anywhere in the value."""
+    """How one vendor is recognised; texts are lower-case and match anywhere in the value."""
 
     key: str
     label: str
     backend: str | None
-    """The name of our adapter, or None: there is none yet."""
+    """The adapter's name, or None: not written yet."""
     builds: tuple[str, ...] = ()
     """In ``torch.__version__``, as in 2.7.1+corex.4.4.0."""
     names: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Vendor:
     def advice(self) -> str:
         """Why the wrong backend refuses this device, and what to do instead."""
         if self.backend is None:
-            return f"found a device of {self.label}: there is no adapter for it yet"
+            return f"found a device of {self.label}: bertbench has no adapter for it yet"
         return f"found a device of {self.label}: use --backend {self.backend}"
 
 
@@ -87,7 +87,7 @@ OTHERS = (
 
 
 def build_vendor() -> Vendor | None:
-    """The vendor that this torch was built by, where the build says so; nothing is imported."""
+    """Return the vendor that this torch was built by, or None; import nothing."""
     version = torch.__version__.lower()
     if torch.version.hip is not None:
         return HYGON if _any(HYGON.builds, version) or _traced(HYGON) else AMD
@@ -95,7 +95,7 @@ def build_vendor() -> Vendor | None:
 
 
 def vendor(device_name: str) -> Vendor:
-    """The vendor of the device that ``torch.cuda`` calls ``device_name``."""
+    """Return the vendor of the device that ``torch.cuda`` calls ``device_name``."""
     built, name = build_vendor(), device_name.lower()
     if built is AMD and _any(HYGON.names, name):
         return HYGON

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Power, energy and the like of an NVIDIA device, from NVML (package nvidia-ml-py).
+"""Power, energy and other sensors of an NVIDIA device, from NVML (package nvidia-ml-py).
 
 Units of NVML: energy mJ since the driver was loaded, power mW, memory bytes, clocks MHz. The
-energy counter (Volta and later) comes first: on A100 and H100 the power sensor looks at a quarter
-of the time only (arXiv 2312.02741).
+energy counter (Volta and later) comes first: on A100 and H100 the power sensor covers only a
+quarter of the time (arXiv 2312.02741).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ THROTTLING = {
     "other": ~(0x1 | 0x2 | 0x4 | 0x8 | 0x20 | 0x40 | 0x80),
 }
 """Bits of nvmlClocksEventReasons (nvml.h): software power cap and power brake; software and
-hardware thermal slowdown; hardware slowdown; the rest. Idle (0x1) and clocks that an application
-set (0x2) are no throttling."""
+hardware thermal slowdown; hardware slowdown; the rest. Idle (0x1) and clocks set by an application
+(0x2) do not count."""
 
 
 def open_nvml(index: int, visible: str | None, uuid: str | None) -> tuple[Sensors, str | None]:
-    """The sensors of this process's device ``index``, and why power is not among them, or None.
+    """Return the sensors of this process's device ``index``, and why power is missing, or None.
 
-    ``visible`` is CUDA_VISIBLE_DEVICES; ``uuid`` the device's as torch has it, which settles
-    what a number means (CUDA sorts by speed, NVML by bus). Unsupported where nothing can be read.
+    ``visible`` is CUDA_VISIBLE_DEVICES. ``uuid`` is the device's in torch; it identifies a device
+    given by number (CUDA sorts by speed, NVML by bus). Raises Unsupported where no sensor works.
     """
     nvml = _load()
     try:
@@ -50,7 +50,7 @@ def open_nvml(index: int, visible: str | None, uuid: str | None) -> tuple[Sensor
     elif measure is None:
         no_power = f"NVML reports neither energy nor power of this device: {missing['power']}"
     if not readings:
-        raise Unsupported(no_power or "NVML reports nothing of this device")
+        raise Unsupported(no_power or "NVML reports no sensor of this device")
 
     def read() -> Mapping[str, float]:
         sample: dict[str, float] = {}
@@ -65,16 +65,16 @@ def open_nvml(index: int, visible: str | None, uuid: str | None) -> tuple[Sensor
 
 
 def driver_version() -> str | None:
-    """The driver's version, or None where NVML does not tell."""
+    """Return the driver's version, or None."""
     try:
         nvml = _load()
         return str(nvml.nvmlSystemGetDriverVersion())
-    except Exception:  # Unsupported, or any error of NVML: it is one fact less
+    except Exception:  # Unsupported, or any error of NVML
         return None
 
 
 def _load() -> Any:
-    """The library, initialised; Unsupported says why it cannot be."""
+    """Return the initialised library; raise Unsupported where it cannot be initialised."""
     try:
         import pynvml
     except ImportError:
@@ -92,9 +92,9 @@ def _load() -> Any:
 
 
 def _find(nvml: Any, entry: str, uuid: str | None) -> tuple[Any, Any, bool]:
-    """The card behind an entry of CUDA_VISIBLE_DEVICES, what has its own memory, and if it is MIG.
+    """Return the card of an entry of CUDA_VISIBLE_DEVICES, its memory's owner, and if it is MIG.
 
-    What has its own memory is the card, its MIG instance, or None where that is not known.
+    The memory's owner is the card, its MIG instance, or None where that is unknown.
     """
     if entry.startswith("MIG-GPU-"):  # the older form: MIG-GPU-<uuid>/<instance>/<instance>
         return _by_uuid(nvml, entry.removeprefix("MIG-").split("/")[0]), None, True
@@ -117,7 +117,7 @@ def _find(nvml: Any, entry: str, uuid: str | None) -> tuple[Any, Any, bool]:
 
 
 def _by_uuid(nvml: Any, uuid: str) -> Any:
-    """The device of this UUID; like CUDA, the beginning of one will do if it is unambiguous."""
+    """Return the device of this UUID; as for CUDA, an unambiguous beginning is enough."""
     try:
         return nvml.nvmlDeviceGetHandleByUUID(uuid)
     except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
@@ -129,7 +129,7 @@ def _by_uuid(nvml: Any, uuid: str) -> Any:
 
 
 def _readings(nvml: Any, card: Any, part: Any, mig: bool) -> dict[str, Reading]:
-    """Every reading there may be; of a MIG instance, no amount that is the whole card's."""
+    """Return every possible reading; for a MIG instance, none that is the whole card's."""
     found: dict[str, Reading] = {}
     if not mig:
         found = {
@@ -154,7 +154,7 @@ def _readings(nvml: Any, card: Any, part: Any, mig: bool) -> dict[str, Reading]:
 
 
 def _working(nvml: Any, readings: dict[str, Reading]) -> tuple[dict[str, Reading], dict[str, str]]:
-    """The readings that this device and driver have, and why not the others."""
+    """Return the readings that this device and driver have, and why the others are missing."""
     works: dict[str, Reading] = {}
     missing: dict[str, str] = {}
     for name, reading in readings.items():
@@ -171,7 +171,7 @@ _NAMES = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksT
 
 
 def _reasons(nvml: Any, handle: Any) -> int:
-    """The clocks' event reasons, under the name that this driver and this package have."""
+    """Return the clocks' event reasons, by the name that this driver and package have."""
     for name in _NAMES:
         function = getattr(nvml, name, None)
         try:
@@ -183,12 +183,12 @@ def _reasons(nvml: Any, handle: Any) -> int:
 
 
 def throttling(reasons: int) -> dict[str, float]:
-    """``throttled`` and one ``throttle_<reason>`` each, 0 or 1, from NVML's bits."""
+    """Return ``throttled`` and each ``throttle_<reason>``, 0 or 1, from NVML's bits."""
     flags = {name: float(bool(reasons & bits)) for name, bits in THROTTLING.items()}
     named = {f"throttle_{name}": value for name, value in flags.items()}
     return {"throttled": max(flags.values()), **named}
 
 
 def without_ids(text: str) -> str:
-    """``text`` with the UUIDs of devices left out: they identify a machine."""
+    """Return ``text`` without devices' UUIDs, which identify a machine."""
     return re.sub(r"\b(MIG-GPU|GPU|MIG)-[0-9A-Za-z/-]+", r"\1-...", text)

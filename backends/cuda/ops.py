@@ -24,10 +24,10 @@ _HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One way to compute attention, and what it takes."""
+    """One attention kernel and its limits."""
 
     label: str
-    """What the record says."""
+    """Its name in the record."""
     dtypes: tuple[torch.dtype, ...]
     head_multiple: int
     head_limit: int | None = None
@@ -41,7 +41,7 @@ KERNELS = {
 
 
 class CudaOps(ComputeTypeOps):
-    """``ComputeTypeOps`` with attention in one call for the whole batch, not one a sequence."""
+    """``ComputeTypeOps`` with attention in one call per batch, not one per sequence."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class CudaOps(ComputeTypeOps):
         passed_over: Mapping[str, str] | None = None,
         aten: Any = None,
     ) -> None:
-        """``kernel`` is a name in KERNELS, or ``sdpa``.
+        """Choose ``kernel``: a name in KERNELS, or ``sdpa``.
 
         ``dtype`` and ``passed_over`` are those of ``ComputeTypeOps``; ``aten`` replaces torch's
         operators in tests.
@@ -66,10 +66,11 @@ class CudaOps(ComputeTypeOps):
         return {**super().kernels, **own}
 
     def keep_out_of_graphs(self) -> None:
-        if self._kernel not in KERNELS:  # theirs is one call, whatever the lengths
+        if self._kernel not in KERNELS:  # those are one call, whatever the lengths
             super().keep_out_of_graphs()
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        """Return [T, H] from [T, 3H] in one call; raise Unsupported as ``check_inputs``."""
         if self._kernel not in KERNELS:
             return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
         hidden = qkv.shape[1] // 3
@@ -96,7 +97,7 @@ class CudaOps(ComputeTypeOps):
 
 
 def check_inputs(name: str, kernel: Kernel, dtype: torch.dtype, head: int) -> None:
-    """Unsupported, with the way out, where ``kernel`` does not take this type or head size."""
+    """Raise Unsupported where ``kernel`` does not support this type or head size."""
     if dtype not in kernel.dtypes:
         takes = ", ".join(str(d).removeprefix("torch.") for d in kernel.dtypes)
         raise Unsupported(

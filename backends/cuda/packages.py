@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels of apex and TransformerEngine: only when they are installed and asked for.
+"""Kernels of apex and TransformerEngine, used only when they are installed and requested.
 
 Written from their public sources (apex: csrc/multi_tensor_lamb.cu and optimizers/fused_lamb.py;
 TransformerEngine: pytorch/attention/dot_product_attention); not run here.
@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertbench.backends.base import LambKernel
 from bertbench.backends.cuda.ops import Kernel, check_inputs
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import ComputeTypeOps
-from bertbench.common.optim.lamb import lamb_update
+from bertbench.common.optim.lamb import LambKernel, LambStep, lamb_update, matrices
 
 HOW_TO_GET = {
     "apex": "NVIDIA's apex is built from its repository with APEX_CPP_EXT=1 APEX_CUDA_EXT=1, or "
@@ -29,14 +28,14 @@ HOW_TO_GET = {
     "compiles against this torch and CUDA, or use NVIDIA's PyTorch container",
 }
 _MODULES = {"apex": "amp_C", "transformer_engine": "transformer_engine"}
-"""What only the right package has; amp_C is apex's compiled extension."""
+"""Package -> the module that proves it; amp_C is apex's compiled extension."""
 
 _CHUNK = 2048 * 32
 """Elements that one block of apex's kernels updates (apex/multi_tensor_apply/__init__.py)."""
 
 
 def why_no_package(name: str) -> str | None:
-    """Why ``name`` (a key of HOW_TO_GET) cannot be used, or None; imports nothing."""
+    """Return why ``name`` (a key of HOW_TO_GET) cannot be used, or None; import nothing."""
     if importlib.util.find_spec(_MODULES[name]) is not None:
         return None
     part = "without its CUDA extensions " if importlib.util.find_spec(name) is not None else ""
@@ -44,7 +43,7 @@ def why_no_package(name: str) -> str | None:
 
 
 def load(name: str, module: str) -> Any:
-    """Import ``module`` of the package; Unsupported when it is missing or broken."""
+    """Import ``module`` of the package; raise Unsupported when it is missing or broken."""
     why = why_no_package(name)
     if why is None:
         try:
@@ -57,43 +56,29 @@ def load(name: str, module: str) -> Any:
 class ApexLamb:
     """The formula of common/optim/lamb.py in apex's multi-tensor kernels.
 
-    Overwrites the gradients with the update. Parameters, gradients and moments are float32 and
-    contiguous. Clipping is switched off in the kernel, as the loop has done it.
+    Overwrites the gradients with the update. All tensors must be contiguous. The kernel's clipping
+    is off, since the training loop clips.
     """
 
     def __init__(self) -> None:
         self._lamb = load("apex", "amp_C").multi_tensor_lamb
         self._constants: tuple[Tensor, Tensor] | None = None
 
-    def __call__(
-        self,
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        segments: list[int],
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        step: int,
-    ) -> None:
+    def __call__(self, s: LambStep) -> None:
         if self._constants is None:
-            device = params[0].device
+            device = s.params[0].device
             no_overflow = torch.zeros(1, dtype=torch.int32, device=device)
             self._constants = no_overflow, torch.zeros(1, device=device)
         no_overflow, grad_norm = self._constants
         # Norms are per tensor: stacked matrices go in as views of the single ones.
         lists = [
-            [part for t, n in zip(tensors, segments, strict=True) for part in t.chunk(n)]
-            for tensors in (grads, params, exp_avgs, exp_avg_sqs)
+            matrices(tensors, s.segments)
+            for tensors in (s.grads, s.params, s.exp_avgs, s.exp_avg_sqs)
         ]
         self._lamb(
-            _CHUNK, no_overflow, lists, lr, beta1, beta2, eps, step,
+            _CHUNK, no_overflow, lists, s.lr, s.beta1, s.beta2, s.eps, s.step,
             1,  # bias correction
-            weight_decay,
+            s.weight_decay,
             1,  # the mean of gradients takes (1 - beta1) of the new one
             1,  # decoupled weight decay
             grad_norm, 1.0,  # a norm of 0 is never above the limit of 1: no clipping
@@ -102,7 +87,7 @@ class ApexLamb:
 
 
 def lamb_why_not(kernel: LambKernel, device: torch.device) -> str | None:
-    """Two tiny updates by ``kernel`` against the plain ones; why it cannot be used, or None."""
+    """Compare two tiny updates with ``lamb_update``'s; return why they differ, or None."""
     generator = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=generator) for shape in ((12, 8), (5, 3))]
     worst = 0.0
@@ -112,10 +97,7 @@ def lamb_why_not(kernel: LambKernel, device: torch.device) -> str | None:
             p, m, v = ([t.to(on, copy=True).mul_(f) for t in start] for f in (1.0, 0.0, 0.0))
             for step in (1, 2):
                 g = [t.to(on, copy=True).sin_() for t in start]
-                update(
-                    p, g, m, v, [3, 1], lr=0.1, beta1=0.9, beta2=0.99, eps=1e-6,
-                    weight_decay=weight_decay, step=step,
-                )  # fmt: skip
+                update(LambStep(p, g, m, v, [3, 1], 0.1, 0.9, 0.99, 1e-6, weight_decay, step))
             results.append(torch.cat([t.cpu().flatten() for t in (*p, *m, *v)]))
         worst = max(worst, float((results[0] - results[1]).abs().max()))
     return None if worst <= 1e-5 else f"its update differs from the plain one by {worst:.1e}"
@@ -142,6 +124,7 @@ class TransformerEngineOps(ComputeTypeOps):
         return {**super().kernels, "attention": self.KERNEL.label}
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
+        """Return [T, H] from [T, 3H]; raise Unsupported as ``check_inputs``."""
         hidden = qkv.shape[1] // 3
         head = hidden // num_heads
         check_inputs(self.name, self.KERNEL, qkv.dtype, head)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Enflame GCU. Two generations of its PyTorch share a name: which one is installed is seen here."""
+"""Enflame GCU: selects the adapter, since two generations of its PyTorch share a name."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def select() -> type[Backend]:
-    """The adapter of the installed generation, found without importing Enflame's packages.
+    """Return the adapter of the installed generation, without importing Enflame's packages.
 
-    The eager torch_gcu where there is none: its ``probe`` says what is missing.
+    Without either, it is the eager torch_gcu's, whose ``probe`` names the missing package.
     """
     found = _generation()
     if found == "eager":
@@ -40,7 +40,7 @@ def _generation() -> str:
 
 
 def _folder(package: str) -> Path | None:
-    """Where a package is installed, or None; a broken one is still found."""
+    """Return a package's folder, or None; a broken package has one, too."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):

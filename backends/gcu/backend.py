@@ -46,12 +46,12 @@ RECORDED = (
 
 
 def set_true(variable: str) -> bool:
-    """Whether one of Enflame's switches is on."""
+    """Return whether one of Enflame's switches is on."""
     return os.environ.get(variable, "").strip().lower() in ("true", "1")
 
 
 def recorded() -> dict[str, str]:
-    """The variables of ``RECORDED`` that are set, without paths of this machine."""
+    """Return the variables of ``RECORDED`` that are set, without this machine's paths."""
     found = {name: os.environ[name] for name in RECORDED if name in os.environ}
     if OP_DEBUG in found:
         words = found[OP_DEBUG].split()
@@ -62,10 +62,10 @@ def recorded() -> dict[str, str]:
 
 
 def float_precision(notes: dict[str, str]) -> str:
-    """The one float32 mode of this process; ``notes`` gets how to have the other.
+    """Return this process's one float32 mode; note how to get the other.
 
-    The driver reads the switch as it starts, so nothing can change it later. That products obey
-    it is not promised (newer stacks do not document it): ``verify_precision`` looks.
+    The driver reads the switch only when it starts. Newer stacks do not document the switch, so
+    ``verify_precision`` checks the products.
     """
     have, lack = ("tf32", "fp32") if set_true(TF32) else ("fp32", "tf32")
     notes[lack] = (
@@ -84,13 +84,13 @@ class Gcu(Accelerator):
 
     @classmethod
     def probe(cls) -> Probe:
-        """As everywhere, but never where the process or its variables make a number worthless."""
+        """Probe as usual; refuse a process or variables that would invalidate measurements."""
         why = _obstacle()
         answer = Probe(False, why) if why else super().probe()
         why = _obstacle() if answer.ok else None
         return Probe(False, why) if why else answer
 
-    # -- what it can do -----------------------------------------------------------------------
+    # -- capabilities -------------------------------------------------------------------------
     @functools.cached_property
     def capabilities(self) -> Capabilities:
         found = super().capabilities
@@ -102,47 +102,47 @@ class Gcu(Accelerator):
             )
         return dataclasses.replace(found, notes=notes, compilers=compilers)
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
         return [float_precision(notes)]
 
-    def _why_no_autocast(self, dtype: torch.dtype) -> str | None:
-        asked = getattr(self.module, "is_bf16_supported", None)
-        if dtype == torch.bfloat16 and asked is not None and not asked():
-            return "the device says that it has no bfloat16"
-        return super()._why_no_autocast(dtype)
+    def autocast_problem(self, dtype: torch.dtype) -> str | None:
+        supported = getattr(self.module, "is_bf16_supported", None)
+        if dtype == torch.bfloat16 and supported is not None and not supported():
+            return "the device reports no bfloat16 (is_bf16_supported)"
+        return super().autocast_problem(dtype)
 
     def verify_precision(self, name: str) -> dict[str, str]:
-        """Also says which variable mends GELU's form and int64's width where they differ."""
+        """Verify as usual, and name the variables that restore GELU's form and int64's width."""
         found = super().verify_precision(name)
         if found["gelu"] != "erf":
-            found["gelu_note"] = f"F.gelu was asked for erf; {GELU}=true gives it"
+            found["gelu_note"] = f"F.gelu should be the erf form; {GELU}=true selects it"
         if found["int64"] != "kept":
             found["int64_note"] = f"{INT64}=true keeps 64 bits"
         return found
 
-    # -- what it is ---------------------------------------------------------------------------
-    def _driver(self) -> str | None:
+    # -- facts --------------------------------------------------------------------------------
+    def driver(self) -> str | None:
         return None if self.simulated else driver_version(self.device.index)
 
-    def _runtime(self) -> str | None:
+    def runtime(self) -> str | None:
         runtime = tops_runtime()
-        return f"{super()._runtime()}{f', TOPS runtime {runtime}' if runtime else ''}"
+        return f"{super().runtime()}{f', TOPS runtime {runtime}' if runtime else ''}"
 
-    def _extras(self) -> dict[str, str]:
-        return super()._extras() | recorded()
+    def extras(self) -> dict[str, str]:
+        return super().extras() | recorded()
 
     # -- observation --------------------------------------------------------------------------
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
-        """By torch's profiler and, where it was switched on, torch_gcu's log of them."""
+        """Count by torch's profiler and, where it is enabled, torch_gcu's own log."""
         return _watch_fallbacks()
 
-    def _sensors(self) -> Sensors:
-        # A real card in the same machine must not lend its power to a simulated one.
+    def sensors(self) -> Sensors:
+        # Never report a real card's power for a simulated device.
         return find_sensors(self.device.index, tools=not self.simulated)
 
 
 def _obstacle() -> str | None:
-    """Why this process would not measure the device as it is, or None."""
+    """Return why this process would measure the device wrongly, or None."""
     if set_true(MIGRATION):
         return f"{MIGRATION} rewrites other devices' calls when torch_gcu loads: unset it"
     names = {"transfer_to_gcu", "torch_gcu.transfer_to_gcu"}
@@ -158,9 +158,9 @@ def _obstacle() -> str | None:
 
 
 def _registered(compiler: str) -> bool:
-    """Whether torch.compile has this backend for the device, told without loading a compiler."""
+    """Return whether torch.compile has this backend for the device, without loading it."""
     if compiler == "inductor":
-        # torch_gcu decides as it loads, and teaches inductor its device at the first compilation.
+        # torch_gcu decides as it loads, and registers its device at the first compilation.
         early = sys.modules.get("torch.gcu.inductor.backend_register")
         return bool(getattr(early, "gcu_inductor_enable", False))
     registry = sys.modules.get("torch._dynamo.backends.registry")
@@ -182,7 +182,7 @@ def _watch_fallbacks() -> Iterator[dict[str, int] | None]:
 
 
 def tops_runtime() -> str | None:
-    """The version of the TOPS runtime library, e.g. "3.7", or None."""
+    """Return the version of the TOPS runtime library, e.g. "3.7", or None."""
     value = ctypes.c_int()
     try:
         failed = ctypes.CDLL("libtopsrt.so.1").topsRuntimeGetVersion(ctypes.byref(value))

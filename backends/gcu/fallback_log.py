@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch_gcu's own log of operations that fell back to the host.
 
-It is written to the process's standard error, below Python, when both variables were set before
-torch_gcu was imported (its README; the wording is that of its ``gcu_cpu_fallback``).
+torch_gcu writes it to the process's standard error, below Python, when both variables are set
+before its import (its README; the wording is that of its ``gcu_cpu_fallback``).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _LINE = re.compile(rb"([\w:]+)(?:\.\w+)? not supported in torch_gcu, and fallbac
 
 
 def enabled(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether torch_gcu was told to log fallbacks."""
+    """Return whether the environment makes torch_gcu log fallbacks."""
     modules = {module.strip() for module in env.get(MODULE, "").split(",")}
     return env.get(LEVEL) == "DEBUG" and bool({"TORCH_GCU", "TORCH_GCU/FALLBACK"} & modules)
 
 
 @contextmanager
 def watch(descriptor: int = 2) -> Iterator[dict[str, int]]:
-    """Counts the log's lines, operation (without overload) -> times, once it has closed.
+    """Count the log's lines; after the context closes, the dictionary has operation -> times.
 
-    What is written to the descriptor meanwhile arrives when it closes: a file cannot fill up and
-    stop the writer, as a pipe could.
+    Operations are without their overload. All output to the descriptor is delayed until the
+    context closes: it goes to a file, which cannot fill up and block the writer as a pipe could.
     """
     counts: dict[str, int] = {}
     sys.stderr.flush()

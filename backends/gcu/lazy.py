@@ -4,9 +4,9 @@
 They collect operations into a graph, which the optimizer's step cuts and runs; the device is
 called ``xla``. Written from EnflameTechnology/ModelZoo (commits afc077c to 53f1190, BERT's
 ``run_squad.py``) and never run: the public releases of that stack are for Python 3.6 to 3.8 and
-for a torch older than this package accepts, and ``probe`` says so. What is certain to be missing:
-host tensors and sums outside DDP go through torch.distributed, which that stack does not use, and
-no state of the device's random numbers can be saved.
+for a torch older than this package supports, as ``probe`` reports. Known limitations: host tensors
+and sums outside DDP go through torch.distributed, which that stack does not use, and the device's
+random state cannot be saved.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LazyGcu(Backend):
     functions: ClassVar[str] = "torch_gcu"
     """The module that holds optimizer_step, unlazy and the device's constructor."""
     device_constructor: ClassVar[str] = "gcu_device"
-    _no_power = ""
+    no_power_reason = ""
 
     def __init__(self, local_rank: int = 0) -> None:
         super().__init__(local_rank)
@@ -54,11 +54,11 @@ class LazyGcu(Backend):
 
     @property
     def module(self) -> ModuleType:
-        """torch has no module for the device: the package plays it."""
+        """The package itself, since torch has no module for the device."""
         assert self.package is not None
         return importlib.import_module(self.package)
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- identity -----------------------------------------------------------------------------
     @classmethod
     def probe(cls) -> Probe:
         why = cls.absent()
@@ -82,7 +82,7 @@ class LazyGcu(Backend):
 
     @classmethod
     def device_count(cls) -> int:
-        """What the package tells; one where it does not count but has a device."""
+        """Return the package's count; 1 where it has a device but no count."""
         package = importlib.import_module(cls.package or cls.functions)
         if hasattr(package, "device_count"):
             return int(package.device_count())
@@ -100,7 +100,7 @@ class LazyGcu(Backend):
         floats = float_precision(notes)
         telemetry = self.telemetry()
         if telemetry is None:
-            notes["power"] = self._no_power
+            notes["power"] = self.no_power_reason
         return Capabilities(
             precisions=("fp16", floats),
             collective=self.collective,
@@ -124,13 +124,13 @@ class LazyGcu(Backend):
         try:
             found = find_sensors(self._local_rank)
         except Unsupported as error:
-            self._no_power = str(error)
+            self.no_power_reason = str(error)
             return None
         return Sampler(found.read, source=found.source, period_s=max(period_s, found.period_s))
 
     # -- the graph ----------------------------------------------------------------------------
     def synchronize(self) -> None:
-        """Run what has been collected and wait for it."""
+        """Run the collected operations and wait for them."""
         if hasattr(self.api, "sync_lived_tensor"):
             self.api.sync_lived_tensor(self.device)
             self.api.synchronize(self.device)
@@ -142,9 +142,9 @@ class LazyGcu(Backend):
     def optimizer_step(
         self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> None:
-        """Apply one update and cut the graph behind it.
+        """Apply one update and cut the graph after it.
 
-        The loss is no output of that graph: reading it costs a second, small one.
+        The loss is outside that graph: reading it costs a second, small one.
         """
         if scaler.is_enabled():
             scaler.step(optimizer)
@@ -152,28 +152,29 @@ class LazyGcu(Backend):
             model = self._model if self._model is not None else nn.Module()
             self.api.unlazy(self.api.collect_amp_training_params(model, optimizer, scaler))
         else:
-            self.api.optimizer_step(optimizer, [], model=self._model, **self._mode())
+            self.api.optimizer_step(optimizer, [], model=self._model, **self.run_mode())
 
-    def _mode(self) -> dict[str, Any]:
-        """One process waits for the graph before; with several, the all-reduce is the wait."""
+    def run_mode(self) -> dict[str, Any]:
+        """Return how to cut: one process waits for the previous graph; several need not."""
         modes = self.api.JitRunMode
         return {"mode": modes.ASYNC if self._world_size > 1 else modes.SAFEASYNC}
 
     def compile(self, model: nn.Module, compiler: str | None) -> None:
-        """The stack compiles by itself; the model is kept, since cutting a graph needs it."""
+        """Keep the model, which cutting a graph needs; the stack compiles by itself."""
         super().compile(model, compiler)
         self._model = model
 
     # -- numerics -----------------------------------------------------------------------------
     @contextmanager
-    def _autocast(self, dtype: torch.dtype) -> Iterator[None]:
+    def autocast(self, dtype: torch.dtype) -> Iterator[None]:
         with self._part("amp").autocast():
             yield
 
     def grad_scaler(self, precision: str, init_scale: float = 2.0**20) -> torch.amp.GradScaler:
-        """The stack's own: an overflow steps with zero gradients, so that no graph depends on it.
+        """Return the stack's own scaler: on overflow it steps with zero gradients.
 
-        Momentum and weight decay still move then, unlike with torch's scaler.
+        So no graph depends on the overflow. Unlike with torch's scaler, momentum and weight decay
+        still apply in that step.
         """
         if precision != "fp16":
             return torch.amp.GradScaler("cpu", enabled=False)
@@ -183,16 +184,16 @@ class LazyGcu(Backend):
         return scaler
 
     def rng_state(self) -> dict[str, Tensor]:
-        """Of the host only: the stack tells nothing of the device's."""
+        """Return the host's state only: the stack does not expose the device's."""
         return {"cpu": torch.get_rng_state()}
 
     def set_rng_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``rng_state`` gave."""
+        """Restore a state that ``rng_state`` returned."""
         torch.set_rng_state(state["cpu"])
 
     # -- the cluster --------------------------------------------------------------------------
     def init_process_group(self, collective: str | None = None, **kwargs: Any) -> None:
-        """Join by the stack's own distributed module, from torchrun's variables."""
+        """Join through the stack's own distributed module, from torchrun's variables."""
         distributed = self._part("distributed")
         distributed.init_process_group(
             backend=self.resolve_collective(collective), init_method="env://"
@@ -200,7 +201,7 @@ class LazyGcu(Backend):
         self._world_size = distributed.get_world_size()
 
     def wrap_ddp(self, module: nn.Module) -> nn.Module:
-        """The stack's own DDP, called as Enflame's scripts call it."""
+        """Wrap in the stack's own DDP, as Enflame's scripts do."""
         wrap: Callable[..., nn.Module] = self._part("nn.parallel").DistributedDataParallel
         return wrap(module, device_ids=[self._local_rank], find_unused_parameters=True)
 
@@ -215,5 +216,5 @@ class Dtu(LazyGcu):
     functions = "torch_dtu.core.dtu_model"
     device_constructor = "dtu_device"
 
-    def _mode(self) -> dict[str, Any]:
+    def run_mode(self) -> dict[str, Any]:
         return {"safe_async": self._world_size == 1}

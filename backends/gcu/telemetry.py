@@ -2,7 +2,7 @@
 """Enflame's sensors: the library ``pyefml`` in both its generations, else the tool ``efsmi``.
 
 Names and units: ``efml.h`` of EnflameTechnology/gcu-exporter, and outputs of ``efsmi`` captured by
-others (cited in the tests). There is no energy counter: energy is power times time.
+others (cited in the tests). Without an energy counter, energy is power times time.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Read = Callable[[], dict[str, float]]
 
 
 def find_sensors(index: int, *, tools: bool = True) -> Sensors:
-    """The sensors of this process's device ``index``, by the first source that tells its power.
+    """Return the sensors of this process's device ``index`` from the first source with power.
 
     A source without power is taken only where none has it (a sleeping card shows "-"). ``tools``:
-    also ask efsmi, which knows real cards only. Unsupported, naming every source in one line,
+    also try efsmi, which has real cards only. Raises Unsupported, with each source's problem,
     where none works.
     """
     entry = visible_entry(index, os.environ.get(VISIBLE))
     if entry.startswith(("DRS-", "MIG-")):
-        raise Unsupported(f"{entry} is a slice of a card: it has no power of its own")
+        raise Unsupported(f"{entry} is a slice of a card, which has no power sensor")
     working: list[Sensors] = []
     problems: dict[str, list[str]] = {}
     for source, attach in (_LIBRARIES | _TOOLS if tools else _LIBRARIES).items():
@@ -52,7 +52,7 @@ def find_sensors(index: int, *, tools: bool = True) -> Sensors:
 
 
 def driver_version(index: int) -> str | None:
-    """The driver's version as ``efsmi`` tells it, or None."""
+    """Return the driver's version from ``efsmi``, or None."""
     try:
         entry = visible_entry(index, os.environ.get(VISIBLE))
         device = _device(entry, efsmi_text())
@@ -63,7 +63,7 @@ def driver_version(index: int) -> str | None:
 
 # -- pyefml -----------------------------------------------------------------------------------
 def _efml_by_handle(entry: str) -> Read:
-    """The NVML-like names: power in mW, memory in bytes, clocks in MHz, degrees Celsius."""
+    """Read by the NVML-like names: mW, bytes, MHz, degrees Celsius."""
     api = importlib.import_module("pyefml")
     _initialise(api)
 
@@ -89,17 +89,17 @@ def _efml_by_handle(entry: str) -> Read:
         "memory_clock_mhz": lambda: api.efmlDeviceGetClockInfo(handle, memory),
     }
     if getattr(api, "SIMULATED", False):
-        # How the real library tells throttling is not public, so only the stand-in is asked.
+        # The real library's report of throttling is not public, so only the stand-in is read.
         sensors["throttled"] = lambda: api.efmlDeviceGetDpmLevel(handle) < api.EFML_DPM_LEVEL_ACTIVE
     return _reader(sensors)
 
 
 def _efml_by_index(entry: str) -> Read:
-    """The older names. Their units are not documented: the card's own limits tell them.
+    """Read by the older names, whose undocumented units follow from the card's limits.
 
-    A card's memory is between 1 GiB and 1 TiB, and its power limit between 1 W and 1 kW, so a
-    total or a limit cannot be mistaken for one in another unit. ``efmlGetDevPwr`` and its fields
-    are those of ``efml.h``; a binding without them has no power here.
+    A card's memory is between 1 GiB and 1 TiB, and its power limit between 1 W and 1 kW, so the
+    magnitude of a total or a limit identifies its unit. ``efmlGetDevPwr`` and its fields are those
+    of ``efml.h``; a binding without them has no power here.
     """
     api = importlib.import_module("pyefml")
     _initialise(api)
@@ -120,7 +120,7 @@ def _efml_by_index(entry: str) -> Read:
 
 
 def _initialise(api: Any) -> None:
-    """``efmlInitV2`` where the library has it and accepts the card, else ``efmlInit``."""
+    """Call ``efmlInitV2`` where the library has it and accepts the card, else ``efmlInit``."""
     newer = getattr(api, "efmlInitV2", None)
     if newer is not None:
         try:
@@ -134,13 +134,13 @@ def _initialise(api: Any) -> None:
 
 
 def _reader(sensors: Mapping[str, Callable[[], Any]]) -> Read:
-    """Reads what answers; a sensor that is missing or fails is a missing key."""
+    """Return a reader that leaves out each sensor that is missing or fails."""
 
     def read() -> dict[str, float]:
         reading = {}
-        for key, ask in sensors.items():
+        for key, query in sensors.items():
             try:
-                value = float(ask())
+                value = float(query())
             except Exception:
                 continue
             # A card that is on never draws 0 W: that is how "unknown" looks here.
@@ -158,7 +158,10 @@ _ARGUMENTS = ("efsmi", "-q", "-d", "DEVICE,POWER,MEMORY,TEMP,USAGE", "--json-for
 
 
 def efsmi_json() -> list[dict[str, Any]]:
-    """Devices as ``efsmi`` writes them in JSON: ``{"id": 0, section: {key: value}}``."""
+    """Return devices from ``efsmi``'s JSON, each ``{"id": 0, section: {key: value}}``.
+
+    Raises RuntimeError for unexpected output.
+    """
     out = run_tool(_ARGUMENTS)
     try:
         devices = json.loads(out[out.index("{") :])["devices"]
@@ -168,7 +171,10 @@ def efsmi_json() -> list[dict[str, Any]]:
 
 
 def efsmi_text() -> list[dict[str, Any]]:
-    """The same from ``efsmi -q``, whose sections are lines without a colon."""
+    """Return the same from ``efsmi -q``, whose sections are lines without a colon.
+
+    Raises RuntimeError for output without a device.
+    """
     devices: list[dict[str, Any]] = []
     section: dict[str, str] = {}
     for line in run_tool(["efsmi", "-q"]).splitlines():
@@ -184,8 +190,8 @@ def efsmi_text() -> list[dict[str, Any]]:
     return devices
 
 
-def _efsmi(entry: str, ask: Callable[[], list[dict[str, Any]]]) -> Read:
-    return lambda: reading_of(_device(entry, ask()))
+def _efsmi(entry: str, query: Callable[[], list[dict[str, Any]]]) -> Read:
+    return lambda: reading_of(_device(entry, query()))
 
 
 def _device(entry: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -201,10 +207,10 @@ def _device(entry: str, devices: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def reading_of(device: Mapping[str, Any]) -> dict[str, float]:
-    """Sensor values of one device of ``efsmi``, of drivers 1.2 ("Mem Usage") and 1.4 alike.
+    """Return sensor values of one of ``efsmi``'s devices, for drivers 1.2 ("Mem Usage") and 1.4.
 
     Bare numbers are MiB, W, degrees Celsius and percent. Driver 1.2 counts its own reserve as used
-    memory, 1.4 does not.
+    memory, 1.4 does not. Raises RuntimeError where no sensor has a value.
     """
     memory = device.get("Device Mem Info", {})
     used = str(memory.get("Used Size", memory.get("Mem Usage", "")))
@@ -223,7 +229,7 @@ def reading_of(device: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _value(device: Mapping[str, Any], key: str) -> str:
-    """The value of a key that only one section has."""
+    """Return the value of a key that only one section has, or ""."""
     for section in device.values():
         if isinstance(section, Mapping) and key in section:
             return str(section[key])
@@ -232,7 +238,7 @@ def _value(device: Mapping[str, Any], key: str) -> str:
 
 # -- ids --------------------------------------------------------------------------------------
 def _physical(entry: str, uuids: Callable[[], Iterable[tuple[int, str]]]) -> int:
-    """The machine's index of an entry of TOPS_VISIBLE_DEVICES: an index, or a UUID's beginning."""
+    """Return the machine's index for a TOPS_VISIBLE_DEVICES entry: an index or a UUID's start."""
     if entry.isdecimal():
         return int(entry)
     wanted = entry.removeprefix("GCU-")

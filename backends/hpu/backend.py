@@ -66,15 +66,15 @@ class Hpu(Accelerator):
         super().optimizer_step(optimizer, scaler)
         self._mark_step()
 
-    def _events_tell_time(self, notes: dict[str, str]) -> bool:
+    def has_device_timer(self, notes: dict[str, str]) -> bool:
         notes["device_timer"] = "in lazy mode an event is recorded before the work is launched"
         return False
 
-    def _extras(self) -> dict[str, str]:
+    def extras(self) -> dict[str, str]:
         lazy = os.environ.get("PT_HPU_LAZY_MODE")
-        return super()._extras() | ({} if lazy is None else {"PT_HPU_LAZY_MODE": lazy})
+        return super().extras() | ({} if lazy is None else {"PT_HPU_LAZY_MODE": lazy})
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         visible = os.environ.get("HABANA_VISIBLE_MODULES")
         if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
             return open_hlml(visible_entry(self._local_rank, visible))

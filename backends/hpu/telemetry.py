@@ -14,9 +14,9 @@ _SOC, _ON_CHIP, _BY_POWER, _BY_HEAT = 0, 0, 1, 2
 
 
 def open_hlml(module: str | None) -> Sensors:
-    """Sensors of the Gaudi with this module id, which is not its index in the library.
+    """Return sensors of the Gaudi with this module id, which differs from the library's index.
 
-    None: of the only one; Unsupported where there are several.
+    None: the only one. Raises Unsupported where none or several fit.
     """
     try:
         hlml = importlib.import_module("pyhlml")
@@ -24,7 +24,7 @@ def open_hlml(module: str | None) -> Sensors:
         devices = [hlml.hlmlDeviceGetHandleByIndex(i) for i in range(hlml.hlmlDeviceGetCount())]
         if module is not None:
             devices = [d for d in devices if str(hlml.hlmlDeviceGetModuleID(d)) == module.strip()]
-    except Exception as error:  # its errors are of its own classes
+    except Exception as error:  # it has its own error classes
         raise Unsupported(f"pyhlml: {type(error).__name__}: {error}") from error
     if len(devices) != 1:
         raise Unsupported(

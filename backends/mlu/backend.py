@@ -17,5 +17,5 @@ class Mlu(Accelerator):
     visible_devices_env = "MLU_VISIBLE_DEVICES"
     tf32_switches = ("backends.mlu.matmul.allow_tf32", "backends.cnnl.allow_tf32")
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         return open_cnmon(self.device.index, os.environ.get(self.visible_devices_env or ""))

@@ -19,7 +19,7 @@ TWO_CHIPS = ("MLU370-X8",)
 
 
 def card(text: str, number: str) -> dict[str, str]:
-    """Values of one card of ``cnmon info`` as "Section/Key", from the indentation."""
+    """Return one card's values in ``cnmon info`` by "Section/Key", from the indentation."""
     found: dict[str, str] = {}
     here, section = False, ""
     for line in text.splitlines():
@@ -38,7 +38,7 @@ def card(text: str, number: str) -> dict[str, str]:
 
 
 def open_cnmon(index: int, visible: str | None) -> Sensors:
-    """Sensors of this process's MLU ``index``; Unsupported where the tool does not tell."""
+    """Return sensors of this process's MLU ``index``; raise Unsupported where none answers."""
     mine = visible_entry(index, visible)
     if not mine.isdecimal():
         raise Unsupported(f"cnmon numbers its cards; MLU_VISIBLE_DEVICES has {mine!r}")
@@ -46,7 +46,7 @@ def open_cnmon(index: int, visible: str | None) -> Sensors:
     first = int(mine) // 2 * 2
     reports = reports_board(int(mine), [first, first + 1], run)
 
-    def ask() -> dict[str, float]:
+    def read_tool() -> dict[str, float]:
         found = card(run_tool(["cnmon", "info", "-c", mine]), mine)
         temperature = found.get("Temperature/Chip", found.get("Temperature/Board", ""))
         values = {
@@ -59,4 +59,4 @@ def open_cnmon(index: int, visible: str | None) -> Sensors:
             values["power_w"] = None  # the other chip's process reports the card
         return {key: value for key, value in values.items() if value is not None}
 
-    return tool_sensors(ask, "cnmon info")
+    return tool_sensors(read_tool, "cnmon info")

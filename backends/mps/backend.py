@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """mps: the GPU of an Apple chip, through the module in torch itself.
 
-One device, no collective, no float64, memory shared with the host. Its power is told to root only.
+One device, no collective, no float64, memory shared with the host. Only root can read its power.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Mps(Accelerator):
     """Apple's GPU."""
 
     name, device_type = "mps", "mps"
-    _no_power = "macOS tells the GPU's power to root only (powermetrics)"
+    no_power_reason = "macOS reports the GPU's power to root only (powermetrics)"
 
     def __init__(self, local_rank: int = 0) -> None:
         if local_rank:
@@ -39,11 +39,11 @@ class Mps(Accelerator):
             why = "no Apple GPU, or macOS is too old for this torch"
         return Probe(False, why) if why else super().probe()
 
-    def _memory_bytes(self) -> int | None:
-        """What Metal recommends a process to use of the memory that it shares with the host."""
+    def memory_bytes(self) -> int | None:
+        """Return how much of the memory shared with the host Metal recommends a process to use."""
         return int(self.module.recommended_max_memory())
 
-    def _extras(self) -> dict[str, str]:
+    def extras(self) -> dict[str, str]:
         # With it, operations that MPS lacks run on the host, and only a warning says so.
         fallback = os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK")
         return {} if fallback is None else {"PYTORCH_ENABLE_MPS_FALLBACK": fallback}

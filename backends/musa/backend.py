@@ -18,7 +18,7 @@ class Musa(Accelerator):
     visible_devices_env = "MUSA_VISIBLE_DEVICES"
     tf32_switches = ("backends.mudnn.allow_tf32",)
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         entry = visible_entry(self.device.index, os.environ.get(self.visible_devices_env or ""))
         try:
             mtml = importlib.import_module("pymtml")
@@ -27,7 +27,7 @@ class Musa(Accelerator):
                 device = mtml.nvmlDeviceGetHandleByIndex(int(entry))
             else:
                 device = mtml.nvmlDeviceGetHandleByUuid(entry)
-        except Exception as error:  # its errors are of its own classes
+        except Exception as error:  # it has its own error classes
             raise Unsupported(f"pymtml: {one_line(error)}") from error
         read = answering(
             {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """npu: Huawei Ascend through torch_npu.
 
-Its matrix units have HF32, a TF32-like format, with switches of their own. Names: torch_npu's
+Its matrix units have HF32, a TF32-like format with separate switches. Names: torch_npu's
 documentation and Hugging Face accelerate.
 """
 
@@ -21,5 +21,5 @@ class Npu(Accelerator):
     visible_devices_env = "ASCEND_RT_VISIBLE_DEVICES"
     tf32_switches = ("npu.matmul.allow_hf32", "npu.conv.allow_hf32")
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         return open_npu_smi(self.device.index, os.environ.get(self.visible_devices_env or ""))

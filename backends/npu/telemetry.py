@@ -33,7 +33,10 @@ class Chip(NamedTuple):
 
 
 def chips(text: str) -> list[Chip]:
-    """The devices in the table of ``npu-smi info -m``; the cards' controllers are left out."""
+    """Return the devices in ``npu-smi info -m``'s table, without the cards' controllers.
+
+    Raises Unsupported for another table.
+    """
     lines = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line.strip()]
     header = lines[0] if lines else []
     if not set(_COLUMNS) <= set(header):
@@ -44,9 +47,9 @@ def chips(text: str) -> list[Chip]:
 
 
 def sections(text: str) -> dict[str, dict[str, str]]:
-    """``npu-smi info -t common -i``: each chip's values by its id, the controller's by ``mcu``.
+    """Parse ``npu-smi info -t common -i``: chip id, or ``mcu`` for the controller -> values.
 
-    What comes before the first chip, or all where a card has but one, is under "".
+    Values before the first chip, or all of a card with one chip, are under "".
     """
     found: dict[str, dict[str, str]] = {"": {}}
     current = ""
@@ -61,7 +64,7 @@ def sections(text: str) -> dict[str, dict[str, str]]:
 
 
 def open_npu_smi(index: int, visible: str | None) -> Sensors:
-    """Sensors of this process's NPU ``index``; Unsupported where the tool does not tell."""
+    """Return sensors of this process's NPU ``index``; raise Unsupported where none answers."""
     try:
         table = chips(run_tool(["npu-smi", "info", "-m"]))
     except RuntimeError as error:
@@ -74,7 +77,7 @@ def open_npu_smi(index: int, visible: str | None) -> Sensors:
     run = [int(other) for other in local_entries(visible) if other.isdecimal()]
     command = ["npu-smi", "info", "-t", "common", "-i", mine.npu]
 
-    def ask() -> dict[str, float]:
+    def read_tool() -> dict[str, float]:
         found = sections(run_tool(command))
         own = found.get(mine.chip) or found[""]
         # Some cards measure their power only as a whole: it then belongs to one of its chips.
@@ -88,4 +91,4 @@ def open_npu_smi(index: int, visible: str | None) -> Sensors:
         }
         return {key: value for key, value in values.items() if value is not None}
 
-    return tool_sensors(ask, "npu-smi info -t common")
+    return tool_sensors(read_tool, "npu-smi info -t common")

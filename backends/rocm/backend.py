@@ -30,27 +30,27 @@ class Rocm(Cuda):
     )
 
     @classmethod
-    def _built(cls) -> bool:
+    def is_built(cls) -> bool:
         return torch.version.hip is not None
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
         notes["tf32"] = "no TF32 of this device has been checked; fp32 runs with it switched off"
         return ["fp32"]
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         found = self.module.get_device_properties(self.device.index)
         try:
             domain, bus, device = found.pci_domain_id, found.pci_bus_id, found.pci_device_id
         except AttributeError as error:
-            raise Unsupported("this torch does not tell the device's PCI address") from error
+            raise Unsupported("this torch does not report the device's PCI address") from error
         sensors = open_sensors(f"{domain:04x}:{bus:02x}:{device:02x}")
         if "MI250" in str(found.name):
             sensors = sensors._replace(
-                source=f"{sensors.source} (the first die tells the power of the card's two)"
+                source=f"{sensors.source} (the first die reports the power of the card's two)"
             )
         return sensors
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         try:
             return Path("/sys/module/amdgpu/version").read_text().strip()
         except OSError:

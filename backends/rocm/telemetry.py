@@ -22,7 +22,10 @@ _CHECK_S, _AGREES = 0.5, 0.25
 
 
 def open_sensors(address: str, drm: Path = DRM) -> Sensors:
-    """Sensors of the GPU at this PCI address (0000:c1:00, no function)."""
+    """Return sensors of the GPU at this PCI address (0000:c1:00, no function).
+
+    Raises Unsupported where neither source works.
+    """
     try:
         return from_amdsmi(address)
     except Unsupported as error:
@@ -34,7 +37,7 @@ def open_sensors(address: str, drm: Path = DRM) -> Sensors:
 
 
 def from_amdsmi(address: str, pause: Callable[[float], None] = time.sleep) -> Sensors:
-    """Through the package amdsmi 6 or 7."""
+    """Return sensors through the package amdsmi 6 or 7; raise Unsupported where it fails."""
     try:
         smi = importlib.import_module("amdsmi")
         smi.amdsmi_init()
@@ -49,14 +52,14 @@ def from_amdsmi(address: str, pause: Callable[[float], None] = time.sleep) -> Se
     hot, now = smi.AmdSmiTemperatureType.HOTSPOT, smi.AmdSmiTemperatureMetric.CURRENT
 
     def power() -> float | None:
-        told = smi.amdsmi_get_power_info(handle)
+        info = smi.amdsmi_get_power_info(handle)
         keys = ("current_socket_power", "average_socket_power")
-        return _first(told.get(key) for key in keys)
+        return _first(info.get(key) for key in keys)
 
     def energy() -> float | None:
-        told = smi.amdsmi_get_energy_count(handle)
-        count = told.get("energy_accumulator", told.get("power"))  # its name before 6.2
-        return count * told["counter_resolution"] * 1e-6 if count else None
+        info = smi.amdsmi_get_energy_count(handle)
+        count = info.get("energy_accumulator", info.get("power"))  # its name before 6.2
+        return count * info["counter_resolution"] * 1e-6 if count else None
 
     def clock(kind: Any) -> float | None:
         return _first([smi.amdsmi_get_clock_info(handle, kind).get("clk")])
@@ -79,7 +82,7 @@ def from_amdsmi(address: str, pause: Callable[[float], None] = time.sleep) -> Se
 
 
 def from_sysfs(address: str, drm: Path = DRM) -> Sensors:
-    """Through the files of the amdgpu driver."""
+    """Return sensors through the amdgpu driver's files; raise Unsupported where none fits."""
     cards = [path / "device" for path in sorted(drm.glob("card*")) if path.name[4:].isdecimal()]
     mine = [card for card in cards if card.resolve().name.rpartition(".")[0] == address]
     if len(mine) != 1:
@@ -105,7 +108,7 @@ def _number(path: Path, scale: float) -> float:
 
 
 def _first(values: Iterable[Any]) -> float | None:
-    """The first that is a number: amdsmi says "N/A", or all ones, for what it does not know."""
+    """Return the first number: amdsmi has "N/A", or all ones, for an unknown value."""
     numbers = (v for v in values if isinstance(v, (int, float)) and 0 <= v < 0xFFFF)
     return next((float(v) for v in numbers), None)
 
@@ -115,7 +118,7 @@ def _counter_agrees(
     power: Callable[[], float | None],
     pause: Callable[[float], None],
 ) -> bool:
-    """Whether the energy counter moves as the power says: on some devices it does not.
+    """Return whether the energy counter agrees with the power; some devices' does not.
 
     Such a device: https://github.com/ROCm/amdsmi/issues/22.
     """

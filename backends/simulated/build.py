@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile the device's C++ against torch's headers, once per torch, compiler and source."""
+"""Compiles the device's C++ against torch's headers, once per torch, compiler and source."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ LIBRARIES = ("torch_cpu", "c10")
 
 @functools.cache
 def library() -> Path:
-    """The shared object, built at first use (about 20 seconds) into the cache.
+    """Return the shared object, built into the cache at first use (about 20 seconds).
 
-    Raises Unsupported where there is no C++ compiler or it refuses torch's headers.
+    Raises Unsupported without a C++ compiler that accepts torch's headers.
     """
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:

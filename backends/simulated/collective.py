@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A collective library for the simulated accelerator: gloo on the device's memory.
 
-torch gives a process group that is written in Python the whole job: with ``cpu:gloo,gcu:eccl``
-tensors of the host come here too, and go to gloo as they are.
+A process group written in Python gets all of torch's tensors: with ``cpu:gloo,gcu:eccl`` host
+tensors come here too, and go to gloo as they are.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch._C._distributed_c10d import ProcessGroup, Store, Work
 from torch.futures import Future
 
 calls: Counter[str] = Counter()
-"""Collective -> times called with tensors of the device, in this process."""
+"""Collective -> calls with tensors of the device, in this process."""
 
 
 def register(backend_name: str, device_type: str) -> None:
-    """``init_process_group(backend_name)`` then works for tensors of ``device_type``."""
+    """Make ``init_process_group(backend_name)`` work for tensors of ``device_type``."""
 
     def create(store: Store, rank: int, size: int, timeout: timedelta) -> _SimulatedProcessGroup:
         return _SimulatedProcessGroup(store, rank, size, timeout, backend_name, device_type)
@@ -51,7 +51,10 @@ class _Work(Work):
         return self._outputs
 
     def get_future(self) -> Future[Any]:
-        """Already done: a callback would run in gloo's thread, which outlives the interpreter."""
+        """Wait, and return a complete future.
+
+        A callback would run in gloo's thread, which outlives the interpreter.
+        """
         future: Future[Any] = Future(devices=self._devices)
         self._work.wait()
         future.set_result(self._outputs)
@@ -87,7 +90,7 @@ class _SimulatedProcessGroup(ProcessGroup):
     group_name = property(getGroupName, setGroupName)
 
     def _run(self, collective: str, *tensors: Any, options: tuple[Any, ...]) -> Work:
-        """gloo's ``collective`` on the same memory; the first of ``tensors`` is the output."""
+        """Run gloo's ``collective`` on the same memory; the first of ``tensors`` is the output."""
         devices: set[torch.device] = set()
         views = [_on_host(each, self._type, devices) for each in tensors]
         work: Work = getattr(self._gloo, collective)(*views, *options)
@@ -105,7 +108,7 @@ class _SimulatedProcessGroup(ProcessGroup):
 
 
 def _on_host(value: Any, device_type: str, devices: set[torch.device]) -> Any:
-    """The same memory as CPU tensors, through any nesting of lists."""
+    """Return the same memory as CPU tensors, through any nesting of lists."""
     if isinstance(value, Tensor):
         if value.device.type != device_type:
             return value

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Register the simulated accelerator with torch under any name, and its device module.
+"""Registers the simulated accelerator and its device module with torch under any name.
 
     from bertbench.backends.simulated.device import install
     demo = install("demo")                      # torch.demo, device "demo:0", "demo:1"
 
-README.md says what is modelled and lists the knobs.
+README.md describes the model and lists the knobs.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ KNOBS: dict[str, Callable[[str], Any]] = {
     "gelu": str,
     "tf32": lambda text: text == "true",
 }
-"""What ``install`` takes; ``BERTBENCH_SIMULATED_<KNOB>`` in the environment goes before it."""
+"""Options of ``install``; ``BERTBENCH_SIMULATED_<KNOB>`` in the environment overrides them."""
 CHOICES = {"int64": ("keep", "narrow"), "gelu": ("erf", "tanh")}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _installed: list[_Module] = []
 
 
 class _Library:
-    """The numbers of the C++ half, by name."""
+    """The numbers of the C++ part, by name."""
 
     def __init__(self) -> None:
         path = str(build.library())
@@ -73,7 +73,7 @@ class _Library:
 
 @dataclass(frozen=True)
 class Properties:
-    """What ``get_device_properties`` gives."""
+    """The result of ``get_device_properties``."""
 
     name: str
     total_memory: int
@@ -222,14 +222,14 @@ class _Module(ModuleType):
     def allow_tf32(self, on: bool) -> None:
         self._library.set("tf32", int(on))
 
-    # -- what only a simulation can tell --------------------------------------------------------
+    # -- facts that only a simulation has -----------------------------------------------------
     def counters(self) -> dict[str, Any]:
-        """Calls since the process began: COUNTED, and ``fallbacks``: operator -> times."""
+        """Return calls since the process began: COUNTED, and ``fallbacks``: operator -> times."""
         counts: dict[str, Any] = {name: self._library.get(name) for name in COUNTED}
         return counts | {"fallbacks": self._library.fallbacks()}
 
     def busy_seconds(self, device: Device = None) -> float:
-        """Modelled device time since the process began."""
+        """Return the modelled device time since the process began."""
         return self._library.get("busy_ns", self._index(device)) / 1e9
 
     def _index(self, device: Device) -> int:
@@ -242,9 +242,9 @@ class _Module(ModuleType):
 def install(name: str, *, visible_devices_env: str | None = None, **options: Any) -> ModuleType:
     """Register the device as ``name``, once per process, and return ``torch.<name>``.
 
-    ``options`` are KNOBS; the environment's ``BERTBENCH_SIMULATED_<KNOB>`` goes before them. The
+    ``options`` are KNOBS; the environment's ``BERTBENCH_SIMULATED_<KNOB>`` overrides them. The
     variable ``visible_devices_env`` hides devices from the process and renumbers the rest.
-    Raises Unsupported where it cannot be built or another device already has PrivateUse1.
+    Raises Unsupported where it cannot be built or another device has PrivateUse1 already.
     """
     settings = _settings(options)
     if _installed:
@@ -266,7 +266,7 @@ def install(name: str, *, visible_devices_env: str | None = None, **options: Any
 
 
 def installed() -> _Module | None:
-    """The module of the device that this process has, or None."""
+    """Return this process's device module, or None."""
     return _installed[0] if _installed else None
 
 
@@ -305,7 +305,7 @@ def _apply(library: _Library, settings: dict[str, Any]) -> None:
 
 
 def _visible(variable: str | None, count: int) -> list[int]:
-    """Devices named in the variable, up to the first that does not exist."""
+    """Return the devices in the variable, up to the first that does not exist."""
     text = os.environ.get(variable) if variable else None
     if text is None:
         return list(range(count))
@@ -316,5 +316,5 @@ def _visible(variable: str | None, count: int) -> list[int]:
 
 
 def _signed(seed: int) -> int:
-    """64 bits, as an operator's argument holds them."""
+    """Return the seed's 64 bits as a signed number, which operators require."""
     return (seed + (1 << 63)) % (1 << 64) - (1 << 63)

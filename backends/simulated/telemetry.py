@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sensors of the simulated accelerator: made up from how busy its queue was. No measurement.
+"""Sensors of the simulated accelerator, computed from how busy its queue was: not measured.
 
 Power is 60 W idle and rises linearly to 300 W when the queue is never empty; the knob ``throttle``
 halves the clock and holds power at 180 W, and ``no_telemetry`` takes every sensor away.
@@ -17,11 +17,11 @@ from bertbench.backends.simulated.device import installed
 IDLE_W, FULL_W, THROTTLED_W = 60.0, 300.0, 180.0
 CLOCK_MHZ, MEMORY_CLOCK_MHZ = 1500.0, 7000.0
 WINDOW_S = 0.02
-"""Questions closer together than this get the same answer."""
+"""Readings closer together than this are the same."""
 
 
 class NoSensors(RuntimeError):
-    """There is no simulated device in this process, or its telemetry was taken away."""
+    """This process has no simulated device, or the knob ``no_telemetry`` is set."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Reading:
 
 
 def knob(name: str) -> bool:
-    """A yes-or-no knob of the environment, read at every question."""
+    """Return a yes-or-no knob of the environment, read at every call."""
     return os.environ.get(f"BERTBENCH_SIMULATED_{name.upper()}", "") not in ("", "0", "false")
 
 
 def module() -> Any:
-    """The device module, or NoSensors."""
+    """Return the device module; raise NoSensors without one."""
     if knob("no_telemetry"):
         raise NoSensors("the simulated device has no telemetry (knob no_telemetry)")
     found = installed()
@@ -54,7 +54,10 @@ def module() -> Any:
 
 
 def read(physical: int) -> Reading:
-    """Sensors of the machine's device ``physical``, hidden from this process or not."""
+    """Read the machine's device ``physical``, hidden from this process or not.
+
+    Raises NoSensors where it does not exist.
+    """
     device = module()
     if not 0 <= physical < device.physical_count:
         raise NoSensors(f"no device {physical}: there are {device.physical_count}")
@@ -79,7 +82,7 @@ _last: dict[int, tuple[float, float, float]] = {}
 
 
 def _busy(device: Any, local: int) -> float:
-    """Share of the time since the last question in which the queue had work, 0 to 1."""
+    """Return the share of the time since the last reading in which the queue had work."""
     now, seconds = time.monotonic(), device.busy_seconds(local)
     then, before, share = _last.get(local, (now, seconds, 0.0))
     if now - then >= WINDOW_S:

@@ -2,7 +2,7 @@
 """xpu: Intel GPUs through the module in torch itself.
 
 Kunlunxin's first stack used the name ``xpu``, too, and both vendors call their tool ``xpu-smi``:
-here only torch's own Intel build counts, and no tool is asked. Names: torch.xpu's documentation.
+here only torch's own Intel build counts, and no tool is run. Names: torch.xpu's documentation.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class Xpu(Accelerator):
             return f"torch {torch.__version__} was built without Intel GPU support"
         return None
 
-    def _collective(self, notes: dict[str, str]) -> str | None:
+    def find_collective(self, notes: dict[str, str]) -> str | None:
         there = getattr(torch.distributed, "is_xccl_available", lambda: False)
         if there():
-            return super()._collective(notes)
+            return super().find_collective(notes)
         notes["collective"] = "this torch was built without xccl"
         return None
 
-    def _float_precisions(self, notes: dict[str, str]) -> list[str]:
+    def float_precisions(self, notes: dict[str, str]) -> list[str]:
         supported = getattr(self.module, "is_tf32_supported", lambda: True)
         if supported():
-            return super()._float_precisions(notes)
+            return super().float_precisions(notes)
         notes["tf32"] = "this GPU has no matrix units (torch.xpu.is_tf32_supported)"
         return ["fp32"]
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         # Level-Zero Sysman through torch (2.13) and pyzes: torch's own device numbers, no tool.
         names = {
             "power_w": "power_draw",  # W over 100 ms, for which it blocks

@@ -21,7 +21,7 @@ def third_parties(
         if entry.name in taken:
             why = "that name is built in"
         elif entry.name in found:
-            why = f"{package(found[entry.name])} has one of that name"
+            why = f"{package(found[entry.name])} provides that name already"
         else:
             found[entry.name] = entry
             continue

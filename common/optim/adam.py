@@ -26,8 +26,8 @@ class BertAdam(torch.optim.AdamW):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A kernel that skips an overflowed step by itself would leave ``updates`` ahead of it: a
-        # gradient scaler that finds this unset does not call ``step`` at all then.
+        # A kernel that skips an overflowed step itself would not undo ``updates``. Where this is
+        # False, a gradient scaler does not call ``step`` after an overflow.
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()

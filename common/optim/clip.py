@@ -13,16 +13,19 @@ from bertbench.common.optim.norms import tensor_norms
 
 
 def grad_norm(params: Iterable[Tensor]) -> Tensor:
-    """L2 norm of all gradients together, a float32 scalar on their device; not synchronised."""
+    """Return the L2 norm of all gradients together, float32 [] on their device, not synchronised.
+
+    Parameters have any shape [...].
+    """
     grads = [p.grad for p in params if p.grad is not None]
     return tensor_norms([tensor_norms(grads)])[0]
 
 
 @torch.no_grad()
 def clip_(params: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scale all gradients in place so that a global norm of ``norm`` becomes at most ``max_norm``.
+    """Scale all gradients [...] in place so that their global ``norm`` [] is at most ``max_norm``.
 
-    A norm that is not finite makes every gradient not finite: the loop must look before.
+    A norm that is not finite makes every gradient not finite: the caller must check it first.
     """
     grads = [p.grad for p in params if p.grad is not None]
     torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
@@ -30,10 +33,10 @@ def clip_(params: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
 
 @torch.no_grad()
 def clip_each_(groups: Iterable[Mapping[str, Any]], max_norm: float) -> None:
-    """Scale each gradient in place so that its own norm becomes at most ``max_norm``.
+    """Scale each gradient in place so that its own norm is at most ``max_norm``.
 
-    ``groups`` are an optimizer's; where they have ``segments`` (``parameter_groups``), a parameter
-    of several stacked matrices is clipped as those, which other BERTs hold apart.
+    ``groups`` are an optimizer's. Where they have ``segments`` (``parameter_groups``), each of a
+    parameter's stacked matrices is clipped by itself, as in BERTs that hold them apart.
     """
     pieces: list[Tensor] = []
     for group in groups:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build an optimizer from a recipe's words."""
+"""Builds an optimizer from its name in a recipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from bertbench.common.errors import BadInput
 from bertbench.common.optim.adam import BertAdam
-from bertbench.common.optim.lamb import Lamb, LambUpdate
+from bertbench.common.optim.lamb import Lamb, LambKernel
 
 OPTIMIZERS = ("lamb", "adamw", "bert_adam")
 
@@ -21,13 +21,13 @@ def build_optimizer(
     lr: float,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-6,
-    lamb_kernel: LambUpdate | None = None,
+    lamb_kernel: LambKernel | None = None,
     fused: bool = True,
 ) -> torch.optim.Optimizer:
-    """``lamb``, ``adamw`` or ``bert_adam`` (no bias correction) over ``parameter_groups``.
+    """Return ``lamb``, ``adamw`` or ``bert_adam`` (no bias correction) over ``parameter_groups``.
 
-    ``lamb_kernel`` is the backend's LAMB or None; ``fused`` asks torch for its one-kernel AdamW,
-    which torch itself refuses on devices that have none. Raises BadInput for another name.
+    ``lamb_kernel`` is the backend's LAMB or None. ``fused`` requests torch's one-kernel AdamW,
+    which torch refuses on devices without it. Raises BadInput for another name.
     """
     if name == "lamb":
         return Lamb(groups, lr=lr, betas=betas, eps=eps, kernel=lamb_kernel)

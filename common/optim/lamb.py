@@ -8,13 +8,14 @@ For every matrix p with gradient g at step t (1, 2, ...)::
     u = m' / (sqrt(v') + eps) + weight_decay p
     p = p - lr * ratio * u,    ratio = |p| / |u|  (1 if either norm is zero)
 
-The ratio applies only where weight_decay is not zero and is not clamped. Gradient clipping is the
-loop's business (common/optim/clip.py). A fused query-key-value matrix counts as three.
+The ratio applies only where weight_decay is not zero, and is not clamped. The training loop clips
+gradients (common/optim/clip.py). A fused query-key-value matrix counts as three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,16 +23,38 @@ from torch import Tensor, nn
 
 from bertbench.common.optim.norms import tensor_norms
 
-LambUpdate = Callable[..., None]
-"""One step on one parameter group, in place; ``lamb_update`` is the plain one and shows the
-signature, which is ``bertbench.backends.base.LambKernel``."""
+
+@dataclass(frozen=True, slots=True)
+class LambStep:
+    """One LAMB step of one parameter group. The four lists are parallel, float32, any shapes."""
+
+    params: list[Tensor]
+    """Updated in place."""
+    grads: list[Tensor]
+    """A kernel may overwrite them."""
+    exp_avgs: list[Tensor]
+    """The formula's m, updated in place."""
+    exp_avg_sqs: list[Tensor]
+    """The formula's v, updated in place."""
+    segments: list[int]
+    """How many equal matrices are stacked along dimension 0 of each parameter."""
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    step: int
+    """Counted from 1."""
+
+
+LambKernel = Callable[[LambStep], None]
+"""Applies one step in place. ``lamb_update`` is the reference that every kernel must equal."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for any optimizer: matrices with ``weight_decay``, vectors without.
+    """Return two groups for any optimizer: matrices with ``weight_decay``, vectors without.
 
-    Every vector of a BERT is a bias or belongs to a LayerNorm. ``segments`` says, parameter by
-    parameter, of how many equal matrices stacked along dimension 0 it consists.
+    Every vector of a BERT is a bias or belongs to a LayerNorm. ``segments`` is as in ``LambStep``.
     """
     segments = {
         id(parameter): getattr(module, "segments", 1)
@@ -52,7 +75,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 class Lamb(torch.optim.Optimizer):
     """LAMB over groups made by ``parameter_groups``; every group also counts its ``step``.
 
-    ``kernel`` replaces the plain update by a backend's fused one. The state of a parameter is
+    ``kernel`` replaces ``lamb_update`` by a backend's fused kernel. The state of a parameter is
     ``exp_avg`` and ``exp_avg_sq``, float32 like the parameter.
     """
 
@@ -62,7 +85,7 @@ class Lamb(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
-        kernel: LambUpdate | None = None,
+        kernel: LambKernel | None = None,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "step": 0}
         super().__init__(params, defaults)
@@ -91,58 +114,44 @@ class Lamb(torch.optim.Optimizer):
                     self.state[p]["exp_avg"] = torch.zeros_like(p)
                     self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
             self._update(
-                [p for p, _ in live],
-                [p.grad for p, _ in live],
-                [self.state[p]["exp_avg"] for p, _ in live],
-                [self.state[p]["exp_avg_sq"] for p, _ in live],
-                [pieces for _, pieces in live],
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                step=group["step"],
+                LambStep(
+                    [p for p, _ in live],
+                    [p.grad for p, _ in live],
+                    [self.state[p]["exp_avg"] for p, _ in live],
+                    [self.state[p]["exp_avg_sq"] for p, _ in live],
+                    [pieces for _, pieces in live],
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    step=group["step"],
+                )
             )
         return loss
 
 
-def lamb_update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    segments: list[int],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-) -> None:
-    """The formula above with torch's multi-tensor operations, in place on ``params`` and moments.
-
-    ``step`` counts from 1; ``segments[i]`` equal matrices are stacked in ``params[i]``.
-    """
-    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
-    torch._foreach_mul_(exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+def lamb_update(s: LambStep) -> None:
+    """Apply the formula above with torch's multi-tensor operations."""
+    torch._foreach_lerp_(s.exp_avgs, s.grads, 1 - s.beta1)
+    torch._foreach_mul_(s.exp_avg_sqs, s.beta2)
+    torch._foreach_addcmul_(s.exp_avg_sqs, s.grads, s.grads, 1 - s.beta2)
     # m' / (sqrt(v') + eps) with both bias corrections moved onto the denominator; in place, since
     # a second temporary of the model's size costs more time than the extra pass.
-    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-    updates = torch._foreach_sqrt(exp_avg_sqs)
+    correction1, correction2 = 1 - s.beta1**s.step, 1 - s.beta2**s.step
+    updates = torch._foreach_sqrt(s.exp_avg_sqs)
     torch._foreach_mul_(updates, correction1 / correction2**0.5)
-    torch._foreach_add_(updates, eps * correction1)
+    torch._foreach_add_(updates, s.eps * correction1)
     torch._foreach_reciprocal_(updates)
-    torch._foreach_mul_(updates, exp_avgs)
-    if weight_decay:
-        torch._foreach_add_(updates, params, alpha=weight_decay)
-        _scale_by_trust_ratio(_matrices(updates, segments), _matrices(params, segments))
-    torch._foreach_add_(params, updates, alpha=-lr)
+    torch._foreach_mul_(updates, s.exp_avgs)
+    if s.weight_decay:
+        torch._foreach_add_(updates, s.params, alpha=s.weight_decay)
+        _scale_by_trust_ratio(matrices(updates, s.segments), matrices(s.params, s.segments))
+    torch._foreach_add_(s.params, updates, alpha=-s.lr)
 
 
-def _matrices(tensors: Sequence[Tensor], segments: list[int]) -> list[Tensor]:
-    """Views of the single matrices."""
+def matrices(tensors: Sequence[Tensor], segments: list[int]) -> list[Tensor]:
+    """Return views of the single matrices: [n * R, C] with n segments becomes n of [R, C]."""
     return [part for t, n in zip(tensors, segments, strict=True) for part in t.chunk(n)]
 
 

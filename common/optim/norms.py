@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 PIECE = 1 << 18
-"""Elements whose squares are summed in one go, on the CPU."""
+"""Elements whose squares the CPU sums at once."""
 LARGE_PIECE = 1 << 22
-"""The same on accelerators: the matrices of BERT-large's layers stay whole."""
+"""The same on accelerators; the matrices of BERT-large's layers stay whole."""
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate of a step (MLPerf BERT: linear warm-up, polynomial decay)."""
+"""Learning-rate schedules (MLPerf BERT: linear warm-up, polynomial decay)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def learning_rate(
     start_warmup_step: int = 0,
     power: float = 1.0,
 ) -> float:
-    """The rate of step ``step``, counted from 0.
+    """Return the rate of step ``step``, counted from 0.
 
-    While ``step - start_warmup_step < warmup_steps`` it rises linearly from 0; a negative
-    ``start_warmup_step`` means that the warm-up is already under way at step 0. After that it is
+    While ``step - start_warmup_step < warmup_steps`` it rises linearly from 0; with a negative
+    ``start_warmup_step`` the warm-up has begun before step 0. After that it is
     ``base * (1 - step / total_steps) ** power``: decay counts from step 0, not from the end of the
     warm-up, and stays at 0 past ``total_steps``.
     """
@@ -27,7 +27,7 @@ def learning_rate(
 
 
 def warmup_linear(step: int, *, base: float, total_steps: int, warmup_proportion: float) -> float:
-    """The rate of step ``step``, counted from 0, as BERT is fine-tuned (NVIDIA's run_squad.py).
+    """Return the rate of step ``step``, counted from 0, for fine-tuning (NVIDIA's run_squad.py).
 
     With progress x = step / total_steps: ``base * x / warmup_proportion`` while x is below it,
     then linearly down from ``base`` to 0 at the end, where it stays.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter under test, and what it is compared with."""
+"""The adapter under test, and the reference that it is compared with."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from bertbench import backends
 from bertbench.backends.base import Backend
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.common.errors import BertbenchError
+from tests.contract.helpers import Work
 from tests.contract.tiny_task import (
     Curve,
     exact_precision,
@@ -49,7 +50,7 @@ def backend_class(request: pytest.FixtureRequest) -> type[Backend]:
         pytest.fail(str(error), pytrace=False)
     probe = cls.probe()
     if not probe.ok:
-        pytest.fail(f"backend {name!r} cannot run here, so nothing can be said of it: "
+        pytest.fail(f"backend {name!r} cannot run here, so it cannot be tested: "
                     f"{probe.reason}", pytrace=False)  # fmt: skip
     return cls
 
@@ -66,6 +67,11 @@ def backend(session_backend: Backend) -> Iterator[Backend]:
     session_backend.seed(0)
     yield session_backend
     session_backend.precision(exact_precision(session_backend))
+
+
+@pytest.fixture
+def work(backend: Backend) -> Work:
+    return Work(backend)
 
 
 @dataclass(frozen=True)

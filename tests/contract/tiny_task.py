@@ -108,14 +108,14 @@ def ten_steps(backend: Backend, weights: dict[str, torch.Tensor] | None, *flags:
 
 
 class HostReads(TorchDispatchMode):
-    """Tells what makes the host wait for a device's number: ``item()`` and copies to the CPU.
+    """Reports operations that make the host wait for the device: ``item()``, copies to the CPU.
 
-    On the CPU nothing waits, and nothing is told.
+    On the CPU no operation waits.
     """
 
-    def __init__(self, device_type: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, device_type: str, report: Callable[[str], None]) -> None:
         super().__init__()
-        self.device_type, self.tell = device_type, tell
+        self.device_type, self.report = device_type, report
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -129,5 +129,5 @@ class HostReads(TorchDispatchMode):
             if copied or name.startswith(
                 ("aten._local_scalar_dense", "aten.equal", "aten.nonzero")
             ):
-                self.tell(name)
+                self.report(name)
         return result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bertbench.common.native import NativeUnavailable
-from bertbench.common.optim.lamb import LambUpdate, lamb_update
+from bertbench.common.optim.lamb import LambKernel, LambStep, lamb_update
 
 try:
     from bertbench.backends.cpu_ref.kernels import load
@@ -22,7 +22,7 @@ SHAPES = [(300, 64), (192, 64), (700, 129), (7, 3), (5,), (16,)]
 SEGMENTS = [1, 3, 1, 1, 1, 1]
 
 
-def run(update: LambUpdate, weight_decay: float, steps: int = 20) -> list[list[Tensor]]:
+def run(update: LambKernel, weight_decay: float, steps: int = 20) -> list[list[Tensor]]:
     torch.manual_seed(0)
     params = [torch.randn(shape) for shape in SHAPES]
     params[3].zero_()  # |p| = 0: the ratio is 1
@@ -30,10 +30,8 @@ def run(update: LambUpdate, weight_decay: float, steps: int = 20) -> list[list[T
     for step in range(1, steps + 1):
         grads = [torch.randn(shape) for shape in SHAPES]
         grads[4].zero_()  # u = 0 without decay
-        update(
-            params, grads, *state, SEGMENTS, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-6,
-            weight_decay=weight_decay, step=step,
-        )  # fmt: skip
+        numbers = (0.01, 0.9, 0.999, 1e-6, weight_decay, step)
+        update(LambStep(params, grads, *state, SEGMENTS, *numbers))
     return [params, *state]
 
 
@@ -63,9 +61,8 @@ def test_autograd_sees_that_parameters_changed() -> None:
     weight = torch.ones(4, 4, requires_grad=True)
     y = (weight * weight).sum()
     with torch.no_grad():
-        native_lamb(
-            [weight], [torch.ones(4, 4)], [torch.zeros(4, 4)], [torch.zeros(4, 4)], [1], lr=0.1,
-            beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01, step=1,
-        )  # fmt: skip
+        moments = [torch.zeros(4, 4)], [torch.zeros(4, 4)]
+        numbers = (0.1, 0.9, 0.999, 1e-6, 0.01, 1)
+        native_lamb(LambStep([weight], [torch.ones(4, 4)], *moments, [1], *numbers))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()

@@ -119,7 +119,7 @@ class Compiling(CpuRef):
             super().capabilities, compilers=(COMPILER,), kernels=("sdpa", "plain")
         )
 
-    def _ops(self, kernels: str, precision: str) -> Ops:
+    def build_ops(self, kernels: str, precision: str) -> Ops:
         return ComputeTypeOps(None) if kernels == "sdpa" else Ops()
 
 

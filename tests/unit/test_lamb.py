@@ -16,7 +16,7 @@ from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.clip import clip_, grad_norm
 from bertbench.common.optim.factory import build_optimizer
-from bertbench.common.optim.lamb import Lamb, lamb_update, parameter_groups
+from bertbench.common.optim.lamb import Lamb, LambStep, lamb_update, parameter_groups
 from bertbench.common.optim.norms import PIECE, tensor_norms
 
 LR, EPS, DECAY = 2e-2, 1e-6, 0.01
@@ -100,8 +100,10 @@ def test_one_step_by_hand():
     p = torch.tensor([[5.0, 0.0]])
     m, v = torch.zeros(1, 2), torch.zeros(1, 2)
     lamb_update(
-        [p], [torch.tensor([[3.0, 4.0]])], [m], [v], [1],
-        lr=0.1, beta1=0.9, beta2=0.99, eps=0.0, weight_decay=0.1, step=1,
+        LambStep(
+            [p], [torch.tensor([[3.0, 4.0]])], [m], [v], [1],
+            lr=0.1, beta1=0.9, beta2=0.99, eps=0.0, weight_decay=0.1, step=1,
+        )
     )  # fmt: skip
     u = torch.tensor([[1.5, 1.0]])
     torch.testing.assert_close(p, torch.tensor([[5.0, 0.0]]) - 0.1 * 5.0 / u.norm() * u)
@@ -207,9 +209,9 @@ def test_state_dict_continues_bit_for_bit():
 def test_a_kernel_replaces_the_update_and_gets_its_arguments():
     calls = []
 
-    def kernel(params, grads, exp_avgs, exp_avg_sqs, segments, **numbers):
-        calls.append((len(params), len(grads), segments, numbers))
-        lamb_update(params, grads, exp_avgs, exp_avg_sqs, segments, **numbers)
+    def kernel(step):
+        calls.append(step)
+        lamb_update(step)
 
     models = [small_model(), small_model()]
     optimizers = [
@@ -221,13 +223,13 @@ def test_a_kernel_replaces_the_update_and_gets_its_arguments():
         model.pooler.dense.weight.grad = None  # a parameter without gradient is left alone
         optimizer.step()
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
-    assert [c[3]["weight_decay"] for c in calls] == [DECAY, 0.0]
+    assert [c.weight_decay for c in calls] == [DECAY, 0.0]
     matrices = [p for p in models[0].parameters() if p.ndim > 1]
-    assert calls[0][0] == calls[0][1] == len(calls[0][2]) == len(matrices) - 1
-    assert calls[0][2].count(3) == 2
-    assert {k: v for k, v in calls[0][3].items() if k != "weight_decay"} == {
-        "lr": LR, "beta1": 0.9, "beta2": 0.999, "eps": EPS, "step": 1,
-    }  # fmt: skip
+    first = calls[0]
+    assert len(first.params) == len(first.grads) == len(first.segments) == len(matrices) - 1
+    assert len(first.exp_avgs) == len(first.exp_avg_sqs) == len(matrices) - 1
+    assert first.segments.count(3) == 2
+    assert (first.lr, first.beta1, first.beta2, first.eps, first.step) == (LR, 0.9, 0.999, EPS, 1)
 
 
 def test_norms_of_large_tensors_stay_exact():

@@ -88,13 +88,13 @@ def test_an_own_file_adds_and_replaces(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        ("fp32", "fp64", "is a table of fp32"),
+        ("fp32", "fp64", "must be a table of fp32"),
         ("1e12", "-1e12", "give FLOP/s"),
         ("1e12", "'many'", "give FLOP/s"),
         ('"dense"', '"sparse"', "only dense"),
-        ("'Chip .'", "'Chip ('", "no regular expression"),
+        ("'Chip .'", "'Chip ('", "not a regular expression"),
         ('source = "our own sheet"\n', "", "must have"),
-        ("[[peak]]", "[[peaks]]", "and nothing else"),
+        ("[[peak]]", "[[peaks]]", r"only \[\[peak\]\] tables"),
         ("[[peak]]", "[[peak", "cannot be read"),
     ],
 )

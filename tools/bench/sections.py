@@ -11,45 +11,32 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from bench.shapes import SHAPES, typical_batch
 from bench.steps import adamw
 from bench.timing import interleave, ratio
-from bertbench.backends.cpu_ref.kernels import NativeOps, native_lamb
+from bertbench.backends.cpu_ref.kernels import NativeOps
+from bertbench.backends.cpu_ref.lamb import native_lamb
 from bertbench.common.model.heads import BertForPreTraining
-from bertbench.common.optim.lamb import Lamb, lamb_update, parameter_groups
+from bertbench.common.optim.lamb import Lamb, LambStep, lamb_update, matrices, parameter_groups
 
 LAMB_GOAL, RANKS_GOAL, ACCUMULATION = 3.0, 0.95, 4
 
 
-def per_tensor_lamb(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    segments: list[int],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-) -> None:
-    """Update by LAMB in a plain Python loop over matrices [any shape]: the baseline."""
-    for tensors in zip(params, grads, exp_avgs, exp_avg_sqs, segments, strict=True):
-        pieces = tensors[4]
-        for p, g, m, v in zip(*(t.chunk(pieces) for t in tensors[:4]), strict=True):
-            m.mul_(beta1).add_(g, alpha=1 - beta1)
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            update = (m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt_().add_(eps))
-            rate = lr
-            if weight_decay:
-                update.add_(p, alpha=weight_decay)
-                p_norm, u_norm = float(p.norm()), float(update.norm())
-                rate *= p_norm / u_norm if p_norm > 0 and u_norm > 0 else 1.0
-            p.add_(update, alpha=-rate)
+def per_tensor_lamb(s: LambStep) -> None:
+    """LAMB as a plain Python loop over matrices: the yardstick."""
+    lists = [matrices(t, s.segments) for t in (s.params, s.grads, s.exp_avgs, s.exp_avg_sqs)]
+    for p, g, m, v in zip(*lists, strict=True):
+        m.mul_(s.beta1).add_(g, alpha=1 - s.beta1)
+        v.mul_(s.beta2).addcmul_(g, g, value=1 - s.beta2)
+        root = (v / (1 - s.beta2**s.step)).sqrt_()
+        update = (m / (1 - s.beta1**s.step)) / root.add_(s.eps)
+        rate = s.lr
+        if s.weight_decay:
+            update.add_(p, alpha=s.weight_decay)
+            p_norm, u_norm = float(p.norm()), float(update.norm())
+            rate *= p_norm / u_norm if p_norm > 0 and u_norm > 0 else 1.0
+        p.add_(update, alpha=-rate)
 
 
 def lamb(rounds: int) -> dict[str, object]:

@@ -52,8 +52,8 @@ class FakeCuda(Cuda):
     Fake tensors have no numbers for the product's trials (attention kernels, LayerNorm, AdamW).
     """
 
-    _capability = (9, 0)
-    _norm_trials = {"bf16": None, "fp16": None}  # noqa: RUF012
+    compute_capability = (9, 0)
+    norm_problems = {"bf16": None, "fp16": None}  # noqa: RUF012
     fused_adamw = True
 
     def __init__(self, phases: Phases, tally: Tally) -> None:
@@ -81,10 +81,10 @@ class FakeCuda(Cuda):
         """CUDA's, without pinned memory, which needs a driver; copies count as if from it."""
         return dataclasses.replace(super().capabilities, pinned_memory=False, compilers=())
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         raise Unsupported("fake tensors take no power")
 
-    def _why_no_kernel(self, kernel: str, precision: str) -> str | None:
+    def kernel_problem(self, kernel: str, precision: str) -> str | None:
         own, dtype = KERNELS.get(kernel), AMP_DTYPES.get(precision, torch.float32)
         return None if own is None or dtype in own.dtypes else WRONG_TYPE
 

@@ -27,20 +27,20 @@ class Acme(Accelerator):
     collective = "acccl"
     verified = "simulator"
 
-    def _driver(self) -> str | None:
+    def driver(self) -> str | None:
         import acme_torch
 
         return acme_torch.DRIVER
 
-    def _sensors(self) -> Sensors:
+    def sensors(self) -> Sensors:
         import acme_torch
 
-        # Sensors number the machine's cards, torch those that this process may see.
+        # Sensors number the machine's cards, torch the ones visible to this process.
         card = int(visible_entry(self.device.index, os.environ.get("ACME_VISIBLE_DEVICES")))
 
         def read() -> dict[str, float]:
-            told = acme_torch.sensors(card)
-            pairs = ((key, told[name], factor) for key, (name, factor) in SENSORS.items())
+            values = acme_torch.sensors(card)
+            pairs = ((key, values[name], factor) for key, (name, factor) in SENSORS.items())
             return {key: value * factor for key, value, factor in pairs if value is not None}
 
         return Sensors(read, source="acme_torch.sensors")

@@ -92,8 +92,8 @@ class DowngradesSilently(Broken):
     name = "downgrades_silently"
     fails = ("test_an_unclaimed_precision_is_refused[fp16]",)
 
-    def resolve_precision(self, asked: str) -> str:
-        return super().resolve_precision("auto" if asked == "fp16" else asked)
+    def resolve_precision(self, name: str) -> str:
+        return super().resolve_precision("auto" if name == "fp16" else name)
 
 
 class ZeroForUnknown(Broken):
@@ -163,8 +163,8 @@ class WrongKernel(Broken):
     def lamb_kernel(self, kernels: str) -> None:
         return None
 
-    def _ops(self, kernels: str, precision: str) -> Any:
-        ops = super()._ops("plain", precision)
+    def build_ops(self, kernels: str, precision: str) -> Any:
+        ops = super().build_ops("plain", precision)
         if kernels == "fused":
             exact = ops.linear_gelu
             ops.linear_gelu = lambda x, w, b, **options: exact(  # type: ignore[method-assign]

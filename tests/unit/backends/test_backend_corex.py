@@ -183,7 +183,7 @@ def test_a_build_without_cuda_is_absent(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_tf32_is_not_claimed() -> None:
     notes: dict[str, str] = {}
-    assert Corex._float_precisions(Corex.__new__(Corex), notes) == ["fp32"]
+    assert Corex.float_precisions(Corex.__new__(Corex), notes) == ["fp32"]
     assert "tf32" in notes
     assert Corex.tf32_switches  # and switched off for fp32
     assert Corex.verified == "documents"

@@ -102,7 +102,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
             "importlib.util.find_spec", lambda name: name if name in traces else None
         )
         monkeypatch.setattr(identify.Path, "is_dir", lambda self: str(self) in traces)
-        monkeypatch.setattr(Cuda, "_why_no_autocast", lambda self, dtype: None)
+        monkeypatch.setattr(Cuda, "autocast_problem", lambda self, dtype: None)
         failing = kernels or {}
 
         def why_not(
@@ -217,7 +217,7 @@ def test_a_build_without_code_for_the_device_is_refused(
 
 # -- whose device it is ----------------------------------------------------------------------
 ROCM, COREX = "use --backend rocm", "use --backend corex"
-NO_ADAPTER = "there is no adapter for it yet"
+NO_ADAPTER = "bertbench has no adapter for it yet"
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_auto_is_the_16_bit_mode_whatever_the_order(
 def test_kernels_are_tried_only_in_types_that_the_device_has(machine: Any) -> None:
     machine(capability=(7, 0), builds=[])
     cuda = Cuda(0)
-    assert set(cuda._attention) == {"fp16", "fp32"}
+    assert set(cuda.attention_problems) == {"fp16", "fp32"}
     with pytest.raises(Unsupported, match="no 'bf16' here"):
         cuda.ops("auto", "bf16")
 
@@ -437,7 +437,7 @@ def test_trying_kernels_leaves_the_random_state_alone(
     made.set_rng_state = restored.append
     monkeypatch.setattr(selfcheck, "attention_why_not", lambda *_: (torch.rand(3), None)[1])
     before = torch.get_rng_state()
-    assert Cuda(0)._attention
+    assert Cuda(0).attention_problems
     assert torch.equal(torch.get_rng_state(), before)
     assert len(restored) == 1
 

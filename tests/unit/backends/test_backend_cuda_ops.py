@@ -25,7 +25,7 @@ from bertbench.backends.selfcheck import attention_why_not
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import ComputeTypeOps, Ops
-from bertbench.common.optim.lamb import lamb_update
+from bertbench.common.optim.lamb import LambStep, lamb_update
 
 LENGTHS = (3, 7, 1)
 HOST = torch.device("cpu")
@@ -305,7 +305,7 @@ def test_apex_lamb_is_the_formula_of_lamb_py(installed: Any, weight_decay: float
     for step in (1, 2, 3):
         grads = [torch.randn(shape, generator=generator) for shape in shapes]
         for update, (p, m, v) in zip((kernel, lamb_update), states, strict=True):
-            update(p, [g.clone() for g in grads], m, v, segments, step=step, **options)
+            update(LambStep(p, [g.clone() for g in grads], m, v, segments, step=step, **options))
     for mine, right in zip(*states, strict=True):
         for a, b in zip(mine, right, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)

@@ -144,7 +144,7 @@ def test_with_the_switch_float_is_tf32_and_fp32_is_refused(switched: dict[str, A
 
 def test_bfloat16_that_the_device_lacks_is_refused(switched: dict[str, Any]) -> None:
     assert "it has fp16, tf32" in switched["refused"]["bf16"]
-    assert "the device says that it has no bfloat16" in switched["notes"]["bf16"]
+    assert "the device reports no bfloat16" in switched["notes"]["bf16"]
 
 
 def test_the_forms_that_differ_name_the_variable_that_mends_them(

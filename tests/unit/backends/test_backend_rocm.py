@@ -222,10 +222,10 @@ def test_the_device_is_known_by_its_address_whatever_is_visible(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setitem(sys.modules, "amdsmi", FakeAmdSmi(WATTS))
     place = {"pci_domain_id": 0, "pci_bus_id": 0xC1, "pci_device_id": 0}
-    assert _adapter(name="AMD Instinct MI300X", **place)._sensors().source == "amdsmi"
-    assert "card's two" in _adapter(name="AMD Instinct MI250X", **place)._sensors().source
+    assert _adapter(name="AMD Instinct MI300X", **place).sensors().source == "amdsmi"
+    assert "card's two" in _adapter(name="AMD Instinct MI250X", **place).sensors().source
     with pytest.raises(Unsupported, match="PCI address"):
-        _adapter(name="AMD Instinct MI300X")._sensors()
+        _adapter(name="AMD Instinct MI300X").sensors()
 
 
 def test_it_needs_a_rocm_build(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +237,6 @@ def test_it_needs_a_rocm_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tf32_is_not_claimed() -> None:
     notes: dict[str, str] = {}
-    assert Rocm._float_precisions(Rocm.__new__(Rocm), notes) == ["fp32"]
+    assert Rocm.float_precisions(Rocm.__new__(Rocm), notes) == ["fp32"]
     assert "tf32" in notes
     assert Rocm.verified == "documents"

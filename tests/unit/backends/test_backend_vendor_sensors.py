@@ -161,7 +161,7 @@ def _musa(monkeypatch: pytest.MonkeyPatch, visible: str | None) -> Musa:
 
 def test_pymtml_is_read_in_its_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymtml", _mtml())
-    sensors = _musa(monkeypatch, None)._sensors()
+    sensors = _musa(monkeypatch, None).sensors()
     assert sensors.source == "pymtml"
     assert sensors.read() == {
         "power_w": 25.5,
@@ -171,14 +171,14 @@ def test_pymtml_is_read_in_its_units(monkeypatch: pytest.MonkeyPatch) -> None:
         "sm_clock_mhz": 1600.0,
         "memory_clock_mhz": 1800.0,
     }
-    assert _musa(monkeypatch, "1")._sensors().read()["power_w"] == 51.0
-    assert _musa(monkeypatch, "GPU-b")._sensors().read()["power_w"] == 51.0
+    assert _musa(monkeypatch, "1").sensors().read()["power_w"] == 51.0
+    assert _musa(monkeypatch, "GPU-b").sensors().read()["power_w"] == 51.0
 
 
 def test_pymtml_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pymtml", None)
     with pytest.raises(Unsupported, match=r"^pymtml: ModuleNotFoundError"):
-        _musa(monkeypatch, None)._sensors()
+        _musa(monkeypatch, None).sensors()
     mtml = _mtml()
 
     def fail() -> None:
@@ -187,7 +187,7 @@ def test_pymtml_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     mtml.nvmlInit = fail  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pymtml", mtml)
     with pytest.raises(Unsupported, match=r"^pymtml: FakeError: Library Not Found$"):
-        _musa(monkeypatch, None)._sensors()
+        _musa(monkeypatch, None).sensors()
 
 
 def test_pyhlml_is_read_in_its_units(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_the_adapter_runs_on_a_device_of_that_name(tmp_path: Path, name: str) ->
 def test_a_switch_without_effect_is_refused(tmp_path: Path) -> None:
     said = _run(tmp_path, "npu", works=False).splitlines()
     assert said[7] == "bits fp32 23"
-    assert said[8].startswith("refused npu: tf32 was asked for, but matrix products keep 23 bits")
+    assert said[8].startswith("refused npu: tf32 was requested, but matrix products keep 23 bits")
 
 
 def test_a_switch_that_is_not_there_is_not_offered(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_gaudi_marks_the_step_before_it_waits_and_around_the_update(gaudi: lis
     assert gaudi == ["mark", "step", "mark"]
     assert weight.item() == -1.0
     # An event of lazy mode would be recorded before the work: the host's clock, after a wait.
-    assert not hpu._events_tell_time({})
+    assert not hpu.has_device_timer({})
     gaudi.clear()
     hpu.seed(7)
     assert gaudi == ["seed"]
@@ -232,7 +232,7 @@ def test_a_gaudi_is_chosen_by_the_launchers_rank(
     assert hpu.device.index == 0  # a process has one, whichever it is
     monkeypatch.setenv("HABANA_VISIBLE_MODULES", "0,3,5,6")
     monkeypatch.setitem(sys.modules, "pyhlml", fake_tools.hlml(0))
-    assert hpu._sensors().read()["power_w"] == 98.0  # module 6
+    assert hpu.sensors().read()["power_w"] == 98.0  # module 6
 
 
 # -- xpu ------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def intel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_an_intel_gpu_is_found_and_its_sensors_read(intel: ModuleType) -> None:
     assert Xpu.probe().reason == "2 devices"
-    sensors = Xpu(1)._sensors()
+    sensors = Xpu(1).sensors()
     assert sensors.read() == {
         "power_w": 121.5,
         "memory_used_bytes": 2**30,
@@ -277,12 +277,12 @@ def test_a_torch_without_sensors_or_without_rights_says_so(intel: ModuleType) ->
     intel.power_draw = refuse  # type: ignore[attr-defined]
     xpu = Xpu()
     assert xpu.telemetry() is None
-    assert xpu._no_power == (
+    assert xpu.no_power_reason == (
         "power_w: RuntimeError: GPU power draw querying is not available. Try sudo."
     )
     del intel.power_draw
     assert xpu.telemetry() is None
-    assert xpu._no_power == "no sensor of this device answers"
+    assert xpu.no_power_reason == "no sensor of this device answers"
 
 
 def test_kunlunxins_xpu_is_not_intels(
@@ -300,13 +300,13 @@ def test_xccl_and_tf32_depend_on_the_build_and_the_gpu(
     xpu = Xpu()
     notes: dict[str, str] = {}
     monkeypatch.setattr(torch.distributed, "is_xccl_available", lambda: True, raising=False)
-    assert (xpu._collective(notes), notes) == ("xccl", {})
+    assert (xpu.find_collective(notes), notes) == ("xccl", {})
     monkeypatch.setattr(torch.distributed, "is_xccl_available", lambda: False)
-    assert xpu._collective(notes) is None
+    assert xpu.find_collective(notes) is None
     assert "xccl" in notes["collective"]
-    assert xpu._float_precisions({}) == ["tf32", "fp32"]
+    assert xpu.float_precisions({}) == ["tf32", "fp32"]
     intel.is_tf32_supported = lambda: False  # type: ignore[attr-defined]
-    assert xpu._float_precisions(notes) == ["fp32"]
+    assert xpu.float_precisions(notes) == ["fp32"]
     assert "matrix units" in notes["tf32"]
 
 
@@ -319,10 +319,10 @@ def test_an_apple_gpu_is_one_device_for_one_process(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(torch.mps, "device_count", lambda: 1)
     monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 2**34)
     mps = Mps()
-    assert mps._memory_bytes() == 2**34
+    assert mps.memory_bytes() == 2**34
     assert not hasattr(mps.module, "max_memory_allocated")  # torch.mps counts no peak
     assert mps.telemetry() is None
-    assert "root" in mps._no_power
+    assert "root" in mps.no_power_reason
     with pytest.raises(Unsupported, match="one device"):
         Mps(1)
     with pytest.raises(Unsupported, match="run it as one process"):
@@ -332,4 +332,4 @@ def test_an_apple_gpu_is_one_device_for_one_process(monkeypatch: pytest.MonkeyPa
 
 def test_apples_fallback_to_the_host_is_on_record(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
-    assert Mps._extras(Mps.__new__(Mps)) == {"PYTORCH_ENABLE_MPS_FALLBACK": "1"}
+    assert Mps.extras(Mps.__new__(Mps)) == {"PYTORCH_ENABLE_MPS_FALLBACK": "1"}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays Enflame's pyefml by name, over the sensors of the simulated accelerator.
 
-The names are those that public users of pyefml call. How the real library tells throttling is not
-public: here ``efmlDeviceGetDpmLevel`` falls below ``EFML_DPM_LEVEL_ACTIVE`` on a device that is
+The names are those that public users of pyefml call. The real library's report of throttling is
+not public: here ``efmlDeviceGetDpmLevel`` falls below ``EFML_DPM_LEVEL_ACTIVE`` on a device that is
 awake, and the SIP clock halves.
 """
 
