@@ -27,7 +27,7 @@ Division = Literal["closed", "open"]
 
 
 class Benchmark(ABC):
-    """What can be run under one name: its recipes, and how a run of one is built.
+    """A benchmark: its recipes, and how a run of one is built.
 
     A run calls ``check``, ``prepare`` (rank 0 first), ``build`` and ``observers`` in this order,
     trains the task, and ends with ``closing``.

@@ -43,7 +43,7 @@ def flags(options: dict[str, object]) -> list[str]:
 def load_records(*paths: str | Path) -> list[Result]:
     """Return the runs in folders of records, in the order of their paths.
 
-    Raises BadInput where there is no record, or one is damaged.
+    Raises BadInput without a record, and for a damaged one.
     """
     results, damaged = load_results([Path(path) for path in paths], references=False)
     if damaged:
@@ -63,8 +63,8 @@ def compare(
 ) -> Comparison:
     """Compare the runs ``rhs`` with the baseline ``lhs``: folders, patterns or records.
 
-    ``threshold`` is the change in percent that is a regression. ``force`` compares what is not the
-    same benchmark. Raises BadInput where a side has no run, or a metric is nowhere.
+    ``threshold`` is the change in percent that is a regression. ``force`` compares different
+    benchmarks. Raises BadInput where a side has no run, or a metric is nowhere.
     """
     sides = (_side(lhs, "baseline"), _side(rhs, "candidate"))
     return compare_sides(*sides, metrics=metrics, threshold=threshold, force=force)

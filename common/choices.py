@@ -21,9 +21,9 @@ from bertbench.common.training.resume import find_checkpoint
 
 
 def dry_run(settings: Settings, backend: Backend, world: World, benchmark: Benchmark) -> None:
-    """Print what would run; touches no data and writes nothing.
+    """Print the run that would start; reads no sample and writes nothing.
 
-    Raises what the run would raise for its device, precision, batch, checkpoint and folder.
+    Raises as the run would for its device, precision, batch, checkpoint and folder.
     """
     precision = backend.resolve_precision(settings.impl.precision)
     backend.verify_precision(precision)

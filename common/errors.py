@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors for users: each message says what is wrong, where, and how to fix it."""
+"""Errors for users: each message has the problem, its place and the fix."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One run from settings to record: picks the backend, builds the task, trains, writes it down."""
+"""One run from settings to record: chooses the backend, builds the task, trains, records."""
 
 from __future__ import annotations
 
@@ -125,12 +125,16 @@ class Run:
         self.began = time.time()
 
     def execute(self) -> int:
-        """Do everything from the first file to the record; returns the exit code."""
+        """Do everything from the first file to the record; returns the exit code.
+
+        Raises DoesNotFit and other BertbenchErrors before there is a record, and any unexpected
+        exception after the record is closed.
+        """
         unexpected: Exception | None = None
         try:
             outcome = self._train()
         except Exception as error:
-            if self.record is None:  # nothing was written: the caller says why
+            if self.record is None:  # refused: the caller prints the reason
                 if self.built is not None and isinstance(error, self.backend.oom_errors):
                     raise rehearsal.DoesNotFit(self._out_of_memory(self.built, error)) from error
                 raise
@@ -209,7 +213,7 @@ class Run:
         )
 
     def _open_record(self, built: Built) -> None:
-        """Create record, console and the benchmark's own files, and print what was chosen."""
+        """Create record, console and the benchmark's own files, and print the choices."""
         settings, run, resumed = self.settings, self.settings.run, built.resumed
         division = self.benchmark.division(settings)
         self.record = record = RunRecord.create(
@@ -254,7 +258,7 @@ class Run:
             self._note([f"resumed on {ranks}: the dropout masks from here on are new"])
 
     def _rehearse(self, built: Built) -> None:
-        """Before the clock starts: does it fit, and what does the host compute in its place?"""
+        """Try a step before the clock starts: does it fit, and does the device compute it?"""
         if not rehearsal.is_worthwhile(self.backend) or not built.plan.max_steps:
             return
         done = rehearsal.rehearse(built.task, self.backend, self.world, built.plan, built.sizes())
@@ -349,7 +353,7 @@ class Run:
         )
 
     def _metrics(self, built: Built, outcome: Outcome) -> list[Metric]:
-        """Return what was measured; every rank must call it."""
+        """Return the measured metrics; every rank must call it."""
         sensors = self.world.gather(reading(built.telemetry))
         e2e_s = time.time() - psutil.Process().create_time()
         metrics = summarise(
@@ -371,7 +375,7 @@ class Run:
         return metrics + self._utilisation(built, outcome.train_window.model_flops_per_second)
 
     def _all_reduce_s(self, task: Task, outcome: Outcome) -> float | None:
-        """Seconds of the gradients' all-reduce; None where nothing was trained, or interrupted."""
+        """Return the seconds of the gradients' all-reduce; None without training or interrupted."""
         if not outcome.steps_done or outcome.status == "interrupted":
             return None
         return gradient_all_reduce_s(

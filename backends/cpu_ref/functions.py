@@ -58,7 +58,7 @@ def _half(x: Tensor) -> int:
 
 
 class Embed(torch.autograd.Function):
-    """Gather, sum, LayerNorm (unless gamma is None) and dropout."""
+    """Gather, sum, LayerNorm (unless gamma is None) and dropout: [T, H]."""
 
     @staticmethod
     def forward(
@@ -104,7 +104,7 @@ class Embed(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """x @ weight.T + bias."""
+    """x @ weight.T + bias: [T, N]."""
 
     @staticmethod
     def forward(
@@ -123,7 +123,7 @@ class Linear(torch.autograd.Function):
 
 
 class LinearGelu(torch.autograd.Function):
-    """GELU(x @ weight.T + bias); GELU's derivative takes the place of its argument."""
+    """GELU(x @ weight.T + bias): [T, N]; GELU's derivative takes the place of its argument."""
 
     @staticmethod
     def forward(
@@ -183,7 +183,7 @@ class Attention(torch.autograd.Function):
 
 
 class DropoutAdd(torch.autograd.Function):
-    """dropout(x) + residual."""
+    """dropout(x) + residual: [T, H]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor, drop: Dropout) -> Tensor:
@@ -203,7 +203,7 @@ class DropoutAdd(torch.autograd.Function):
 
 
 class Norm(torch.autograd.Function):
-    """LayerNorm(dropout(x) + residual); the residual may be None."""
+    """LayerNorm(dropout(x) + residual): [T, H]; the residual may be None."""
 
     @staticmethod
     def forward(
@@ -237,7 +237,7 @@ class Norm(torch.autograd.Function):
 
 
 class Gather(torch.autograd.Function):
-    """Rows of x by distinct indices."""
+    """Rows of x [T, H] by distinct indices [M]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ class Gather(torch.autograd.Function):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Decoder and softmax cross-entropy; the logits turn into their own gradient in place."""
+    """Decoder and softmax cross-entropy; the logits [M, V] turn into their own gradient in place."""
 
     @staticmethod
     def forward(

@@ -188,7 +188,7 @@ class LazyGcu(Backend):
         return {"cpu": torch.get_rng_state()}
 
     def set_rng_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a state that ``rng_state`` returned."""
+        """Restore a state that ``rng_state`` returned: uint8 [N] each."""
         torch.set_rng_state(state["cpu"])
 
     # -- the cluster --------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a pretraining run's samples come from: MLPerf's files, prepared ones, or synthetic."""
+"""The samples of a pretraining run: MLPerf's files, prepared ones, or synthetic."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PretrainingSource(Source):
         position: dict[str, int] | None,
         pin: bool = False,
     ) -> Iterator[Any]:
-        """Endless optimizer steps for this rank, in page-locked memory where ``pin`` says so.
+        """Return endless optimizer steps for this rank, in page-locked memory with ``pin``.
 
         Raises BadInput where the first evaluation, hours later, would find too few samples.
         """
@@ -81,7 +81,7 @@ class PretrainingSource(Source):
         return iter(TrainStream(self.train_files, **shape))
 
     def evaluation(self, batch_size: int, world: World) -> Sequence[PretrainingBatch]:
-        """This rank's part of the held-out samples."""
+        """Return this rank's part of the held-out samples."""
         shape: dict[str, Any] = {
             "num_examples": self.recipe.num_eval_examples,
             "batch_size": batch_size,
@@ -134,7 +134,7 @@ def check_data(settings: Settings) -> None:
 
 
 def find_source(settings: Settings) -> PretrainingSource:
-    """Return the run's samples; makes or fetches the quick-start corpus where it is meant.
+    """Return the run's samples; makes or fetches the quick-start corpus if it is meant.
 
     Raises BadInput as ``check_data``.
     """
@@ -145,7 +145,7 @@ def find_source(settings: Settings) -> PretrainingSource:
             recipe=recipe,
             description="synthetic tokens, Wikipedia-like lengths",
             init_checkpoint=run.init_checkpoint,
-            notes=("synthetic data: nothing is evaluated, and there is no target",),
+            notes=("synthetic data: without evaluations and target",),
         )
     root, described = run.data, f"files under {run.data}"
     if _quick_start(settings):
@@ -175,7 +175,7 @@ def _parts(settings: Settings) -> tuple[PretrainingRecipe, PretrainingOptions]:
 
 
 def _quick_start(settings: Settings) -> bool:
-    """Whether the corpus is ours to make: ``mini`` without any data of the user's."""
+    """Return whether the quick-start corpus is meant: ``mini`` without data flags."""
     _, run = _parts(settings)
     return settings.preset.name == "mini" and run.data is None and run.input_dir is None
 
@@ -214,8 +214,9 @@ def _check_files(settings: Settings, files: _Files) -> None:
         _check_config(recipe, files.config)
     if recipe.initial_mlm_accuracy is not None and files.checkpoint is None:
         raise BadInput(
-            f"{settings.preset.name} starts from MLPerf's checkpoint and there is no "
-            f"model.ckpt-28252.pt in {files.root or run.input_dir}: give --init_checkpoint PATH; "
+            f"{settings.preset.name} starts from MLPerf's checkpoint, but "
+            f"model.ckpt-28252.pt is missing in {files.root or run.input_dir}: give "
+            f"--init_checkpoint PATH; "
             f"to start from random weights, --initial_mlm_accuracy None"
         )
 
@@ -225,7 +226,7 @@ def _check_config(recipe: PretrainingRecipe, config: Path) -> None:
 
 
 def _ignored(run: PretrainingOptions) -> list[str]:
-    """Flags for data that is not what is trained on; launchers add --data by themselves."""
+    """Return the data flags without an effect; launchers add --data by themselves."""
     if run.synthetic:
         names = ["input_dir", "eval_dir", "text"]
     else:

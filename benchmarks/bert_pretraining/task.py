@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 ACCURACY_TOLERANCE = 0.001
-"""--verify_checkpoint: how far the starting checkpoint may be from its known accuracy."""
+"""--verify_checkpoint: allowed distance from the starting checkpoint's known accuracy."""
 
 
 class PretrainingTask(Task):
@@ -92,7 +92,7 @@ class PretrainingTask(Task):
         return log_values(self.recipe, self.split.accumulation, self._warmup_steps)
 
     def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
-        """--verify_checkpoint: compare with what the starting weights must give; notes.
+        """--verify_checkpoint: compare with the starting weights' known accuracy; returns notes.
 
         Raises BadInput when there is nothing to evaluate, or the accuracy is another one.
         """
@@ -122,7 +122,7 @@ class PretrainingTask(Task):
         return self._eval
 
     def loss(self, model: nn.Module, batch: PretrainingBatch, step: Any) -> tuple[Tensor, Tensor]:
-        """Global means of both losses: every split into micro-batches and ranks gives the same."""
+        """Return the share of both losses' global means, [], and the sums [6]."""
         out = model(batch)
         loss = out.mlm_loss / step.num_masked + out.nsp_loss / step.num_samples
         return loss, _sums(out, batch)
@@ -131,7 +131,7 @@ class PretrainingTask(Task):
         return _sums(model(batch), batch)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Masked-token accuracy is correct over masked tokens of all ranks (MLPerf's weighting)."""
+        """Divide by the masked tokens of all ranks, which is MLPerf's weighting of accuracy."""
         mlm_loss = sums["mlm_loss"] / sums["masked"]
         nsp_loss = sums["nsp_loss"] / sums["sequences"]
         return {
@@ -144,7 +144,7 @@ class PretrainingTask(Task):
         }
 
     def quality(self, event: EvalEvent) -> list[Metric]:
-        """What the record calls the result of the last evaluation."""
+        """Return the masked-token accuracy of the last evaluation."""
         return [
             Metric(
                 name=self.target_metric,

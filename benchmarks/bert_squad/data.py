@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a SQuAD run's questions, vocabulary and starting weights come from."""
+"""The questions, vocabulary and starting weights of a SQuAD run."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class SquadSource(Source):
 
     recipe: SquadRecipe
     train: StoredFeatures | None
-    """None: nothing is trained."""
+    """None: no training."""
     predict: StoredFeatures | None = None
-    """None: nothing is answered."""
+    """None: no inference."""
     predict_file: Path | None = None
     vocab_file: Path | None = None
 
@@ -57,12 +57,12 @@ class SquadSource(Source):
 
     @property
     def vocab(self) -> list[str]:
-        """The tokens by their ids."""
+        """The vocabulary: tokens by id."""
         assert self.vocab_file is not None
         return read_vocab(self.vocab_file)
 
     def hash(self) -> str | None:
-        """Identity of both data sets and the vocabulary; None for synthetic data."""
+        """Return the identity of both data sets and the vocabulary; None for synthetic data."""
         known = {"train": self.train, "predict": self.predict}
         parts = {name: s.ingredients for name, s in known.items() if s is not None}
         if not all(parts.values()):
@@ -75,7 +75,7 @@ class SquadSource(Source):
 
 
 def check_files(settings: Settings) -> Files:
-    """Return the run's files, or refuse; nothing is written or fetched.
+    """Return the run's files, or refuse; writes and fetches nothing.
 
     Raises BadInput where a file is missing or belongs to another model, with the fix.
     """
@@ -151,7 +151,7 @@ def _parts(settings: Settings) -> tuple[SquadRecipe, SquadOptions]:
 
 
 def _files(settings: Settings) -> Files:
-    """Given files and those under --data; BadInput lists what lacks and where to get it."""
+    """Return given files and those under --data; raises BadInput with the missing ones."""
     recipe, run = _parts(settings)
     needed = recipe.starts_from == "checkpoint" or run.init_checkpoint is not None
     files = locate(
@@ -180,7 +180,7 @@ def _files(settings: Settings) -> Files:
 
 
 def _check_vocabulary(recipe: SquadRecipe, path: Path) -> None:
-    """BadInput where the vocabulary belongs to another model, or to text of another case."""
+    """Raise BadInput for the vocabulary of another model, or of text in another case."""
     rows = recipe.model.vocab_size
     vocab = read_vocab(path)
     if not len(vocab) <= rows < len(vocab) + VOCAB_MULTIPLE:
@@ -231,7 +231,7 @@ def _say(text: str) -> None:
 
 
 def _check_scorable(file: Path, v2: bool) -> None:
-    """Raise before training what scoring would raise after it."""
+    """Raise BadInput now where scoring would raise it after the training."""
     with tempfile.TemporaryDirectory() as folder:
         nothing = Path(folder) / "predictions.json"
         nothing.write_text("{}")
@@ -245,14 +245,14 @@ def _check_synthetic(settings: Settings) -> None:
     recipe, run = _parts(settings)
     if not run.do_train:
         raise BadInput(
-            "--synthetic only trains: there is no question to answer. For the speed of answering: "
+            "--synthetic only trains: it has no questions to answer. For the speed of inference: "
             "--predict_file and --starts_from random instead"
         )
     _feature_options(recipe)
 
 
 def _synthetic(settings: Settings) -> SquadSource:
-    """Random tokens of real lengths and random answers: for speed only; nothing is answered."""
+    """Return random tokens of real lengths with random answers: for speed only."""
     recipe, _ = _parts(settings)
     number, questions = SYNTHETIC
     rng = np.random.default_rng(0)
@@ -267,12 +267,12 @@ def _synthetic(settings: Settings) -> SquadSource:
         description="synthetic tokens, lengths like dev-v1.1's",
         train=stored,
         init_checkpoint=settings.run.init_checkpoint,
-        notes=("synthetic data: no question is answered, and there is no F1",),
+        notes=("synthetic data: without inference and F1",),
     )
 
 
 def made_up_features(lengths: Sequence[int] | np.ndarray, vocab_size: int) -> Features:
-    """Features of these lengths with random tokens and the answer [1, 2]."""
+    """Return features of these lengths [B] with random tokens and the answer (1, 2)."""
     rng = np.random.default_rng(1)
     offsets = from_lengths(np.asarray(lengths))
     total, number = int(offsets[-1]), len(offsets) - 1

@@ -95,7 +95,7 @@ class SquadRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class SquadOptions(RunOptions):
-    """Which files, which parts of the work, and what is kept, besides what every run has."""
+    """The files, parts of the work and outputs of a SQuAD run, besides the common options."""
 
     train_file: Path | None = None
     """SQuAD file to train on; default: train-v1.1.json (v2: train-v2.0.json) under --data."""

@@ -107,12 +107,14 @@ class SquadTask(Task):
             )
 
     def _check_target(self, settings: Settings) -> None:
-        """The preset's F1 is of its model and of v1.1; one that was asked for holds regardless."""
+        """Drop the preset's F1 for another model or SQuAD v2.0; a --target_f1 always holds."""
         recipe, published = self.recipe, cast("SquadRecipe", settings.preset.recipe)
         asked_for = settings.origins.get("target_f1") == "flag"
         if recipe.target_f1 is not None and self.target_f1 is None:
             if asked_for:
-                self.notes += ("no target: without scores there is no F1 to compare it with",)
+                self.notes += (
+                    "no target: without scoring, --target_f1 has nothing to compare with",
+                )
             return
         other = None
         if recipe.v2:
@@ -124,7 +126,7 @@ class SquadTask(Task):
             self.target_f1 = None
 
     def _uncounted(self, world: World) -> tuple[str, ...]:
-        """Which rates there will not be, because all that they are of is skipped."""
+        """Return notes on the rates that --skip_steps leaves without a step or batch."""
         skip, predict = self.run.skip_steps, self.source.predict
         found = []
         if 0 < self.total_steps <= skip:
@@ -157,7 +159,7 @@ class SquadTask(Task):
 
     @property
     def total_steps(self) -> int:
-        """The last optimizer step; 0 where nothing is trained."""
+        """The last optimizer step; 0 without training."""
         if self.source.train is None:
             return 0
         return min(self._epochs_steps, self.recipe.max_steps or self._epochs_steps)
@@ -224,7 +226,7 @@ class SquadTask(Task):
         )
 
     def loss(self, model: nn.Module, batch: SpanBatch, step: Any) -> tuple[Tensor, Tensor]:
-        """A share of the global mean: every split into micro-batches and ranks gives the same."""
+        """Return the share of the global mean loss, [], and the sums [2]."""
         loss = span_loss(model(batch), batch)
         return loss / step.num_samples, _sums(loss.detach(), batch)
 
@@ -232,7 +234,7 @@ class SquadTask(Task):
         return {"loss": sums["loss"] / sums["sequences"]}
 
     def eval_batches(self) -> Sequence[SpanBatch]:
-        """This rank's; what the model says of them is kept from here on."""
+        """Return this rank's batches; the logits of the evaluation are kept from here on."""
         self._logits = []
         assert self.source.predict is not None and self.eval_batch_size is not None
         if self._eval is None or not self._keep_eval:
@@ -242,13 +244,13 @@ class SquadTask(Task):
         return self._eval
 
     def eval_sums(self, model: nn.Module, batch: SpanBatch) -> Tensor:
-        """The answers are not known to the model: there is no loss."""
+        """Return the sums [2]; the loss is 0, since the model does not see the answers."""
         logits = model(batch)
         self._logits.append(logits.detach())
         return _sums(logits.new_zeros(()), batch)
 
     def eval_result(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """All ranks' logits to answers and scores, on rank 0; every rank is told."""
+        """Turn all ranks' logits into answers and scores on rank 0; every rank returns them."""
         source, world = self.source, self.world
         assert source.predict is not None
         own = torch.cat(self._logits).float().cpu().numpy() if self._logits else None
@@ -262,11 +264,11 @@ class SquadTask(Task):
                     source, self.recipe, self.run, logits, Path(folder)
                 )
             result["num_samples"] = sums["sequences"]
-        told_: dict[str, float] = world.gather(result)[0]
-        return told_
+        shared: dict[str, float] = world.gather(result)[0]
+        return shared
 
     def quality(self, event: EvalEvent) -> list[Metric]:
-        """What the record calls the result of the last evaluation, and what --eval_script does.
+        """Return the scores of the last evaluation, and those of --eval_script.
 
         The script runs here, behind every clock: its seconds are none of this system's.
         """
@@ -305,7 +307,7 @@ class SquadTask(Task):
 
 
 def _weights_note(source: SquadSource, report: WeightsReport | None) -> str:
-    """What a user should know of the starting weights."""
+    """Return a note on the starting weights."""
     if report is None or source.init_checkpoint is None:
         return "random starting weights: an F1 says nothing of a pretrained model"
     parts = [f"{len(report.matched)} tensors of {source.init_checkpoint.name} are used"]

@@ -20,7 +20,7 @@ from bertbench.common.errors import BadInput
 
 @dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """What is the same in every package of one kind."""
+    """The parts that every package of one kind shares."""
 
     what: str
     word: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a global batch is cut up: changes nothing but speed and memory."""
+"""The division of a global batch: it changes speed and memory only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class Split:
 
 
 def split(global_batch: int, micro: int | None, largest: int, world_size: int) -> Split:
-    """The micro-batch asked for, or the largest up to ``largest`` that fits; else BadInput."""
+    """Return the division for ``micro``, or for the largest divisor up to ``largest``.
+
+    Raises BadInput where the batch does not divide.
+    """
     per_rank, rest = divmod(global_batch, world_size)
     if rest or not per_rank:
         raise BadInput(
@@ -51,5 +54,5 @@ def requested(global_batch: int, impl: Impl, world_size: int) -> Split:
 
 
 def divisors(n: int) -> Sequence[int]:
-    """Of n, ascending."""
+    """Return the divisors of n, ascending."""
     return [m for m in range(1, n + 1) if n % m == 0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipe (what may change the result, hashed), Impl (speed only), RunOptions (where and how).
+"""Recipe (may change the result; hashed), Impl (speed only), RunOptions (where and how).
 
 A preset is a function that returns all three; flags override single fields; the origin of every
 value is kept. Nothing here imports torch, so that ``list`` and ``describe`` are instant.
@@ -26,7 +26,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Impl:
-    """How it is computed: changes the speed, and the result only by rounding."""
+    """The implementation: changes the speed, and the result only by rounding."""
 
     precision: Literal["auto", "amp", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """amp is the device's best of bf16 and fp16; auto is amp where the device has one of them,
@@ -60,7 +60,7 @@ class Impl:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where, when and how much is kept."""
+    """Device, files, checkpoints and outputs of a run."""
 
     backend: str = "auto"
     """auto takes the first accelerator that works and never the CPU; cpu_ref must be named."""
@@ -93,7 +93,7 @@ class RunOptions:
     max_minutes: float | None = None
     """Stop (status below_quality) after this much training time."""
     dry_run: bool = False
-    """Say what would run and stop."""
+    """Make the checks of the run, print its plan and stop."""
     json: bool = False
     """Print the result as JSON."""
     peaks: Path | None = None
@@ -116,7 +116,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A named benchmark: what `bertbench list` shows and `run` starts from."""
+    """A named recipe, as `bertbench list` shows it and `run` starts from it."""
 
     name: str
     benchmark: str
@@ -125,9 +125,9 @@ class Preset:
     impl: Impl = field(default_factory=Impl)
     run: RunOptions = field(default_factory=RunOptions)
     data: str = ""
-    """What data it needs and where to get it."""
+    """The data it needs and its source."""
     duration: str = ""
-    """What to expect, and on what machine."""
+    """The expected time, with the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +141,10 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Flat field name -> default | preset | flag | environment."""
     notes: tuple[str, ...] = ()
-    """What the user must be told about flags that were accepted but change nothing."""
+    """Notes on flags that were accepted but have no effect."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values for config.json."""
+        """Return JSON values for config.json."""
         return {
             "preset": self.preset.name,
             "benchmark": self.preset.benchmark,
@@ -157,7 +157,7 @@ class Settings:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples as JSON values."""
+    """Return dataclasses, paths and tuples as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -170,7 +170,7 @@ def plain(value: Any) -> Any:
 
 
 def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
-    """sha256 (first 16 hex digits) over the recipe and the hashes of its inputs.
+    """Return the first 16 hex digits of the sha256 over the recipe and its inputs' hashes.
 
     ``inputs`` are the data set's and the checkpoint's hashes; two results are the same benchmark
     only if this agrees.
@@ -179,7 +179,7 @@ def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
 
 
 def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str:
-    """``recipe_hash`` from the plain values that a record holds."""
+    """Return ``recipe_hash`` for the plain values of a record."""
     text = json.dumps(
         {"kind": kind, "recipe": values, "inputs": dict(inputs)},
         sort_keys=True,
@@ -189,7 +189,7 @@ def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str |
 
 
 def origins(settings: Mapping[str, Any], preset: Preset, flags: set[str]) -> dict[str, str]:
-    """Where each value of recipe, impl and run came from, by flat field name."""
+    """Return the origin of each value of recipe, impl and run, by flat field name."""
     result: dict[str, str] = {}
     for part in ("recipe", "impl", "run"):
         chosen, base = settings[part], getattr(preset, part)

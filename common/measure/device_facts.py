@@ -16,7 +16,7 @@ EXPECTED = ("native", "bf16", "power")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """What is recorded of the device; unknown is None."""
+    """The recorded facts of the device; unknown is None."""
 
     backend: str
     verified: str
@@ -25,7 +25,7 @@ class DeviceFacts:
     collective: str | None
     """None: one process."""
     device_checks: Mapping[str, str]
-    """What ``Backend.verify_precision`` found."""
+    """The findings of ``Backend.verify_precision``."""
     telemetry: str | None
 
     @classmethod

@@ -172,7 +172,7 @@ def _values(manifest: Mapping[str, Any], values: Mapping[str, float]) -> Iterato
         yield "error", "manifest.json", f"{name} occurs {names.count(name)} times"
     for name, value in values.items():
         if name in _POSITIVE and value <= 0:
-            yield "error", "manifest.json", f"{name} is {value}: leave out what was not measured"
+            yield "error", "manifest.json", f"{name} is {value}: leave out unmeasured metrics"
         if (name == "mfu" or name.startswith("mfu_of_")) and value > 1:
             yield "error", "manifest.json", f"{name} is {value}: above 1 is impossible"
     if values.get("mfu_calibrated", 0) > 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts of a run beyond its settings: what was chosen, checked and found. They are recorded."""
+"""The recorded facts of a run beyond its settings: choices, checks and findings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bertbench.common.training.task import TaskFacts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatchChoice:
-    """What ``--micro_batch auto`` found."""
+    """The result of ``--micro_batch auto``."""
 
     asked: str
     chosen: int

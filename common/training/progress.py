@@ -86,7 +86,8 @@ def restore(
 ) -> None:
     """Restore what ``save_checkpoint`` wrote: model, optimizer, scaler, random states, progress.
 
-    Random states are restored only on as many ranks as wrote them.
+    ``saved`` is a result of ``Checkpoints.load``; random states (uint8 [N]) are restored only on as
+    many ranks as wrote them.
     """
     tensors, state = saved
     # Older checkpoints of compiled models have this prefix.

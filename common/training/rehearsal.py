@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a run fits the device's memory, found by doing its steps before the clock starts.
+"""Steps before the clock starts: do they fit the device's memory, and run on the device?
 
 A rehearsal does real training steps on made-up data of the largest shape there can be, with the
 optimizer's state and the gradients in memory, and then puts everything back: weights, optimizer,
@@ -33,30 +33,30 @@ HOST = torch.empty(0).device
 
 
 class DoesNotFit(BertbenchError):
-    """The rehearsal ran out of device memory; says what to lower."""
+    """The rehearsal ran out of device memory; the message names the setting to lower."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """What a rank computes at a time."""
+    """Sequences that a rank computes at a time."""
 
     micro_batch: int
     accumulation: int
     eval_batch: int | None
-    """None: nothing will be evaluated."""
+    """None: without evaluations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsed:
-    """What was found out."""
+    """The findings of a rehearsal."""
 
     fallbacks: dict[str, int] | None
-    """Operations that the host computed in the device's place; None: cannot be told."""
+    """Operations that the host computed in the device's place; None: unknown."""
     notes: tuple[str, ...]
 
 
 def is_worthwhile(backend: Backend) -> bool:
-    """Whether there is a device with a memory, kernels and gaps of its own, and not the host."""
+    """Return whether the device differs from the host: own memory, kernels and gaps."""
     return backend.device.type != HOST.type
 
 
@@ -104,7 +104,7 @@ class Rehearsal:
         self._backend.set_rng_state(self._random)
 
     def train(self, size: int, passes: int = 1, *, typical: bool = False) -> None:
-        """One optimizer step of ``passes`` micro-batches; from the second on, gradients exist."""
+        """Do one optimizer step of ``passes`` micro-batches; the second adds to gradients."""
         task, backend, plan = self._task, self._backend, self._plan
         if self._world.size > 1 and not self._buckets:
             self._buckets = [torch.empty_like(p) for p in task.model.parameters()]
@@ -116,7 +116,7 @@ class Rehearsal:
         backend.synchronize()
 
     def evaluate(self, size: int, *, typical: bool = False) -> None:
-        """One batch of an evaluation."""
+        """Evaluate one batch."""
         task, backend = self._task, self._backend
         (batch,) = task.made_up_step(size, 1, typical=typical).micro_batches
         task.model.eval()
@@ -125,7 +125,7 @@ class Rehearsal:
         backend.synchronize()
 
     def problem(self, attempt: Callable[[], None]) -> str | None:
-        """Why ``attempt`` ran out of memory, or None: it fits. Leaves no memory behind."""
+        """Return why ``attempt`` ran out of memory, or None if it fits; frees its memory."""
         found = None
         try:
             attempt()
@@ -181,11 +181,11 @@ def rehearse(task: Task, backend: Backend, world: World, plan: Plan, sizes: Size
 
 
 def check_auto(backend: Backend) -> None:
-    """Unsupported, with the reason and the fix, where memory that runs out is not an error."""
+    """Raise Unsupported where running out of memory is not an error on this device."""
     if not backend.capabilities.memory_limit:
         raise Unsupported(
             f"--micro_batch auto: on {backend.name} an allocation that is too large ends the "
-            f"process or fills the swap instead of failing, so nothing can be tried. Give "
+            f"process or fills the swap instead of failing, so sizes cannot be tried. Give "
             f"--micro_batch N, or leave it out."
         )
 
@@ -193,7 +193,7 @@ def check_auto(backend: Backend) -> None:
 def find_micro_batch(
     task: Task, backend: Backend, world: World, plan: Plan, share: int
 ) -> MicroBatchChoice:
-    """The largest micro-batch that fits every rank, by bisection over the divisors of ``share``.
+    """Return the largest micro-batch that fits every rank, by bisection over ``share``'s divisors.
 
     Args:
         share: sequences that each rank trains per step.
@@ -233,7 +233,7 @@ def find_micro_batch(
 
 
 def advice(sizes: Sizes, *, evaluating: bool, micro_batch: int | None = None) -> str:
-    """Which setting to lower when memory ran out, with numbers."""
+    """Return which setting to lower after running out of memory, with numbers."""
     if evaluating and sizes.eval_batch is not None:
         if sizes.eval_batch == 1:
             return "--eval_batch_size is 1 already: use a device with more memory"

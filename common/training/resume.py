@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint ``--resume`` means, and whether it may be continued."""
+"""The checkpoint that ``--resume`` names, if the run may continue it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bertbench.common.training.checkpoint import resolve
 
 
 def find_checkpoint(settings: Settings) -> Path | None:
-    """The checkpoint to continue from, or None when --resume is not given.
+    """Return the checkpoint to continue from; None without --resume.
 
     ``last`` is the newest one of the same preset under --output_dir. Raises BadInput when there
     is none, or when the recipe or seed of its run differs: the result would belong to neither.
@@ -46,13 +46,13 @@ def _newest(settings: Settings) -> Path:
 
 
 def _config(checkpoint: Path) -> dict[str, Any]:
-    """config.json of the run that wrote a checkpoint."""
+    """Return config.json of the run that wrote a checkpoint; raises BadInput without one."""
     file = checkpoint.resolve().parent.parent / "config.json"
     try:
         content = json.loads(file.read_text())
         return {key: plain(content[key]) for key in ("preset", "recipe", "run")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{file}: cannot tell which recipe the checkpoint is of ({error}); --resume takes a "
+            f"{file}: the checkpoint's recipe is unknown ({error}); --resume takes a "
             f"run folder, or a checkpoint inside one"
         ) from error

@@ -163,7 +163,7 @@ class Task(ABC):
     required_weights: Literal["all", "encoder"] = "all"
     """Tensors that the starting weights must hold."""
     eval_batch_size: int | None = None
-    """Most sequences of an evaluation batch; None where nothing is evaluated."""
+    """Most sequences of an evaluation batch; None without evaluations."""
 
     def __init__(self, settings: Settings, backend: Backend, world: World, source: Source) -> None:
         impl, seed = settings.impl, settings.run.seed
@@ -260,7 +260,10 @@ class Task(ABC):
         return ()
 
     def eval_sums(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the sums of one evaluation batch: [len(sum_names)]."""
+        """Return the sums of one evaluation batch: [len(sum_names)]. Override it with eval_batches.
+
+        Raises NotImplementedError without an evaluation.
+        """
         raise NotImplementedError(f"{type(self).__name__} evaluates nothing")
 
     def eval_result(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -305,7 +308,7 @@ class Task(ABC):
         return {}
 
     def facts(self) -> TaskFacts:
-        """Return what was chosen for the user."""
+        """Return the choices made for the user."""
         report = self.weights_report
         return TaskFacts(
             data=self.data_description,

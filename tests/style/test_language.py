@@ -26,7 +26,7 @@ LIMITS = {
 """Habit -> occurrences allowed in 1,000 words: a fifth of the count at commit c52bbaa."""
 
 ARRAY = re.compile(r"\b(Tensor|ndarray|\w*Array)\b")
-SHAPE = re.compile(r"\[[A-Za-z0-9_*/ ,.+()-]+\]")
+SHAPE = re.compile(r"\[[A-Za-z0-9_*/ ,.+()-]*\]")
 MIN_SHAPES, MIN_ERRORS = 0.90, 0.95
 MAX_FUNCTION_LINES = 60
 
