@@ -62,7 +62,7 @@ class Benchmark(ABC):
         Raises BadInput for an unknown flag.
         """
         flags = Flags(fields(type(preset.recipe), Impl, type(preset.run)), {}, BATCHES)
-        derive = partial(derive_batches, global_batch=preset.recipe.global_batch)
+        derive = partial(derive_batches, global_batch=preset.recipe.global_batch, world=None)
         return flags.translate(argv, derive)
 
     def check(self, settings: Settings) -> None:

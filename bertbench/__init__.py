@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bertbench.api import compare, load_records, run
     from bertbench.backends.accelerator import Accelerator
     from bertbench.backends.base import Backend, Capabilities, DeviceInfo, Probe, Telemetry
-    from bertbench.backends.sensors import Sensors
+    from bertbench.backends.sensors import Sensors, quantity, run_tool, visible_entry
     from bertbench.benchmarks import presets, resolve
     from bertbench.benchmarks.base import Benchmark
     from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions, Settings
@@ -49,7 +49,7 @@ _MODULES = {
     "api": ("compare", "load_records", "run"),
     "backends.accelerator": ("Accelerator",),
     "backends.base": ("Backend", "Capabilities", "DeviceInfo", "Probe", "Telemetry"),
-    "backends.sensors": ("Sensors",),
+    "backends.sensors": ("Sensors", "quantity", "run_tool", "visible_entry"),
     "benchmarks": ("presets", "resolve"),
     "benchmarks.base": ("Benchmark",),
     "common.config.recipe": ("Impl", "Preset", "Recipe", "RunOptions", "Settings"),
@@ -76,6 +76,7 @@ __all__ = [  # noqa: RUF022  # in the order of a reader's questions
     "Result", "Comparison", "Problem", "Settings",
     # write a backend
     "Accelerator", "Backend", "Capabilities", "DeviceInfo", "Probe", "Sensors", "Telemetry",
+    "quantity", "run_tool", "visible_entry",
     # write a benchmark
     "Benchmark", "Impl", "Preset", "Recipe", "RunOptions",
     "Task", "Source", "Plan", "OptimizerOptions", "World",

@@ -49,10 +49,9 @@ EXIT_CODES = {"ok": 0, "interrupted": 130}
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a run ended."""
+    """The end of a run; exit codes are explained in common/cli/main.py."""
 
     exit_code: int
-    """As common/cli/main.py explains them."""
     record: Path | None
     """Its folder; None for a dry run, and on ranks that write none."""
 
@@ -125,11 +124,7 @@ class Run:
         self.began = time.time()
 
     def execute(self) -> int:
-        """Do everything from the first file to the record; returns the exit code.
-
-        Raises DoesNotFit and other BertbenchErrors before there is a record, and any unexpected
-        exception after the record is closed.
-        """
+        """Return the exit code; raises DoesNotFit and other errors before there is a record."""
         unexpected: Exception | None = None
         try:
             outcome = self._train()

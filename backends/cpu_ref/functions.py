@@ -253,7 +253,7 @@ class Gather(torch.autograd.Function):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Decoder and softmax cross-entropy; the logits [M, V] turn into their own gradient in place."""
+    """Decoder and softmax cross-entropy; the logits [M, V] become their gradient in place."""
 
     @staticmethod
     def forward(

@@ -7,9 +7,7 @@ docs/adding-a-backend.md lists the methods that an adapter may override.
 
 from __future__ import annotations
 
-from bertbench.backends.accelerator import Accelerator
-from bertbench.backends.sensors import Sensors
-from bertbench.common.errors import Unsupported
+from bertbench import Accelerator, Sensors, Unsupported
 
 
 class Mydevice(Accelerator):

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import os
 
-from bertbench.backends.accelerator import Accelerator
-from bertbench.backends.sensors import Sensors, visible_entry
+from bertbench import Accelerator, Sensors, visible_entry
 
 SENSORS = {
     "power_w": ("power_milliwatts", 1e-3),

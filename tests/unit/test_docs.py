@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/adding-a-backend.md, followed from top to bottom in a fresh checkout."""
+"""docs/adding-a-backend.md and adding-a-benchmark.md, followed in a fresh checkout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-backend.md").read_text()
 EXAMPLE = ROOT / "tests" / "example_backend"
 ADAPTER = "bertbench-acme/acme_bertbench.py"
 
+BENCHMARK_PAGE = (ROOT / "docs" / "adding-a-benchmark.md").read_text()
 QUICK = "probe or describe or vocabulary or beyond or units or (ten_steps and fp32)"
+BENCHMARK_QUICK = "recipes or dry_run or flags or made_up"
 """The contract tests that are run here: some of each kind, to save time."""
 
 INIT = f"""\
@@ -74,7 +76,7 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def follow(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def follow(page: str, folder: Path, quick: str = QUICK) -> subprocess.CompletedProcess[str]:
     """Run the commands of ``page`` as one script and write its Python files."""
     script = ""
     for language, text in blocks(page):
@@ -88,7 +90,7 @@ def follow(page: str, folder: Path) -> subprocess.CompletedProcess[str]:
     variables = {name: value for name, value in os.environ.items() if name not in own} | {
         "PIP_NO_INDEX": "1",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-        "PYTEST_ADDOPTS": f"-k '{QUICK}' -p no:cacheprovider",
+        "PYTEST_ADDOPTS": f"-k '{quick}' -p no:cacheprovider",
         "BERTBENCH_PROBE_TIMEOUT": "300",  # the simulated device may have to be compiled
         "OMP_NUM_THREADS": "1",
     }
@@ -119,3 +121,12 @@ def test_a_step_that_the_page_leaves_out_is_missed(checkout: Path) -> None:
     done = follow(page, checkout)
     assert done.returncode == 1
     assert done.stdout.endswith("No module named pytest\n"), done.stdout
+
+
+def test_the_benchmark_page_leads_to_a_third_benchmark(checkout: Path) -> None:
+    """It runs, is recorded, validated, compared, reported, and passes its contract tests."""
+    done = follow(BENCHMARK_PAGE, checkout, BENCHMARK_QUICK)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("ok: target reached at 3200 samples") == 2
+    assert ": valid" in done.stdout and " passed" in done.stdout
+    assert "parity" in (checkout / "mine" / "report" / "report.md").read_text()
