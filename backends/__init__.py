@@ -40,4 +40,4 @@ def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
             return load(candidate)
     detail = "; ".join(f"{n}: {answer['reason']}" for n, answer in answers.items())
     what = "accelerator" if name == "auto" else name
-    raise Unsupported(f"no {what} found ({detail}). To run on the CPU: --backend cpu_ref")
+    raise Unsupported(f"no {what} found; to run on the CPU: --backend cpu_ref ({detail})")

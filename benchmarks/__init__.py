@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
 from bertbench.benchmarks.base import Benchmark
+from bertbench.common.config.parser import did_you_mean
 from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.config.recipe import Preset, Settings, origins
 from bertbench.common.errors import BadInput
@@ -65,7 +67,8 @@ def preset(name: str) -> Preset:
     """Return the recipe called ``name``; raises BadInput with the known names."""
     known = presets()
     if name not in known:
-        raise BadInput(f"unknown recipe {name!r}; known: {', '.join(known)}")
+        hint = did_you_mean(name, known) or f"; known: {', '.join(known)}"
+        raise BadInput("\n".join((f"unknown recipe {name!r}{hint}", *refused())))
     return known[name]
 
 
@@ -108,10 +111,13 @@ def _catalogue() -> tuple[dict[str, Preset], list[str]]:
         origin = package(_others()[0][name]) if name not in BUILT_IN else "bertbench"
         try:
             offered = load(name).presets
-        except Exception as error:
+            for recipe in offered.values():
+                if recipe.benchmark != name:
+                    raise BadInput(f"its recipe {recipe.name!r} names {recipe.benchmark!r}")
+        except (Exception, SystemExit) as error:
             if name in BUILT_IN:
                 raise
-            problems.append(f"benchmark {name!r} of {origin} is refused: {error}")
+            problems.append(f"benchmark {name!r} of {origin} is refused: {_cause(error)}")
             continue
         for recipe in offered.values():
             if recipe.name in found:
@@ -119,3 +125,13 @@ def _catalogue() -> tuple[dict[str, Preset], list[str]]:
             else:
                 found[recipe.name] = recipe
     return found, problems
+
+
+def _cause(error: BaseException) -> str:
+    """Return one line for an error of somebody's package, with its file and line."""
+    if isinstance(error, BadInput):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not f.filename.startswith("<") and f.filename != __file__]
+    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

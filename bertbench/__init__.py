@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from bertbench.backends.sensors import Sensors, quantity, run_tool, visible_entry
     from bertbench.benchmarks import presets, resolve
     from bertbench.benchmarks.base import Benchmark
-    from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions, Settings
+    from bertbench.common.config.recipe import (
+        DataOptions,
+        Impl,
+        Preset,
+        Recipe,
+        RunOptions,
+        Settings,
+    )
     from bertbench.common.data.batch import Tokens
     from bertbench.common.errors import BadInput, BertbenchError, DivergedError, Unsupported
     from bertbench.common.measure.flops import encoder_flops
@@ -52,7 +59,7 @@ _MODULES = {
     "backends.sensors": ("Sensors", "quantity", "run_tool", "visible_entry"),
     "benchmarks": ("presets", "resolve"),
     "benchmarks.base": ("Benchmark",),
-    "common.config.recipe": ("Impl", "Preset", "Recipe", "RunOptions", "Settings"),
+    "common.config.recipe": ("DataOptions", "Impl", "Preset", "Recipe", "RunOptions", "Settings"),
     "common.data.batch": ("Tokens",),
     "common.errors": ("BadInput", "BertbenchError", "DivergedError", "Unsupported"),
     "common.measure.flops": ("encoder_flops",),
@@ -78,7 +85,7 @@ __all__ = [  # noqa: RUF022  # in the order of a reader's questions
     "Accelerator", "Backend", "Capabilities", "DeviceInfo", "Probe", "Sensors", "Telemetry",
     "quantity", "run_tool", "visible_entry",
     # write a benchmark
-    "Benchmark", "Impl", "Preset", "Recipe", "RunOptions",
+    "Benchmark", "Impl", "Preset", "Recipe", "RunOptions", "DataOptions",
     "Task", "Source", "Plan", "OptimizerOptions", "World",
     "BertConfig", "BertEncoder", "Ops", "Tokens", "initialize", "encoder_flops", "warmup_linear",
     "Metric", "Observer", "StepEvent", "EvalEvent", "RunSummary",

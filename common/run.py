@@ -61,10 +61,11 @@ def run(settings: Settings) -> Finished:
 
     Raises BertbenchError where it is refused before there is a record.
     """
+    benchmark = benchmarks.load(settings.preset.benchmark)
+    benchmark.check(settings)  # first: it is refused the same on every device
     world = World.from_env()
     backend = backends.resolve(settings.run.backend)(world.local_rank)
     torch.set_num_threads(settings.impl.num_threads or max(1, host_cores() // world.local_size))
-    benchmark = benchmarks.load(settings.preset.benchmark)
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.impl.micro_batch == AUTO:
         rehearsal.check_auto(backend)
@@ -72,7 +73,6 @@ def run(settings: Settings) -> Finished:
         peaks.load(settings.run.peaks)
     if settings.run.tensorboard is not None:
         writer_class()
-    benchmark.check(settings)
     if settings.run.dry_run:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions
+from bertbench.common.config.recipe import DataOptions, Impl, Preset, Recipe
 from bertbench.common.model.config import BERT_BASE, BERT_LARGE, BertConfig
 
 MLPERF_TARGET = 0.72
@@ -104,7 +104,7 @@ def mlperf_eval_interval(global_batch: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainingOptions(RunOptions):
+class PretrainingOptions(DataOptions):
     """Data sets of pretraining and fields of MLPerf's log, besides the options of every run."""
 
     input_dir: Path | None = None

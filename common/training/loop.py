@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bertbench.common.errors import BertbenchError
 from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
 from bertbench.common.optim.clip import clip_, clip_each_, grad_norm
 from bertbench.common.training.checkpoint import Checkpoints
@@ -346,6 +347,11 @@ def train_step(
             scaler.scale(loss * (world.size + 0 * sums.sum())).backward()
         total = sums if total is None else total + sums
     assert total is not None
+    if total.shape != (len(task.sum_names),):
+        raise BertbenchError(
+            f"{type(task).__name__}: loss returned sums of shape {list(total.shape)} for the "
+            f"{len(task.sum_names)} sum_names {', '.join(task.sum_names)}"
+        )
     faults.loss(total)
 
     parameters = [p for p in task.model.parameters() if p.grad is not None]

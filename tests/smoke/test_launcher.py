@@ -35,10 +35,16 @@ def test_without_data_it_would_run_mini(tmp_path: Path) -> None:
 
 
 def test_with_data_it_would_run_deepsparks_recipe(tmp_path: Path) -> None:
+    files = ("2048_shards_uncompressed/part.hdf5", "eval_set_uncompressed/part.hdf5")
+    files += ("model.ckpt-28252.pt",)
+    for name in files:  # a dry run looks for them and reads none
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     script = ROOT / "benchmarks" / "bert_pretraining" / NAME
     flags = ("--backend", "cpu_ref", "--train_batch_size", "52", "--fused_mha", "--dry-run")
     said = launch(script, tmp_path, *flags, DATA=str(tmp_path), NPROC="8")
     assert "would_run     deepspark_416" in said
     assert "world_size    8" in said
     assert "52 per device x 8 processes = global batch 416" in said
-    assert not any(tmp_path.iterdir()), "a dry run wrote something"
+    there = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert there == set(files), "a dry run wrote something"

@@ -45,7 +45,7 @@ def test_auto_takes_what_fits_and_says_so(runs, simulated) -> None:
     peak = next(m["value"] for m in found["metrics"] if m["name"] == "peak_memory_bytes")
     assert 0 < peak <= MEMORY
     assert not {m["name"] for m in found["metrics"]} & {"mfu", "mfu_calibrated"}
-    assert any("no result" in note for note in found["notes"])
+    assert any("not results" in note for note in found["notes"])
 
 
 def test_too_large_a_micro_batch_ends_before_the_data(runs, simulated) -> None:

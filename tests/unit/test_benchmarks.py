@@ -110,7 +110,11 @@ def test_a_third_benchmark_from_the_skeleton_alone(tmp_path: Path) -> None:
     bertbench_("compare", told["record"], told["record"], "--metric", "accuracy")
     bertbench_("report", "results", "--out", "report", "--no-references")
     assert "long" in (tmp_path / "report" / "report.md").read_text()
-    assert "--data out" in bertbench_("run", "long_marks_tiny", *flags, "--data", ".", code=2)
+    for flag in ("--data", "--init_checkpoint", "--synthetic"):  # nobody reads them
+        assert f"unknown flag {flag}" in bertbench_("run", "long_marks_tiny", *flags, flag, code=2)
+    assert "lower it" in bertbench_(
+        "run", "long_marks_tiny", *flags, "--max_seq_length", "99", code=2
+    )
 
 
 # -- the public names
