@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
 from bertbench.benchmarks.base import Benchmark
-from bertbench.common.config.parser import did_you_mean
+from bertbench.common.config.parser import did_you_mean, one_line_errors
 from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.config.recipe import Preset, Settings, origins
 from bertbench.common.errors import BadInput
@@ -80,15 +81,17 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
     own, notes = load(base.benchmark).translate(list(flags), base)
     kinds = [(part, type(getattr(base, part))) for part in ("recipe", "impl", "run")]
     everything = dataclasses.make_dataclass("everything", kinds, kw_only=True, frozen=True)
+    prog = f"bertbench run {name}"
     try:
-        chosen: Any = tyro.cli(
-            everything,
-            default=everything(**{part: getattr(base, part) for part, _ in kinds}),
-            args=own,
-            prog=f"bertbench run {name}",
-            use_underscores=True,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
+        with one_line_errors(prog):
+            chosen: Any = tyro.cli(
+                everything,
+                default=everything(**{part: getattr(base, part) for part, _ in kinds}),
+                args=own,
+                prog=prog,
+                use_underscores=True,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
     except ValueError as error:
         raise BadInput(str(error)) from error
     values = {part: getattr(chosen, part) for part, _ in kinds}
@@ -110,21 +113,33 @@ def _catalogue() -> tuple[dict[str, Preset], list[str]]:
     for name in names():
         origin = package(_others()[0][name]) if name not in BUILT_IN else "bertbench"
         try:
-            offered = load(name).presets
-            for recipe in offered.values():
-                if recipe.benchmark != name:
-                    raise BadInput(f"its recipe {recipe.name!r} names {recipe.benchmark!r}")
+            offered = _presets_of(name)
         except (Exception, SystemExit) as error:
             if name in BUILT_IN:
                 raise
             problems.append(f"benchmark {name!r} of {origin} is refused: {_cause(error)}")
             continue
-        for recipe in offered.values():
+        for recipe in offered:
             if recipe.name in found:
                 problems.append(f"recipe {recipe.name!r} of {origin} is refused: the name is taken")
             else:
                 found[recipe.name] = recipe
     return found, problems
+
+
+def _presets_of(name: str) -> list[Preset]:
+    """Return the recipes of a benchmark; raises BadInput where they break its contract."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise BadInput("use lower-case letters, digits and single underscores in its name")
+    offered = load(name).presets
+    if not isinstance(offered, Mapping):
+        raise BadInput("its presets are not a mapping of name to Preset")
+    for key, recipe in offered.items():
+        if not isinstance(recipe, Preset) or (recipe.name, recipe.benchmark) != (key, name):
+            raise BadInput(f"its preset {key!r} is not a Preset of that name and of {name!r}")
+        if not re.fullmatch(r"\w[\w.-]*", key):
+            raise BadInput(f"its preset {key!r}: use letters, digits, ., _ and - in the name")
+    return list(offered.values())
 
 
 def _cause(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def run(recipe: str, **options: object) -> Result:
     from bertbench.benchmarks import resolve
     from bertbench.common.run import run as run_settings
 
-    record = run_settings(resolve(recipe, flags(options))).record
+    if "help" in options:
+        raise BadInput("help is a word of the command line: see `bertbench run RECIPE --help`")
+    record = run_settings(resolve(recipe, flags(options)), started=time.time()).record
     if record is None:
         raise BadInput("run needs a record to return: leave dry_run out, and call it on rank 0")
     return load_records(record)[0]
@@ -33,10 +36,8 @@ def flags(options: dict[str, object]) -> list[str]:
     """Return ``options`` as words of the command line."""
     words: list[str] = []
     for name, value in options.items():
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no_'}{name}")
-        else:
-            words += [f"--{name}", str(value)]
+        switch = isinstance(value, bool)
+        words.append(f"--{'no_' * (value is False)}{name}" + ("" if switch else f"={value}"))
     return words
 
 
@@ -48,14 +49,16 @@ def load_records(*paths: str | Path) -> list[Result]:
     results, damaged = load_results([Path(path) for path in paths], references=False)
     if damaged:
         raise BadInput("; ".join(f"{d.path}: {d.problem}" for d in damaged))
+    if not paths:
+        raise BadInput("name a folder of records, e.g. results")
     if not results:
         raise BadInput(f"no record in {', '.join(map(str, paths))}: name a folder of results")
     return results
 
 
 def compare(
-    lhs: str | Path | Sequence[Result],
-    rhs: str | Path | Sequence[Result],
+    lhs: str | Path | Result | Sequence[Result],
+    rhs: str | Path | Result | Sequence[Result],
     *,
     metrics: Sequence[str] = (),
     threshold: float = 1.0,
@@ -66,11 +69,14 @@ def compare(
     ``threshold`` is the change in percent that is a regression. ``force`` compares different
     benchmarks. Raises BadInput where a side has no run, or a metric is nowhere.
     """
+    if not 0 <= threshold <= 100:
+        raise BadInput(f"threshold {threshold}: give percent, from 0 to 100")
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     sides = (_side(lhs, "baseline"), _side(rhs, "candidate"))
     return compare_sides(*sides, metrics=metrics, threshold=threshold, force=force)
 
 
-def _side(runs: str | Path | Sequence[Result], label: str) -> Side:
+def _side(runs: str | Path | Result | Sequence[Result], label: str) -> Side:
     if isinstance(runs, (str, Path)):
         return load_side(str(runs))
-    return Side(label, list(runs), [])
+    return Side(label, [runs] if isinstance(runs, Result) else list(runs), [])

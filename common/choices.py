@@ -15,6 +15,7 @@ from bertbench.benchmarks.base import Benchmark
 from bertbench.common.config.batch_split import AUTO, requested
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
+from bertbench.common.results.record import check_name
 from bertbench.common.training.distributed import World
 from bertbench.common.training.facts import RunFacts
 from bertbench.common.training.resume import find_checkpoint
@@ -30,7 +31,10 @@ def dry_run(settings: Settings, backend: Backend, world: World, benchmark: Bench
     split = requested(settings.recipe.global_batch, settings.impl, world.size)
     auto = settings.impl.micro_batch == AUTO
     resumed = find_checkpoint(settings)
+    backend.compile(torch.nn.Module(), settings.impl.compile)
     _check_writable(settings.run.output_dir)
+    if settings.run.system is not None:
+        check_name("system", settings.run.system)
     content: dict[str, Any] = {
         "would_run": settings.preset.name,
         "division": benchmark.division(settings),

@@ -56,8 +56,8 @@ class Finished:
     """Its folder; None for a dry run, and on ranks that write none."""
 
 
-def run(settings: Settings) -> Finished:
-    """Run a resolved recipe.
+def run(settings: Settings, *, started: float | None = None) -> Finished:
+    """Run a resolved recipe; ``e2e_time_s`` counts from ``started`` (default: the process's start).
 
     Raises BertbenchError where it is refused before there is a record.
     """
@@ -77,7 +77,7 @@ def run(settings: Settings) -> Finished:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
     with world.joined(backend, settings.impl.dist_backend):
-        it = Run(settings, backend, world, benchmark)
+        it = Run(settings, backend, world, benchmark, started)
         code = it.execute()
     return Finished(code, None if it.record is None else it.record.path)
 
@@ -112,10 +112,12 @@ class Run:
     """The life of one run on one rank. Rank 0 writes the record; the others only train."""
 
     def __init__(
-        self, settings: Settings, backend: Backend, world: World, benchmark: Benchmark
-    ) -> None:
+        self, settings: Settings, backend: Backend, world: World, benchmark: Benchmark,
+        started: float | None,
+    ) -> None:  # fmt: skip
         self.settings, self.backend, self.world = settings, backend, world
         self.benchmark = benchmark
+        self.started = psutil.Process().create_time() if started is None else started
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
         self.built: Built | None = None
@@ -350,12 +352,11 @@ class Run:
     def _metrics(self, built: Built, outcome: Outcome) -> list[Metric]:
         """Return the measured metrics; every rank must call it."""
         sensors = self.world.gather(reading(built.telemetry))
-        e2e_s = time.time() - psutil.Process().create_time()
         metrics = summarise(
             outcome,
             whole=built.resumed is None,
             init_s=self.init_s,
-            e2e_s=e2e_s,
+            e2e_s=time.time() - self.started,
             memory=self.world.gather(self.backend.peak_memory()),
             sensors=sensors,
             all_reduce_s=self._all_reduce_s(built.task, outcome),

@@ -113,6 +113,8 @@ def check_data(settings: Settings) -> None:
     Raises BadInput with the flag that is missing or too much.
     """
     recipe, run = _parts(settings)
+    if run.init_checkpoint is not None and not run.init_checkpoint.is_file():
+        raise BadInput(f"--init_checkpoint {run.init_checkpoint}: no such file")
     ignored = _ignored(run)
     if ignored:
         given = "--synthetic" if run.synthetic else "--data or --input_dir"

@@ -70,6 +70,8 @@ class PretrainingRecipe(Recipe):
     """Copies of each document with different masks in the quick-start data set."""
 
     def __post_init__(self) -> None:
+        if self.max_predictions_per_seq < 1:
+            raise ValueError("max_predictions_per_seq must be at least 1")
         if self.max_seq_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"max_seq_length {self.max_seq_length} exceeds the model's "

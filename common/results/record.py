@@ -97,8 +97,8 @@ class RunRecord(Observer):
         ``command`` holds the arguments as typed. Raises BadInput where a name cannot be a folder's
         or the folder cannot be written.
         """
-        _check_name("system", system)
-        _check_name("benchmark", benchmark)
+        check_name("system", system)
+        check_name("benchmark", benchmark)
         # Imported here for its torch, which readers of records do without.
         from bertbench.common.measure.system import describe_system
 
@@ -236,7 +236,8 @@ class RunRecord(Observer):
             self._readings += len(new)
 
 
-def _check_name(option: str, name: str) -> None:
+def check_name(option: str, name: str) -> None:
+    """Raise BadInput for a name that cannot be a folder of results."""
     if not _SLUG.fullmatch(name):
         raise BadInput(
             f"{option} {name!r} cannot name a folder of results: use lower-case letters, digits, "

@@ -28,6 +28,36 @@ TINY = {
 }  # fmt: skip
 
 
+BROKEN = """
+from bertbench.benchmarks import preset
+from bertbench.benchmarks.base import Benchmark
+
+def __getattr__(attribute):
+    if attribute == "Exits":
+        raise SystemExit(3)
+    raise AttributeError(attribute)
+
+class Base(Benchmark):
+    prepare = build = lambda *_: None
+
+class Listed(Base):
+    name, presets = "listed", []
+
+class Junk(Base):
+    name, presets = "junk", {"a": 1}
+
+class Other(Base):
+    name = "other"
+    @property
+    def presets(self):
+        from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
+        return {"mini": PRESETS["mini"]}
+
+class Odd(Base):
+    name, presets = "Odd Name", {}
+"""
+
+
 @pytest.fixture
 def fresh_registry() -> Iterator[None]:
     """The registry remembers: forget before and after."""
@@ -50,22 +80,36 @@ def offer(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
         ("mine", "no_such_module:Kind", "No module named 'no_such_module'"),
         ("mine", "json:dumps", "must lead to a subclass of Benchmark"),
         ("mine", "bertbench.benchmarks.base:Benchmark", "must lead to a subclass of Benchmark"),
+        ("mine", "broken_plugins:Exits", "SystemExit: 3"),
+        ("listed", "broken_plugins:Listed", "presets are not a mapping"),
+        ("junk", "broken_plugins:Junk", "preset 'a' is not a Preset of that name"),
+        ("other", "broken_plugins:Other", "preset 'mini' is not a Preset of that name"),
+        ("Odd Name", "broken_plugins:Odd", "use lower-case letters"),
     ],
 )
 def test_a_broken_package_harms_no_other(
-    name: str, value: str, why: str, monkeypatch: pytest.MonkeyPatch, fresh_registry: None
-) -> None:
+    name: str, value: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    fresh_registry: None, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "broken_plugins.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
     offer(monkeypatch, name, value)
     assert "mini" in benchmarks.presets()
     (line,) = benchmarks.refused()
     assert f"benchmark {name!r}" in line and why in line
+    assert main(["list"]) == 0
+    assert line in capsys.readouterr().err
+    assert main(["run", "nano"]) == 2
+    assert line in capsys.readouterr().err
 
 
 def test_unknown_names_list_what_there_is() -> None:
     with pytest.raises(BadInput, match="unknown benchmark 'glue'; known: bert_pretraining, "):
         benchmarks.load("glue")
-    with pytest.raises(BadInput, match="unknown recipe 'nano'; known: mini, "):
-        benchmarks.preset("nano")
+    with pytest.raises(BadInput, match="unknown recipe 'vast'; known: mini, "):
+        benchmarks.preset("vast")
+    with pytest.raises(BadInput, match="unknown recipe 'minni'; did you mean mini"):
+        benchmarks.preset("minni")
 
 
 def test_options_belong_to_who_understands_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +182,11 @@ def test_a_run_its_metrics_and_a_comparison_are_three_lines(
     assert bertbench.load_records(tmp_path)[0].run_id == record.run_id
     with pytest.raises(BadInput, match="no such file or folder"):
         bertbench.load_records(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="precision"):
+        bertbench.run("mini", **{**TINY, "precision": "foo"})
+    assert bertbench.compare(record, record, metrics="sequences_per_second").rows
+    with pytest.raises(BadInput, match="threshold"):
+        bertbench.compare(record, record, threshold=-5)
     with pytest.raises(BadInput, match="leave dry_run out"):
         bertbench.run("mini", output_dir=tmp_path, dry_run=True, **TINY)
 
