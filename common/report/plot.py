@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
@@ -59,7 +59,7 @@ class Plot:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     note: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
     """The values that the filters select by."""
 
 
@@ -78,6 +78,7 @@ def lines(
     from_zero: bool = False,
     note: str = "",
     height: int = 280,
+    tags: Mapping[str, str] | None = None,
 ) -> Plot:
     """Return a plot of series over a common x.
 
@@ -122,6 +123,7 @@ def lines(
         columns=(x, *(s.label for s, _ in thin)),
         rows=_values([points for _, points in thin]),
         note=note,
+        tags=tags or {},
     )
 
 
