@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -48,7 +47,7 @@ def own_step(
     parameters = list(model.parameters())
 
     def step() -> None:
-        with torch.autocast("cpu", dtype) if dtype == torch.bfloat16 else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             sums = model(batch)
             loss = sums.mlm_loss / masked + sums.nsp_loss / sequences
         loss.backward()
