@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bertbench.common.errors import BadInput
-from bertbench.common.exchange.export_checks import check_complete, check_sound, several
+from bertbench.common.exchange.export_checks import check_complete, check_sound, refuse
 from bertbench.common.exchange.export_system import describe
 from bertbench.common.files import file_sha256, shown
 from bertbench.common.measure.code import FOLDERS, ROOT, code_hash
@@ -160,8 +160,7 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
     try:
         build(work / org)
         problems = check_package(work / org, ruleset)
-        if problems:
-            raise BadInput(several("not written: the package checker refuses it", problems))
+        refuse("not written: the package checker refuses it", problems)
         (work / org).rename(out / org)
     finally:
         shutil.rmtree(work)
