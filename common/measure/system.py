@@ -51,7 +51,11 @@ def describe_system() -> dict[str, Any]:
             "torch_threads": torch.get_num_threads(),
             "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "torch_git": torch.version.git_version,
-            "blas": _blas(),
+            "blas": {
+                "mkl": torch.backends.mkl.is_available(),
+                "onednn": torch.backends.mkldnn.is_available(),
+                "openmp": torch.backends.openmp.is_available(),
+            },
             "compiler": compiler_version(),
         },
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -123,14 +127,6 @@ def _os_name() -> str:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
         return f"{platform.system()} {platform.release()}"
-
-
-def _blas() -> dict[str, bool]:
-    return {
-        "mkl": torch.backends.mkl.is_available(),
-        "onednn": torch.backends.mkldnn.is_available(),
-        "openmp": torch.backends.openmp.is_available(),
-    }
 
 
 def package_version(package: str) -> str | None:

@@ -97,24 +97,23 @@ class Report:
         families = tables.families(both)
         known = _scalability(families)
         benchmarks = sorted({e.benchmark for e in both})
-        beside = [tables.beside(i, b, both) for i, b in enumerate(benchmarks)]
+        beside = (tables.beside(i, b, both) for i, b in enumerate(benchmarks))
         yield PageSection(
-            id="measured", title="Measured", tables=[tables.configurations(real)] if real else (),
+            id="measured", title="Measured", tables=_filled(tables.configurations(real)),
             plots=[*figures.learning(real, self._events), *figures.speed(real, self._events)],
             text=self._sampled(),
         )  # fmt: skip
         split = figures.time_split(real)
-        scaled = tables.scaling([f for f in families if f[0][1].measured])
         yield PageSection(
             id="scaling", title="Scaling and time",
-            tables=[scaled] if scaled else (),
+            tables=_filled(tables.scaling([f for f in families if f[0][1].measured])),
             plots=[*figures.scaling(families), *([split] if split else [])], plots_first=True,
         )  # fmt: skip
         yield PageSection(
             id="beside", title="Beside published figures",
             text="Published figures as their sources state them, most without a definition. Each "
             "links to its source and the doubts about it.",
-            tables=[t for t in beside if t],
+            tables=_filled(*beside),
             plots=[*figures.learning(self.published, {}, "published")],
         )  # fmt: skip
         yield PageSection(
@@ -123,22 +122,20 @@ class Report:
             "run shows its publisher's figures.",
             tables=suite_tables(both, known),
         )  # fmt: skip
-        failed = tables.failures(real, self.damaged)
-        yield PageSection(id="failed", title="What went wrong", tables=[failed] if failed else ())
+        failed = _filled(tables.failures(real, self.damaged))
+        yield PageSection(id="failed", title="What went wrong", tables=failed)
         yield PageSection(
             id="runs", title="Runs", groups=self._groups(real),
             text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
         )  # fmt: skip
         fake = self.simulated
-        failed = tables.failures(fake, ())
         yield PageSection(
             id="simulated", title="Simulated runs", simulated=True,
             text="These devices do not exist. The figures are not results, and no table above "
             "includes them.",
             tables=[
                 replace(t, id=f"simulated-{t.id}", title=f"Simulated: {t.title.lower()}")
-                for t in (tables.configurations(fake) if fake else None, failed)
-                if t
+                for t in _filled(tables.configurations(fake), tables.failures(fake, ()))
             ],
             plots=[*figures.learning(fake, self._events, "simulated")],
             groups=self._groups(fake),
@@ -255,6 +252,10 @@ class Report:
             ],
             plots,
         )
+
+
+def _filled(*made: Table) -> list[Table]:
+    return [table for table in made if table.rows]
 
 
 def _newest(some: Sequence[Entry]) -> set[str]:

@@ -141,7 +141,8 @@ def bars(
     out, pitch = [], 44
     for i, (label, values) in enumerate(rows):
         y, at, total = 6 + i * pitch, 0.0, sum(v for v in values if v is not None)
-        out.append(f'<text class="label" x="0" y="{y + 11}">{escape(_short(label, 66))}</text>')
+        shown = label if len(label) <= 66 else f"{label[:63]}..."
+        out.append(f'<text class="label" x="0" y="{y + 11}">{escape(shown)}</text>')
         for j, value in enumerate(values):
             if not value or value < 0:
                 continue
@@ -292,7 +293,3 @@ def _values(series: Sequence[Sequence[Point]]) -> list[list[str]]:
     columns = [dict(points) for points in series]
     xs = sorted({x for column in columns for x in column})
     return [[number(x), *(number(c[x]) if x in c else "" for c in columns)] for x in xs]
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."

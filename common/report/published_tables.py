@@ -50,7 +50,7 @@ def suite_tables(entries: Sequence[Entry], scalability: Scalability) -> list[Tab
         _int8(entries),
         _sparse(entries),
     ]
-    return [table for table in made if table is not None and table.rows]
+    return [table for table in made if table.rows]
 
 
 def _of(entries: Sequence[Entry], *publishers: str) -> list[Entry]:

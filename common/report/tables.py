@@ -124,12 +124,10 @@ def configurations(rows: Sequence[Entry]) -> Table:
     )
 
 
-def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
+def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table:
     """Return throughput on a common scale: measured rows first, then by speed."""
     rows = [e for e in rows if e.benchmark == benchmark]
     rated = [(e, v) for e in rows if (v := e.value(*RATE)) is not None and v.median > 0]
-    if not rated:
-        return None
     rated.sort(key=lambda pair: (not pair[0].measured, -pair[1].median))
     reachable = [v.median for _, v in rated if drawable(v.median)] or [1.0]
     low, high = min(reachable), max(reachable)
@@ -171,8 +169,8 @@ def _whole_or_window(e: Entry, v: Value) -> Cell:
     return cell._replace(note=", ".join(filter(None, (cell.note, "with evaluations"))))
 
 
-def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | None:
-    """Return the efficiency of every family of configurations, or None without a family."""
+def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table:
+    """Return the efficiency of every family of configurations."""
     made = []
     for family in families:
         n0, _, base = family[0]
@@ -190,8 +188,6 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | N
                 Cell(mode(family)),
             )
             made.append(row(e, *cells))
-    if not made:
-        return None
     return Table(
         id="scaling-table",
         title="Scaling",
@@ -245,7 +241,7 @@ def mode(family: Sequence[tuple[int, Entry, Value]]) -> str:
     return "weak" if each[0] is not None and len(set(each)) == 1 else "not stated"
 
 
-def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table | None:
+def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table:
     """Return runs that did not end well, and damaged records."""
     made = []
     for e in results:
@@ -262,8 +258,6 @@ def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table | No
     for d in damaged:
         cells = (Cell("damaged"), Cell(d.problem), Cell("/".join(d.path.parts[-3:])), EMPTY)
         made.append(TableRow(cells, {}, "failed"))
-    if not made:
-        return None
     return Table(
         id="failures",
         title="Failures, refusals and damaged records",
