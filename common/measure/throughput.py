@@ -98,11 +98,10 @@ class RateMeter:
         real_tokens: int = 0,
         padded_tokens: int = 0,
         model_flops: int = 0,
-        steps: int = 1,
     ) -> None:
-        """Count work issued since ``start`` or ``resume``, without synchronising."""
+        """Count a step's work, issued since ``start`` or ``resume``, without synchronising."""
         assert self.running, "add() of a meter that is not running"
-        work = Window(steps, samples, real_tokens, padded_tokens, model_flops)
+        work = Window(1, samples, real_tokens, padded_tokens, model_flops)
         self._lap = _plus(self._lap, work)
 
     def pause(self) -> None:

@@ -199,12 +199,12 @@ def swatch(style: int | str) -> Markup:
     )
 
 
-def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """Return at most ``limit`` points, with both ends and the extremes of every span."""
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Return at most MAX_POINTS points, with both ends and the extremes of every span."""
     whole = [p for p in points if drawable(p[0]) and drawable(p[1])]
-    if len(whole) <= limit:
+    if len(whole) <= MAX_POINTS:
         return whole
-    inner, buckets = whole[1:-1], (limit - 2) // 2
+    inner, buckets = whole[1:-1], (MAX_POINTS - 2) // 2
     kept = [whole[0]]
     for i in range(buckets):
         part = inner[i * len(inner) // buckets : (i + 1) * len(inner) // buckets]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -151,11 +150,6 @@ def environment(own: Own) -> dict[str, Any]:
         "precision": own.plan.precision,
         "kernels": dict(own.task.ops.kernels),
     }
-
-
-def load() -> float | None:
-    """Return the load average of the last minute, with this process; None: unknown."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def flag(name: str, value: object) -> list[str]:

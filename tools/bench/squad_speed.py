@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from bench.squad import (
     Peer,
     environment,
     flag,
-    load,
     padded,
     real_share,
     undemanding,
@@ -75,7 +75,7 @@ def speed(
         "data": {p.name: file_sha256(p) for p in (train, predict) if p is not None}
         or own.task.source.description,
         "rounds": rounds,
-        "load_before": load(),
+        "load_before": os.getloadavg()[0],  # of the last minute, with this process
     }
     for what, run, peer_run, times, used, every, size in (
         ("training", _own_steps(own, steps), _peer_steps, 3, micro, trained, batch),
@@ -97,7 +97,7 @@ def speed(
     if predict is None:
         # A real file's neighbours share a paragraph and need less padding: synthetic favours us.
         result["inference"] |= {"goal": None, "ok": None}
-    return result | {"load_after": load()}
+    return result | {"load_after": os.getloadavg()[0]}
 
 
 def _peers(own: Own, fixed: bool) -> dict[str, tuple[Peer, int | None]]:

@@ -31,14 +31,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
 
-def own_step(
-    config: BertConfig,
-    batch: PretrainingBatch,
-    ops: Ops,
-    dtype: torch.dtype,
-    *,
-    update: bool = True,
-) -> Step:
+def own_step(config: BertConfig, batch: PretrainingBatch, ops: Ops, dtype: torch.dtype) -> Step:
     """Return forward, backward, clipping and AdamW of common/model with ``ops``."""
     torch.manual_seed(0)
     model = BertForPreTraining(config, ops).train()
@@ -51,10 +44,9 @@ def own_step(
             sums = model(batch)
             loss = sums.mlm_loss / masked + sums.nsp_loss / sequences
         loss.backward()
-        if update:
-            clip_(parameters, grad_norm(parameters), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        clip_(parameters, grad_norm(parameters), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
