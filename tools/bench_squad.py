@@ -128,18 +128,8 @@ def run_features(arguments: argparse.Namespace) -> int:
 
 
 def run_speed(arguments: argparse.Namespace) -> int:
-    result = squad_speed.speed(
-        train=arguments.train,
-        predict=arguments.predict,
-        precision=arguments.precision,
-        batch=arguments.batch,
-        eval_batch=arguments.eval_batch,
-        batches=arguments.batches,
-        eval_batches=arguments.eval_batches,
-        rounds=arguments.rounds,
-        seed=arguments.seed,
-        fixed=arguments.fixed,
-    )
+    others = ("verb", "do", "json", "threads")
+    result = squad_speed.speed(**{k: v for k, v in vars(arguments).items() if k not in others})
     data = result["data"]
     shown = data if isinstance(data, str) else " and ".join(data)
     print(f"{result['environment']}\n{shown}\n\n{squad_speed.show(result)}")

@@ -18,7 +18,6 @@ Exit codes: 0 no section failed; 1 at least one did; 2 refused before anything r
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -32,6 +31,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest import mock
 
 BEGIN = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +50,7 @@ try:
     from bertbench.common.errors import BertbenchError
     from bertbench.common.files import write_atomic
     from bertbench.common.measure.code import code_hash, git_state
+    from bertbench.common.measure.system import package_version
 except ImportError as missing:
     print(f"device_check: {missing}; {_LACKS}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -215,19 +216,9 @@ def describe(check: Check, budget_s: float, arguments: Sequence[str]) -> dict[st
         "code": {"code_hash": code_hash(), **git_state()},
         "software": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
+            **{name: package_version(name) for name in PACKAGES},
         },
     }
-
-
-def _version(package: str) -> str | None:
-    loaded = getattr(sys.modules.get(package), "__version__", None)  # with torch's build
-    if loaded is not None:
-        return str(loaded)
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def write(check: Check, heading: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
@@ -253,16 +244,13 @@ def private_environment(folder: Path) -> Iterator[None]:
     work = (folder / "tmp").resolve()
     work.mkdir()
     path = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    before = dict(os.environ)
-    os.environ |= {"PYTHONPATH": os.pathsep.join(path), "TMPDIR": str(work)}
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work / "inductor"))
-    os.environ.setdefault("TRITON_CACHE_DIR", str(work / "triton"))
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ |= before
-        shutil.rmtree(work, ignore_errors=True)
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path), TMPDIR=str(work)):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(work / "triton"))
+        try:
+            yield
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertbench.common.cli.verbs import parser
-from bertbench.common.errors import BadInput
-from bertbench.common.exchange.export_checks import several
+from bertbench.common.exchange.export_checks import refuse
 from bertbench.common.exchange.export_mlperf import FIXED, export
 from bertbench.common.exchange.export_system import FIELDS, read_info
 from bertbench.common.mlperf.compliance import RULESETS
@@ -40,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     system = read_info(given.system_info) if given.system_info else {}
     system |= {name: value for name in FIELDS if (value := vars(given).get(name)) is not None}
     results, damaged = load_results(given.runs, references=False)
-    if damaged:
-        raise BadInput(several("damaged records", [f"{d.path}: {d.problem}" for d in damaged]))
+    refuse("damaged records", [f"{d.path}: {d.problem}" for d in damaged])
     tree, notes = export(results, given.out, given.org, fields=system, ruleset=given.ruleset)
     if given.json:
         print(json.dumps({"tree": str(tree), "runs": len(results), "notes": notes}))

@@ -23,29 +23,24 @@ def check_sound(runs: Sequence[Result], ruleset: str | None = None) -> None:
             f"MLPerf round {shown(ruleset)!r} has no BERT: choose from {', '.join(RULESETS)}"
         )
     simulated = [str(run.path) for run in runs if run.simulated]
-    if simulated:
-        raise BadInput(several("runs on simulated devices are not results; leave out", simulated))
+    refuse("runs on simulated devices are not results; leave out", simulated)
     bad = [
         f"{run.path}: {run.status}" + ("" if run.manifest.get("files") else ", not finished")
         for run in runs
         if run.status not in ("ok", "below_quality") or not run.manifest.get("files")
     ]
-    if bad:
-        raise BadInput(several("unfinished runs; leave them out, or run them again", bad))
+    refuse("unfinished runs; leave them out, or run them again", bad)
     without = [str(run.path) for run in runs if run.manifest.get("mlperf") is None]
-    if without:
-        raise BadInput(several("runs without an MLPerf log: not an MLPerf benchmark", without))
+    refuse("runs without an MLPerf log: not an MLPerf benchmark", without)
     blind = [str(run.path) for run in runs if run.quality is None]
-    if blind:
-        raise BadInput(several("runs without an evaluation; run with real data", blind))
+    refuse("runs without an evaluation; run with real data", blind)
     wrong = [
         f"{run.path}: {p.file}: {p.text}"
         for run in runs
         for p in validate(run.path, [ruleset] if ruleset else [])
         if p.severity == "error"
     ]
-    if wrong:
-        raise BadInput(several("invalid records (bertbench validate); run them again", wrong))
+    refuse("invalid records (bertbench validate); run them again", wrong)
     _check_alike(runs)
 
 
@@ -64,7 +59,7 @@ def check_complete(runs: Sequence[Result]) -> None:
         raise BadInput(f"the runs must have different seeds (--seed); found {seeds}")
     missed = [str(run.path) for run in runs if run.status == "below_quality"]
     if len(missed) > 1:
-        raise BadInput(several("only one run may miss its target; these did", missed))
+        refuse("only one run may miss its target; these did", missed)
 
 
 def runs_needed() -> int:
@@ -102,10 +97,10 @@ def _check_alike(runs: Sequence[Result]) -> None:
                 for value, ids in sorted(seen.items(), key=lambda item: -len(item[1]))
             )
             mixed.append(f"{what}: {each}")
-    if mixed:
-        raise BadInput(several("not repeats of one run; name runs of one configuration", mixed))
+    refuse("not repeats of one run; name runs of one configuration", mixed)
 
 
-def several(what: str, lines: Sequence[str]) -> str:
-    """Return a finding followed by the items it concerns, one per line."""
-    return f"{what}:\n" + "\n".join(f"  {line}" for line in lines)
+def refuse(what: str, lines: Sequence[str]) -> None:
+    """Raise BadInput with a finding and the items it concerns, one per line, unless none."""
+    if lines:
+        raise BadInput(f"{what}:\n" + "\n".join(f"  {line}" for line in lines))

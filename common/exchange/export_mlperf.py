@@ -17,16 +17,16 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bertbench.common.errors import BadInput
-from bertbench.common.exchange.export_checks import check_complete, check_sound, several
+from bertbench.common.exchange.export_checks import check_complete, check_sound, refuse
 from bertbench.common.exchange.export_system import describe
 from bertbench.common.files import file_sha256, shown
 from bertbench.common.measure.code import FOLDERS, ROOT, code_hash
+from bertbench.common.mlperf.compliance import run_checker
 from bertbench.common.mlperf.log import LOG, TOKEN, read_log
 from bertbench.common.results.result import Result
 
@@ -160,8 +160,7 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
     try:
         build(work / org)
         problems = check_package(work / org, ruleset)
-        if problems:
-            raise BadInput(several("not written: the package checker refuses it", problems))
+        refuse("not written: the package checker refuses it", problems)
         (work / org).rename(out / org)
     finally:
         shutil.rmtree(work)
@@ -170,15 +169,11 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
 
 def check_package(tree: Path, ruleset: str) -> list[str]:
     """Return the findings of MLPerf's package checker on ``tree``; empty if it accepts it."""
-    command = [sys.executable, "-m", "mlperf_logging.package_checker", str(tree.resolve())]
-    with tempfile.TemporaryDirectory() as folder:  # it writes a log into the current folder
-        try:
-            done = subprocess.run(
-                [*command, "training", ruleset], cwd=folder, capture_output=True, text=True,
-                timeout=_TIMEOUT_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return [f"the checker took more than {_TIMEOUT_S} s"]
+    options = (str(tree.resolve()), "training", ruleset)
+    try:
+        done = run_checker("package_checker", *options, timeout_s=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return [f"the checker took more than {_TIMEOUT_S} s"]
     if "PACKAGE CHECKER FOUND NO ERRORS" in done.stderr:
         return []
     lines = done.stderr.strip().splitlines()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ def export(
         if tokens is not None:
             (work / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
             if naming == "huggingface":
-                lowercase = recipe.get("lowercase", all(t == t.lower() for t in _words(tokens)))
+                # [CLS] and the like are always in capitals.
+                lower = all(t == t.lower() for t in tokens if not t.startswith("["))
+                lowercase = recipe.get("lowercase", lower)
                 tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
                 _write_json(work / "tokenizer_config.json", tokenizer)
     return {
@@ -123,11 +125,6 @@ def _recipe(path: Path) -> tuple[dict[str, Any], BertConfig]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a run's configuration: {error}") from error
-
-
-def _words(tokens: Sequence[str]) -> list[str]:
-    """Return the tokens without [CLS] and the like, which are always in capitals."""
-    return [token for token in tokens if not token.startswith("[")]
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
         )
     values = [_values(log) for log in logs]
     for log, found in zip(logs, values, strict=True):
-        division, benchmark = (found.get(f"submission_{k}") for k in _KINDS)
+        division, benchmark = (found.get(f"submission_{k}") for k in ("division", "benchmark"))
         if (division, benchmark) != ("closed", "bert"):
             raise _no_reference(
                 f"{shown(log)} (division {shown(division)}, benchmark {shown(benchmark)})"
@@ -111,9 +111,6 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
         interpolated="Interpolation" in said,
         factor=float(factor) if passed else 1.0,
     )
-
-
-_KINDS = ("division", "benchmark")
 
 
 def _no_reference(subject: str) -> Unsupported:

@@ -47,8 +47,8 @@ class _Shared(NamedTuple):
     definition: str
 
 
-def _time(definition: str) -> _Shared:
-    return _Shared("s", "lower", "host", "global", definition)
+def _time(definition: str, clock: str = "host", scope: Scope = "global") -> _Shared:
+    return _Shared("s", "lower", clock, scope, definition)
 
 
 def _rate(unit: str, definition: str) -> _Shared:
@@ -66,14 +66,11 @@ SHARED: dict[str, _Shared] = {
     "eval_s": _time("sum over all evaluations, inside the timed run"),
     "checkpoint_s": _time("sum over all checkpoints that training waited for"),
     "data_wait_s": _time("seconds that training waited for data, slowest rank of each report"),
-    "gradient_all_reduce_s": _Shared(
-        "s",
-        "lower",
-        "host-sync",
-        "global",
+    "gradient_all_reduce_s": _time(
         "adding a step's gradients over all ranks, in float32 buckets of 25 MiB, with nothing "
         "beside it: slowest rank, median of 5 behind one untimed, after the run. Within a step "
         "it costs less where the backward pass hides it, and more where both compete",
+        clock="host-sync",
     ),
     "sequences_per_second": _rate("sequences/s", f"sequences trained in {_TIMED} / its seconds"),
     "sequences_per_second_e2e": _rate(
@@ -93,14 +90,12 @@ SHARED: dict[str, _Shared] = {
         "on the host to the last result on the device; scoring excluded",
     ),
     **{
-        f"inference_latency_p{p}_s": _Shared(
-            "s",
-            "lower",
-            "host-sync",
-            "per-process",
+        f"inference_latency_p{p}_s": _time(
             f"the seconds that {p} % of the last evaluation's full batches did not exceed "
             f"(nearest rank), all ranks, each from the batch on the host to its result on the "
             f"device",
+            "host-sync",
+            "per-process",
         )
         for p in (50, 90, 99)
     },
@@ -123,13 +118,10 @@ SHARED: dict[str, _Shared] = {
     "power_w": _Shared(
         "W", "lower", "host", "global", "energy in the sampled windows / their seconds"
     ),
-    "throttled_s": _Shared(
-        "s",
-        "lower",
-        "host",
-        "per-device",
+    "throttled_s": _time(
         "seconds of the sampled windows in which the device said that it was held back; of the "
         "devices the one with most",
+        scope="per-device",
     ),
     "temperature_max_c": _Shared(
         "C", "none", "none", "per-device", "highest reading in the sampled windows, any device"

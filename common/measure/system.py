@@ -47,11 +47,15 @@ def describe_system() -> dict[str, Any]:
         },
         "software": {
             "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": {name: package_version(name) for name in PACKAGES},
             "torch_threads": torch.get_num_threads(),
             "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "torch_git": torch.version.git_version,
-            "blas": _blas(),
+            "blas": {
+                "mkl": torch.backends.mkl.is_available(),
+                "onednn": torch.backends.mkldnn.is_available(),
+                "openmp": torch.backends.openmp.is_available(),
+            },
             "compiler": compiler_version(),
         },
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -125,15 +129,8 @@ def _os_name() -> str:
         return f"{platform.system()} {platform.release()}"
 
 
-def _blas() -> dict[str, bool]:
-    return {
-        "mkl": torch.backends.mkl.is_available(),
-        "onednn": torch.backends.mkldnn.is_available(),
-        "openmp": torch.backends.openmp.is_available(),
-    }
-
-
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return a package's version, with torch's build; None if it is not installed."""
     loaded = {"torch": str(torch.__version__), "numpy": np.__version__}
     return loaded.get(package) or _or_none(lambda: importlib.metadata.version(package))
 

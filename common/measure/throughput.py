@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class Window(NamedTuple):
     """Work between two synchronised readings of the clock. Rates are None without work."""
 
     steps: int = 0
@@ -100,17 +98,10 @@ class RateMeter:
         real_tokens: int = 0,
         padded_tokens: int = 0,
         model_flops: int = 0,
-        steps: int = 1,
     ) -> None:
-        """Count work issued since ``start`` or ``resume``, without synchronising."""
+        """Count a step's work, issued since ``start`` or ``resume``, without synchronising."""
         assert self.running, "add() of a meter that is not running"
-        work = Window(
-            steps=steps,
-            samples=samples,
-            real_tokens=real_tokens,
-            padded_tokens=padded_tokens,
-            model_flops=model_flops,
-        )
+        work = Window(1, samples, real_tokens, padded_tokens, model_flops)
         self._lap = _plus(self._lap, work)
 
     def pause(self) -> None:
@@ -166,25 +157,11 @@ def merge_ranks(windows: Iterable[Window], *, counts_are_global: bool = False) -
     A mean of the rates would hide a slow rank. Every rank takes every step, so steps do not add.
     ``counts_are_global``: each rank already counted the work of all.
     """
-    parts = list(windows)
+    steps, *counts, seconds = zip(*windows, strict=True)
     combine: Callable[[Iterable[int]], int] = max if counts_are_global else sum
-    return Window(
-        steps=max(w.steps for w in parts),
-        samples=combine(w.samples for w in parts),
-        real_tokens=combine(w.real_tokens for w in parts),
-        padded_tokens=combine(w.padded_tokens for w in parts),
-        model_flops=combine(w.model_flops for w in parts),
-        seconds=max(w.seconds for w in parts),
-    )
+    return Window._make((max(steps), *map(combine, counts), max(seconds)))
 
 
 def _plus(a: Window, b: Window, times: int = 1) -> Window:
     """Return a + times x b."""
-    return Window(
-        steps=a.steps + times * b.steps,
-        samples=a.samples + times * b.samples,
-        real_tokens=a.real_tokens + times * b.real_tokens,
-        padded_tokens=a.padded_tokens + times * b.padded_tokens,
-        model_flops=a.model_flops + times * b.model_flops,
-        seconds=a.seconds + times * b.seconds,
-    )
+    return Window._make(x + times * y for x, y in zip(a, b, strict=True))

@@ -78,19 +78,22 @@ def _own_checks(
     return problems
 
 
+def run_checker(name: str, *options: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a checker of mlperf_logging; raise TimeoutExpired."""
+    command = [sys.executable, "-m", f"mlperf_logging.{name}", *options]
+    with tempfile.TemporaryDirectory() as folder:  # it writes a log into the current folder
+        return subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=timeout_s
+        )
+
+
 def _run_checker(path: Path, ruleset: str) -> tuple[bool, list[str]]:
     """Return whether the checker accepts the log, and its findings."""
-    command = [
-        *(sys.executable, "-m", "mlperf_logging.compliance_checker", "--usage", "training"),
-        *("--ruleset", ruleset, "--quiet", str(path.resolve())),
-    ]
-    with tempfile.TemporaryDirectory() as folder:  # it writes a log into the current folder
-        try:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            return False, [f"the checker took more than {_TIMEOUT_S} s"]
+    options = ("--usage", "training", "--ruleset", ruleset, "--quiet", str(path.resolve()))
+    try:
+        done = run_checker("compliance_checker", *options, timeout_s=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False, [f"the checker took more than {_TIMEOUT_S} s"]
     if done.returncode == 0:
         return True, []
     if "Traceback" in done.stderr:

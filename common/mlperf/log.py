@@ -32,10 +32,10 @@ _ENDS = frozenset({key.BLOCK_STOP, key.EPOCH_STOP, key.TRAIN_SAMPLES, key.EVAL_S
 class MlperfLog(Observer):
     """Writes ``path`` (which must not exist yet), one flushed line per event.
 
-    ``values`` are the hyperparameters in effect, under MLPerf's names. ``accuracy`` is the
-    evaluation metric logged as ``eval_accuracy``; as in submissions since v2.0 its ``epoch_num`` is
-    the number of samples trained. ``weights`` names the initialised tensors (rounds 1.1 to 2.1
-    require ``bert_tensors(24)``). ``caches_cleared``: the file cache was dropped before the start.
+    ``values`` are the hyperparameters in effect, under MLPerf's names. ``mlm_accuracy`` is logged
+    as ``eval_accuracy``; as in submissions since v2.0 its ``epoch_num`` is the number of samples
+    trained. ``weights`` names the initialised tensors (rounds 1.1 to 2.1 require
+    ``bert_tensors(24)``). ``caches_cleared``: the file cache was dropped before the start.
     ``began`` is the time (seconds of ``time.time``) at which initialisation began, if that was
     before this object was made.
 
@@ -48,14 +48,12 @@ class MlperfLog(Observer):
         self,
         path: Path,
         *,
-        benchmark: str = "bert",
         division: Literal["closed", "open"],
         org: str,
         platform: str,
         status: str,
         seed: int,
         values: Mapping[str, Any],
-        accuracy: str = "mlm_accuracy",
         weights: Sequence[str] = (),
         caches_cleared: bool = False,
         began: float | None = None,
@@ -72,7 +70,7 @@ class MlperfLog(Observer):
         # mllog takes root_dir for a pattern, and would otherwise write the user's own path.
         self._log = MLLogger(self._logger, root_dir=re.escape(str(PACKAGE)))
         self._facts = {
-            key.SUBMISSION_BENCHMARK: benchmark,
+            key.SUBMISSION_BENCHMARK: "bert",
             key.SUBMISSION_ORG: org,
             key.SUBMISSION_DIVISION: division,
             key.SUBMISSION_STATUS: status,
@@ -80,7 +78,7 @@ class MlperfLog(Observer):
             key.SEED: seed,
             **values,
         }
-        self._accuracy, self._weights = accuracy, weights
+        self._weights = weights
         self._caches_cleared, self._previous = caches_cleared, previous
         self._began_ms = None if began is None else int(began * 1e3)
         self._samples = self._eval_samples = 0
@@ -130,7 +128,7 @@ class MlperfLog(Observer):
         self._samples = event.samples
         at = {"epoch_num": event.samples}
         self._eval_samples = int(event.metrics["num_samples"])
-        self._log.event(key.EVAL_ACCURACY, event.metrics[self._accuracy], at)
+        self._log.event(key.EVAL_ACCURACY, event.metrics["mlm_accuracy"], at)
         self._log.end(key.EVAL_STOP, metadata=at)
 
     def run_stop(self, *, step: int, samples: int, status: str) -> None:

@@ -11,15 +11,16 @@ from bertbench.common.report.groups import Entry, Value
 from bertbench.common.report.tables import (
     RATE,
     Cell,
-    Column,
     Table,
+    columns,
     count,
     number_cell,
+    plain_cell,
     row,
     same_but_batch,
     task_note,
 )
-from bertbench.common.report.words import duration, number
+from bertbench.common.report.words import duration
 
 
 def _pairs(
@@ -47,43 +48,39 @@ def speed(ident: str, what: str, entries: Sequence[Entry]) -> Table:
     one: dict[tuple[Any, ...], float] = {}
     for _, pair in pairs:
         for mixed, (e, v) in pair.items():
-            if _units(e) == 1:
+            if (e.first.world_size if e.measured else e.devices) == 1:
                 one.setdefault(_family(e, mixed), v.median)
     for e, pair in pairs:
         full = "" if False not in pair else f", {pair[False][0].precision}"
-        cells = [Cell(e.device, e.device, e.link(), e.workload + full)]
+        cells = [Cell(e.device, e.link(), e.workload + full)]
         batches = [str(pair[m][0].batch or "?") for m in (False, True) if m in pair]
-        cells.append(Cell(" / ".join(dict.fromkeys(batches)), pair[next(iter(pair))][0].batch))
+        cells.append(Cell(" / ".join(dict.fromkeys(batches)), sort=e.batch))
         scaled = []
         for mixed in (False, True):
             there, rate = pair.get(mixed, (None, None))
             link = there.link() if there else ""
             cells.append(number_cell(rate, link))
             base = one.get(_family(there, mixed)) if there else None
-            gain = rate.median / base if rate and base else None
-            scaled.append(Cell("" if gain is None else number(gain, 3), gain, link))
-        both = {False, True} <= set(pair)
-        gain = pair[True][1].median / pair[False][1].median if both else None
-        cells += [Cell("" if gain is None else number(gain, 3), gain, e.link()), *scaled]
-        rows.append(row(e, *cells))
+            scaled.append(plain_cell(rate.median / base if rate and base else None, link, digits=3))
+        gain = pair[True][1].median / pair[False][1].median if len(pair) == 2 else None
+        rows.append(row(e, *cells, plain_cell(gain, e.link(), digits=3), *scaled))
     return Table(
         id=f"dle-{ident}",
         title=f"In the format of DeepLearningExamples' performance table: {what}",
         intro="Throughput in sequences trained / s. Full precision is FP32 or TF32, as the row "
         "states. Scaling is relative to one device (or process) of the same precision.",
-        columns=(
-            Column("GPUs"), Column("Batch / GPU", True), Column("FP32 or TF32", True),
-            Column("Mixed precision", True), Column("Speed-up, mixed", True),
-            Column("Scaling, FP32 or TF32", True), Column("Scaling, mixed", True),
+        columns=columns(
+            "GPUs | # Batch / GPU | # FP32 or TF32 | # Mixed precision | # Speed-up, mixed | "
+            "# Scaling, FP32 or TF32 | # Scaling, mixed"
         ),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def accuracy(entries: Sequence[Entry]) -> Table:
     rows = []
     for e, pair in _pairs(entries, lambda e: e.quality("f1")):
-        cells = [Cell(e.device, e.device, e.link(), e.workload), count(e.batch)]
+        cells = [Cell(e.device, e.link(), e.workload), count(e.batch)]
         times = [Cell(""), Cell("")]
         for mixed in (False, True):
             there, v = pair.get(mixed, (None, None))
@@ -96,13 +93,12 @@ def accuracy(entries: Sequence[Entry]) -> Table:
         id="dle-accuracy",
         title="In the format of DeepLearningExamples' accuracy table",
         intro="F1 on SQuAD, and training time.",
-        columns=(
-            Column("GPUs"), Column("Batch / GPU", True), Column("F1, FP32 or TF32", True),
-            Column("F1, mixed", True), Column("Time, FP32 or TF32", True),
-            Column("Time, mixed", True),
+        columns=columns(
+            "GPUs | # Batch / GPU | # F1, FP32 or TF32 | # F1, mixed | # Time, FP32 or TF32 | "
+            "# Time, mixed"
         ),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def inference(entries: Sequence[Entry]) -> Table:
@@ -113,31 +109,24 @@ def inference(entries: Sequence[Entry]) -> Table:
             continue
         late = [e.value(f"inference_latency_p{p}_s") for p in (50, 90, 99)]
         batch = e.first.config.get("impl", {}).get("eval_batch_size") if e.measured else e.batch
-        rows.append(
-            row(
-                e,
-                Cell(e.device, e.device, e.link(), task_note(e)),
-                count(batch if isinstance(batch, int) else None),
-                Cell(e.precision, e.precision),
-                number_cell(rate, e.link()),
-                *(number_cell(v, e.link(), scale=1e3) for v in late),
-            )
+        cells = (
+            Cell(e.device, e.link(), task_note(e)),
+            count(batch if isinstance(batch, int) else None),
+            Cell(e.precision),
+            number_cell(rate, e.link()),
+            *(number_cell(v, e.link(), scale=1e3) for v in late),
         )
+        rows.append(row(e, *cells))
     return Table(
         id="dle-inference",
         title="In the format of DeepLearningExamples' inference table",
         intro="Sequences per second and milliseconds of a batch, scoring excluded.",
-        columns=(
-            Column("GPUs"), Column("Batch", True), Column("Precision"),
-            Column("Throughput, sequences/s", True), Column("Latency p50, ms", True),
-            Column("p90, ms", True), Column("p99, ms", True),
+        columns=columns(
+            "GPUs | # Batch | Precision | # Throughput, sequences/s | # Latency p50, ms | "
+            "# p90, ms | # p99, ms"
         ),
         rows=rows,
-    )  # fmt: skip
-
-
-def _units(e: Entry) -> int | None:
-    return e.first.world_size if e.measured else e.devices
+    )
 
 
 def _family(e: Entry, mixed: bool) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from string import ascii_lowercase
 from typing import Any
@@ -30,19 +30,14 @@ PARTS = ("compute and all else", "data", "communication (by itself)", "evaluatio
 Events = list[dict[str, Any]]
 
 
-def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str = "") -> list[Plot]:
-    """Return accuracy over samples and over time, per recipe, with the target as a line.
+def learning(
+    entries: Sequence[Entry], events: Mapping[str, Events], what: str = ""
+) -> Iterator[Plot]:
+    """Yield accuracy over samples and over time, per recipe, with the target as a line.
 
     ``what`` begins titles and anchors, to separate simulated and published runs.
     """
-    by_recipe: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-    for e in entries:
-        if e.measured:
-            by_recipe[e.benchmark, str(e.first.preset)].append(e)
-        elif isinstance(e.first.manifest.get("evaluations"), list):
-            by_recipe[e.benchmark, "MLPerf logs"].append(e)
-    plots = []
-    for i, ((benchmark, preset), some) in enumerate(sorted(by_recipe.items())):
+    for i, ((benchmark, preset), some) in enumerate(_by_recipe(entries)):
         name = next((e.quality_name for e in some if e.quality_name), "quality")
         goals = {
             float(r.quality["target"])
@@ -61,54 +56,41 @@ def learning(entries: Sequence[Entry], events: Mapping[str, Events], what: str =
             )
             if any(len(s.points) for s in series):
                 best = [f"{s.label} ends at {number(s.points[-1][1])}" for s in series if s.points]
-                plots.append(
-                    lines(
-                        f"{what}learning-{i}-{axis.replace('_', '-')}",
-                        f"{what}{': ' if what else ''}{preset}: {name} over {over}",
-                        f"{name} of {benchmark}, {preset}, at each evaluation. "
-                        f"{_targets_text(goals)} {'; '.join(best[:MOST_LINES])}.",
-                        series[:MOST_LINES],
-                        x=name_x,
-                        y=name,
-                        note=_limit_note(series),
-                        targets=[(g, f"target {number(g)}") for g in sorted(goals)],
-                    )
-                )  # fmt: skip
-                plots[-1].tags.update({"benchmark": benchmark})
-    return plots
-
-
-def speed(entries: Sequence[Entry], events: Mapping[str, Events]) -> list[Plot]:
-    """Return throughput over steps, per recipe."""
-    by_recipe: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-    for e in entries:
-        if e.measured:
-            by_recipe[e.benchmark, str(e.first.preset)].append(e)
-    plots = []
-    for i, ((benchmark, preset), some) in enumerate(sorted(by_recipe.items())):
-        series = _merged(some, lambda r: _rates(events.get(r.run_id, ())))
-        marks = sorted({
-            event["step"] for e in some for r in e.results for event in events.get(r.run_id, ())
-            if event.get("kind") == "eval" and isinstance(event.get("step"), int)
-        })  # fmt: skip
-        if any(s.points for s in series):
-            plots.append(
-                lines(
-                    f"speed-{i}",
-                    f"{preset}: throughput over steps",
-                    f"Sequences per second of each reported stretch of {benchmark}, {preset}; "
-                    f"evaluations, which are not in the rate, are marked by {len(marks)} vertical "
-                    f"lines.",
+                yield lines(
+                    f"{what}learning-{i}-{axis.replace('_', '-')}",
+                    f"{what}{': ' if what else ''}{preset}: {name} over {over}",
+                    f"{name} of {benchmark}, {preset}, at each evaluation. "
+                    f"{_targets_text(goals)} {'; '.join(best[:MOST_LINES])}.",
                     series[:MOST_LINES],
-                    x="step",
-                    y="sequences/s",
-                    marks=marks[:60],
-                    from_zero=True,
-                    note=f"Vertical lines: evaluations. {_limit_note(series)}".strip(),
+                    x=name_x,
+                    y=name,
+                    note=_limit_note(series),
+                    targets=[(g, f"target {number(g)}") for g in sorted(goals)],
+                    tags={"benchmark": benchmark},
                 )
+
+
+def speed(entries: Sequence[Entry], events: Mapping[str, Events]) -> Iterator[Plot]:
+    """Yield throughput over steps, per recipe."""
+    for i, ((benchmark, preset), some) in enumerate(_by_recipe(entries)):
+        series = _merged(some, lambda r: _steps(events.get(r.run_id, ()), "sequences_per_second"))
+        runs = [r.run_id for e in some for r in e.results]
+        marks = sorted({step for run in runs for step in _evaluated(events.get(run, ()))})
+        if any(s.points for s in series):
+            yield lines(
+                f"speed-{i}",
+                f"{preset}: throughput over steps",
+                f"Sequences per second of each reported stretch of {benchmark}, {preset}; "
+                f"evaluations, which are not in the rate, are marked by {len(marks)} vertical "
+                f"lines.",
+                series[:MOST_LINES],
+                x="step",
+                y="sequences/s",
+                marks=marks[:60],
+                from_zero=True,
+                note=f"Vertical lines: evaluations. {_limit_note(series)}".strip(),
+                tags={"benchmark": benchmark},
             )
-            plots[-1].tags.update({"benchmark": benchmark})
-    return plots
 
 
 def sensors(run: Result, anchor: str, telemetry: Iterable[Mapping[str, Any]]) -> list[Plot]:
@@ -146,38 +128,29 @@ def sensors(run: Result, anchor: str, telemetry: Iterable[Mapping[str, Any]]) ->
     return plots
 
 
-def own_speed(run: Result, anchor: str, style: int | str, events: Events) -> list[Plot]:
-    """Return throughput and loss of one run over steps."""
-    marks = [e["step"] for e in events if e.get("kind") == "eval" and _number(e.get("step"))]
-    plots = []
+def own_speed(anchor: str, style: int | str, events: Events) -> Iterator[Plot]:
+    """Yield throughput and loss of one run over steps."""
+    marks = _evaluated(events)
     for key, name in (("sequences_per_second", "sequences/s"), ("loss", "training loss")):
-        points = [
-            (float(e["step"]), float(e[key]))
-            for e in events
-            if e.get("kind") == "step" and _number(e.get(key)) and _number(e.get("step"))
-        ]
+        points = _steps(events, key)
         if len(points) > 1:
             values = [v for _, v in points]
-            plots.append(
-                lines(
-                    f"{anchor}-{key.replace('_', '-')}",
-                    f"{name} over steps",
-                    f"{name} from {number(min(values))} to {number(max(values))}, last "
-                    f"{number(values[-1])}; {len(marks)} evaluations are marked by vertical lines.",
-                    [Series(label=name, points=points, style=style)],
-                    x="step",
-                    y=name,
-                    marks=marks[:60],
-                    height=200,
-                    from_zero=key != "loss",
-                )
+            yield lines(
+                f"{anchor}-{key.replace('_', '-')}",
+                f"{name} over steps",
+                f"{name} from {number(min(values))} to {number(max(values))}, last "
+                f"{number(values[-1])}; {len(marks)} evaluations are marked by vertical lines.",
+                [Series(label=name, points=points, style=style)],
+                x="step",
+                y=name,
+                marks=marks[:60],
+                height=200,
+                from_zero=key != "loss",
             )
-    return plots
 
 
-def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> list[Plot]:
-    """Return throughput over devices with ideal lines, on logarithmic axes."""
-    plots = []
+def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Iterator[Plot]:
+    """Yield throughput over devices with ideal lines, on logarithmic axes."""
     ours = [f for f in families if f[0][1].measured]
     theirs = sorted((f for f in families if not f[0][1].measured), key=lambda f: -f[-1][2].median)
     for i, (some, whose) in enumerate(((ours, "measured"), (theirs[:STYLES], "published"))):
@@ -193,7 +166,8 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> list[Plot
             )  # fmt: skip
             series.append(Series(label=f"ideal of {name}", points=ideal, style="ideal"))
         if series:
-            made = lines(
+            left_out = f" The {STYLES} fastest of {len(theirs)}."
+            yield lines(
                 f"scaling-{i}",
                 f"Scaling, {whose}",
                 "Sequences per second over devices (processes, on a host's processors); thin "
@@ -202,13 +176,8 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> list[Plot
                 x="devices",
                 y="sequences/s",
                 log=True,
-                note="Thin straight lines: ideal."
-                + (
-                    f" The {STYLES} fastest of {len(theirs)}." if len(theirs) > STYLES and i else ""
-                ),
+                note="Thin straight lines: ideal." + left_out * (len(theirs) > STYLES and i > 0),
             )
-            plots.append(made)
-    return plots
 
 
 def time_split(entries: Sequence[Entry]) -> Plot | None:
@@ -216,12 +185,10 @@ def time_split(entries: Sequence[Entry]) -> Plot | None:
     rows = []
     for e in entries:
         whole = e.value("run_time_s")
-        if not e.measured or whole is None:
+        if whole is None:
             continue
-        parts = [
-            v.median if (v := e.value(name)) else None
-            for name in ("data_wait_s", "eval_s", "checkpoint_s")
-        ]
+        found = (e.value(name) for name in ("data_wait_s", "eval_s", "checkpoint_s"))
+        parts = [v.median if v else None for v in found]
         parts.insert(1, _communication(e, whole.median))
         rest = max(0.0, whole.median - sum(v for v in parts if v is not None))
         rows.append((f"{e.label} ({number(whole.median, 3)} s)", [rest, *parts]))
@@ -332,14 +299,27 @@ def _evaluations(r: Result, events: Mapping[str, Events], axis: str) -> list[Poi
     return found
 
 
-def _rates(events: Iterable[Mapping[str, Any]]) -> list[Point]:
+def _by_recipe(entries: Iterable[Entry]) -> list[tuple[tuple[str, str], list[Entry]]]:
+    """Return (benchmark, recipe) and entries; published ones only with their evaluations."""
+    found: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for e in entries:
+        if e.measured or isinstance(e.first.manifest.get("evaluations"), list):
+            found[e.benchmark, str(e.first.preset) if e.measured else "MLPerf logs"].append(e)
+    return sorted(found.items())
+
+
+def _steps(events: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
+    """Return the value of ``key`` over the steps that report it."""
     return [
-        (float(e["step"]), float(e["sequences_per_second"]))
+        (float(e["step"]), float(e[key]))
         for e in events
-        if e.get("kind") == "step"
-        and _number(e.get("sequences_per_second"))
-        and _number(e.get("step"))
+        if e.get("kind") == "step" and _number(e.get(key)) and _number(e.get("step"))
     ]
+
+
+def _evaluated(events: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Return the steps of the evaluations."""
+    return [e["step"] for e in events if e.get("kind") == "eval" and _number(e.get("step"))]
 
 
 def _windows(times: Sequence[float]) -> list[tuple[float, float]]:

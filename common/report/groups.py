@@ -21,7 +21,8 @@ from bertbench.common.results.comparable import FINISHED
 from bertbench.common.results.statistics import Interval, median, median_interval
 from bertbench.common.results.store import Result
 
-PRECISIONS = {"tf32": "full", "fp32": "full", "fp64": "full"}
+FILTERS = ("benchmark", "backend", "precision")
+FULL = ("tf32", "fp32", "fp64")
 """Full precision in DeepLearningExamples' tables; every other stated one is mixed."""
 
 
@@ -81,7 +82,8 @@ class Entry:
             return f"{self.first.preset}{f' ({self.variant})' if self.variant else ''}"
         length, task = m.get("sequence_length"), str(m.get("task") or "")
         size = f"length {length}" if length and "sequence" not in task else None
-        parts = (task, self.first.preset, size, _division(m))
+        division = f"{m['division']} division" if m.get("division") else None  # never compared
+        parts = (task, self.first.preset, size, division)
         return ", ".join(str(p) for p in parts if p) or "as published"
 
     @property
@@ -105,7 +107,7 @@ class Entry:
         precision = (self.first.precision or "").lower()
         if not precision:
             return None
-        return not any(re.match(rf"{name}\b", precision) for name in PRECISIONS)
+        return not any(re.match(rf"{name}\b", precision) for name in FULL)
 
     @property
     def backend(self) -> str:
@@ -128,11 +130,7 @@ class Entry:
     @property
     def tags(self) -> dict[str, str]:
         """The values that the filters select by."""
-        return {
-            "benchmark": self.benchmark,
-            "backend": self.backend,
-            "precision": self.precision,
-        }
+        return {name: getattr(self, name) for name in FILTERS}
 
     @property
     def made(self) -> int:
@@ -164,9 +162,8 @@ class Entry:
             if self.measured and r.status not in FINISHED:
                 continue
             quality = r.quality or {}
-            if quality.get("value") is not None and (
-                not metrics or quality.get("metric") in metrics
-            ):
+            wanted = not metrics or quality.get("metric") in metrics
+            if wanted and quality.get("value") is not None:
                 found.append(float(quality["value"]))
         if not found:
             return self.value(*metrics) if metrics else None
@@ -180,8 +177,7 @@ class Entry:
     @property
     def source(self) -> Mapping[str, Any]:
         """A published row's title, url and date."""
-        source = self.first.manifest.get("source")
-        return source if isinstance(source, Mapping) else {}
+        return mapping(self.first.manifest.get("source"))
 
     @property
     def doubts(self) -> list[str]:
@@ -239,8 +235,8 @@ def _visible(r: Result) -> tuple[Any, ...]:
 
 def _settings(r: Result, *, precision: bool = True) -> str:
     """Return recipe and implementation, which every record has; with the requested precision."""
-    impl = r.config.get("impl")
-    if isinstance(impl, Mapping) and not precision:
+    impl = mapping(r.config.get("impl"))
+    if not precision:
         impl = {k: v for k, v in impl.items() if k != "precision"}
     return json.dumps([r.config.get("recipe"), impl], sort_keys=True)
 
@@ -284,7 +280,7 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
     parts, names = [], []
     for (_, recipe), members in kinds.items():
         words = _words(members[0].config.get("recipe"), _given(members[0], changed))
-        if _run_option(members[0], "synthetic"):  # and so without an accuracy
+        if mapping(members[0].config.get("run")).get("synthetic"):  # and so without an accuracy
             words = [w for w in words if not w.startswith(("eval_", "target_"))]
             words.insert(0, "synthetic data")
         if len(words) > 3:
@@ -299,7 +295,7 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
 
 def _differing(some: Iterable[Any]) -> list[str]:
     """Return the keys whose values differ between the mappings."""
-    every = [v if isinstance(v, Mapping) else {} for v in some]
+    every = list(map(mapping, some))
     return [
         k
         for k in sorted({k for v in every for k in v})
@@ -309,25 +305,18 @@ def _differing(some: Iterable[Any]) -> list[str]:
 
 def _given(r: Result, keys: Iterable[str]) -> list[str]:
     """Return those of ``keys`` that the user gave; the recipe's name implies the others."""
-    origins = r.config.get("origins")
-    known = origins if isinstance(origins, Mapping) else {}
+    known = mapping(r.config.get("origins"))
     return [k for k in keys if known.get(k) not in ("preset", "default")]
 
 
-def _run_option(r: Result, name: str) -> Any:
-    run = r.config.get("run")
-    return run.get(name) if isinstance(run, Mapping) else None
-
-
 def _words(values: Any, keys: Iterable[str]) -> list[str]:
-    known = values if isinstance(values, Mapping) else {}
-    chosen = {k: known.get(k) for k in keys}
+    chosen = {k: mapping(values).get(k) for k in keys}
     return [f"{k} {'unset' if v is None else json.dumps(v)}"[:60] for k, v in chosen.items()]
 
 
-def _division(row: Mapping[str, Any]) -> str | None:
-    """Return an MLPerf result's division; the two divisions are never compared."""
-    return f"{row['division']} division" if row.get("division") else None
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return ``value``, or an empty mapping if it is none."""
+    return value if isinstance(value, Mapping) else {}
 
 
 class _Anchors:

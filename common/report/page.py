@@ -6,9 +6,8 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from markupsafe import Markup
 
 from bertbench.common.measure.metric import SHARED
 from bertbench.common.report import figures, tables
-from bertbench.common.report.groups import Entry, Value, entries
+from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
 from bertbench.common.report.plot import Plot
 from bertbench.common.report.published_tables import suite_tables
 from bertbench.common.report.tables import MISSED, Table
@@ -25,6 +24,7 @@ from bertbench.common.report.words import number, quantity
 from bertbench.common.results.store import Damaged, Result
 
 HERE = Path(__file__).parent
+TEMPLATES = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined)
 MOST_DETAILED = 40
 """The newest runs get separate plots; this many."""
 MOST_READ = 120
@@ -97,25 +97,24 @@ class Report:
         families = tables.families(both)
         known = _scalability(families)
         benchmarks = sorted({e.benchmark for e in both})
-        beside = [tables.beside(i, b, both) for i, b in enumerate(benchmarks)]
+        beside = (tables.beside(i, b, both) for i, b in enumerate(benchmarks))
         yield PageSection(
-            id="measured", title="Measured", tables=[tables.configurations(real)] if real else (),
-            plots=figures.learning(real, self._events) + figures.speed(real, self._events),
+            id="measured", title="Measured", tables=_filled(tables.configurations(real)),
+            plots=[*figures.learning(real, self._events), *figures.speed(real, self._events)],
             text=self._sampled(),
         )  # fmt: skip
         split = figures.time_split(real)
-        scaled = tables.scaling([f for f in families if f[0][1].measured])
         yield PageSection(
             id="scaling", title="Scaling and time",
-            tables=[scaled] if scaled else (),
-            plots=figures.scaling(families) + ([split] if split else []), plots_first=True,
+            tables=_filled(tables.scaling([f for f in families if f[0][1].measured])),
+            plots=[*figures.scaling(families), *([split] if split else [])], plots_first=True,
         )  # fmt: skip
         yield PageSection(
             id="beside", title="Beside published figures",
             text="Published figures as their sources state them, most without a definition. Each "
             "links to its source and the doubts about it.",
-            tables=[t for t in beside if t],
-            plots=figures.learning(self.published, {}, "published"),
+            tables=_filled(*beside),
+            plots=[*figures.learning(self.published, {}, "published")],
         )  # fmt: skip
         yield PageSection(
             id="suites", title="Tables in the format of other suites",
@@ -123,24 +122,22 @@ class Report:
             "run shows its publisher's figures.",
             tables=suite_tables(both, known),
         )  # fmt: skip
-        failed = tables.failures(real, self.damaged)
-        yield PageSection(id="failed", title="What went wrong", tables=[failed] if failed else ())
+        failed = _filled(tables.failures(real, self.damaged))
+        yield PageSection(id="failed", title="What went wrong", tables=failed)
         yield PageSection(
             id="runs", title="Runs", groups=self._groups(real),
             text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
         )  # fmt: skip
         fake = self.simulated
-        failed = tables.failures(fake, ())
         yield PageSection(
             id="simulated", title="Simulated runs", simulated=True,
             text="These devices do not exist. The figures are not results, and no table above "
             "includes them.",
             tables=[
                 replace(t, id=f"simulated-{t.id}", title=f"Simulated: {t.title.lower()}")
-                for t in (tables.configurations(fake) if fake else None, failed)
-                if t
+                for t in _filled(tables.configurations(fake), tables.failures(fake, ()))
             ],
-            plots=figures.learning(fake, self._events, "simulated"),
+            plots=[*figures.learning(fake, self._events, "simulated")],
             groups=self._groups(fake),
         )  # fmt: skip
         yield PageSection(
@@ -154,11 +151,10 @@ class Report:
     def facts(self) -> list[tuple[str, str]]:
         """(name, value) pairs of the page's head."""
         runs = [r for e in self.real for r in e.results]
-        ended = tables.counts(runs)
         found = [
             ("runs", str(len(runs))),
             ("configurations", str(len(self.real))),
-            ("ended", ended),
+            ("ended", tables.counts(runs)),
             ("simulated, apart", str(sum(e.made for e in self.simulated))),
             ("damaged records", str(len(self.damaged))),
             ("published figures", str(len(self.published))),
@@ -177,10 +173,7 @@ class Report:
     def filters(self) -> list[tuple[str, str, list[str]]]:
         """(key, name, values) of the menus."""
         every = [*self.real, *self.simulated, *self.published]
-        return [
-            (key, key.capitalize(), sorted({e.tags[key] for e in every}))
-            for key in ("benchmark", "backend", "precision")
-        ]
+        return [(key, key.capitalize(), sorted({e.tags[key] for e in every})) for key in FILTERS]
 
     @property
     def definitions(self) -> list[Definition]:
@@ -240,7 +233,7 @@ class Report:
     def _run(self, e: Entry, r: Result) -> RunSection:
         anchor, plots = e.anchors[r.run_id], []
         if r.run_id in self._detailed:
-            plots = figures.own_speed(r, anchor, e.style, self._events[r.run_id])
+            plots = [*figures.own_speed(anchor, e.style, self._events[r.run_id])]
             plots += figures.sensors(r, anchor, r.telemetry())
         rate, quality = r.value("sequences_per_second"), r.quality
         headline = [] if r.seed is None else [f"seed {r.seed}"]
@@ -261,6 +254,10 @@ class Report:
         )
 
 
+def _filled(*made: Table) -> list[Table]:
+    return [table for table in made if table.rows]
+
+
 def _newest(some: Sequence[Entry]) -> set[str]:
     """Return the ids of the runs whose steps are read: the newest of each configuration."""
     if not some:
@@ -274,18 +271,14 @@ def _newest(some: Sequence[Entry]) -> set[str]:
 
 def _facts(r: Result) -> list[tuple[str, str]]:
     """Return a run's facts besides its metrics."""
-    m, extras = r.manifest, r.manifest.get("extras")
-    extras = extras if isinstance(extras, Mapping) else {}
-    origins = r.config.get("origins")
+    m, extras = r.manifest, mapping(r.manifest.get("extras"))
     settings = {k: v for part in ("recipe", "impl", "run") for k, v in r.config[part].items()}
     given = [
         f"{k} {settings.get(k)}"
-        for k, origin in (origins.items() if isinstance(origins, Mapping) else ())
+        for k, origin in mapping(r.config.get("origins")).items()
         if origin in ("flag", "environment") and k != "output_dir"
     ]
-    software = r.system.get("software")
-    packages = software.get("packages") if isinstance(software, Mapping) else None
-    torch = packages.get("torch") if isinstance(packages, Mapping) else None
+    packages = mapping(mapping(r.system.get("software")).get("packages"))
     notes = m.get("notes")
     facts = (
         ("Ended", r.reason),
@@ -298,7 +291,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
         ("Recipe hash", r.recipe_hash),
         ("Code", " ".join(str(x) for x in (r.code_hash, m.get("commit")) if x)
                  + (" (changed since the commit)" if m.get("dirty") else "")),
-        ("torch", torch),
+        ("torch", packages.get("torch")),
         ("Given", ", ".join(given)),
         ("Sensors", extras.get("telemetry")),
         ("Notes", "\n".join(str(n) for n in notes) if isinstance(notes, list) else None),
@@ -317,35 +310,19 @@ def _scalability(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> dict
     return known
 
 
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=False,
-    )  # fmt: skip
-
-
 def html(report: Report) -> str:
     """Return one HTML file with its style and script; its policy forbids every other."""
     css = (HERE / "report.css").read_text(encoding="utf-8")
     js = (HERE / "report.js").read_text(encoding="utf-8")
     contents = [(s.id, s.title) for s in report.sections] + [("definitions", "Definitions")]
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            css=Markup(css),
-            js=Markup(js),
-            css_hash=_hash(css),
-            js_hash=_hash(js),
-            facts=report.facts,
-            systems=report.systems,
-            contents=contents,
-            filters=report.filters,
-            missed=MISSED,
-            sections=report.sections,
-            definitions=report.definitions,
-        )
+    return TEMPLATES.get_template("report.html.j2").render(
+        css=Markup(css),
+        js=Markup(js),
+        css_hash=_hash(css),
+        js_hash=_hash(js),
+        report=report,
+        contents=contents,
+        missed=MISSED,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
@@ -59,7 +59,7 @@ class Plot:
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     note: str = ""
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
     """The values that the filters select by."""
 
 
@@ -78,6 +78,7 @@ def lines(
     from_zero: bool = False,
     note: str = "",
     height: int = 280,
+    tags: Mapping[str, str] | None = None,
 ) -> Plot:
     """Return a plot of series over a common x.
 
@@ -122,6 +123,7 @@ def lines(
         columns=(x, *(s.label for s, _ in thin)),
         rows=_values([points for _, points in thin]),
         note=note,
+        tags=tags or {},
     )
 
 
@@ -139,7 +141,8 @@ def bars(
     out, pitch = [], 44
     for i, (label, values) in enumerate(rows):
         y, at, total = 6 + i * pitch, 0.0, sum(v for v in values if v is not None)
-        out.append(f'<text class="label" x="0" y="{y + 11}">{escape(_short(label, 66))}</text>')
+        shown = label if len(label) <= 66 else f"{label[:63]}..."
+        out.append(f'<text class="label" x="0" y="{y + 11}">{escape(shown)}</text>')
         for j, value in enumerate(values):
             if not value or value < 0:
                 continue
@@ -196,12 +199,12 @@ def swatch(style: int | str) -> Markup:
     )
 
 
-def thinned(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """Return at most ``limit`` points, with both ends and the extremes of every span."""
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """Return at most MAX_POINTS points, with both ends and the extremes of every span."""
     whole = [p for p in points if drawable(p[0]) and drawable(p[1])]
-    if len(whole) <= limit:
+    if len(whole) <= MAX_POINTS:
         return whole
-    inner, buckets = whole[1:-1], (limit - 2) // 2
+    inner, buckets = whole[1:-1], (MAX_POINTS - 2) // 2
     kept = [whole[0]]
     for i in range(buckets):
         part = inner[i * len(inner) // buckets : (i + 1) * len(inner) // buckets]
@@ -290,7 +293,3 @@ def _values(series: Sequence[Sequence[Point]]) -> list[list[str]]:
     columns = [dict(points) for points in series]
     xs = sorted({x for column in columns for x in column})
     return [[number(x), *(number(c[x]) if x in c else "" for c in columns)] for x in xs]
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -16,11 +16,13 @@ from bertbench.common.report.groups import Entry, Value
 from bertbench.common.report.tables import (
     RATE,
     Cell,
-    Column,
     Table,
+    columns,
     count,
     number_cell,
+    plain_cell,
     row,
+    share_cell,
     task_note,
 )
 from bertbench.common.report.words import number
@@ -48,7 +50,7 @@ def suite_tables(entries: Sequence[Entry], scalability: Scalability) -> list[Tab
         _int8(entries),
         _sparse(entries),
     ]
-    return [table for table in made if table is not None and table.rows]
+    return [table for table in made if table.rows]
 
 
 def _of(entries: Sequence[Entry], *publishers: str) -> list[Entry]:
@@ -65,7 +67,7 @@ def _deepspark_speed(entries: Sequence[Entry]) -> Table:
     rows = [
         row(
             e,
-            Cell(e.device, e.device, e.link(), task_note(e)),
+            Cell(e.device, e.link(), task_note(e)),
             number_cell(e.value(*RATE), e.link()),
             number_cell(e.value("e2e_time_s"), e.link(), form=lambda s: f"{number(s)} s"),
             number_cell(e.quality(MLM), e.link()),
@@ -79,90 +81,67 @@ def _deepspark_speed(entries: Sequence[Entry]) -> Table:
         intro="FPS: sequences trained in the timed window / its seconds; E2E: start of the process "
         "to its last measurement; accuracy: masked tokens of the held-out set. DeepSparkHub "
         "defines none of them.",
-        columns=(
-            Column("GPUs"), Column("FPS", True), Column("E2E", True), Column("Accuracy", True)
-        ),
+        columns=columns("GPUs | # FPS | # E2E | # Accuracy"),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def _deepspark_all(entries: Sequence[Entry], scalability: Scalability) -> Table:
     rows = []
     for e in entries:
-        link = e.link()
-        watts, scaled, peak = (
-            e.value("power_w"), _known(scalability, e), e.value("peak_memory_bytes")
-        )  # fmt: skip
+        link, count = e.link(), e.devices or 1
+        watts, peak = e.value("power_w"), e.value("peak_memory_bytes")
+        scaled = scalability.get(e.anchor) or e.value("scalability")
         if not e.value(*RATE) or not (watts or scaled or peak or e.measured):
             continue
-        count = e.devices or 1
         target = next((r.quality.get("target") for r in e.results if r.quality), None)
-        power = number_cell(watts, link, form=lambda w, n=count: f"{number(w / n, 3)} x {n}")
-        memory = number_cell(
-            peak, link, scale=2**-30, form=lambda g, n=count: f"{number(g, 3)} x {n}"
-        )
         batch = f"batch {e.batch}, " if e.batch else ""
-        stable = e.value("stability")
-        share = len(e.reached) / e.made
-        rows.append(
-            row(
-                e,
-                Cell("" if target is None else number(target), target, link),
-                Cell(f"{e.device}, {batch}{e.precision}", e.device, link, task_note(e)),
-                number_cell(e.value(*RATE), link),
-                number_cell(e.quality(MLM), link),
-                power,
-                number_cell(scaled, link),
-                memory,
-                Cell(number(share, 2), share, e.anchor, f"{len(e.reached)} of {e.made}")
-                if e.measured
-                else number_cell(stable, link),
-            )
+        cells = (
+            plain_cell(target, link),
+            Cell(f"{e.device}, {batch}{e.precision}", link, task_note(e)),
+            number_cell(e.value(*RATE), link),
+            number_cell(e.quality(MLM), link),
+            number_cell(watts, link, form=lambda w, n=count: f"{number(w / n, 3)} x {n}"),
+            number_cell(scaled, link),
+            number_cell(peak, link, scale=2**-30, form=lambda g, n=count: f"{number(g, 3)} x {n}"),
+            share_cell(e) if e.measured else number_cell(e.value("stability"), link),
         )
+        rows.append(row(e, *cells))
     return Table(
         id="deepsparkhub-2",
         title="In the format of DeepSparkHub's second table",
         intro="Power and memory: per device x devices; scalability: rate(N) / (N x rate(1)); "
         "stability: runs that ended well / runs made. DeepSparkHub defines none of them.",
-        columns=(
-            Column("Convergence criteria"), Column("Configuration"),
-            Column("Performance", True), Column("Accuracy", True), Column("Power, W", True),
-            Column("Scalability", True), Column("Memory, GiB", True), Column("Stability", True),
+        columns=columns(
+            "Convergence criteria | Configuration | # Performance | # Accuracy | # Power, W | "
+            "# Scalability | # Memory, GiB | # Stability"
         ),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def _enflame(entries: Sequence[Entry], *, accuracy: bool) -> Table:
-    name = "Accuracy, F1 %" if accuracy else "Throughput, sequences/s"
     rows = []
     for e in entries:
         value = e.quality(F1) if accuracy else e.value("sequences_per_second", "train_fps_mean")
         if value is not None:
-            rows.append(
-                row(
-                    e,
-                    Cell(e.device, e.device, e.link(), task_note(e)),
-                    count(e.batch),
-                    Cell(e.precision, e.precision),
-                    *((number_cell(e.value(EM), e.link()),) if accuracy else ()),
-                    number_cell(value, e.link()),
-                )
-            )
-    extra = (Column("Exact match, %", True),) if accuracy else ()
-    return Table(
-        id=f"enflame-{'accuracy' if accuracy else 'performance'}",
-        title=f"In the format of Enflame's {'accuracy' if accuracy else 'performance'} table",
-        intro="SQuAD after training, scored as the official script does."
-        if accuracy
-        else "Sequences trained in the timed window / its seconds. Enflame labels them images per "
-        "second.",
-        columns=(
-            Column("Devices"), Column("Batch / device", True), Column("Data type"), *extra,
-            Column(name, True),
-        ),
-        rows=rows,
+            exact = [number_cell(e.value(EM), e.link())] if accuracy else []
+            cells = [Cell(e.device, e.link(), task_note(e)), count(e.batch), Cell(e.precision)]
+            rows.append(row(e, *cells, *exact, number_cell(value, e.link())))
+    kind, intro, last = (
+        ("accuracy", "SQuAD after training, scored as the official script does.",
+         "# Exact match, % | # Accuracy, F1 %")
+        if accuracy else
+        ("performance", "Sequences trained in the timed window / its seconds. Enflame labels them "
+         "images per second.", "# Throughput, sequences/s")
     )  # fmt: skip
+    return Table(
+        id=f"enflame-{kind}",
+        title=f"In the format of Enflame's {kind} table",
+        intro=intro,
+        columns=columns(f"Devices | # Batch / device | Data type | {last}"),
+        rows=rows,
+    )
 
 
 def _mlperf(entries: Sequence[Entry]) -> Table:
@@ -175,29 +154,26 @@ def _mlperf(entries: Sequence[Entry]) -> Table:
             continue
         m = e.first.manifest
         origin = [str(m[k]) for k in ("submitter", "division") if m.get(k)]
-        rows.append(
-            row(
-                e,
-                Cell(e.first.system_name, e.first.system_name, e.link(), ", ".join(origin)),
-                Cell(f"v{m['round']}" if m.get("round") else "", m.get("round")),
-                count(e.devices),
-                number_cell(took, e.link(), scale=1 / 60),
-                number_cell(e.value("samples_to_target"), e.link()),
-                number_cell(e.value("sequences_per_second_e2e", "sequences_per_second"), e.link()),
-            )
+        cells = (
+            Cell(e.first.system_name, e.link(), ", ".join(origin)),
+            Cell(f"v{m['round']}" if m.get("round") else ""),
+            count(e.devices),
+            number_cell(took, e.link(), scale=1 / 60),
+            number_cell(e.value("samples_to_target"), e.link()),
+            number_cell(e.value("sequences_per_second_e2e", "sequences_per_second"), e.link()),
         )
+        rows.append(row(e, *cells))
     rows.sort(key=lambda row: row.cells[3].sort or 0)
     return Table(
         id="mlperf",
         title="In the format of MLPerf Training's results",
         intro="Minutes from run_start to the evaluation that reached the target. Results of the "
         "closed and the open division are not comparable.",
-        columns=(
-            Column("System"), Column("Round"), Column("Devices", True), Column("Minutes", True),
-            Column("Samples", True), Column("Sequences/s with evaluations", True),
+        columns=columns(
+            "System | Round | # Devices | # Minutes | # Samples | # Sequences/s with evaluations"
         ),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def _int8(entries: Sequence[Entry]) -> Table:
@@ -210,30 +186,26 @@ def _int8(entries: Sequence[Entry]) -> Table:
         each = e.value("offline_samples_per_second_per_device")
         if total is None and each is None:
             continue
-        rows.append(
-            row(
-                e,
-                Cell(e.first.system_name, e.first.system_name, e.link(), e.workload),
-                count(e.devices),
-                Cell(e.precision, e.precision),
-                number_cell(total, e.link()),
-                number_cell(each, e.link()),
-                number_cell(e.quality(F1), e.link()),
-                number_cell(e.value("single_stream_p90_s"), e.link(), scale=1e3),
-            )
+        cells = (
+            Cell(e.first.system_name, e.link(), e.workload),
+            count(e.devices),
+            Cell(e.precision),
+            number_cell(total, e.link()),
+            number_cell(each, e.link()),
+            number_cell(e.quality(F1), e.link()),
+            number_cell(e.value("single_stream_p90_s"), e.link(), scale=1e3),
         )
+        rows.append(row(e, *cells))
     return Table(
         id="inference",
         title="In the format of MLPerf Inference's results",
         intro="SQuAD offline: samples per second of the system and of one device, F1, and the 90th "
         "percentile of single-stream latency.",
-        columns=(
-            Column("System"), Column("Devices", True), Column("Precision"),
-            Column("Samples/s", True), Column("per device", True), Column("F1", True),
-            Column("p90, ms", True),
+        columns=columns(
+            "System | # Devices | Precision | # Samples/s | # per device | # F1 | # p90, ms"
         ),
         rows=rows,
-    )  # fmt: skip
+    )
 
 
 def _sparse(entries: Sequence[Entry]) -> Table:
@@ -245,34 +217,34 @@ def _sparse(entries: Sequence[Entry]) -> Table:
         if sparsity is None or not any(scores):
             continue
         name = str(e.first.manifest.get("title") or e.first.system_name)
-        cells = [Cell(name, name, e.link(), e.workload), number_cell(sparsity, e.link())]
+        cells = [Cell(name, e.link(), e.workload), number_cell(sparsity, e.link())]
         for task, found in zip(GLUE, scores, strict=True):
             other = _glue(e, "MNLI-mm") if task == "MNLI" else None
             cell = number_cell(found, e.link())
-            cells.append(cell._replace(text=f"{cell.text}/{number(other.median)}") if other and
-                         found else cell)  # fmt: skip
+            if found and other:
+                cell = cell._replace(text=f"{cell.text}/{number(other.median)}")
+            cells.append(cell)
         rows.append(row(e, *cells))
     return Table(
         id="sparsebert",
         title="In the format of SparseBERT's table",
         intro="GLUE scores in % by attention pattern; sparsity in % of the attention matrix.",
-        columns=(Column("Pattern"), Column("Sparsity", True), *(Column(t, True) for t in GLUE)),
+        columns=columns(" | # ".join(("Pattern", "Sparsity", *GLUE))),
         rows=rows,
     )
 
 
 def _glue(e: Entry, task: str) -> Value | None:
     slug = task.lower().replace("-", "")
-    wanted = {slug, f"glue{slug}"} | ({"mnlim", "mnlimatched"} if task == "MNLI" else set())
-    wanted |= {"mnlimismatched"} if task == "MNLI-mm" else set()
-    wanted |= {"glueaverage"} if task == "Avg" else set()
+    also = {
+        "MNLI": ("mnlim", "mnlimatched"),
+        "MNLI-mm": ("mnlimismatched",),
+        "Avg": ("glueaverage",),
+    }
+    wanted = {slug, f"glue{slug}", *also.get(task, ())}
     if task == "Avg" and e.quality_name == "glue_average":
         return e.quality()
     for name in e.first.metrics:
         if name.replace("_", "").replace("-", "").removesuffix("score") in wanted:
             return e.value(name)
     return None
-
-
-def _known(scalability: Scalability, e: Entry) -> Value | None:
-    return scalability.get(e.anchor) or e.value("scalability")

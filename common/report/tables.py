@@ -23,13 +23,13 @@ MISSED = "\u2020"
 
 
 class Cell(NamedTuple):
-    """Shows ``text``, is sorted by ``sort`` (None: last), and links to ``href``."""
+    """Shows ``text`` and links to ``href``; a number is sorted by ``sort``."""
 
     text: str
-    sort: float | str | None = None
     href: str = ""
     note: str = ""
     """Small print below."""
+    sort: float | None = None
     picture: Markup = Markup("")
 
 
@@ -57,7 +57,23 @@ class Table:
     collapsed: bool = False
 
 
-EMPTY = Cell("", None)
+EMPTY = Cell("")
+
+
+def columns(names: str) -> list[Column]:
+    """Return the columns of ``names``, which are divided by bars; ``#`` begins a numeric one."""
+    return [Column(n.strip(" #"), "#" in n) for n in names.split("|")]
+
+
+def row(e: Entry, *cells: Cell) -> TableRow:
+    """Return a row with the entry's tags."""
+    kind = "published" if not e.measured else "simulated" if e.first.simulated else "measured"
+    return TableRow(cells, e.tags, kind)
+
+
+def plain_cell(value: float | None, href: str = "", note: str = "", digits: int = 4) -> Cell:
+    """Return a cell of a number; empty for None."""
+    return Cell("" if value is None else number(value, digits), href, note, value)
 
 
 def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any = number) -> Cell:
@@ -71,105 +87,78 @@ def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any =
         if value.interval is not None and ends[0] != ends[1]:
             note = " to ".join(form(v * scale) for v in value.interval[:2]) + " (95 %)"
     text = form(value.median * scale) + (f" {MISSED}" if value.missed else "")
-    return Cell(text, value.median * scale, href, note)
+    return Cell(text, href, note, value.median * scale)
 
 
-def configurations(rows: Sequence[Entry], ident: str = "configurations") -> Table:
+def configurations(rows: Sequence[Entry]) -> Table:
     """Return a table with one row per measured configuration."""
     made = []
     for e in rows:
         link = e.link()
-        quality = e.quality()
-        runs = Cell(str(e.made), e.made, e.anchor, "" if e.made > 5 else "indicative")
-        made.append(
-            TableRow(
-                (
-                    Cell(
-                        e.workload,
-                        e.workload,
-                        link,
-                        ", ".join(filter(None, (e.benchmark, e.quality_name))),
-                    ),
-                    Cell(e.device, e.device, "", f"{e.backend}, {e.first.system_name}"),
-                    Cell(e.precision, e.precision),
-                    runs,
-                    number_cell(e.value("sequences_per_second"), link),
-                    number_cell(e.value("real_tokens_per_second"), link),
-                    number_cell(e.value("time_to_target_s"), link, form=duration),
-                    number_cell(quality, link),
-                    _stability(e),
-                    number_cell(e.value("power_w"), link),
-                    number_cell(e.value("peak_memory_bytes"), link, scale=2**-30),
-                ),
-                e.tags,
-                "simulated" if e.first.simulated else "measured",
-            )
+        names = ", ".join(filter(None, (e.benchmark, e.quality_name)))
+        cells = (
+            Cell(e.workload, link, names),
+            Cell(e.device, "", f"{e.backend}, {e.first.system_name}"),
+            Cell(e.precision),
+            Cell(str(e.made), e.anchor, "" if e.made > 5 else "indicative", e.made),
+            number_cell(e.value("sequences_per_second"), link),
+            number_cell(e.value("real_tokens_per_second"), link),
+            number_cell(e.value("time_to_target_s"), link, form=duration),
+            number_cell(e.quality(), link),
+            _stability(e),
+            number_cell(e.value("power_w"), link),
+            number_cell(e.value("peak_memory_bytes"), link, scale=2**-30),
         )
+        made.append(row(e, *cells))
     return Table(
-        id=ident,
+        id="configurations",
         title="Configurations",
         intro="Every measured configuration: medians over its runs, each a separate process, with "
         "the 95 % interval of the median. Fewer than six runs have no interval and are indicative "
         "only; they show the minimum and maximum.",
-        columns=(
-            Column("Recipe"), Column("Device"), Column("Precision"), Column("Runs", True),
-            Column("Sequences/s", True), Column("Real tokens/s", True),
-            Column("Time to target", True), Column("Quality", True), Column("Stability", True),
-            Column("Power, W", True), Column("Peak memory, GiB", True),
+        columns=columns(
+            "Recipe | Device | Precision | # Runs | # Sequences/s | # Real tokens/s | "
+            "# Time to target | # Quality | # Stability | # Power, W | # Peak memory, GiB"
         ),
         rows=made,
-    )  # fmt: skip
+    )
 
 
-def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table | None:
+def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table:
     """Return throughput on a common scale: measured rows first, then by speed."""
     rows = [e for e in rows if e.benchmark == benchmark]
     rated = [(e, v) for e in rows if (v := e.value(*RATE)) is not None and v.median > 0]
-    if not rated:
-        return None
     rated.sort(key=lambda pair: (not pair[0].measured, -pair[1].median))
     reachable = [v.median for _, v in rated if drawable(v.median)] or [1.0]
     low, high = min(reachable), max(reachable)
     made = []
     for e, v in rated:
-        count = e.devices
-        each = v.median / count if count else None
-        style = 0 if e.measured else e.style
-        quality = number_cell(e.quality(), e.link())
-        quality = quality._replace(note=e.quality_name if quality.text else "")
-        made.append(
-            TableRow(
-                (
-                    Cell(e.device, e.device, e.link()),
-                    Cell(e.workload, e.workload),
-                    Cell(e.precision, e.precision),
-                    _whole_or_window(e, v),
-                    Cell("", v.median, picture=strip(v.median, low, high, style))
-                    if drawable(v.median)
-                    else Cell("", v.median),
-                    Cell("", None) if each is None else Cell(number(each), each, e.link()),
-                    quality,
-                    Cell("measured here", "")
-                    if e.measured
-                    else Cell(str(e.source.get("title", "")), str(e.source.get("title", "")),
-                              e.link(), str(e.source.get("date") or "")),
-                ),
-                e.tags,
-                "measured" if e.measured else "published",
-            )
-        )  # fmt: skip
+        link, shown = e.link(), drawable(v.median)
+        scale = strip(v.median, low, high, 0 if e.measured else e.style) if shown else Markup("")
+        quality = number_cell(e.quality(), link)
+        source = Cell(str(e.source.get("title", "")), link, str(e.source.get("date") or ""))
+        cells = (
+            Cell(e.device, link),
+            Cell(e.workload),
+            Cell(e.precision),
+            _whole_or_window(e, v),
+            Cell("", sort=v.median, picture=scale),
+            plain_cell(v.median / e.devices if e.devices else None, link),
+            quality._replace(note=e.quality_name if quality.text else ""),
+            Cell("measured here") if e.measured else source,
+        )
+        made.append(row(e, *cells))
     return Table(
         id=f"beside-{ident}",
         title=f"Throughput, measured and published: {benchmark}",
         intro="Sequences trained per second. Compare rows of the same workload only: models, "
         "lengths and data differ, and sources count differently.",
-        columns=(
-            Column("Device"), Column("Workload"), Column("Precision"),
-            Column("Sequences/s", True), Column("Logarithmic scale", True),
-            Column("per device", True), Column("Quality", True), Column("Source"),
+        columns=columns(
+            "Device | Workload | Precision | # Sequences/s | # Logarithmic scale | # per device | "
+            "# Quality | Source"
         ),
         rows=made,
-    )  # fmt: skip
+    )
 
 
 def _whole_or_window(e: Entry, v: Value) -> Cell:
@@ -180,47 +169,37 @@ def _whole_or_window(e: Entry, v: Value) -> Cell:
     return cell._replace(note=", ".join(filter(None, (cell.note, "with evaluations"))))
 
 
-def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table | None:
-    """Return the efficiency of every family of configurations, or None without a family."""
+def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Table:
+    """Return the efficiency of every family of configurations."""
     made = []
     for family in families:
         n0, _, base = family[0]
         for n, e, v in family:
-            share = v.median / base.median / (n / n0)
-            alone = e.value("gradient_all_reduce_s")
-            made.append(
-                TableRow(
-                    (
-                        Cell(e.workload, e.workload, e.link()),
-                        Cell(e.first.device_name or e.first.system_name),
-                        Cell(e.precision, e.precision),
-                        Cell(str(n), n, e.link()),
-                        number_cell(v, e.link()),
-                        Cell(number(v.median / base.median, 3), v.median / base.median, e.link()),
-                        Cell(number(share, 3), share, e.link(),
-                             "" if n0 == 1 else f"against {n0}"),
-                        number_cell(alone, e.link(), form=duration),
-                        Cell(mode(family)),
-                    ),
-                    e.tags,
-                    "measured" if e.measured else "published",
-                )
-            )  # fmt: skip
-    if not made:
-        return None
+            gain, link = v.median / base.median, e.link()
+            cells = (
+                Cell(e.workload, link),
+                Cell(e.first.device_name or e.first.system_name),
+                Cell(e.precision),
+                Cell(str(n), link, sort=n),
+                number_cell(v, link),
+                plain_cell(gain, link, digits=3),
+                plain_cell(gain / (n / n0), link, "" if n0 == 1 else f"against {n0}", 3),
+                number_cell(e.value("gradient_all_reduce_s"), link, form=duration),
+                Cell(mode(family)),
+            )
+            made.append(row(e, *cells))
     return Table(
         id="scaling-table",
         title="Scaling",
         intro="Scalability is rate(N) / (N x rate(1)), with the same recipe, precision and "
         "implementation; without a single-device run, the smallest run is the baseline. "
         "All-reduce: a step's gradients alone.",
-        columns=(
-            Column("Workload"), Column("Device"), Column("Precision"), Column("N", True),
-            Column("Sequences/s", True), Column("Speed-up", True), Column("Scalability", True),
-            Column("All-reduce", True), Column("Batch"),
+        columns=columns(
+            "Workload | Device | Precision | # N | # Sequences/s | # Speed-up | # Scalability | "
+            "# All-reduce | Batch"
         ),
         rows=made,
-    )  # fmt: skip
+    )
 
 
 def families(rows: Iterable[Entry]) -> list[list[tuple[int, Entry, Value]]]:
@@ -262,32 +241,28 @@ def mode(family: Sequence[tuple[int, Entry, Value]]) -> str:
     return "weak" if each[0] is not None and len(set(each)) == 1 else "not stated"
 
 
-def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table | None:
+def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table:
     """Return runs that did not end well, and damaged records."""
     made = []
     for e in results:
         for r in e.results:
             if not ended_well(r):
-                text = r.reason or "no reason was recorded"
                 link = e.anchors.get(r.run_id, e.anchor)
                 cells = (
-                    Cell(r.status.replace("_", " "), r.status, link),
-                    Cell(text, text),
-                    Cell(r.title, r.title, link),
-                    Cell(r.created or "", r.created),
+                    Cell(r.status.replace("_", " "), link),
+                    Cell(r.reason or "no reason was recorded"),
+                    Cell(r.title, link),
+                    Cell(r.created or ""),
                 )
                 made.append(TableRow(cells, e.tags, "failed"))
     for d in damaged:
-        name = "/".join(d.path.parts[-3:])
-        cells = (Cell("damaged", "damaged"), Cell(d.problem, d.problem), Cell(name, name), EMPTY)
+        cells = (Cell("damaged"), Cell(d.problem), Cell("/".join(d.path.parts[-3:])), EMPTY)
         made.append(TableRow(cells, {}, "failed"))
-    if not made:
-        return None
     return Table(
         id="failures",
         title="Failures, refusals and damaged records",
         intro="Failures count in the stability above. A damaged record counts nowhere.",
-        columns=(Column("Status"), Column("Reason"), Column("Run"), Column("Began")),
+        columns=columns("Status | Reason | Run | Began"),
         rows=made,
     )
 
@@ -307,35 +282,29 @@ def _source(i: int, rows: Sequence[Entry]) -> Table:
         m, where = e.first.metrics, e.first.manifest.get("where")
         figures = [f"{name} {quantity(float(v['value']), str(v['unit']))}" for name, v in m.items()]
         stated = [f"{name}: {v['definition']}" for name, v in m.items() if v.get("definition")]
-        quality = _named(number_cell(e.quality(), ""), e.quality_name)
-        name = str(e.first.manifest.get("title") or e.first.system_name)
-        made.append(
-            TableRow(
-                (
-                    Cell(name, name, note=str(where or "")),
-                    Cell(f"{e.workload}, {e.precision}"),
-                    Cell("; ".join(figures), note="; ".join(stated)),
-                    quality,
-                    Cell("; ".join(e.doubts)),
-                ),
-                e.tags | {"anchor": e.anchor},
-                "published",
-            )
+        quality = number_cell(e.quality(), "")
+        names = ", ".join(filter(None, (e.quality_name, quality.note)))
+        cells = (
+            Cell(str(e.first.manifest.get("title") or e.first.system_name), note=str(where or "")),
+            Cell(task_note(e)),
+            Cell("; ".join(figures), note="; ".join(stated)),
+            quality._replace(note=names) if quality.text else quality,
+            Cell("; ".join(e.doubts)),
         )
+        made.append(TableRow(cells, e.tags | {"anchor": e.anchor}, "published"))
     source = rows[0].source
     known = (source.get("url"), source.get("commit"), source.get("date"), source.get("note"))
     return Table(
         id=f"source-{i}",
         title=str(source.get("title") or rows[0].first.path.name),
         intro=" \u00b7 ".join(str(k) for k in known if k),
-        columns=(
-            Column("What"), Column("Workload"),
-            Column("Figures, and their definition where one is given"),
-            Column("Quality", True), Column("Doubtful because"),
+        columns=columns(
+            "What | Workload | Figures, and their definition where one is given | # Quality | "
+            "Doubtful because"
         ),
         rows=made,
         collapsed=True,
-    )  # fmt: skip
+    )
 
 
 def counts(results: Iterable[Result]) -> str:
@@ -347,19 +316,14 @@ def counts(results: Iterable[Result]) -> str:
 def _stability(e: Entry) -> Cell:
     """Return the share of runs that reached their target; empty without a target."""
     if not any(r.quality and r.quality.get("target") is not None for r in e.results):
-        return Cell("", None, note=counts(e.results) if len(e.reached) < e.made else "")
+        return Cell("", note=counts(e.results) if len(e.reached) < e.made else "")
+    return share_cell(e)
+
+
+def share_cell(e: Entry) -> Cell:
+    """Return the share of runs that ended well."""
     share = len(e.reached) / e.made
-    return Cell(number(share, 2), share, e.anchor, f"{len(e.reached)} of {e.made}")
-
-
-def _named(cell: Cell, name: str) -> Cell:
-    note = ", ".join(part for part in (name, cell.note) if part)
-    return cell._replace(note=note) if cell.text else cell
-
-
-def row(e: Entry, *cells: Cell) -> TableRow:
-    """Return a row with the entry's tags."""
-    return TableRow(cells, e.tags, "measured" if e.measured else "published")
+    return plain_cell(share, e.anchor, f"{len(e.reached)} of {e.made}", 2)
 
 
 def task_note(e: Entry) -> str:
@@ -369,4 +333,4 @@ def task_note(e: Entry) -> str:
 
 def count(n: int | None) -> Cell:
     """Return a cell of ``n``; empty for None."""
-    return Cell("" if n is None else str(n), n)
+    return Cell("" if n is None else str(n), sort=n)

@@ -407,7 +407,7 @@ def test_rates_are_not_assumed_for_other_kernels(flags: tuple[str, ...], says: s
 def test_an_unknown_recipe_is_refused() -> None:
     done = run("no_such", "--json")
     assert done.returncode == 2
-    assert done.stderr.startswith("trace_step: unknown recipe 'no_such'")
+    assert done.stderr.startswith("trace_step: unknown recipe 'no_such'; known: mini")
     assert json.loads(done.stdout)["kind"] == "BadInput"
 
 

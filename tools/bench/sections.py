@@ -93,8 +93,8 @@ def _run_ranks(world: int, shape: str) -> float:
     return float(done.stdout.split("tokens_per_second=")[1].split()[0])
 
 
-def rank_main(shape_name: str, seconds: float = 6.0) -> None:
-    """Run one rank for ``seconds``; rank 0 prints the rate of all."""
+def rank_main(shape_name: str) -> None:
+    """Run one rank for 6 seconds; rank 0 prints the rate of all."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     world = torch.distributed.get_world_size()
@@ -120,7 +120,7 @@ def rank_main(shape_name: str, seconds: float = 6.0) -> None:
             began = time.perf_counter()
             continue
         timed += 1
-        stop.fill_(float(time.perf_counter() - began > seconds and timed >= 3))
+        stop.fill_(float(time.perf_counter() - began > 6.0 and timed >= 3))
         torch.distributed.all_reduce(stop)
     elapsed = time.perf_counter() - began
     if torch.distributed.get_rank() == 0:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,11 +88,7 @@ class Peer:
 
     def autocast(self) -> Any:
         """Return the context of forward passes; it keeps casts of weights until it ends."""
-        return torch.autocast("cpu", torch.bfloat16) if self._bf16 else nullcontext()
-
-    @property
-    def _bf16(self) -> bool:
-        return self.plan.precision == "bf16"
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.plan.precision == "bf16")
 
 
 def padded(batch: SpanBatch, length: int | None = None) -> dict[str, Tensor]:
@@ -155,24 +150,6 @@ def environment(own: Own) -> dict[str, Any]:
         "precision": own.plan.precision,
         "kernels": dict(own.task.ops.kernels),
     }
-
-
-def load() -> float | None:
-    """Return the load average of the last minute, with this process; None: unknown."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-Turn = Callable[[], object]
-
-
-def as_turn(run: Turn) -> Turn:
-    """Return ``run`` as the peer's turn."""
-
-    def turn() -> object:
-        with undemanding():
-            return run()
-
-    return turn
 
 
 def flag(name: str, value: object) -> list[str]:

@@ -28,16 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.squad import (
-    RECIPE,
-    Own,
-    Peer,
-    environment,
-    flag,
-    padded,
-    undemanding,
-    unpadded,
-)
+from bench.squad import RECIPE, Own, Peer, environment, flag, padded, undemanding, unpadded
 from bertbench.benchmarks.bert_squad.outputs import PREDICTIONS
 from bertbench.benchmarks.bert_squad.scoring import answer_and_score
 from bertbench.common.config.recipe import plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,13 @@ from bench.squad import (
     ATTENTIONS,
     Own,
     Peer,
-    Turn,
-    as_turn,
     environment,
     flag,
-    load,
     padded,
     real_share,
+    undemanding,
 )
+from bench.steps import Step
 from bench.timing import interleave
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.stream import answer_batches
@@ -75,16 +75,16 @@ def speed(
         "data": {p.name: file_sha256(p) for p in (train, predict) if p is not None}
         or own.task.source.description,
         "rounds": rounds,
-        "load_before": load(),
+        "load_before": os.getloadavg()[0],  # of the last minute, with this process
     }
     for what, run, peer_run, times, used, every, size in (
         ("training", _own_steps(own, steps), _peer_steps, 3, micro, trained, batch),
         ("inference", _own_answers(own, answered), _peer_answers, 1, answered, features.lengths,
          eval_batch),
     ):  # fmt: skip
-        turns: dict[str, Turn] = {"own": run}
+        turns: dict[str, Step] = {"own": run}
         for name, (peer, room) in peers.items():
-            turns[name] = as_turn(peer_run(peer, [padded(b, room) for b in used]))
+            turns[name] = undemanding()(peer_run(peer, [padded(b, room) for b in used]))
         turns[PRODUCTS] = products(own, used, times)
         seconds = interleave(turns, rounds)
         result[what] = compare(seconds, sum(b.num_samples for b in used), ATTENTIONS) | {
@@ -97,7 +97,7 @@ def speed(
     if predict is None:
         # A real file's neighbours share a paragraph and need less padding: synthetic favours us.
         result["inference"] |= {"goal": None, "ok": None}
-    return result | {"load_after": load()}
+    return result | {"load_after": os.getloadavg()[0]}
 
 
 def _peers(own: Own, fixed: bool) -> dict[str, tuple[Peer, int | None]]:
@@ -117,7 +117,7 @@ def _typical_steps(own: Own, batch: int, batches: int) -> tuple[list[Any], np.nd
     return [shuffled[row // batch] for row in typical(lengths, batch, batches)[::batch]], lengths
 
 
-def products(own: Own, batches: list[SpanBatch], times: int) -> Turn:
+def products(own: Own, batches: list[SpanBatch], times: int) -> Step:
     """Return our matrix products alone: the machine's lower bound for a turn.
 
     Every linear layer on the real tokens, and attention's two products per sequence; ``times`` is
@@ -171,7 +171,7 @@ def share_of_all(lengths: np.ndarray, size: int) -> float:
     return float(table.sum() / (table.max(axis=1).sum() * size)) if table.size else 1.0
 
 
-def _own_steps(own: Own, steps: list[Any]) -> Turn:
+def _own_steps(own: Own, steps: list[Any]) -> Step:
     task, backend = own.task, own.backend
     scaler = backend.grad_scaler(own.plan.precision, own.plan.init_loss_scale)
     faults = Faults(backend.device)
@@ -187,7 +187,7 @@ def _own_steps(own: Own, steps: list[Any]) -> Turn:
     return run
 
 
-def _peer_steps(peer: Peer, inputs: list[Any]) -> Turn:
+def _peer_steps(peer: Peer, inputs: list[Any]) -> Step:
     def run() -> None:
         peer.model.train()
         for number, each in enumerate(inputs):
@@ -196,7 +196,7 @@ def _peer_steps(peer: Peer, inputs: list[Any]) -> Turn:
     return run
 
 
-def _own_answers(own: Own, batches: list[Any]) -> Turn:
+def _own_answers(own: Own, batches: list[Any]) -> Step:
     task, backend = own.task, own.backend
 
     @torch.no_grad()
@@ -209,7 +209,7 @@ def _own_answers(own: Own, batches: list[Any]) -> Turn:
     return run
 
 
-def _peer_answers(peer: Peer, inputs: list[Any]) -> Turn:
+def _peer_answers(peer: Peer, inputs: list[Any]) -> Step:
     inputs = [{k: v for k, v in each.items() if "positions" not in k} for each in inputs]
 
     @torch.inference_mode()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,14 +31,7 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
 
-def own_step(
-    config: BertConfig,
-    batch: PretrainingBatch,
-    ops: Ops,
-    dtype: torch.dtype,
-    *,
-    update: bool = True,
-) -> Step:
+def own_step(config: BertConfig, batch: PretrainingBatch, ops: Ops, dtype: torch.dtype) -> Step:
     """Return forward, backward, clipping and AdamW of common/model with ``ops``."""
     torch.manual_seed(0)
     model = BertForPreTraining(config, ops).train()
@@ -48,14 +40,13 @@ def own_step(
     parameters = list(model.parameters())
 
     def step() -> None:
-        with torch.autocast("cpu", dtype) if dtype == torch.bfloat16 else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             sums = model(batch)
             loss = sums.mlm_loss / masked + sums.nsp_loss / sequences
         loss.backward()
-        if update:
-            clip_(parameters, grad_norm(parameters), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        clip_(parameters, grad_norm(parameters), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 

@@ -91,22 +91,19 @@ def calibrate(check: Check, report: SectionReport) -> None:
     product = content["definition"].split(" Copy:")[0]
     for precision, measured in content["precisions"].items():
         best = measured["best"]
-        shape = f"{best['m']} x {best['k']} by {best['k']} x {best['n']}"
-        report.figure(
-            f"{precision}: best matrix product",
-            best["flops_per_second"] / 1e12,
-            "TFLOP/s",
-            f"the fastest of BERT's shapes; {product}",
-            f"{best['model']} {best['layer']} {best['product']}, {shape}",
-        )
         slowest = min(measured["products"], key=lambda p: p["flops_per_second"])
-        report.figure(
-            f"{precision}: slowest matrix product",
-            slowest["flops_per_second"] / 1e12,
-            "TFLOP/s",
-            f"the slowest of BERT's shapes; {product}",
-            f"{slowest['model']} {slowest['layer']} {slowest['product']}",
-        )
+        shape = f", {best['m']} x {best['k']} by {best['k']} x {best['n']}"
+        for name, rank, one, end in (
+            ("best", "fastest", best, shape),
+            ("slowest", "slowest", slowest, ""),
+        ):
+            report.figure(
+                f"{precision}: {name} matrix product",
+                one["flops_per_second"] / 1e12,
+                "TFLOP/s",
+                f"the {rank} of BERT's shapes; {product}",
+                f"{one['model']} {one['layer']} {one['product']}{end}",
+            )
     report.figure(
         "copy",
         content["copy"]["bytes_per_second"] / 1e9,

@@ -34,9 +34,9 @@ class Bench:
     precision: str
     dtype: torch.dtype
 
-    def random(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    def random(self, *shape: int) -> Tensor:
         """Return normally distributed numbers on the device."""
-        return torch.randn(*shape, device=self.backend.device).to(dtype or self.dtype)
+        return torch.randn(*shape, device=self.backend.device).to(self.dtype)
 
     def rate(
         self,

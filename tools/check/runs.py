@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from bertbench import backends
 from bertbench.common.cli.main import main as command_line
@@ -75,13 +76,11 @@ def command(arguments: Sequence[str]) -> Iterator[None]:
     The tool has examined the backend in a separate process before it began. Skip the same
     examination before each run: ten of them would cost a minute.
     """
-    argv, resolve = sys.argv, backends.resolve
-    sys.argv = ["bertbench", *arguments]
-    backends.resolve = lambda name, timeout_s=None: backends.load(name)
-    try:
+    with (
+        mock.patch.object(sys, "argv", ["bertbench", *arguments]),
+        mock.patch.object(backends, "resolve", lambda name, timeout_s=None: backends.load(name)),
+    ):
         yield
-    finally:
-        sys.argv, backends.resolve = argv, resolve
 
 
 class _Tee(io.StringIO):
@@ -214,36 +213,6 @@ def pretrain(
     label = " ".join((precision, f"{passes} x {micro}", *more[1::2]))
     done = run(check, [*arguments, *more])
     report_run(check, report, label, done, backend.capabilities.notes)
-
-
-def bf16_768(check: Check, report: SectionReport) -> None:
-    """Train with MLPerf's global batch of 768 on one device."""
-    pretrain(check, report, "bf16", 8, 96, 14)
-
-
-def bf16_96(check: Check, report: SectionReport) -> None:
-    """Train with an optimizer step each 96 sequences, as with eight devices."""
-    pretrain(check, report, "bf16", 1, 96, 24)
-
-
-def bf16_416(check: Check, report: SectionReport) -> None:
-    """Train with DeepSparkHub's micro-batch of 26."""
-    pretrain(check, report, "bf16", 16, 26, 8)
-
-
-def fp16(check: Check, report: SectionReport) -> None:
-    """Train in fp16 with dynamic loss scaling."""
-    pretrain(check, report, "fp16", 8, 96, 8)
-
-
-def tf32(check: Check, report: SectionReport) -> None:
-    """Train in TF32, in micro-batches of 48: 96 of full length exceed 80 GB in 32 bits."""
-    pretrain(check, report, "tf32", 8, 48, 6)
-
-
-def fp32(check: Check, report: SectionReport) -> None:
-    """Train in fp32."""
-    pretrain(check, report, "fp32", 2, 48, 6)
 
 
 def other_kernels(check: Check, report: SectionReport) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bertbench.benchmarks import load as load_benchmark
 from bertbench.benchmarks import resolve
@@ -75,12 +75,13 @@ def trace(
         faults = MarkedFaults(phases, backend.device)
         for group in task.optimizer.param_groups:
             group["lr"] = task.learning_rate(0)
-        micro = make(size)
+        with unset_fake_temporarily():  # collation reads its tensors
+            micro = make(size)
+            # The first step also creates the optimizer's state, so it does not count.
+            steps = (_step(task, make(1), 1), False), (_step(task, micro, 2), True)
         lengths = micro.tokens.lengths
         tally.squares = sum(n * n for n in lengths)
-        # The first step also creates the optimizer's state, so it does not count.
-        for batch, passes, counted in ((make(1), 1, False), (micro, 2, True)):
-            step = _step(task, batch, passes)
+        for step, counted in steps:
             phases.step(counted)
             train_step(task, task.model, step, backend, World(), plan, scaler, faults)
         phases.step(False)
@@ -109,11 +110,12 @@ def _check(settings: Settings) -> None:
 
 def _step(task: Any, batch: Any, passes: int) -> Any:
     """Return a step, of the task's class, of ``passes`` times ``batch``."""
-    step = task.made_up_step(batch.num_samples, passes)
-    counts = {"num_tokens": batch.num_tokens * passes}
-    if hasattr(step, "num_masked"):
-        counts["num_masked"] = len(batch.masked_labels) * passes
-    return dataclasses.replace(step, micro_batches=(batch,) * passes, **counts)
+    return dataclasses.replace(
+        task.made_up_step(batch.num_samples, passes),
+        micro_batches=(batch,) * passes,
+        num_tokens=batch.num_tokens * passes,
+        num_masked=len(getattr(batch, "masked_labels", ())) * passes,
+    )
 
 
 def typical_rows(lengths: Any, size: int) -> Any:
