@@ -65,28 +65,6 @@ class QuickstartOptions:
         return cache_dir() / "datasets" / f"quickstart-{digest}"
 
 
-def quickstart_data(
-    *,
-    vocab_size: int = 4096,
-    max_seq_length: int = 128,
-    max_predictions_per_seq: int = 20,
-    dupe_factor: int = 5,
-    eval_fraction: float = 0.1,
-    text: Path | None = None,
-) -> Path:
-    """Call :func:`quickstart` with its options as arguments."""
-    return quickstart(
-        QuickstartOptions(
-            vocab_size=vocab_size,
-            max_seq_length=max_seq_length,
-            max_predictions_per_seq=max_predictions_per_seq,
-            dupe_factor=dupe_factor,
-            eval_fraction=eval_fraction,
-            text=text,
-        )
-    )
-
-
 def quickstart_plan(options: QuickstartOptions) -> dict[str, Any]:
     """Return what :func:`quickstart` would do."""
     target = options.target()
