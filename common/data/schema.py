@@ -59,11 +59,12 @@ PACKED: dict[str, np.dtype[Any]] = {
 }
 """Packed: as varlen, next_sentence_labels ``vlen`` too; masked positions count from the row."""
 
-DATASETS: dict[Layout, tuple[str, ...]] = {
-    "fixed": tuple(FIXED),
-    "varlen": tuple(VARLEN),
-    "packed": tuple(PACKED),
+DATASETS: dict[Layout, dict[str, np.dtype[Any]]] = {
+    "packed": PACKED,
+    "fixed": FIXED,
+    "varlen": VARLEN,
 }
+"""Most specific first: varlen's names are part of both others."""
 
 WRITE_ROWS = 8192
 """Rows padded at a time when writing fixed files: bounds the memory, not the result."""
@@ -71,11 +72,7 @@ WRITE_ROWS = 8192
 
 def layout_of(names: Collection[str]) -> Layout | None:
     """Return the layout with these dataset names, or None; extra datasets are ignored."""
-    layouts: tuple[Layout, ...] = ("packed", "fixed", "varlen")
-    for layout in layouts:  # most specific first: varlen's names are part of both others
-        if set(DATASETS[layout]) <= set(names):
-            return layout
-    return None
+    return next((layout for layout, own in DATASETS.items() if own.keys() <= set(names)), None)
 
 
 def write_varlen(path: Path, samples: Samples) -> None:

@@ -113,18 +113,20 @@ def _last_lines(file: IO[bytes], most: int = 3) -> str:
 def _outcome(
     code: int, answer: dict[str, Any], errors: str, seconds: float, stopped: bool
 ) -> Outcome:
+    record = None
     if "record" in answer:
-        return Outcome(
-            status=str(answer.get("status")),
-            reason=str(answer.get("reason")),
-            exit_code=code,
-            seconds=seconds,
-            record=Path(str(answer["record"])),
-            stopped=stopped,
-        )
-    if "error" in answer or code == 2:
+        status, reason = str(answer.get("status")), str(answer.get("reason"))
+        record = Path(str(answer["record"]))
+    elif "error" in answer or code == 2:
         status, reason = "refused", str(answer.get("error") or errors)
     else:
         status = "interrupted" if stopped or code == 130 else "killed"
         reason = f"exit code {code}: {errors or 'no output'}"
-    return Outcome(status=status, reason=reason, exit_code=code, seconds=seconds, stopped=stopped)
+    return Outcome(
+        status=status,
+        reason=reason,
+        exit_code=code,
+        seconds=seconds,
+        record=record,
+        stopped=stopped,
+    )

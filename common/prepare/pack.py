@@ -84,7 +84,7 @@ class PackOptions:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Draw:
     """``take`` random samples of ``files``, in random order; None: all, in their order."""
 
@@ -184,19 +184,15 @@ def _draws(
     generator = np.random.Generator(np.random.PCG64(options.seed))
     takes = generator.multivariate_hypergeometric(sizes, wanted, method="marginals")
 
-    def draw(
-        name: str, files: Sequence[Path], take: int | None, seed: tuple[int, int]
-    ) -> dict[str, _Draw]:
-        spool = options.output / WORK / "samples" / name
-        limits = options.limits()
-        return {name: _Draw(files=tuple(files), spool=spool, take=take, seed=seed, limits=limits)}
-
+    folder, limits = options.output / WORK / "samples", options.limits()
     draws: dict[str, _Draw] = {}
     for number, (path, take) in enumerate(zip(source.train_files, takes, strict=True)):
         if take:
-            draws |= draw(f"file-{number:05d}", [path], int(take), (options.seed, number))
+            name, seed = f"file-{number:05d}", (options.seed, number)
+            draws[name] = _Draw((path,), folder / name, int(take), seed, limits)
     if source.eval_files:
-        draws |= draw(EVAL_NAME, source.eval_files, None, (0, 0))
+        files = tuple(source.eval_files)
+        draws[EVAL_NAME] = _Draw(files, folder / EVAL_NAME, None, (0, 0), limits)
     return draws
 
 

@@ -100,7 +100,7 @@ def _listed(values: set[Any]) -> str:
 
 def _recipe_difference(lhs: Side, rhs: Side) -> str:
     """Return the fields in which two recipes differ, other than their inputs."""
-    changed = _changed([_leaves(s.finished[0].config["recipe"]) for s in (lhs, rhs) if s.finished])
+    changed = _changed([leaves(s.finished[0].config["recipe"]) for s in (lhs, rhs) if s.finished])
     return f" ({'; '.join(changed[:6])})" if changed else ""
 
 
@@ -115,10 +115,11 @@ def _changed(pair: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all values by their own names, those in groups included."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _leaves(value) if isinstance(value, Mapping) and value else {key: value}
+        found |= leaves(value) if isinstance(value, Mapping) and value else {key: value}
     return found
 
 
@@ -150,7 +151,7 @@ def notes(lhs: Side, rhs: Side) -> Iterator[str]:
         if left != right or len(left) > 1:
             yield f"{name}: {_listed(left)} against {_listed(right)}"
     if lhs.finished and rhs.finished:
-        impl = _changed([_leaves(side.finished[0].config["impl"]) for side in (lhs, rhs)])
+        impl = _changed([leaves(side.finished[0].config["impl"]) for side in (lhs, rhs)])
         if impl:
             yield f"implementation: {'; '.join(impl[:8])}"
     sizes = len(lhs.finished), len(rhs.finished)
