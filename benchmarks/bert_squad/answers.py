@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,12 +56,7 @@ class AnswerOptions:
     @classmethod
     def of(cls, recipe: SquadRecipe) -> AnswerOptions:
         """Return a recipe's options; raise BadInput for values that allow no answer."""
-        return cls(
-            n_best_size=recipe.n_best_size,
-            max_answer_length=recipe.max_answer_length,
-            v2=recipe.v2,
-            null_score_diff_threshold=recipe.null_score_diff_threshold,
-        )
+        return cls(**{field.name: getattr(recipe, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,8 +24,6 @@ from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare.build import each
 
-FIRST_UNIQUE_ID = 1_000_000_000
-
 NO_TOKEN = -1
 """The word of tokens outside the paragraph: [CLS], [SEP] and the question."""
 
@@ -79,11 +77,6 @@ class Features(Sequences):
         """uint8 [T], 0 for [CLS] question [SEP], 1 for window [SEP]."""
         starts = np.repeat(self.split, self.lengths)
         return (places(self.offsets) >= starts).astype(np.uint8)
-
-    @property
-    def unique_ids(self) -> IntArray:
-        """int64 [F], the numbers that the reference gives to features."""
-        return np.arange(FIRST_UNIQUE_ID, FIRST_UNIQUE_ID + len(self))
 
 
 def make_features(
