@@ -130,7 +130,10 @@ class Outputs(Observer):
         named = {metric.name: metric.value for metric in summary.metrics}
         evaluation = self._evaluation
         if "sequences_per_second_e2e" in named:
-            self._log([], self._training(named))
+            data: dict[str, Any] = {"e2e_train_time": named["run_time_s"] - named["eval_s"]}
+            if "sequences_per_second" in named:
+                data["training_sequences_per_second"] = named["sequences_per_second"]
+            self._log([], data | {"final_loss": self._loss})
         if evaluation is not None:
             inference = {"e2e_inference_time": evaluation.eval_s}
             if (rate := evaluation.inference_sequences_per_second) is not None:
@@ -143,12 +146,6 @@ class Outputs(Observer):
             file.close()
         text = json.dumps(self.report(named), indent=4) + "\n"
         (self._folder / REPORT).write_text(text, encoding="utf-8")
-
-    def _training(self, named: Mapping[str, float]) -> dict[str, Any]:
-        data: dict[str, Any] = {"e2e_train_time": named["run_time_s"] - named["eval_s"]}
-        if "sequences_per_second" in named:
-            data["training_sequences_per_second"] = named["sequences_per_second"]
-        return data | {"final_loss": self._loss}
 
     def report(self, named: Mapping[str, float]) -> dict[str, Any]:
         """Return Enflame's final report, without values that were not measured.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -210,14 +210,10 @@ def train_vocab(
         limit_alphabet=len(characters),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_chunks(lines), trainer)
+    chunks = (list(lines[start : start + 1000]) for start in range(0, len(lines), 1000))
+    tokenizer.train_from_iterator(chunks, trainer)
     ids = tokenizer.get_vocab()
     return sorted(ids, key=ids.__getitem__)
-
-
-def _chunks(lines: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(lines), 1000):
-        yield list(lines[start : start + 1000])
 
 
 def _normalizer(lowercase: bool) -> normalizers.BertNormalizer:

@@ -23,7 +23,7 @@ TORCHRUN = (sys.executable, "-m", "bertbench.common.launch.torchrun")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Outcome:
     """The end of a run, as its own output reports it."""
 
@@ -122,11 +122,4 @@ def _outcome(
     else:
         status = "interrupted" if stopped or code == 130 else "killed"
         reason = f"exit code {code}: {errors or 'no output'}"
-    return Outcome(
-        status=status,
-        reason=reason,
-        exit_code=code,
-        seconds=seconds,
-        record=record,
-        stopped=stopped,
-    )
+    return Outcome(status, reason, code, seconds, record, stopped)

@@ -145,16 +145,13 @@ def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
     vocab_size = options.vocab_size or manifest.get("vocab", {}).get("size")
     if not vocab_size and vocab.is_file():
         vocab_size = len(read_vocab(vocab))
-    default = Limits()
-    return Limits(
-        max_seq_length=options.max_seq_length
-        or parameters.get("max_seq_length")
-        or default.max_seq_length,
-        max_predictions=options.max_predictions_per_seq
-        or parameters.get("max_predictions_per_seq")
-        or default.max_predictions,
-        vocab_size=vocab_size or default.vocab_size,
-    )
+    masked = options.max_predictions_per_seq or parameters.get("max_predictions_per_seq")
+    known = {
+        "max_seq_length": options.max_seq_length or parameters.get("max_seq_length"),
+        "max_predictions": masked,
+        "vocab_size": vocab_size,
+    }
+    return Limits(**{name: value for name, value in known.items() if value})
 
 
 def _examine(path: Path, limits: Limits, with_sha256: bool) -> _FileResult:

@@ -237,9 +237,8 @@ def _create_samples_c(
     documents = np.ascontiguousarray(text.documents, np.int64)
     library.create_samples.restype = ctypes.c_void_p
     library.collect_samples.restype = None
-    source = _Text(
-        ids.ctypes.data, sentences.ctypes.data, documents.ctypes.data, len(documents) - 1
-    )
+    arrays = (array.ctypes.data for array in (ids, sentences, documents))
+    source = _Text(*arrays, len(documents) - 1)
     settings = _Settings(
         masked_lm_prob=options.masked_lm_prob,
         short_seq_prob=options.short_seq_prob,

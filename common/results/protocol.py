@@ -36,7 +36,11 @@ def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> It
     yield from _order(manifest, steps)
     yield from _quality(manifest, steps)
     skipped = content["config"]["run"].get("skip_steps", 0)
-    yield from _metrics(manifest, steps, skipped)
+    values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
+    yield from _values(manifest, values)
+    if steps:
+        yield from _times(manifest, steps, values)
+        yield from _rates(steps, values, skipped)
     yield from _throttling(content["telemetry"])
     if manifest["mlperf"] is not None:
         yield from _mlperf(path, manifest, steps, rulesets)
@@ -142,17 +146,6 @@ def _quality(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
     named = {metric["name"] for metric in manifest["metrics"]}
     if "time_to_target_s" in named and not (status == "ok" and reached):
         yield "error", "manifest.json", "time_to_target_s of a run that did not reach its target"
-
-
-def _metrics(
-    manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], skipped: int
-) -> Iterator[Finding]:
-    """Check each metric by itself, then rates and times against the events."""
-    values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
-    yield from _values(manifest, values)
-    if lines:
-        yield from _times(manifest, lines, values)
-        yield from _rates(lines, values, skipped)
 
 
 def _values(manifest: Mapping[str, Any], values: Mapping[str, float]) -> Iterator[Finding]:
