@@ -61,8 +61,10 @@ class QuickstartOptions:
         """Return the folder in the user's cache, named by everything that decides the result."""
         source = [WHEEL_SHA256]
         if self.text is not None:  # a key that changes with the files
-            stats = {path.resolve(): path.stat() for path in input_files([self.text])}
-            source = [f"{path}:{stat.st_size}:{stat.st_mtime_ns}" for path, stat in stats.items()]
+            source = [
+                f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}"
+                for p in input_files([self.text])
+            ]
         key = [VERSION, source, self.vocab_size, repr(self.masking()), self.eval_fraction]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         return cache_dir() / "datasets" / f"quickstart-{digest}"
