@@ -11,12 +11,12 @@ from typing import Any, cast
 from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
 from bertbench.common.config.recipe import Settings
 from bertbench.common.data.batch import PretrainingBatch
-from bertbench.common.data.hdf5 import count
+from bertbench.common.data.hdf5 import Limits, count
 from bertbench.common.data.shards import dataset_hash, find_shards, locate
 from bertbench.common.data.stream import TrainStream, eval_batches
 from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from bertbench.common.errors import BadInput
-from bertbench.common.prepare.quickstart import quickstart_data
+from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart
 from bertbench.common.training.distributed import World
 from bertbench.common.training.task import Source
 
@@ -38,6 +38,15 @@ class PretrainingSource(Source):
     def has_eval(self) -> bool:
         """Whether there is anything to evaluate on."""
         return bool(self.eval_files)
+
+    @property
+    def limits(self) -> Limits:
+        """The model's limits, which samples are checked against."""
+        return Limits(
+            max_seq_length=self.recipe.max_seq_length,
+            max_predictions=self.recipe.max_predictions_per_seq,
+            vocab_size=self.recipe.model.vocab_size,
+        )
 
     def hash(self) -> str | None:
         """Return the identity of training and evaluation data; None for synthetic data."""
@@ -70,9 +79,7 @@ class PretrainingSource(Source):
             "micro_batch": micro_batch,
             "world": world.size,
             "rank": world.rank,
-            "max_seq_length": self.recipe.max_seq_length,
-            "max_predictions": self.recipe.max_predictions_per_seq,
-            "vocab_size": self.recipe.model.vocab_size,
+            "limits": self.limits,
             "position": position,
             "pin": pin,
         }
@@ -87,9 +94,7 @@ class PretrainingSource(Source):
             "batch_size": batch_size,
             "world": world.size,
             "rank": world.rank,
-            "max_seq_length": self.recipe.max_seq_length,
-            "max_predictions": self.recipe.max_predictions_per_seq,
-            "vocab_size": self.recipe.model.vocab_size,
+            "limits": self.limits,
         }
         if self.synthetic:
             return synthetic_eval_batches(**shape)
@@ -151,13 +156,14 @@ def find_source(settings: Settings) -> PretrainingSource:
         )
     root, described = run.data, f"files under {run.data}"
     if _quick_start(settings):
-        root = quickstart_data(
+        wanted = QuickstartOptions(
             vocab_size=recipe.model.vocab_size,
             max_seq_length=recipe.max_seq_length,
             max_predictions_per_seq=recipe.max_predictions_per_seq,
             dupe_factor=recipe.quickstart_dupe_factor,
             text=run.text,
         )
+        root = quickstart(wanted)
         described = "the quick-start corpus" if run.text is None else f"text from {run.text}"
     elif run.input_dir is not None:
         described = f"files in {run.input_dir}"

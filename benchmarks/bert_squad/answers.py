@@ -16,9 +16,10 @@ this differs, on purpose:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,12 +57,7 @@ class AnswerOptions:
     @classmethod
     def of(cls, recipe: SquadRecipe) -> AnswerOptions:
         """Return a recipe's options; raise BadInput for values that allow no answer."""
-        return cls(
-            n_best_size=recipe.n_best_size,
-            max_answer_length=recipe.max_answer_length,
-            v2=recipe.v2,
-            null_score_diff_threshold=recipe.null_score_diff_threshold,
-        )
+        return cls(**{field.name: getattr(recipe, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,8 +214,8 @@ class _Texts:
 
     def __init__(self, vocab: Sequence[str], lowercase: bool) -> None:
         self._vocab = vocab
-        self._lowercase = lowercase
-        self._basic: dict[str, str] = {}
+        basic = functools.partial(basic_tokens, lowercase=lowercase)
+        self._basic = functools.cache(lambda word: " ".join(basic(word)))
 
     def final(self, ids: list[int], words: list[str]) -> str:
         """Return the part of ``words`` that ``ids``, cut from them, spell; all when in doubt.
@@ -230,7 +226,7 @@ class _Texts:
         original = " ".join(words)
         pieces = " ".join(map(self._vocab.__getitem__, ids))
         wanted = " ".join(pieces.replace(" ##", "").replace("##", "").split())
-        tokens = " ".join(filter(None, map(self._basic_text, words)))
+        tokens = " ".join(filter(None, map(self._basic, words)))
         if tokens == wanted:  # all, aligned or in doubt
             return original
         first = tokens.find(wanted)
@@ -242,9 +238,3 @@ class _Texts:
         before = first - tokens.count(" ", 0, first)
         size = len(wanted) - wanted.count(" ")
         return original[places[before] : places[before + size - 1] + 1]
-
-    def _basic_text(self, word: str) -> str:
-        text = self._basic.get(word)
-        if text is None:
-            text = self._basic[word] = " ".join(basic_tokens(word, lowercase=self._lowercase))
-        return text

@@ -114,47 +114,37 @@ def stored_features(
     """
     parts = ingredients(dataset, vocab, options, training=training, v2=v2)
     path = cache_file(folder, dataset, parts)
+    loaded: tuple[dict[str, Any], Features] | None = None
     try:
-        meta, features = _load(path, parts)
-        return StoredFeatures(
-            features=features,
-            num_examples=meta["num_examples"],
-            dropped=meta["dropped"],
-            ingredients=parts,
-            path=path,
-            reused=True,
-        )
+        loaded = _load(path, parts)
     except FileNotFoundError:
         say(f"{dataset.name}: no feature cache for this file, vocabulary and options: making it")
     except _Damaged as reason:
         say(f"{dataset.name}: feature cache {path} is not used ({reason}): making it again")
-
-    squad = read_squad(dataset, training=training, v2=v2)
-    features = make_features(squad, read_vocab(vocab), options, processes=processes)
     written: Path | None = path
-    try:
+    if loaded is not None:
+        meta, features = loaded
+    else:
+        squad = read_squad(dataset, training=training, v2=v2)
+        features = make_features(squad, read_vocab(vocab), options, processes=processes)
         meta = {"num_examples": len(squad.examples), "dropped": squad.dropped}
-        _save(path, {"ingredients": parts, **meta}, features)
-    except OSError as error:
-        say(f"{dataset.name}: feature cache {path} could not be written: {error.strerror}")
-        written = None
+        try:
+            _save(path, {"ingredients": parts, **meta}, features)
+        except OSError as error:
+            say(f"{dataset.name}: feature cache {path} could not be written: {error.strerror}")
+            written = None
     return StoredFeatures(
         features=features,
-        num_examples=len(squad.examples),
-        dropped=squad.dropped,
+        num_examples=meta["num_examples"],
+        dropped=meta["dropped"],
         ingredients=parts,
         path=written,
-        reused=False,
+        reused=loaded is not None,
     )
 
 
 class _Damaged(Exception):
     """Why a cache is not used."""
-
-
-def _arrays(features: Features) -> dict[str, IntArray]:
-    named = {field.name: getattr(features, field.name) for field in fields(Features)}
-    return {name: array for name, array in named.items() if array is not None}
 
 
 def _digest(meta: dict[str, Any], arrays: dict[str, IntArray]) -> str:
@@ -166,7 +156,8 @@ def _digest(meta: dict[str, Any], arrays: dict[str, IntArray]) -> str:
 
 
 def _save(path: Path, meta: dict[str, Any], features: Features) -> None:
-    arrays = _arrays(features)
+    named = {field.name: getattr(features, field.name) for field in fields(Features)}
+    arrays = {name: array for name, array in named.items() if array is not None}
     text = json.dumps({**meta, "digest": _digest(meta, arrays)})
     path.parent.mkdir(parents=True, exist_ok=True)
     # First under a unique name: ranks may write the same cache at the same time.

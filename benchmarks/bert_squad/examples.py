@@ -14,10 +14,12 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
+
+T = TypeVar("T")
 
 WORD = re.compile("[^ \t\r\n\u202f]+")
 """The reference splits a paragraph at these five characters and no other (not at U+00A0, say)."""
@@ -120,18 +122,18 @@ def questions(path: Path, content: Any) -> Iterator[Question]:
     """
     seen: dict[str, str] = {}
     here = f"SQuAD file {path}"
-    for a, article in enumerate(_list(content, "data", here), 1):
+    for a, article in enumerate(_member(content, "data", list, here), 1):
         at_article = f"{here}: article {a}"
         if isinstance(article, dict) and isinstance(article.get("title"), str):
             at_article += f" ({shown(article['title'], 60)})"
-        for p, paragraph in enumerate(_list(article, "paragraphs", at_article), 1):
+        for p, paragraph in enumerate(_member(article, "paragraphs", list, at_article), 1):
             at_paragraph = f"{at_article}, paragraph {p}"
-            context = _text(paragraph, "context", at_paragraph)
-            for q, fields in enumerate(_list(paragraph, "qas", at_paragraph), 1):
+            context = _member(paragraph, "context", str, at_paragraph)
+            for q, fields in enumerate(_member(paragraph, "qas", list, at_paragraph), 1):
                 where = f"{at_paragraph}, question {q}"
-                identity = _text(fields, "id", where)
+                identity = _member(fields, "id", str, where)
                 where += f" (id {shown(identity, 60)})"
-                _text(fields, "question", where)
+                _member(fields, "question", str, where)
                 if identity in seen:
                     raise BadInput(
                         f"{where}: this id is also that of {seen[identity].partition(': ')[2]}: "
@@ -199,14 +201,14 @@ def _answer(item: Question, paragraph: Paragraph, v2: bool) -> dict[str, Any] | 
             )
         if impossible:
             return {"is_impossible": True}
-    answers = _list(item.fields, "answers", item.where)
+    answers = _member(item.fields, "answers", list, item.where)
     if len(answers) != 1:
         raise BadInput(
             f"{item.where} has {len(answers)} answers, training needs exactly 1: use a train file"
             + ("" if v2 or answers else ", with --version_2_with_negative for v2.0")
         )
     where = f"{item.where}, its answer"
-    text = _text(answers[0], "text", where)
+    text = _member(answers[0], "text", str, where)
     start = answers[0].get("answer_start")
     if not text.strip():
         raise BadInput(f"{where} is empty: remove the question or give it an answer")
@@ -224,15 +226,10 @@ def _answer(item: Question, paragraph: Paragraph, v2: bool) -> dict[str, Any] | 
     return {"answer": text, "start_word": first % len(words), "end_word": last}
 
 
-def _list(holder: Any, key: str, where: str) -> list[Any]:
+def _member(holder: Any, key: str, kind: type[T], where: str) -> T:
+    """Return a list or a text of an object; raise BadInput for anything else."""
     found = holder.get(key) if isinstance(holder, dict) else None
-    if not isinstance(found, list):
-        raise BadInput(f"{where} has no list {key!r}: the file is damaged or not SQuAD")
-    return found
-
-
-def _text(holder: Any, key: str, where: str) -> str:
-    found = holder.get(key) if isinstance(holder, dict) else None
-    if not isinstance(found, str):
-        raise BadInput(f"{where} has no text {key!r}: the file is damaged or not SQuAD")
+    if not isinstance(found, kind):
+        what = "list" if kind is list else "text"
+        raise BadInput(f"{where} has no {what} {key!r}: the file is damaged or not SQuAD")
     return found

@@ -12,7 +12,7 @@ Shapes: F features of T tokens in all, Q questions, P paragraphs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
 import numpy as np
@@ -23,8 +23,6 @@ from bertbench.common.data.samples import IntArray, Sequences, from_lengths, pla
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare.build import each
-
-FIRST_UNIQUE_ID = 1_000_000_000
 
 NO_TOKEN = -1
 """The word of tokens outside the paragraph: [CLS], [SEP] and the question."""
@@ -79,23 +77,6 @@ class Features(Sequences):
         """uint8 [T], 0 for [CLS] question [SEP], 1 for window [SEP]."""
         starts = np.repeat(self.split, self.lengths)
         return (places(self.offsets) >= starts).astype(np.uint8)
-
-    @property
-    def unique_ids(self) -> IntArray:
-        """int64 [F], the numbers that the reference gives to features."""
-        return np.arange(FIRST_UNIQUE_ID, FIRST_UNIQUE_ID + len(self))
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Features]) -> Features:
-        """Join all features of ``parts``, at least one, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        joined: dict[str, IntArray | None] = {}
-        for name in (field.name for field in fields(cls)):
-            arrays = [getattr(part, name) for part in parts]
-            joined[name] = None if arrays[0] is None else np.concatenate(arrays)
-        joined["offsets"] = from_lengths(np.concatenate([part.lengths for part in parts]))
-        return cls(**joined)  # type: ignore[arg-type]
 
 
 def make_features(

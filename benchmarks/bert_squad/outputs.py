@@ -37,11 +37,8 @@ DLLOGGER, REPORT = "dllogger.json", "final_report.json"
 _UNITS = {
     "e2e_train_time": "s",
     "training_sequences_per_second": "sequences/s",
-    "final_loss": None,
     "e2e_inference_time": "s",
     "inference_sequences_per_second": "sequences/s",
-    "exact_match": None,
-    "F1": None,
 }
 DEFINITIONS = {
     "e2e_train_time": "first step to last, checkpoints included; without reading files, building "
@@ -76,16 +73,15 @@ class Outputs(Observer):
         self._evaluation: EvalEvent | None = None
 
     def init_stop(self) -> None:
-        for name, unit in _UNITS.items():
-            about = {"definition": DEFINITIONS[name]}
-            self._line(
-                type="METADATA", metric=name, metadata=about | ({"unit": unit} if unit else {})
-            )
+        for name, definition in DEFINITIONS.items():
+            about = {"definition": definition}
+            if name in _UNITS:
+                about["unit"] = _UNITS[name]
+            self._line(type="METADATA", metric=name, metadata=about)
         facts = self._task.facts()
-        weights = facts.init_checkpoint
         self._parameter(Config=json.dumps(self._settings.as_dict()))
         self._parameter(SEED=self._run.seed)
-        if weights is not None:
+        if facts.init_checkpoint is not None:
             self._parameter(loading_checkpoint=True)
             self._parameter(loaded_checkpoint=True)
         self._parameter(model_weights_num=facts.parameters)
@@ -134,11 +130,13 @@ class Outputs(Observer):
         named = {metric.name: metric.value for metric in summary.metrics}
         evaluation = self._evaluation
         if "sequences_per_second_e2e" in named:
-            self._log([], self._training(named))
+            data: dict[str, Any] = {"e2e_train_time": named["run_time_s"] - named["eval_s"]}
+            if "sequences_per_second" in named:
+                data["training_sequences_per_second"] = named["sequences_per_second"]
+            self._log([], data | {"final_loss": self._loss})
         if evaluation is not None:
             inference = {"e2e_inference_time": evaluation.eval_s}
-            if evaluation.inference_sequences_per_second is not None:
-                rate = evaluation.inference_sequences_per_second
+            if (rate := evaluation.inference_sequences_per_second) is not None:
                 inference["inference_sequences_per_second"] = rate
             self._log([], inference)
             if "f1" in evaluation.metrics:
@@ -148,12 +146,6 @@ class Outputs(Observer):
             file.close()
         text = json.dumps(self.report(named), indent=4) + "\n"
         (self._folder / REPORT).write_text(text, encoding="utf-8")
-
-    def _training(self, named: Mapping[str, float]) -> dict[str, Any]:
-        data: dict[str, Any] = {"e2e_train_time": named["run_time_s"] - named["eval_s"]}
-        if "sequences_per_second" in named:
-            data["training_sequences_per_second"] = named["sequences_per_second"]
-        return data | {"final_loss": self._loss}
 
     def report(self, named: Mapping[str, float]) -> dict[str, Any]:
         """Return Enflame's final report, without values that were not measured.
@@ -212,18 +204,14 @@ def closing(folder: Path) -> list[str]:
     lines = []
     if (folder / PREDICTIONS).is_file():
         lines.append(f"predictions {folder / PREDICTIONS}")
-    script = _scoring(folder).get("eval_script", {}) if (folder / MANIFEST).is_file() else {}
-    if "error" in script:
-        lines.append(f"--eval_script reported no scores: {script['error']}")
+    if (folder / MANIFEST).is_file():
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        script = manifest["extras"].get("scoring", {}).get("eval_script", {})
+        if "error" in script:
+            lines.append(f"--eval_script reported no scores: {script['error']}")
     if (folder / REPORT).is_file():
         lines.append(f"Final report:\n{(folder / REPORT).read_text(encoding='utf-8').rstrip()}")
     return lines
-
-
-def _scoring(folder: Path) -> dict[str, Any]:
-    """Return scoring's counts from the closed record; empty without scoring."""
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return dict(manifest["extras"].get("scoring", {}))
 
 
 def _clock(seconds: float) -> str:

@@ -34,6 +34,7 @@ DEFAULTS = {
 }
 """The script's defaults at its head, in its order. An empty one is a file of NVIDIA's container;
 DATA_PATH, the recipe's model or our default replaces it."""
+_BEFORE = "the order of 2021 (without warmup_proportion)"
 PRECISIONS = ("fp16", "fp32", "tf32", "bf16", "amp")
 MODES = {
     "train": ("--do_train",),
@@ -94,7 +95,8 @@ def read(words: Sequence[str], environment: Mapping[str, str], *, v2: bool = Fal
     if values["squad_dir"]:
         for flag, file in zip(("--train_file", "--predict_file"), names(v2), strict=True):
             flags += [flag, str(Path(values["squad_dir"]) / file)]
-    messages = [f"run_squad.sh with {_kind(order)}:"]
+    kind = "today's order" if len(order) == len(DEFAULTS) else _BEFORE
+    messages = [f"run_squad.sh with {len(order)} parameters, in {kind}:"]
     messages += [
         f"  {name}={values[name] or '(not given)'}{'' if name in given else ' (default)'}"
         for name in order
@@ -102,12 +104,6 @@ def read(words: Sequence[str], environment: Mapping[str, str], *, v2: bool = Fal
     if values["precision"] in ("fp32", "tf32"):
         messages.append("precision is exactly the one named; NVIDIA's script lets torch use TF32")
     return Positional(devices, flags, messages)
-
-
-def _kind(order: Sequence[str]) -> str:
-    if "warmup_proportion" in order:
-        return f"{len(order)} parameters, in today's order"
-    return f"{len(order)} parameters, in the order of 2021 (without warmup_proportion)"
 
 
 def _order(words: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,8 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
         raise BadInput(f"SQuAD file {dataset} has no question: name another file")
     if v2 is None:
         v2 = _is_v2(content, [question.fields for question in found])
-    grade = f1_v2 if v2 else f1
     graded = [
-        _grade(_truths(q.fields, q.where, v2), answers.get(q.fields["id"]), grade, v2)
-        for q in found
+        _grade(_truths(q.fields, q.where, v2), answers.get(q.fields["id"]), v2) for q in found
     ]
     ids = {question.fields["id"] for question in found}
     return {
@@ -117,12 +115,7 @@ def _truths(fields: dict[str, Any], where: str, v2: bool) -> list[str]:
     return [answer["text"] for answer in answers]
 
 
-def _grade(
-    truths: list[str],
-    answer: Any,
-    f1_of: Callable[[Sequence[str], Sequence[str]], float],
-    v2: bool,
-) -> _Graded:
+def _grade(truths: list[str], answer: Any, v2: bool) -> _Graded:
     answerable = bool(truths)
     if not isinstance(answer, str):
         return _Graded(0, 0, answerable)
@@ -130,9 +123,8 @@ def _grade(
     if v2:  # an annotation without a word counts as none; no annotation asks for no answer
         bags = [bag for bag in bags if bag] or [[]]
     given = normalized(answer)
-    return _Graded(
-        int(any(bag == given for bag in bags)), max(f1_of(given, bag) for bag in bags), answerable
-    )
+    best = max((f1_v2 if v2 else f1)(given, bag) for bag in bags)
+    return _Graded(int(given in bags), best, answerable)
 
 
 def _totals(graded: list[_Graded], v2: bool) -> dict[str, Any]:
@@ -146,9 +138,7 @@ def _totals(graded: list[_Graded], v2: bool) -> dict[str, Any]:
     for name, wanted in (("HasAns", True), ("NoAns", False)):
         part = [each for each in graded if each.answerable == wanted]
         if part:
-            exact_part, f1_part = _mean(part)
-            result[f"{name}_exact"] = exact_part
-            result[f"{name}_f1"] = f1_part
+            result[f"{name}_exact"], result[f"{name}_f1"] = _mean(part)
             result[f"{name}_total"] = len(part)
     return result
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from tokenizers import Tokenizer, models
 
 from bertbench.common.data.samples import IntArray, from_lengths, ragged_index
-from bertbench.common.data.tokenization import CLS, SEP, SPECIAL, UNK
+from bertbench.common.data.tokenization import CLS, SEP, SPECIAL, UNK, encode_words
 
 NEVER_SPLIT = frozenset(SPECIAL)
 """Special tokens even in text, when alone between blanks: the reference's rule. In our pretraining
@@ -101,15 +102,7 @@ class WordPieces:
         rows: dict[str, int] = {}
         index = np.fromiter((rows.setdefault(word, len(rows)) for word in words), np.int64)
         tokens = [basic_tokens(word, lowercase=self._lowercase) for word in rows]
-        pieces, piece_offsets = self._pieces([token for each in tokens for token in each])
+        pieces, piece_offsets = encode_words(self._tokenizer, list(chain(*tokens)))
         per_word = from_lengths(np.fromiter(map(len, tokens), np.int64, len(tokens)))
         taken, offsets = ragged_index(piece_offsets[per_word], index)
         return pieces[taken], offsets
-
-    def _pieces(self, tokens: list[str]) -> tuple[IntArray, IntArray]:
-        """Return ids [t] of the distinct words' tokens, and the tokens' offsets."""
-        # One call for all: word_ids holds, ascending, each id's token.
-        encoding = self._tokenizer.encode(tokens, is_pretokenized=True, add_special_tokens=False)
-        owners = np.array(encoding.word_ids, np.int64)
-        counts = np.bincount(owners, minlength=len(tokens))
-        return np.array(encoding.ids, np.int32), from_lengths(counts)

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import tyro
 
@@ -45,34 +45,10 @@ class Reporting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
-    """Convert text to MLPerf's HDF5 files by MLPerf's procedure."""
+class Job(Generic[Options]):
+    """The flags of one verb."""
 
-    dataset: prepare.PrepareOptions
-    report: Reporting = field(default_factory=Reporting)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
-    """Copy the samples of one run from MLPerf's data set."""
-
-    dataset: pack.PackOptions
-    report: Reporting = field(default_factory=Reporting)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """Check a data set and print its statistics."""
-
-    dataset: check.CheckOptions
-    report: Reporting = field(default_factory=Reporting)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quickstart:
-    """Make the corpus of the mini recipe: Wikipedia summaries from the package index."""
-
-    dataset: QuickstartOptions = field(default_factory=QuickstartOptions)
+    dataset: Options
     report: Reporting = field(default_factory=Reporting)
 
 
@@ -85,72 +61,74 @@ def main(argv: Sequence[str]) -> int:
     if args[0] not in VERBS:
         close = did_you_mean(args[0], VERBS)
         raise BadInput(f"unknown verb {args[0]!r}{close}\nverbs of data: {', '.join(VERBS)}")
-    return VERBS[args[0]](args[1:])
+    kind, description, work = VERBS[args[0]]
+    prog = f"bertbench data {args[0]}"
+    with one_line_errors(prog):
+        given = tyro.cli(
+            Job[kind],  # type: ignore[valid-type]
+            args=args[1:],
+            prog=prog,
+            description=description,
+            use_underscores=True,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+    return work(given.dataset, given.report)
 
 
-def _prepare(args: list[str]) -> int:
-    given = _parse(Prepare, "prepare", args)
-    if given.report.dry_run:
-        return _show("would prepare", prepare.plan(given.dataset), given.report)
-    manifest = prepare.prepare(given.dataset)
+def _prepare(options: prepare.PrepareOptions, report: Reporting) -> int:
+    if report.dry_run:
+        return _show("would prepare", prepare.plan(options), report)
+    manifest = prepare.prepare(options)
     for implementation in manifest["implementations"]:
         if not implementation.endswith(": c"):
             print(f"note: slow path used for {implementation}", file=sys.stderr)
-    return _show(f"prepared {given.dataset.output}", manifest, given.report)
+    return _show(f"prepared {options.output}", manifest, report)
 
 
-def _pack(args: list[str]) -> int:
-    given = _parse(Pack, "pack", args)
-    content = pack.plan(given.dataset)
-    if given.report.dry_run:
-        return _show("would pack", content, given.report)
-    if not given.report.json:
-        _show("packing", content, given.report)
-    manifest = pack.pack(given.dataset)
-    return _show(f"packed into {given.dataset.output}", manifest, given.report)
+def _pack(options: pack.PackOptions, report: Reporting) -> int:
+    content = pack.plan(options)
+    if report.dry_run:
+        return _show("would pack", content, report)
+    if not report.json:
+        _show("packing", content, report)
+    return _show(f"packed into {options.output}", pack.pack(options), report)
 
 
-def _check(args: list[str]) -> int:
-    given = _parse(Check, "check", args)
-    if given.report.dry_run:
-        return _show("would check", check.plan(given.dataset), given.report)
-    found = check.check(given.dataset)
-    if given.report.json:
+def _check(options: check.CheckOptions, report: Reporting) -> int:
+    if report.dry_run:
+        return _show("would check", check.plan(options), report)
+    found = check.check(options)
+    if report.json:
         print(json.dumps(asdict(found), indent=1))
     else:
-        _show(f"{given.dataset.data_root}", found.statistics, given.report)
+        _show(f"{options.data_root}", found.statistics, report)
         for problem in found.problems:
             print(f"PROBLEM {problem.file}: {problem.message}")
         print(f"{len(found.problems)} problems" if found.problems else "no problems")
     return 1 if found.problems else 0
 
 
-def _quickstart(args: list[str]) -> int:
-    given = _parse(Quickstart, "quickstart", args)
-    if given.report.dry_run:
-        return _show("would make", quickstart_plan(given.dataset), given.report)
-    path = quickstart(given.dataset)
-    return _show("ready", {"data_root": str(path)}, given.report)
+def _quickstart(options: QuickstartOptions, report: Reporting) -> int:
+    if report.dry_run:
+        return _show("would make", quickstart_plan(options), report)
+    return _show("ready", {"data_root": str(quickstart(options))}, report)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {
-    "prepare": _prepare,
-    "pack": _pack,
-    "check": _check,
-    "quickstart": _quickstart,
+VERBS: dict[str, tuple[type, str, Callable[[Any, Reporting], int]]] = {
+    "prepare": (
+        prepare.PrepareOptions,
+        "Convert text to MLPerf's HDF5 files by MLPerf's procedure.",
+        _prepare,
+    ),
+    "pack": (pack.PackOptions, "Copy the samples of one run from MLPerf's data set.", _pack),
+    "check": (check.CheckOptions, "Check a data set and print its statistics.", _check),
+    "quickstart": (
+        QuickstartOptions,
+        "Make the corpus of the mini recipe: Wikipedia summaries from the package index.",
+        _quickstart,
+    ),
 }
-
-
-def _parse(kind: type[Options], verb: str, args: list[str]) -> Options:
-    prog = f"bertbench data {verb}"
-    with one_line_errors(prog):
-        return tyro.cli(
-            kind,
-            args=args,
-            prog=prog,
-            use_underscores=True,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
+"""Options, description and function of each verb."""
 
 
 def _show(title: str, content: Mapping[str, Any], report: Reporting) -> int:

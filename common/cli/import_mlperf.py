@@ -65,11 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise BadInput(f"--round {shown(options.round)} is not like 3.0")
     if options.devices is not None and options.devices < 1:
         raise BadInput("--devices must be at least 1")
-    given = {
-        name: getattr(options, name)
-        for name in ("round", "submitter", "system", "devices", "device")
-        if getattr(options, name) is not None
-    }
+    about = ("round", "submitter", "system", "devices", "device")
+    given = {k: v for k, v in vars(options).items() if k in about and v is not None}
     done: list[dict[str, Any]] = []
     refused: list[str] = []
     for path in options.logs:

@@ -19,6 +19,7 @@ _WRAP = textwrap.TextWrapper(
     80, initial_indent=" " * 6, subsequent_indent=" " * 8,
     break_long_words=False, break_on_hyphens=False,
 )  # fmt: skip
+_FACTS = ("name", "benchmark", "summary", "data", "duration")
 
 
 def list_main(argv: Sequence[str]) -> int:
@@ -26,10 +27,7 @@ def list_main(argv: Sequence[str]) -> int:
     given = parser("list").parse_args(argv)
     known = presets()
     if given.json:
-        rows = [
-            {f: getattr(p, f) for f in ("name", "benchmark", "summary", "data", "duration")}
-            for p in known.values()
-        ]
+        rows = [{name: getattr(p, name) for name in _FACTS} for p in known.values()]
         print(json.dumps(rows, indent=1))
         return 0
     for benchmark, group in groupby(known.values(), lambda p: p.benchmark):
@@ -49,11 +47,7 @@ def describe_main(argv: Sequence[str]) -> int:
     chosen = preset(given.recipe)
     settings = resolve_run([chosen.name])
     content = {
-        "name": chosen.name,
-        "benchmark": chosen.benchmark,
-        "summary": chosen.summary,
-        "data": chosen.data,
-        "duration": chosen.duration,
+        **{name: getattr(chosen, name) for name in _FACTS},
         "recipe_hash_without_inputs": recipe_hash(chosen.recipe),
         "writes": "results/<system>/<benchmark>/<run>/: manifest, config, system, steps, logs",
         **{part: plain(getattr(chosen, part)) for part in ("recipe", "impl", "run")},

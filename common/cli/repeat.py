@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any
@@ -90,14 +90,9 @@ class Ledger:
         write_atomic(self.path, json.dumps(self.as_dict(), indent=1) + "\n")
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "schema_version": 1,
-            "kind": "repeat",
-            "sides": self.sides,
-            "first_seed": self.first_seed,
-            "processes": self.processes,
-            "runs": self.runs,
-        }
+        content = {"schema_version": 1, "kind": "repeat", **asdict(self)}
+        del content["path"]
+        return content
 
     def side(self, name: str, seeds: Sequence[int]) -> Side:
         """Return the complete runs of one side."""
@@ -233,20 +228,16 @@ class Repeat:
         if self.force:
             return False
         sides = [self.ledger.side(name, self.seeds) for name in self.ledger.sides]
-        alone = len(sides) == 1
         found = differences(sides[0], sides[-1]) if all(side.runs for side in sides) else []
-        found = list(dict.fromkeys(found))
-        self.refusal = found
-        if found:
-            self._say("not comparable, stopping:")
-            for text in found:
-                self._say(f"  {text}")
+        self.refusal = list(dict.fromkeys(found))
+        if self.refusal:
+            self._say("\n  ".join(("not comparable, stopping:", *self.refusal)))
             self._say(
                 "--fresh repeats all runs; --force continues"
-                if alone
+                if len(sides) == 1
                 else "--force continues, and the comparison lists the differences"
             )
-        return bool(found)
+        return bool(self.refusal)
 
     def _say(self, text: str) -> None:
         print(text, file=self.out, flush=True)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         results.update({str(run): validate(run, options.ruleset) for run in records})
         results.update({str(d.path): [Problem("error", MANIFEST, d.problem)] for d in damaged})
     valid = {run: not any(p.severity == "error" for p in found) for run, found in results.items()}
-    simulated = {run: valid[run] and _simulated(Path(run)) for run in results}
-    groups = _groups([run for run in results if valid[run] and not simulated[run]])
+    manifests = {
+        run: parse((Path(run) / MANIFEST).read_text("utf-8")) for run in results if valid[run]
+    }
+    simulated = {run: valid[run] and manifests[run].get("simulated", False) for run in results}
+    groups = _groups({run: m for run, m in manifests.items() if not simulated[run]})
     if options.json:
         report = [
             {
@@ -63,24 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             for p in found:
                 print(f"  {p.severity}: {p.file}: {p.text}")
         for group in dict.fromkeys(groups.values()):
-            print(_repeats(group))
+            print(_repeats([manifests[run] for run in group]))
     return 0 if all(valid[r] and (options.simulated or not simulated[r]) for r in results) else 1
 
 
-def _simulated(run: Path) -> bool:
-    """Return whether a valid record is of simulated devices."""
-    return bool(_manifest(run).get("simulated", False))
-
-
-def _manifest(run: Path) -> Any:
-    return parse((run / MANIFEST).read_text(encoding="utf-8"))
-
-
-def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _groups(manifests: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Return each finished run's repeats: same system, recipe, inputs, code, precision, kernels."""
     groups: dict[tuple[Any, ...], list[str]] = {}
-    for run in runs:
-        m = _manifest(Path(run))
+    for run, m in manifests.items():
         if m["status"] in ("ok", "below_quality"):
             same = [m[key] for key in ("system", "recipe_hash", "code_hash", "world_size")]
             kernels = json.dumps(m["extras"].get("kernels"), sort_keys=True)
@@ -89,9 +82,8 @@ def _groups(runs: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {run: tuple(group) for group in groups.values() for run in group}
 
 
-def _repeats(group: Sequence[str]) -> str:
-    """Return a line on the number of repeats."""
-    runs = [_manifest(Path(run)) for run in group]
+def _repeats(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a line on the number of repeats, from their manifests."""
     first, n = runs[0], len(runs)
     seeds = sorted({m["seed"] for m in runs})
     text = f"{n} run{'s' * (n > 1)} of {first['preset']} on {first['system']}"

@@ -26,8 +26,9 @@ from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, shown
 from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.result import number
 from bertbench.common.results.store import find_runs
-from bertbench.common.results.tail import STEPS, File, LineSource, Pipe, json_object, number
+from bertbench.common.results.tail import STEPS, File, LineSource, Pipe, json_object
 
 _HISTORY = 40
 _QUIET_S = 120.0

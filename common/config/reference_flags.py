@@ -240,11 +240,8 @@ class Flags:
             for part, text in meaning.values(value or "").items():
                 self._set(values, part, text)
         elif isinstance(meaning, Sets):
-            if callable(meaning.value):
-                assert value is not None
-                self._set(values, meaning.field, meaning.value(value))
-            else:
-                self._set(values, meaning.field, meaning.value)
+            text = meaning.value(value or "") if callable(meaning.value) else meaning.value
+            self._set(values, meaning.field, text)
             if meaning.note:
                 notes.setdefault(meaning.note, []).append(f"--{name}")
         elif isinstance(meaning, Refuses) and value not in meaning.off:
@@ -256,10 +253,8 @@ class Flags:
 
     def _switch_or_value(self, name: str, value: str | None) -> tuple[str, str]:
         """Return one of our fields and its value; a switch's value is True or False."""
-        if name not in self.own:
-            name, no = name.removeprefix("no_"), True
-        else:
-            no = False
+        no = name not in self.own
+        name = name.removeprefix("no_") if no else name
         if self.own[name] is not bool:
             assert value is not None
             return name, value

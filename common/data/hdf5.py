@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import h5py
 import numpy as np
@@ -63,35 +63,25 @@ class _Chunk:
 
 
 class _File:
-    """One open file whose datasets have the right names, shapes and types."""
+    """An open file whose datasets have the right names, shapes and types."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, handle: h5py.File) -> None:
         self.path = path
-        self.handle = _open(path)
-        try:
-            layout = layout_of(self.handle.keys())
-            if layout is None:
-                have = ", ".join(sorted(self.handle.keys())) or "none"
-                raise BadInput(
-                    f"{path}: not BERT pretraining data: its datasets are {have}; "
-                    f"fixed-length files have {', '.join(DATASETS['fixed'])}, variable-length "
-                    f"ones {', '.join(DATASETS['varlen'])}; make such files with "
-                    f"`bertbench data prepare`"
-                )
-            self.layout: Layout = layout
-            self.datasets = {name: self.handle[name] for name in DATASETS[layout]}
-            self.num_rows = len(self._check_types())
-        except BaseException:
-            self.handle.close()
-            raise
+        layout = layout_of(handle.keys())
+        if layout is None:
+            have = ", ".join(sorted(handle.keys())) or "none"
+            raise BadInput(
+                f"{path}: not BERT pretraining data: its datasets are {have}; "
+                f"fixed-length files have {', '.join(DATASETS['fixed'])}, variable-length "
+                f"ones {', '.join(DATASETS['varlen'])}; make such files with "
+                f"`bertbench data prepare`"
+            )
+        self.layout: Layout = layout
+        self.datasets = {name: handle[name] for name in DATASETS[layout]}
+        self._check_types()
+        self.num_rows = len(self.datasets[INPUT_IDS])
 
-    def __enter__(self) -> _File:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.close()
-
-    def _check_types(self) -> Any:
+    def _check_types(self) -> None:
         """Refuse datasets without integers, their layout's rank and equally many rows."""
         for name, dataset in self.datasets.items():
             if not isinstance(dataset, h5py.Dataset):
@@ -124,7 +114,6 @@ class _File:
                 )
         if not len(self.datasets[INPUT_IDS]):
             raise BadInput(f"{self.path}: holds no samples; remove it or make it again")
-        return self.datasets[INPUT_IDS]
 
     def chunks(self) -> Iterator[_Chunk]:
         """Yield all rows in order, CHUNK_ROWS at a time."""
@@ -253,7 +242,8 @@ def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
     """
     parts: list[Samples] = []
     left = first
-    with _File(path) as file:
+    with _open(path) as handle:
+        file = _File(path, handle)
         edge: tuple[int, int] | None = None
         for chunk in file.chunks():
             part = _checked(file, chunk, limits, edge)
@@ -269,7 +259,8 @@ def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
 
 def count(path: Path) -> int:
     """Count the samples of one file, without reading the text. Raises BadInput like ``read``."""
-    with _File(path) as file:
+    with _open(path) as handle:
+        file = _File(path, handle)
         if file.layout != "packed":
             return file.num_rows
         dataset = file.datasets[PACKED_LENGTHS]

@@ -8,11 +8,14 @@ N samples hold T tokens and M masked positions in all. Sample ``i`` is tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 IntArray = NDArray[Any]
 """An integer array whose width the field's docstring gives."""
@@ -34,6 +37,20 @@ class Sequences:
     def lengths(self) -> IntArray:
         """int64 [N], tokens of each sequence."""
         return np.diff(self.offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join all sequences of ``parts``, at least one, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        joined: dict[str, IntArray | None] = {}
+        for name in (field.name for field in fields(cls)):  # type: ignore[arg-type]
+            arrays = [getattr(part, name) for part in parts]
+            if name in ("offsets", "masked_offsets"):
+                joined[name] = from_lengths(np.concatenate([np.diff(a) for a in arrays]))
+            else:
+                joined[name] = None if arrays[0] is None else np.concatenate(arrays)
+        return cls(**joined)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,21 +89,6 @@ class Samples(Sequences):
             masked_labels=self.masked_labels[masked],
             masked_offsets=masked_offsets,
             next_sentence_labels=self.next_sentence_labels[rows],
-        )
-
-    @classmethod
-    def concatenate(cls, parts: Sequence[Samples]) -> Samples:
-        """Join all samples of ``parts``, at least one, in order."""
-        if len(parts) == 1:
-            return parts[0]
-        return cls(
-            input_ids=np.concatenate([p.input_ids for p in parts]),
-            offsets=from_lengths(np.concatenate([p.lengths for p in parts])),
-            split=np.concatenate([p.split for p in parts]),
-            masked_positions=np.concatenate([p.masked_positions for p in parts]),
-            masked_labels=np.concatenate([p.masked_labels for p in parts]),
-            masked_offsets=from_lengths(np.concatenate([p.masked_counts for p in parts])),
-            next_sentence_labels=np.concatenate([p.next_sentence_labels for p in parts]),
         )
 
 

@@ -59,11 +59,12 @@ PACKED: dict[str, np.dtype[Any]] = {
 }
 """Packed: as varlen, next_sentence_labels ``vlen`` too; masked positions count from the row."""
 
-DATASETS: dict[Layout, tuple[str, ...]] = {
-    "fixed": tuple(FIXED),
-    "varlen": tuple(VARLEN),
-    "packed": tuple(PACKED),
+DATASETS: dict[Layout, dict[str, np.dtype[Any]]] = {
+    "packed": PACKED,
+    "fixed": FIXED,
+    "varlen": VARLEN,
 }
+"""Most specific first: varlen's names are part of both others."""
 
 WRITE_ROWS = 8192
 """Rows padded at a time when writing fixed files: bounds the memory, not the result."""
@@ -71,11 +72,7 @@ WRITE_ROWS = 8192
 
 def layout_of(names: Collection[str]) -> Layout | None:
     """Return the layout with these dataset names, or None; extra datasets are ignored."""
-    layouts: tuple[Layout, ...] = ("packed", "fixed", "varlen")
-    for layout in layouts:  # most specific first: varlen's names are part of both others
-        if set(DATASETS[layout]) <= set(names):
-            return layout
-    return None
+    return next((layout for layout, own in DATASETS.items() if own.keys() <= set(names)), None)
 
 
 def write_varlen(path: Path, samples: Samples) -> None:
@@ -135,36 +132,30 @@ def write_fixed(path: Path, samples: Samples, max_seq_length: int, max_predictio
             )
     widths = {MASKED_POSITIONS: max_predictions, MASKED_IDS: max_predictions}
     with _new_file(path) as file:
-        out = {
-            name: file.create_dataset(
-                name,
-                (len(samples),)
-                if name == NEXT_SENTENCE
-                else (len(samples), widths.get(name, max_seq_length)),
-                dtype=dtype,
-            )
-            for name, dtype in FIXED.items()
-        }
+        out = {}
+        for name, dtype in FIXED.items():
+            width = () if name == NEXT_SENTENCE else (widths.get(name, max_seq_length),)
+            out[name] = file.create_dataset(name, (len(samples), *width), dtype)
         for start in range(0, len(samples), WRITE_ROWS):
-            rows = np.arange(start, min(start + WRITE_ROWS, len(samples)))
-            part = samples.take(rows)
+            part = samples.take(np.arange(start, min(start + WRITE_ROWS, len(samples))))
             columns = np.arange(max_seq_length)
             mask = columns < part.lengths[:, None]
             masked = np.arange(max_predictions) < part.masked_counts[:, None]
-            selection = slice(start, start + len(rows))
-            out[INPUT_IDS][selection] = _padded(part.input_ids, mask, FIXED[INPUT_IDS])
-            out[INPUT_MASK][selection] = mask.astype(np.int8)
-            out[SEGMENT_IDS][selection] = (mask & (columns >= part.split[:, None])).astype(np.int8)
-            out[MASKED_POSITIONS][selection] = _padded(
-                part.masked_positions, masked, FIXED[MASKED_POSITIONS]
-            )
-            out[MASKED_IDS][selection] = _padded(part.masked_labels, masked, FIXED[MASKED_IDS])
-            out[NEXT_SENTENCE][selection] = part.next_sentence_labels
+            content = {
+                INPUT_IDS: _padded(part.input_ids, mask),
+                INPUT_MASK: mask.astype(np.int8),
+                SEGMENT_IDS: (mask & (columns >= part.split[:, None])).astype(np.int8),
+                MASKED_POSITIONS: _padded(part.masked_positions, masked),
+                MASKED_IDS: _padded(part.masked_labels, masked),
+                NEXT_SENTENCE: part.next_sentence_labels,
+            }
+            for name, rows in content.items():
+                out[name][start : start + len(part)] = rows
 
 
-def _padded(flat: IntArray, mask: IntArray, dtype: np.dtype[Any]) -> IntArray:
+def _padded(flat: IntArray, mask: IntArray) -> IntArray:
     """Spread ``flat`` over the true cells of ``mask`` [n, width], row by row; 0 elsewhere."""
-    result = np.zeros(mask.shape, dtype)
+    result = np.zeros(mask.shape, np.int32)
     result[mask] = flat
     return result
 

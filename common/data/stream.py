@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import threading
+from abc import abstractmethod
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,29 +31,18 @@ Window = tuple[int, ...]
 """Numbers of the shards that are in memory together, ascending."""
 
 
-class Source(Protocol):
-    """Samples in windows; the same ones every time."""
-
-    @property
-    def identity(self) -> dict[str, int]:
-        """Numbers that a position must share with the data to be valid, by name."""
-
-    def windows(self, epoch: int) -> list[Window]:
-        """Return the windows of an epoch in order, none of them empty."""
-
-    def load(self, window: Window) -> Iterator[Samples]:
-        """Yield the samples of a window in pieces."""
-
-
 class WindowStream(StepStream[Samples, PretrainingBatch]):
-    """Endless steps over the windows of a Source."""
+    """Endless steps over samples in windows; the same ones every time."""
 
     places = ("epoch", "window")
 
-    def __init__(self, source: Source, **division: Unpack[Division]) -> None:
-        """As StepStream, which may raise BadInput."""
-        self.source = source
-        super().__init__(source.identity, **division)
+    @abstractmethod
+    def windows(self, epoch: int) -> list[Window]:
+        """Return the windows of an epoch in order, none of them empty."""
+
+    @abstractmethod
+    def load(self, window: Window) -> Iterator[Samples]:
+        """Yield the samples of a window in pieces."""
 
     def ordered(self, stopping: threading.Event) -> Generator[Ordered[Samples], None, None]:
         """Yield windows with their orders; one that stays the same is not loaded again.
@@ -63,13 +52,13 @@ class WindowStream(StepStream[Samples, PretrainingBatch]):
         epoch, window = self.start["epoch"], self.start["window"]
         loaded: Window | None = None
         while True:
-            windows = self.source.windows(epoch)
+            windows = self.windows(epoch)
             if window >= len(windows):
                 raise BadInput(self._beyond(f"{len(windows)} windows of an epoch"))
             for number in range(window, len(windows)):
                 if loaded != windows[number]:
                     parts = []
-                    for part in self.source.load(windows[number]):
+                    for part in self.load(windows[number]):
                         if stopping.is_set():
                             return
                         parts.append(part)
@@ -103,9 +92,7 @@ class TrainStream(WindowStream):
         self,
         files: Sequence[Path],
         *,
-        max_seq_length: int,
-        max_predictions: int,
-        vocab_size: int,
+        limits: Limits,
         window_shards: int = 8,
         **division: Unpack[Division],
     ) -> None:
@@ -113,9 +100,7 @@ class TrainStream(WindowStream):
 
         Args:
             files: the shards; their order is part of the sample order (``find_shards`` sorts).
-            max_seq_length: a longer sample in the files is an error.
-            max_predictions: so is one with more masked positions,
-            vocab_size: or an id that is not below this.
+            limits: a sample in the files beyond them is an error.
             window_shards: shards shuffled together. MLPerf's 2048 hold 76,500 samples of about
                 700 bytes, so 8 are 430 MB; up to three times that while the next are loaded.
             division: see StepStream.
@@ -127,34 +112,18 @@ class TrainStream(WindowStream):
             raise BadInput("no training files were given")
         if window_shards < 1:
             raise BadInput(f"window_shards {window_shards}: must be at least 1")
-        self.files = tuple(files)
-        limits = Limits(
-            max_seq_length=max_seq_length, max_predictions=max_predictions, vocab_size=vocab_size
-        )
-        super().__init__(_Files(self.files, limits, window_shards, division["seed"]), **division)
+        self.files, self.limits, self.window_shards = tuple(files), limits, window_shards
+        identity = {
+            "num_shards": len(self.files),
+            "window_shards": window_shards,
+            "data": int(dataset_hash(self.files)[:12], 16),
+        }
+        super().__init__(identity, **division)
 
     @functools.cached_property
     def num_samples(self) -> int:
         """Samples of an epoch: opens every file the first time, about 1 ms each."""
         return sum(map(count, self.files))
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Shards on disk as a Source."""
-
-    files: tuple[Path, ...]
-    limits: Limits
-    window_shards: int
-    seed: int
-
-    @property
-    def identity(self) -> dict[str, int]:
-        return {
-            "num_shards": len(self.files),
-            "window_shards": self.window_shards,
-            "data": int(dataset_hash(self.files)[:12], 16),
-        }
 
     def windows(self, epoch: int) -> list[Window]:
         """Return all shards at once if they fit, else 1, 2, 4, ... up to ``window_shards`` each.
@@ -171,6 +140,7 @@ class _Files:
         return windows
 
     def load(self, window: Window) -> Iterator[Samples]:
+        """Yield the samples of each shard."""
         for shard in window:
             yield read(self.files[shard], self.limits)
 
@@ -182,9 +152,7 @@ def eval_batches(
     batch_size: int,
     world: int,
     rank: int,
-    max_seq_length: int,
-    max_predictions: int,
-    vocab_size: int,
+    limits: Limits,
 ) -> list[PretrainingBatch]:
     """Return this rank's share of the first ``num_examples`` samples of ``files``.
 
@@ -194,9 +162,6 @@ def eval_batches(
 
     Raises BadInput when the files hold fewer samples.
     """
-    limits = Limits(
-        max_seq_length=max_seq_length, max_predictions=max_predictions, vocab_size=vocab_size
-    )
     parts: list[Samples] = []
     missing = num_examples
     for path in files:

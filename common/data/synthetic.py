@@ -7,7 +7,6 @@ The text means nothing, so accuracy and loss do not either; lengths, masks and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,56 +38,29 @@ NUM_SAMPLES = 16384
 """Samples in memory; an epoch."""
 
 
-@dataclass(frozen=True)
-class _Random:
-    """One window of random samples as a Source."""
+class SyntheticStream(WindowStream):
+    """TrainStream without files: one window of random samples."""
 
-    seed: int
-    num_samples: int
-    limits: Limits
-
-    @property
-    def identity(self) -> dict[str, int]:
-        return {"num_samples": self.num_samples}
+    def __init__(
+        self, *, limits: Limits, num_samples: int = NUM_SAMPLES, **division: Unpack[Division]
+    ) -> None:
+        """As TrainStream; an epoch is ``num_samples`` long and in memory."""
+        self.limits, self.num_samples = limits, num_samples
+        super().__init__({"num_samples": num_samples}, **division)
 
     def windows(self, epoch: int) -> list[Window]:
+        """Return the one window."""
         return [(0,)]
 
     def load(self, window: Window) -> Iterator[Samples]:
+        """Yield all samples."""
         yield random_samples(self.num_samples, self.limits, self.seed)
 
 
-class SyntheticStream(WindowStream):
-    """TrainStream without files."""
-
-    def __init__(
-        self,
-        *,
-        max_seq_length: int,
-        max_predictions: int,
-        vocab_size: int,
-        num_samples: int = NUM_SAMPLES,
-        **division: Unpack[Division],
-    ) -> None:
-        """As TrainStream; an epoch is ``num_samples`` long and in memory."""
-        self.num_samples = num_samples
-        limits = _limits(max_seq_length, max_predictions, vocab_size)
-        super().__init__(_Random(division["seed"], num_samples, limits), **division)
-
-
 def synthetic_eval_batches(
-    *,
-    num_examples: int,
-    batch_size: int,
-    world: int,
-    rank: int,
-    max_seq_length: int,
-    max_predictions: int,
-    vocab_size: int,
-    seed: int = 0,
+    *, num_examples: int, batch_size: int, world: int, rank: int, limits: Limits, seed: int = 0
 ) -> list[PretrainingBatch]:
     """Return what ``eval_batches`` returns, without files."""
-    limits = _limits(max_seq_length, max_predictions, vocab_size)
     samples = random_samples(num_examples, limits, seed)
     return batches_of(samples, batch_size=batch_size, world=world, rank=rank)
 
@@ -165,9 +137,3 @@ def random_lengths(n: int, max_seq_length: int, rng: np.random.Generator) -> Int
     full, rest = np.divmod(whole, max_seq_length)
     pieces = np.concatenate([np.full(full.sum(), max_seq_length), rest[rest >= SHORTEST]])
     return rng.permutation(pieces)[:n]
-
-
-def _limits(max_seq_length: int, max_predictions: int, vocab_size: int) -> Limits:
-    return Limits(
-        max_seq_length=max_seq_length, max_predictions=max_predictions, vocab_size=vocab_size
-    )

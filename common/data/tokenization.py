@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -153,15 +153,20 @@ class _Words:
 
     def _learn(self, text: bytes, spans: IntArray, plain: Tokenizer) -> None:
         words = [text[start:end].decode() for start, end in spans.tolist()]
-        # One call for many words: word_ids holds, ascending, each id's word.
-        encoding = plain.encode(words, is_pretokenized=True, add_special_tokens=False)
-        owners = np.array(encoding.word_ids, np.int64)
-        offsets = from_lengths(np.bincount(owners, minlength=len(words)))
-        ids = np.array(encoding.ids, np.int32)
+        ids, offsets = encode_words(plain, words)
         if not self._library.wordpiece_learn(
             self._handle, text, _at(spans), ctypes.c_int64(len(words)), _at(ids), _at(offsets)
         ):
             raise MemoryError(f"no memory to remember {len(words)} words")
+
+
+def encode_words(tokenizer: Tokenizer, words: list[str]) -> tuple[IntArray, IntArray]:
+    """Return the ids of W ``words`` end to end, int32 [T], and their offsets, int64 [W + 1]."""
+    # One call for many words: word_ids holds, ascending, each id's word.
+    encoding = tokenizer.encode(words, is_pretokenized=True, add_special_tokens=False)
+    owners = np.array(encoding.word_ids, np.int64)
+    counts = np.bincount(owners, minlength=len(words))
+    return np.array(encoding.ids, np.int32), from_lengths(counts)
 
 
 def _at(array: IntArray) -> ctypes.c_void_p:
@@ -205,14 +210,10 @@ def train_vocab(
         limit_alphabet=len(characters),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_chunks(lines), trainer)
+    chunks = (list(lines[start : start + 1000]) for start in range(0, len(lines), 1000))
+    tokenizer.train_from_iterator(chunks, trainer)
     ids = tokenizer.get_vocab()
     return sorted(ids, key=ids.__getitem__)
-
-
-def _chunks(lines: Sequence[str]) -> Iterator[list[str]]:
-    for start in range(0, len(lines), 1000):
-        yield list(lines[start : start + 1000])
 
 
 def _normalizer(lowercase: bool) -> normalizers.BertNormalizer:

@@ -23,7 +23,7 @@ TORCHRUN = (sys.executable, "-m", "bertbench.common.launch.torchrun")
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Outcome:
     """The end of a run, as its own output reports it."""
 
@@ -113,18 +113,13 @@ def _last_lines(file: IO[bytes], most: int = 3) -> str:
 def _outcome(
     code: int, answer: dict[str, Any], errors: str, seconds: float, stopped: bool
 ) -> Outcome:
+    record = None
     if "record" in answer:
-        return Outcome(
-            status=str(answer.get("status")),
-            reason=str(answer.get("reason")),
-            exit_code=code,
-            seconds=seconds,
-            record=Path(str(answer["record"])),
-            stopped=stopped,
-        )
-    if "error" in answer or code == 2:
+        status, reason = str(answer.get("status")), str(answer.get("reason"))
+        record = Path(str(answer["record"]))
+    elif "error" in answer or code == 2:
         status, reason = "refused", str(answer.get("error") or errors)
     else:
         status = "interrupted" if stopped or code == 130 else "killed"
         reason = f"exit code {code}: {errors or 'no output'}"
-    return Outcome(status=status, reason=reason, exit_code=code, seconds=seconds, stopped=stopped)
+    return Outcome(status, reason, code, seconds, record, stopped)

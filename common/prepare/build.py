@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_fixed, write_varlen
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, host_cores, write_atomic
-from bertbench.common.prepare.spool import Mixture, open_spool
-from bertbench.common.prepare.track import track
+from bertbench.common.prepare.spool import Mixture, open_spool, save_spool
+from bertbench.common.prepare.track import tracked
 
 FORMAT = "bertbench.dataset/1"
 MANIFEST = "manifest.json"
@@ -139,33 +140,25 @@ def write_shards(
     count = layout.num_shards or max(1, -(-total // SAMPLES_PER_SHARD))
     if count > total:
         raise BadInput(f"--num_shards {count} is more than the {total} samples: give fewer")
-    Mixture.draw(sizes, count, seed).save(work)
+    save_spool(work / "mixture", Mixture.draw(sizes, count, seed))
     sources: dict[str, tuple[tuple[Path, ...], int | None]] = {
         f"{count}_shards_uncompressed/part_{number}_of_{count}.hdf5": (tuple(spools), number)
         for number in range(count)
     }
     if evaluation is not None:
         sources[EVAL_FILE] = ((evaluation,), None)
-    record = work / "shards.json"
-    written: dict[str, Any] = read_json(record) if record.is_file() else {}
-    left = {
+    jobs = {
         name: _ShardJob(work=work, target=output / name, spools=paths, number=number, layout=layout)
         for name, (paths, number) in sources.items()
-        if name not in written
     }
-    with track("write shards", len(left)) as advance:
-        for name, result in each(_write_shard, left, processes):
-            written[name] = result
-            write_json(record, written)
-            advance(1)
-    return {name: written[name] for name in sources}
+    return each_recorded(_write_shard, jobs, processes, work, "write shards")
 
 
 def _write_shard(job: _ShardJob) -> dict[str, Any]:
     if job.number is None:
-        samples = open_spool(job.spools[0])
+        samples = open_spool(Samples, job.spools[0])
     else:
-        samples = Mixture.load(job.work).shard(job.number, job.spools)
+        samples = open_spool(Mixture, job.work / "mixture").shard(job.number, job.spools)
     if job.layout.format == "varlen":
         write_varlen(job.target, samples)
     else:
@@ -175,6 +168,24 @@ def _write_shard(job: _ShardJob) -> dict[str, Any]:
         "bytes": job.target.stat().st_size,
         "sha256": file_sha256(job.target),
     }
+
+
+def each_recorded(
+    work: Callable[[Job], dict[str, Any]],
+    jobs: dict[str, Job],
+    processes: int,
+    folder: Path,
+    what: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the JSON values of each job by its name, those of an earlier run included.
+
+    ``folder`` keeps them in files of the jobs' names.
+    """
+    records = {name: folder / f"{Path(name).name}.json" for name in jobs}
+    left = {name: job for name, job in jobs.items() if not records[name].is_file()}
+    for name, result in tracked(each(work, left, processes), what, len(left)):
+        write_json(records[name], result)
+    return {name: read_json(path) for name, path in records.items()}
 
 
 def each(
@@ -222,6 +233,12 @@ def read_json(path: Path) -> Any:
         raise BadInput(
             f"{path} is not JSON ({error}): delete {path.parent} and build it again"
         ) from error
+
+
+def read_manifest(data_root: Path) -> dict[str, Any]:
+    """Return a data set's manifest; empty without one."""
+    path = data_root / MANIFEST
+    return dict(read_json(path)) if path.is_file() else {}
 
 
 def write_json(path: Path, content: Any) -> None:

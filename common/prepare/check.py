@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from bertbench.common.data.shards import Kind, dataset_hash, locate
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256
-from bertbench.common.prepare.build import MANIFEST, each, processes_for, read_json
+from bertbench.common.prepare.build import each, processes_for, read_manifest
 from bertbench.common.prepare.pack import PROCESS_BYTES
 from bertbench.common.prepare.spool import cut
-from bertbench.common.prepare.track import track
+from bertbench.common.prepare.track import tracked
 
 MAX_REPEATED = 0.01
 """Share of a file's samples that may occur before: short documents repeat by chance."""
@@ -51,7 +52,7 @@ class CheckOptions:
     """Default: one a core, fewer for little data."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something wrong."""
 
@@ -67,13 +68,6 @@ class Report:
 
     statistics: dict[str, Any]
     problems: list[Problem]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FileJob:
-    path: Path
-    limits: Limits
-    with_sha256: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,31 +95,24 @@ def check(options: CheckOptions) -> Report:
     """Read all files once and report; raises BadInput when there is no data set."""
     root = options.data_root
     found = locate(root)
-    manifest = read_json(root / MANIFEST) if (root / MANIFEST).is_file() else {}
+    manifest = read_manifest(root)
     limits = _limits(options, manifest)
     kinds: dict[Kind, list[Path]] = {"train": found.train_files, "eval": found.eval_files}
-    jobs = {
-        str(path): _FileJob(path=path, limits=limits, with_sha256=bool(manifest))
-        for files in kinds.values()
-        for path in files
-    }
-    size = sum(job.path.stat().st_size for job in jobs.values())
+    paths = {str(path): path for files in kinds.values() for path in files}
+    size = sum(path.stat().st_size for path in paths.values())
     processes = options.processes or processes_for(size, PROCESS_BYTES)
-    results: dict[str, _FileResult] = {}
-    with track("check files", len(jobs)) as advance:
-        for name, result in each(_examine, jobs, processes):
-            results[name] = result
-            advance(1)
-
+    examine = partial(_examine, limits=limits, with_sha256=bool(manifest))
+    results = dict(tracked(each(examine, paths, processes), "check files", len(paths)))
     problems = [
-        Problem(file=_name(Path(name), root), message=result.error)
+        Problem(_name(Path(name), root), result.error)
         for name, result in results.items()
         if result.error
     ]
     problems += _against_manifest(root, manifest, results)
     problems += _missing_shards(root, found.train_files)
-    statistics: dict[str, Any] = {"limits": {k: getattr(limits, k) for k in limits.__slots__}}
-    names = _token_names(root)
+    statistics: dict[str, Any] = {"limits": asdict(limits)}
+    vocab = root / "vocab.txt"
+    names = read_vocab(vocab) if vocab.is_file() else []
     for kind, files in kinds.items():
         good = {_name(p, root): results[str(p)] for p in files if not results[str(p)].error}
         problems += _repeated(good)
@@ -142,13 +129,12 @@ def check(options: CheckOptions) -> Report:
 def plan(options: CheckOptions) -> dict[str, Any]:
     """Return which files :func:`check` would read against which limits; reads none."""
     found = locate(options.data_root)
-    path = options.data_root / MANIFEST
-    limits = _limits(options, read_json(path) if path.is_file() else {})
+    limits = _limits(options, read_manifest(options.data_root))
     return {
         "train_files": len(found.train_files),
         "eval_files": len(found.eval_files),
         "bytes": sum(p.stat().st_size for p in (*found.train_files, *found.eval_files)),
-        "limits": {name: getattr(limits, name) for name in limits.__slots__},
+        "limits": asdict(limits),
     }
 
 
@@ -159,24 +145,21 @@ def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
     vocab_size = options.vocab_size or manifest.get("vocab", {}).get("size")
     if not vocab_size and vocab.is_file():
         vocab_size = len(read_vocab(vocab))
-    default = Limits()
-    return Limits(
-        max_seq_length=options.max_seq_length
-        or parameters.get("max_seq_length")
-        or default.max_seq_length,
-        max_predictions=options.max_predictions_per_seq
-        or parameters.get("max_predictions_per_seq")
-        or default.max_predictions,
-        vocab_size=vocab_size or default.vocab_size,
-    )
+    masked = options.max_predictions_per_seq or parameters.get("max_predictions_per_seq")
+    known = {
+        "max_seq_length": options.max_seq_length or parameters.get("max_seq_length"),
+        "max_predictions": masked,
+        "vocab_size": vocab_size,
+    }
+    return Limits(**{name: value for name, value in known.items() if value})
 
 
-def _examine(job: _FileJob) -> _FileResult:
-    size = job.limits.vocab_size
+def _examine(path: Path, limits: Limits, with_sha256: bool) -> _FileResult:
+    size = limits.vocab_size
     zeros, none = np.zeros(size, np.int64), np.zeros(0, np.uint64)
     try:
-        sha256 = file_sha256(job.path) if job.with_sha256 else None
-        samples = read(job.path, job.limits)
+        sha256 = file_sha256(path) if with_sha256 else None
+        samples = read(path, limits)
     except BadInput as error:
         return _FileResult(error=str(error), labels=zeros, shown=zeros, samples=none, texts=none)
     shown = samples.input_ids[_masked_at(samples)]
@@ -252,14 +235,12 @@ def _repeated(files: dict[str, _FileResult]) -> list[Problem]:
             continue
         example = mine[again[mine].argmin()]
         row, other = again[example] - first[number], owner[before[example]]
-        problems.append(
-            Problem(
-                file=name,
-                message=f"{len(mine):,} of {sizes[number]:,} samples occur before, for example row "
-                f"{row} is row {before[example] - first[other]} of {names[other]}: the files hold "
-                f"the same samples, make them again with `bertbench data prepare`",
-            )
+        message = (
+            f"{len(mine):,} of {sizes[number]:,} samples occur before, for example row "
+            f"{row} is row {before[example] - first[other]} of {names[other]}: the files hold "
+            f"the same samples, make them again with `bertbench data prepare`"
         )
+        problems.append(Problem(name, message))
     return problems
 
 
@@ -275,13 +256,11 @@ def _leaked(
         for some in known:
             seen |= np.isin(texts, some)
         if seen.sum() > MAX_REPEATED * len(texts):
-            problems.append(
-                Problem(
-                    file=_name(path, root),
-                    message=f"{seen.sum():,} of {len(texts):,} samples have the text of a training "
-                    f"sample, row {seen.argmax()} first: hold other documents out",
-                )
+            message = (
+                f"{seen.sum():,} of {len(texts):,} samples have the text of a training sample, "
+                f"row {seen.argmax()} first: hold other documents out"
             )
+            problems.append(Problem(_name(path, root), message))
     return problems
 
 
@@ -291,23 +270,21 @@ def _against_manifest(
     """Return files that differ from the manifest or are missing from either side."""
     if not manifest:
         return []
-    problems = []
     listed = manifest.get("files", {})
     present = {_name(Path(path), root): result for path, result in results.items()}
-    for name in sorted(listed.keys() - present.keys()):
-        problems.append(Problem(file=name, message="is in the manifest, but missing"))
-    for name in sorted(present.keys() - listed.keys()):
-        problems.append(Problem(file=name, message="is not in the manifest: remove it"))
+    absent, extra = listed.keys() - present.keys(), present.keys() - listed.keys()
+    problems = [Problem(name, "is in the manifest, but missing") for name in sorted(absent)]
+    problems += [Problem(name, "is not in the manifest: remove it") for name in sorted(extra)]
     for name in sorted(present.keys() & listed.keys()):
         result, want = present[name], listed[name]
         if result.error:
             continue
         if len(result.samples) != want["samples"]:
             message = f"has {len(result.samples)} samples, the manifest says {want['samples']}"
-            problems.append(Problem(file=name, message=message))
+            problems.append(Problem(name, message))
         elif result.sha256 != want["sha256"]:
             message = f"has sha256 {result.sha256}, the manifest says {want['sha256']}"
-            problems.append(Problem(file=name, message=message))
+            problems.append(Problem(name, message))
     return problems
 
 
@@ -324,7 +301,7 @@ def _missing_shards(root: Path, files: Sequence[Path]) -> list[Problem]:
         if missing:
             shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             message = f"{len(missing)} of {count} shards are missing: {shown}; copy them again"
-            problems.append(Problem(file=_name(files[0].parent, root), message=message))
+            problems.append(Problem(_name(files[0].parent, root), message))
     return problems
 
 
@@ -353,11 +330,6 @@ def _summary(results: Sequence[_FileResult], names: Sequence[str]) -> dict[str, 
         "majority_token": names[most] if most < len(names) else str(most),
         "majority_accuracy": int(labels[most]) / masked if masked else None,
     }
-
-
-def _token_names(root: Path) -> list[str]:
-    vocab = root / "vocab.txt"
-    return read_vocab(vocab) if vocab.is_file() else []
 
 
 def _name(path: Path, root: Path) -> str:

@@ -29,7 +29,7 @@ from bertbench.common.prepare.build import (
     Format,
     ShardLayout,
     claim,
-    each,
+    each_recorded,
     finish,
     processes_for,
     read_json,
@@ -42,15 +42,14 @@ from bertbench.common.prepare.masking import MaskingOptions
 from bertbench.common.prepare.parts import (
     EVAL_NAME,
     PART_BYTES,
-    HoldOut,
     Part,
     PartJob,
-    PartResult,
     Statistics,
+    held_out_below,
     make_part,
     split_text,
 )
-from bertbench.common.prepare.track import track
+from bertbench.common.prepare.track import tracked
 
 EVAL_SAMPLES = 10_000
 """MLPerf evaluates on the first 10,000 samples of the held-out text."""
@@ -138,8 +137,20 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         shutil.rmtree(work)  # cheap to make again, and it would refuse corrected parameters
         raise
     processes = _processes(options, files)
-    results = _make_parts(options, parts, evaluation, work, processes)
-    held_out = results.pop(EVAL_NAME, PartResult()).statistics
+    jobs = {
+        part.name: PartJob(
+            text=work / "text" / f"{part.name}.txt",
+            spool=work / "samples" / part.name,
+            vocab=output / "vocab.txt",
+            lowercase=options.lowercase,
+            masking=options.masking,
+            keep=EVAL_SAMPLES if part is evaluation else None,
+        )
+        for part in [*parts, *([evaluation] if evaluation.documents else [])]
+    }
+    results = each_recorded(make_part, jobs, processes, work, "create samples, parts")
+    statistics = {name: result["statistics"] for name, result in results.items()}
+    held_out = Statistics(**statistics.pop(EVAL_NAME, {}))
     written = write_shards(
         output,
         ShardLayout(
@@ -149,14 +160,11 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             max_predictions=options.masking.max_predictions_per_seq,
         ),
         [work / "samples" / part.name for part in parts],
-        [results[part.name].statistics.samples for part in parts],
+        [statistics[part.name]["samples"] for part in parts],
         work / "samples" / EVAL_NAME if held_out.samples else None,
         seed=options.masking.random_seed,
         processes=processes,
     )
-    total = Statistics()
-    for result in results.values():
-        total.add(result.statistics)
     return finish(
         output,
         started,
@@ -168,8 +176,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             "sha256": file_sha256(output / "vocab.txt"),
             "source": "given" if options.vocab else "trained on the text",
         },
-        implementations=sorted({i for r in results.values() for i in r.implementations}),
-        train=total.described(),
+        implementations=sorted({i for r in results.values() for i in r["implementations"]}),
+        train=Statistics.total(statistics.values()).described(),
         eval=held_out.described(),
         files=written,
     )
@@ -195,13 +203,10 @@ def _parameters(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
-    found = []
-    with track("hash input files", len(files)) as advance:
-        for path in files:
-            size = path.stat().st_size
-            found.append({"name": path.name, "bytes": size, "sha256": file_sha256(path)})
-            advance(1)
-    return found
+    return [
+        {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in tracked(files, "hash input files", len(files))
+    ]
 
 
 def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list[Part], Part]:
@@ -209,18 +214,18 @@ def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list
     if record.is_file():
         saved = read_json(record)
         return [Part(**part) for part in saved["parts"]], Part(**saved["eval"])
-    held_out = HoldOut.fraction(options.eval_fraction)
+    below = int(options.eval_fraction * 2**64)
     if options.num_eval_articles:
-        with track("choose held-out articles", len(files)) as advance:
-            held_out = HoldOut.count(files, options.num_eval_articles, advance)
-    with track("split text", len(files)) as advance:
-        parts, evaluation = split_text(files, work / "text", held_out, advance)
+        read = tracked(files, "choose held-out articles", len(files))
+        below = held_out_below(read, options.num_eval_articles)
+    split = tracked(files, "split text", len(files))
+    parts, evaluation = split_text(split, work / "text", below)
     if not parts:
         raise BadInput(
             f"no document is left to train on ({evaluation.documents} held out): give more text, "
             f"or a smaller --eval_fraction or --num_eval_articles"
         )
-    if held_out.below and not evaluation.documents:
+    if below and not evaluation.documents:
         raise BadInput(
             f"none of the {sum(part.documents for part in parts)} documents was held out for "
             f"evaluation: raise --eval_fraction, or set it to 0"
@@ -243,34 +248,6 @@ def _vocabulary(options: PrepareOptions, parts: Sequence[Part], work: Path) -> N
             for part in parts[::step]
             for line in (work / "text" / f"{part.name}.txt").read_text("utf-8").split("\n")
         ]
-        with track("train vocabulary", 1) as advance:
-            tokens = train_vocab(lines, options.train_vocab, lowercase=options.lowercase)
-            advance(1)
+        for size in tracked([options.train_vocab], "train vocabulary", 1):
+            tokens = train_vocab(lines, size, lowercase=options.lowercase)
     write_atomic(target, "\n".join(tokens) + "\n")
-
-
-def _make_parts(
-    options: PrepareOptions, parts: Sequence[Part], evaluation: Part, work: Path, processes: int
-) -> dict[str, PartResult]:
-    """Return results by part name, those of an earlier run included."""
-    results: dict[str, PartResult] = {}
-    jobs: dict[str, PartJob] = {}
-    for part in [*parts, *([evaluation] if evaluation.documents else [])]:
-        record = work / f"{part.name}.json"
-        if record.is_file():
-            results[part.name] = PartResult.from_json(read_json(record))
-            continue
-        jobs[part.name] = PartJob(
-            text=work / "text" / f"{part.name}.txt",
-            spool=work / "samples" / part.name,
-            vocab=options.output / "vocab.txt",
-            lowercase=options.lowercase,
-            masking=options.masking,
-            keep=EVAL_SAMPLES if part is evaluation else None,
-        )
-    with track("create samples, parts", len(jobs)) as advance:
-        for name, result in each(make_part, jobs, processes):
-            write_json(work / f"{name}.json", asdict(result))
-            results[name] = result
-            advance(1)
-    return results

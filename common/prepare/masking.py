@@ -207,9 +207,7 @@ def _flat(instances: list[_Instance], vocab_size: int) -> Samples:
 
 class _Text(ctypes.Structure):
     _fields_ = [
-        ("ids", ctypes.c_void_p),
-        ("sentences", ctypes.c_void_p),
-        ("documents", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("ids", "sentences", "documents")),
         ("num_documents", ctypes.c_int64),
     ]
 
@@ -229,14 +227,6 @@ class _Settings(ctypes.Structure):
     ]
 
 
-class _Output(ctypes.Structure):
-    _fields_ = [
-        ("num_samples", ctypes.c_int64),
-        ("num_tokens", ctypes.c_int64),
-        ("num_masked", ctypes.c_int64),
-    ]
-
-
 def _create_samples_c(
     library: ctypes.CDLL, text: TokenizedText, special: SpecialIds, options: MaskingOptions
 ) -> Samples:
@@ -247,9 +237,8 @@ def _create_samples_c(
     documents = np.ascontiguousarray(text.documents, np.int64)
     library.create_samples.restype = ctypes.c_void_p
     library.collect_samples.restype = None
-    source = _Text(
-        ids.ctypes.data, sentences.ctypes.data, documents.ctypes.data, len(documents) - 1
-    )
+    arrays = (array.ctypes.data for array in (ids, sentences, documents))
+    source = _Text(*arrays, len(documents) - 1)
     settings = _Settings(
         masked_lm_prob=options.masked_lm_prob,
         short_seq_prob=options.short_seq_prob,
@@ -262,18 +251,19 @@ def _create_samples_c(
         mask=special.mask,
         vocab_size=special.vocab_size,
     )
-    sizes = _Output()
+    sizes = np.zeros(3, np.int64)
     handle = library.create_samples(
-        ctypes.byref(source), ctypes.byref(settings), ctypes.byref(sizes)
+        ctypes.byref(source), ctypes.byref(settings), ctypes.c_void_p(sizes.ctypes.data)
     )
     if not handle:
         raise MemoryError(f"no memory for the samples of {len(ids)} tokens; use smaller parts")
     dtype = token_dtype(special.vocab_size)
-    tokens, masked = np.empty(sizes.num_tokens, dtype), np.empty(sizes.num_masked, dtype)
-    lengths, counts = (np.empty(sizes.num_samples, np.int32) for _ in range(2))
-    split = np.empty(sizes.num_samples, np.uint16)
-    positions = np.empty(sizes.num_masked, np.uint16)
-    labels = np.empty(sizes.num_samples, np.int8)
+    num_samples, num_tokens, num_masked = sizes.tolist()
+    tokens, masked = np.empty(num_tokens, dtype), np.empty(num_masked, dtype)
+    lengths, counts = (np.empty(num_samples, np.int32) for _ in range(2))
+    split = np.empty(num_samples, np.uint16)
+    positions = np.empty(num_masked, np.uint16)
+    labels = np.empty(num_samples, np.int8)
     library.collect_samples(
         ctypes.c_void_p(handle),
         int(dtype.itemsize == 2),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,19 @@ from bertbench.common.data.shards import DataRoot, dataset_hash, locate
 from bertbench.common.errors import BadInput
 from bertbench.common.files import write_atomic
 from bertbench.common.prepare.build import (
-    MANIFEST,
     WORK,
     ShardLayout,
     claim,
-    each,
+    each_recorded,
     finish,
     processes_for,
-    read_json,
+    read_manifest,
     require_positive,
-    write_json,
     write_shards,
 )
 from bertbench.common.prepare.parts import EVAL_NAME, Statistics, count_samples
 from bertbench.common.prepare.spool import save_spool
-from bertbench.common.prepare.track import track
+from bertbench.common.prepare.track import tracked
 
 PROCESS_BYTES = 200_000_000
 """HDF5 that is worth a separate process."""
@@ -86,7 +84,7 @@ class PackOptions:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Draw:
     """``take`` random samples of ``files``, in random order; None: all, in their order."""
 
@@ -106,11 +104,7 @@ def plan(options: PackOptions) -> dict[str, Any]:
 
 
 def _plan(options: PackOptions, files: Sequence[Path]) -> tuple[dict[str, Any], list[int]]:
-    with track("count samples, files", len(files)) as advance:
-        sizes = []
-        for path in files:
-            sizes.append(count(path))
-            advance(1)
+    sizes = [count(path) for path in tracked(files, "count samples, files", len(files))]
     total = sum(sizes)
     wanted = total if options.samples is None else options.samples
     if wanted > total:
@@ -141,7 +135,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
     """
     started = time.monotonic()
     source = locate(options.data_root)
-    output, work = options.output, options.output / WORK
+    output = options.output
     names = ("samples", "seed", "num_shards", "max_seq_length", "max_predictions_per_seq")
     identity = {
         "parameters": {name: getattr(options, name) for name in (*names, "vocab_size")},
@@ -153,32 +147,31 @@ def pack(options: PackOptions) -> dict[str, Any]:
     before, sizes = _plan(options, source.train_files)
     draws = _draws(options, source, sizes, before["samples_after"])
     processes = options.processes or processes_for(before["bytes_before"], PROCESS_BYTES)
-    results = _draw_all(draws, work, processes)
+    results = each_recorded(_draw, draws, processes, output / WORK, "draw samples, files")
     train_names = [name for name in draws if name != EVAL_NAME]
     written = write_shards(
         output,
         ShardLayout(num_shards=options.num_shards),
         [draws[name].spool for name in train_names],
-        [results[name].samples for name in train_names],
+        [results[name]["samples"] for name in train_names],
         draws[EVAL_NAME].spool if EVAL_NAME in draws else None,
         seed=options.seed,
         processes=processes,
     )
-    train = Statistics()
-    for name in train_names:
-        train.add(results[name])
     for small in (source.bert_config, options.data_root / "vocab.txt"):
         if small is not None and small.is_file():
             write_atomic(output / small.name, small.read_text("utf-8"))
     return finish(
         output,
         started,
-        licence=_source_licence(options.data_root),
+        licence=read_manifest(options.data_root).get(
+            "licence", "that of the source: MLPerf's data is English Wikipedia's text, CC BY-SA 3.0"
+        ),
         **identity,
         vocab={"size": options.vocab_size},
         before=before,
-        train=train.described(),
-        eval=results.get(EVAL_NAME, Statistics()).described(),
+        train=Statistics.total(results[name] for name in train_names).described(),
+        eval=Statistics(**results.get(EVAL_NAME, {})).described(),
         files=written,
     )
 
@@ -191,46 +184,22 @@ def _draws(
     generator = np.random.Generator(np.random.PCG64(options.seed))
     takes = generator.multivariate_hypergeometric(sizes, wanted, method="marginals")
 
-    def draw(
-        name: str, files: Sequence[Path], take: int | None, seed: tuple[int, int]
-    ) -> dict[str, _Draw]:
-        spool = options.output / WORK / "samples" / name
-        limits = options.limits()
-        return {name: _Draw(files=tuple(files), spool=spool, take=take, seed=seed, limits=limits)}
-
+    folder, limits = options.output / WORK / "samples", options.limits()
     draws: dict[str, _Draw] = {}
     for number, (path, take) in enumerate(zip(source.train_files, takes, strict=True)):
         if take:
-            draws |= draw(f"file-{number:05d}", [path], int(take), (options.seed, number))
+            name, seed = f"file-{number:05d}", (options.seed, number)
+            draws[name] = _Draw((path,), folder / name, int(take), seed, limits)
     if source.eval_files:
-        draws |= draw(EVAL_NAME, source.eval_files, None, (0, 0))
+        files = tuple(source.eval_files)
+        draws[EVAL_NAME] = _Draw(files, folder / EVAL_NAME, None, (0, 0), limits)
     return draws
 
 
-def _draw_all(jobs: dict[str, _Draw], work: Path, processes: int) -> dict[str, Statistics]:
-    """Return counts by job name, those of an earlier run included."""
-    records = {name: work / f"{name}.json" for name in jobs}
-    results = {n: Statistics(**read_json(path)) for n, path in records.items() if path.is_file()}
-    left = {name: job for name, job in jobs.items() if name not in results}
-    with track("draw samples, files", len(left)) as advance:
-        for name, result in each(_draw, left, processes):
-            write_json(records[name], asdict(result))
-            results[name] = result
-            advance(1)
-    return results
-
-
-def _draw(job: _Draw) -> Statistics:
+def _draw(job: _Draw) -> dict[str, int]:
     samples = Samples.concatenate([read(path, job.limits) for path in job.files])
     if job.take is not None:
         generator = np.random.Generator(np.random.PCG64(job.seed))
         samples = samples.take(generator.permutation(len(samples))[: job.take])
     save_spool(job.spool, samples)
-    return Statistics(**count_samples(samples))
-
-
-def _source_licence(data_root: Path) -> str:
-    manifest = data_root / MANIFEST
-    if manifest.is_file() and "licence" in (content := read_json(manifest)):
-        return str(content["licence"])
-    return "that of the source: MLPerf's data is English Wikipedia's text, CC BY-SA 3.0"
+    return count_samples(samples)

@@ -9,8 +9,11 @@ own random generator, so that parts can be made in any order.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,10 +60,13 @@ class Statistics:
     masked: int = 0
     random_next: int = 0
 
-    def add(self, other: Statistics) -> None:
-        """Count ``other`` in."""
-        for name, value in asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
+    @classmethod
+    def total(cls, parts: Iterable[Mapping[str, int]]) -> Statistics:
+        """Return the sums over the counts of ``parts``."""
+        found: Counter[str] = Counter()
+        for counts in parts:
+            found.update(counts)
+        return cls(**found)
 
     def described(self) -> dict[str, int | float | None]:
         """Return the counts, and ratios that show whether the data is plausible.
@@ -79,58 +85,10 @@ class Statistics:
         return {**asdict(self), **unseen, **shown}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HoldOut:
-    """The documents kept for evaluation: those with the lowest 64-bit identity."""
-
-    below: int
-    """A document is held out when its identity is less than this."""
-
-    @classmethod
-    def fraction(cls, share: float) -> HoldOut:
-        """Hold out about ``share`` of the documents, each decided independently."""
-        return cls(below=int(share * 2**64))
-
-    @classmethod
-    def count(cls, files: Sequence[Path], number: int, advance: Callable[[int], None]) -> HoldOut:
-        """Hold out exactly ``number`` documents (more with duplicates); reads all files."""
-        lowest: list[int] = []  # negated: the heap's top is the highest of the lowest
-        for path in files:
-            for document in documents(path):
-                if len(lowest) < number:
-                    heapq.heappush(lowest, -document.identity())
-                else:
-                    heapq.heappushpop(lowest, -document.identity())
-            advance(1)
-        return cls(below=1 - lowest[0] if lowest else 0)
-
-
-class _PartWriter:
-    """Appends documents to numbered part files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.parts: list[Part] = []
-        self._folder = folder
-        self._file: IO[str] | None = None
-
-    def write(self, document: Document) -> None:
-        if self._file is None:
-            part = Part(name=f"part-{len(self.parts):05d}")
-            self.parts.append(part)
-            self._file = (self._folder / f"{part.name}.txt").open("w", encoding="utf-8")
-        part = self.parts[-1]
-        _write_document(self._file, part, document)
-        if part.bytes >= 4 * PART_BYTES:
-            self.close()
-
-    def end_of_input(self) -> None:
-        if self.parts and self.parts[-1].bytes >= PART_BYTES:
-            self.close()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+def held_out_below(files: Iterable[Path], number: int) -> int:
+    """Return the bound of the ``number`` lowest identities in ``files``; duplicates add to them."""
+    identities = (document.identity() for path in files for document in documents(path))
+    return 1 + max(heapq.nsmallest(number, identities), default=-1)
 
 
 def _write_document(file: IO[str], part: Part, document: Document) -> None:
@@ -141,24 +99,34 @@ def _write_document(file: IO[str], part: Part, document: Document) -> None:
     part.bytes += len(text.encode())
 
 
-def split_text(
-    files: Sequence[Path], folder: Path, held_out: HoldOut, advance: Callable[[int], None]
-) -> tuple[list[Part], Part]:
-    """Write the parts and the evaluation text of ``files``; the order of documents is kept."""
+def split_text(files: Iterable[Path], folder: Path, below: int) -> tuple[list[Part], Part]:
+    """Write the parts and the evaluation text of ``files``; the order of documents is kept.
+
+    A document is held out for evaluation when its 64-bit identity is less than ``below``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     evaluation = Part(name=EVAL_NAME)
-    writer = _PartWriter(folder)
-    with (folder / f"{EVAL_NAME}.txt").open("w", encoding="utf-8") as eval_file:
+    parts: list[Part] = []
+    full = True
+    with (
+        (folder / f"{EVAL_NAME}.txt").open("w", encoding="utf-8") as eval_file,
+        ExitStack() as opened,
+    ):
         for path in files:
             for document in documents(path):
-                if document.identity() < held_out.below:
+                if document.identity() < below:
                     _write_document(eval_file, evaluation, document)
-                else:
-                    writer.write(document)
-            writer.end_of_input()
-            advance(1)
-    writer.close()
-    return writer.parts, evaluation
+                    continue
+                if full:
+                    opened.close()
+                    part = Part(name=f"part-{len(parts):05d}")
+                    parts.append(part)
+                    target = folder / f"{part.name}.txt"
+                    file = opened.enter_context(target.open("w", encoding="utf-8"))
+                _write_document(file, part, document)
+                full = part.bytes >= 4 * PART_BYTES
+            full = not parts or part.bytes >= PART_BYTES
+    return parts, evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,26 +142,15 @@ class PartJob:
     """Keep this many of the shuffled samples: MLPerf's evaluation takes the first 10,000."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartResult:
-    """A worker's result."""
-
-    statistics: Statistics = field(default_factory=Statistics)
-    implementations: list[str] = field(default_factory=list)
-    """``"masking: c"`` or ``"masking: python: <why>"``, and the same for tokenization."""
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> PartResult:
-        """Read the result of ``dataclasses.asdict``."""
-        statistics = Statistics(**content["statistics"])
-        return cls(statistics=statistics, implementations=content["implementations"])
-
-
 _tokenizers: dict[tuple[Path, bool], BertTokenizer] = {}
 
 
-def make_part(job: PartJob) -> PartResult:
-    """Tokenise one part, create its samples and save them."""
+def make_part(job: PartJob) -> dict[str, Any]:
+    """Tokenise one part, create its samples and save them.
+
+    Returns the ``statistics`` and the ``implementations``: ``"masking: c"`` or
+    ``"masking: python: <why>"``, and the same for tokenization.
+    """
     key = (job.vocab, job.lowercase)
     if key not in _tokenizers:  # a worker keeps its tokenizer, and the words it has learned
         _tokenizers[key] = BertTokenizer(read_vocab(job.vocab), lowercase=job.lowercase)
@@ -210,13 +167,8 @@ def make_part(job: PartJob) -> PartResult:
         unknown=int((text.ids == tokenizer.unk).sum()),
         **count_samples(samples),
     )
-    return PartResult(
-        statistics=statistics,
-        implementations=[
-            f"masking: {implementation}",
-            f"tokenization: {tokenizer.implementation}",
-        ],
-    )
+    implementations = [f"masking: {implementation}", f"tokenization: {tokenizer.implementation}"]
+    return {"statistics": asdict(statistics), "implementations": implementations}
 
 
 def count_samples(samples: Samples) -> dict[str, int]:
@@ -236,15 +188,16 @@ def tokenize(path: Path, tokenizer: BertTokenizer) -> tuple[TokenizedText, int]:
     """
     ids, counts, owners = [], [], []
     document = 0
-    for lines in _line_batches(path):
-        flat, each = tokenizer.encode_lines(lines)
-        blank = np.fromiter((not line for line in lines), bool, len(lines))
-        owner = document + np.cumsum(blank)
-        document = int(owner[-1])
-        keep = each > 0
-        ids.append(flat)
-        counts.append(each[keep])
-        owners.append(owner[keep])
+    with path.open(encoding="utf-8", newline="\n") as file:
+        while lines := [line.rstrip("\n") for line in islice(file, _LINES)]:
+            flat, each = tokenizer.encode_lines(lines)
+            blank = np.fromiter((not line for line in lines), bool, len(lines))
+            owner = document + np.cumsum(blank)
+            document = int(owner[-1])
+            keep = each > 0
+            ids.append(flat)
+            counts.append(each[keep])
+            owners.append(owner[keep])
     if not ids:
         empty = np.zeros(1, np.int64)
         return TokenizedText(ids=np.zeros(0, np.int32), sentences=empty, documents=empty), 0
@@ -256,15 +209,3 @@ def tokenize(path: Path, tokenizer: BertTokenizer) -> tuple[TokenizedText, int]:
         documents=from_lengths(per_document),
     )
     return text, len(lengths)
-
-
-def _line_batches(path: Path) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8", newline="\n") as file:
-        lines: list[str] = []
-        for line in file:
-            lines.append(line.rstrip("\n"))
-            if len(lines) == _LINES:
-                yield lines
-                lines = []
-        if lines:
-            yield lines

@@ -59,32 +59,15 @@ class QuickstartOptions:
 
     def target(self) -> Path:
         """Return the folder in the user's cache, named by everything that decides the result."""
-        source = [WHEEL_SHA256] if self.text is None else _identity(self.text)
+        source = [WHEEL_SHA256]
+        if self.text is not None:  # a key that changes with the files
+            source = [
+                f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}"
+                for p in input_files([self.text])
+            ]
         key = [VERSION, source, self.vocab_size, repr(self.masking()), self.eval_fraction]
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         return cache_dir() / "datasets" / f"quickstart-{digest}"
-
-
-def quickstart_data(
-    *,
-    vocab_size: int = 4096,
-    max_seq_length: int = 128,
-    max_predictions_per_seq: int = 20,
-    dupe_factor: int = 5,
-    eval_fraction: float = 0.1,
-    text: Path | None = None,
-) -> Path:
-    """Call :func:`quickstart` with its options as arguments."""
-    return quickstart(
-        QuickstartOptions(
-            vocab_size=vocab_size,
-            max_seq_length=max_seq_length,
-            max_predictions_per_seq=max_predictions_per_seq,
-            dupe_factor=dupe_factor,
-            eval_fraction=eval_fraction,
-            text=text,
-        )
-    )
 
 
 def quickstart_plan(options: QuickstartOptions) -> dict[str, Any]:
@@ -152,11 +135,6 @@ def summaries() -> Path:
             file.write("\n".join(sentences) + "\n</doc>\n")
     temporary.replace(target)
     return target
-
-
-def _identity(text: Path) -> list[str]:
-    """Return a key that changes with the files."""
-    return [f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in input_files([text])]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples on disk between two stages, and the mixing of many such spools into one random order.
 
-A spool is a folder with one ``.npy`` file for each field of ``Samples``,
+A spool is a folder with one ``.npy`` file for each field of ``Samples`` (or of ``Mixture``),
 read through the page cache, so that any range of it costs only the bytes of that range.
 """
 
@@ -12,21 +12,22 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bertbench.common.data.samples import IntArray, Samples
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Samples))
+Arrays = TypeVar("Arrays")
 
 
-def save_spool(folder: Path, samples: Samples) -> None:
-    """Write ``samples`` as a spool; ``folder`` appears only when it is complete."""
+def save_spool(folder: Path, arrays: Any) -> None:
+    """Write a dataclass of arrays; ``folder`` appears only when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
     try:
-        for name in _FIELDS:
-            np.save(work / f"{name}.npy", getattr(samples, name))
+        for field in dataclasses.fields(arrays):
+            np.save(work / f"{field.name}.npy", getattr(arrays, field.name))
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
@@ -35,16 +36,12 @@ def save_spool(folder: Path, samples: Samples) -> None:
         raise
 
 
-def open_spool(folder: Path) -> Samples:
-    """Open the samples of a spool, memory-mapped."""
+def open_spool(kind: type[Arrays], folder: Path) -> Arrays:
+    """Open what ``save_spool`` wrote of a dataclass, memory-mapped."""
+    paths = {path.stem: path for path in folder.glob("*.npy")}
+    opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
     # numpy cannot map an empty array.
-    return Samples(
-        **{
-            name: array if array.size else np.array(array)
-            for name in _FIELDS
-            for array in (np.load(folder / f"{name}.npy", mmap_mode="r"),)
-        }
-    )
+    return kind(**{name: a if a.size else np.array(a) for name, a in opened.items()})
 
 
 def cut(samples: Samples, start: int, stop: int) -> Samples:
@@ -90,27 +87,12 @@ class Mixture:
             first[shard + 1] = first[shard] + counts
         return cls(source=source, bounds=bounds, first=first)
 
-    def save(self, folder: Path) -> None:
-        """Write the order for another process's :meth:`load`."""
-        for name in ("source", "bounds", "first"):
-            np.save(folder / f"mixture_{name}.npy", getattr(self, name))
-
-    @classmethod
-    def load(cls, folder: Path) -> Mixture:
-        """Read what :meth:`save` wrote, memory-mapped."""
-        return cls(
-            **{
-                name: np.load(folder / f"mixture_{name}.npy", mmap_mode="r")
-                for name in ("source", "bounds", "first")
-            }
-        )
-
     def shard(self, number: int, spools: Sequence[Path]) -> Samples:
         """Return the samples of one shard in their order."""
         source = np.asarray(self.source[self.bounds[number] : self.bounds[number + 1]])
         start, stop = self.first[number], self.first[number + 1]
         pieces = [
-            cut(open_spool(path), start[i], stop[i])
+            cut(open_spool(Samples, path), start[i], stop[i])
             for i, path in enumerate(spools)
             if stop[i] > start[i]
         ]

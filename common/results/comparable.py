@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,8 @@ def differences(lhs: Side, rhs: Side) -> list[str]:
                 found.append(f"{name}: {shown(side.label)} mixes {_listed(values)}")
         if left != right and left and right and len(left) == len(right) == 1:
             text = f"{name}: {_listed(left)} against {_listed(right)}"
-            found.append(text + (_recipe_difference(lhs, rhs) if name == "recipe" else ""))
+            changed = _changed(lhs, rhs, "recipe")[:6] if name == "recipe" else []
+            found.append(text + (f" ({'; '.join(changed)})" if changed else ""))
     return found
 
 
@@ -98,16 +99,11 @@ def _listed(values: set[Any]) -> str:
     return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
 
 
-def _recipe_difference(lhs: Side, rhs: Side) -> str:
-    """Return the fields in which two recipes differ, other than their inputs."""
-    changed = _changed([_leaves(s.finished[0].config["recipe"]) for s in (lhs, rhs) if s.finished])
-    return f" ({'; '.join(changed[:6])})" if changed else ""
-
-
-def _changed(pair: Sequence[Mapping[str, Any]]) -> list[str]:
-    if len(pair) != 2:
+def _changed(lhs: Side, rhs: Side, part: str) -> list[str]:
+    """Return the fields in which the first finished runs' ``recipe`` or ``impl`` differ."""
+    if not lhs.finished or not rhs.finished:
         return []
-    left, right = pair
+    left, right = (leaves(side.finished[0].config[part]) for side in (lhs, rhs))
     return [
         f"{shown(key, 40)} {shown(left.get(key), 40)} against {shown(right.get(key), 40)}"
         for key in sorted({*left, *right})
@@ -115,10 +111,11 @@ def _changed(pair: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all values by their own names, those in groups included."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _leaves(value) if isinstance(value, Mapping) and value else {key: value}
+        found |= leaves(value) if isinstance(value, Mapping) and value else {key: value}
     return found
 
 
@@ -149,10 +146,8 @@ def notes(lhs: Side, rhs: Side) -> Iterator[str]:
         left, right = (_values(side, of) for side in (lhs, rhs))
         if left != right or len(left) > 1:
             yield f"{name}: {_listed(left)} against {_listed(right)}"
-    if lhs.finished and rhs.finished:
-        impl = _changed([_leaves(side.finished[0].config["impl"]) for side in (lhs, rhs)])
-        if impl:
-            yield f"implementation: {'; '.join(impl[:8])}"
+    if impl := _changed(lhs, rhs, "impl"):
+        yield f"implementation: {'; '.join(impl[:8])}"
     sizes = len(lhs.finished), len(rhs.finished)
     if min(sizes) and statistics.smallest_p(*sizes) >= statistics.SIGNIFICANT:
         least = statistics.smallest_p(*sizes)

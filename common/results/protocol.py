@@ -15,6 +15,7 @@ from typing import Any, Literal
 from bertbench.common.config.recipe import hash_values
 from bertbench.common.mlperf.compliance import check_log
 from bertbench.common.mlperf.log import read_log
+from bertbench.common.results.comparable import leaves
 
 Finding = tuple[Literal["error", "note"], str, str]
 LOG = "result_0.txt"
@@ -35,7 +36,11 @@ def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> It
     yield from _order(manifest, steps)
     yield from _quality(manifest, steps)
     skipped = content["config"]["run"].get("skip_steps", 0)
-    yield from _metrics(manifest, steps, skipped)
+    values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
+    yield from _values(manifest, values)
+    if steps:
+        yield from _times(manifest, steps, values)
+        yield from _rates(steps, values, skipped)
     yield from _throttling(content["telemetry"])
     if manifest["mlperf"] is not None:
         yield from _mlperf(path, manifest, steps, rulesets)
@@ -49,16 +54,13 @@ def _identity(
     if manifest["recipe_hash"] is not None:
         actual = hash_values(manifest["recipe_kind"] or "", config["recipe"], manifest["inputs"])
         if actual != manifest["recipe_hash"]:
-            yield (
-                "error",
-                "config.json",
-                f"its recipe and inputs have hash {actual}, not the one in the manifest",
-            )
+            text = f"its recipe and inputs have hash {actual}, not the one in the manifest"
+            yield "error", "config.json", text
     for key in ("preset", "benchmark"):
         if config[key] != manifest[key]:
             yield "error", "config.json", f"its {key} is not the manifest's"
     for part in ("recipe", "impl", "run"):
-        for name in _leaves(config[part]):
+        for name in leaves(config[part]):
             if name not in config["origins"]:
                 yield "error", "config.json", f"no origin for {part} value {name}"
     if manifest.get("simulated", False) != any(d["simulated"] for d in system["devices"]):
@@ -71,14 +73,6 @@ def _identity(
         yield "note", "manifest.json", "made with files that differ from the commit; see code_hash"
     if manifest["commit"] is None:
         yield "note", "manifest.json", "made outside a git checkout; see code_hash"
-
-
-def _leaves(values: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value)
-        else:
-            yield name
 
 
 def _order(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -154,17 +148,6 @@ def _quality(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) ->
         yield "error", "manifest.json", "time_to_target_s of a run that did not reach its target"
 
 
-def _metrics(
-    manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], skipped: int
-) -> Iterator[Finding]:
-    """Check each metric by itself, then rates and times against the events."""
-    values = {metric["name"]: metric["value"] for metric in manifest["metrics"]}
-    yield from _values(manifest, values)
-    if lines:
-        yield from _times(manifest, lines, values)
-        yield from _rates(lines, values, skipped)
-
-
 def _values(manifest: Mapping[str, Any], values: Mapping[str, float]) -> Iterator[Finding]:
     """Check that each metric occurs once and is possible."""
     names = [metric["name"] for metric in manifest["metrics"]]
@@ -236,14 +219,9 @@ def _warm_up(windows: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
 
     gain = rate(windows[1:]) / rate(windows) - 1
     if rates[0] < min(rates[1:]) and gain > _WARM_UP:
-        text = (
-            f"the first window of the rates was the slowest: without it they are {gain:.1%} higher"
-        )
-        yield (
-            "note",
-            "steps.jsonl",
-            f"{text}; train longer, or leave it out where the recipe has --skip_steps",
-        )
+        text = f"the first window of the rates was the slowest: without it they are {gain:.1%} "
+        text += "higher; train longer, or leave it out where the recipe has --skip_steps"
+        yield "note", "steps.jsonl", text
 
 
 def _throttling(readings: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
@@ -251,11 +229,9 @@ def _throttling(readings: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
     known = [reading for reading in readings if "throttled" in reading]
     slow = [reading for reading in known if reading["throttled"]]
     if slow:
-        prefix = "throttle_"
-        why = {
-            key for reading in slow for key in reading if key.startswith(prefix) and reading[key]
-        }
-        reasons = ", ".join(sorted(key.removeprefix(prefix) for key in why)) or "reason unknown"
+        why = {key for reading in slow for key, value in reading.items() if value}
+        named = sorted(key[9:] for key in why if key.startswith("throttle_"))
+        reasons = ", ".join(named) or "reason unknown"
         text = f"the device was throttled in {len(slow)} of {len(known)} readings ({reasons})"
         yield "note", "telemetry.jsonl", text
 

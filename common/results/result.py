@@ -248,7 +248,7 @@ def metrics_of(content: Any, where: str = MANIFEST) -> dict[str, dict[str, Any]]
             "direction": known.direction if known else "none",
             "definition": "",
         } | entry
-        if not _is_number(entry.get("value")):
+        if number(entry.get("value")) is None:
             problem = "has no value"
         elif name in found:
             problem = "occurs twice"
@@ -265,18 +265,21 @@ def check_quality(quality: Any, where: str) -> None:
     """Raise Damage for a malformed ``quality``."""
     good = quality is None or (
         isinstance(quality, Mapping)
-        and all(quality.get(key) is None or _is_number(quality[key]) for key in ("value", "target"))
+        and all(
+            quality.get(k) is None or number(quality[k]) is not None for k in ("value", "target")
+        )
     )
     demand(good, f"{where} has a malformed quality")
 
 
-def _is_number(value: Any) -> bool:
+def number(value: Any) -> float | None:
+    """Return a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
+        return None
     try:
-        return math.isfinite(float(value))
+        return value if math.isfinite(value) else None
     except OverflowError:
-        return False
+        return None
 
 
 def demand(condition: Any, problem: str) -> None:

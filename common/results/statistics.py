@@ -8,6 +8,7 @@ runs on each side: five give no 95 % interval of a median.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -35,12 +36,10 @@ class Ratio(NamedTuple):
 
 def median(values: Sequence[float]) -> float:
     """Return the middle value, or the mean of the middle two."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    if len(ordered) % 2 or ordered[middle - 1] == ordered[middle]:
-        return ordered[middle]
-    total = ordered[middle - 1] + ordered[middle]
-    return total / 2 if math.isfinite(total) else ordered[middle - 1] / 2 + ordered[middle] / 2
+    low, high = statistics.median_low(values), statistics.median_high(values)
+    if low == high:
+        return low
+    return (low + high) / 2 if math.isfinite(low + high) else low / 2 + high / 2
 
 
 def median_interval(values: Sequence[float]) -> Interval | None:

@@ -4,36 +4,18 @@
 from __future__ import annotations
 
 import json
-import math
 import queue
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.result import number
 
 STEPS = "steps.jsonl"
 _CHUNK = 1 << 24
-
-
-class LineSource(Protocol):
-    """A source of lines."""
-
-    name: str
-
-    def lines(self) -> list[str]:
-        """Return the new complete lines."""
-
-    def facts(self) -> Mapping[str, Any]:
-        """Return the known ones of ``max_steps``, ``title``, and a finished run's ``status``."""
-
-    def quiet_s(self) -> float | None:
-        """Return the seconds since the last write; None if unknown."""
-
-    def ended(self) -> bool:
-        """Return whether no line can follow."""
 
 
 class File:
@@ -47,6 +29,7 @@ class File:
         self._status: str | None = None
 
     def lines(self) -> list[str]:
+        """Return the new complete lines."""
         try:
             with self._file.open("rb") as file:
                 inode, size = (s := self._file.stat()).st_ino, s.st_size
@@ -61,10 +44,9 @@ class File:
         return [line.decode("utf-8", errors="replace") for line in whole]
 
     def facts(self) -> Mapping[str, Any]:
-        manifest, config = (
-            json_object(self._folder / MANIFEST),
-            json_object(self._folder / "config.json"),
-        )
+        """Return the known ones of ``max_steps``, ``title``, and a finished run's ``status``."""
+        manifest = json_object(self._folder / MANIFEST)
+        config = json_object(self._folder / "config.json")
         facts: dict[str, Any] = {}
         recipe = config.get("recipe")
         if isinstance(recipe, dict) and number(recipe.get("max_steps")):
@@ -76,17 +58,19 @@ class File:
         return facts
 
     def quiet_s(self) -> float | None:
+        """Return the seconds since the last write; None if unknown."""
         try:
             return max(0.0, time.time() - self._file.stat().st_mtime)
         except OSError:
             return None
 
     def ended(self) -> bool:
+        """Return whether no line can follow."""
         return self._status is not None
 
 
 class Pipe:
-    """Lines from another program, read by a thread."""
+    """Lines from another program, read by a thread; its methods are those of File."""
 
     name = "standard input"
 
@@ -122,6 +106,9 @@ class Pipe:
         return self._ended
 
 
+LineSource = File | Pipe
+
+
 def json_object(path: Path) -> dict[str, Any]:
     """Return a JSON file's object; empty if missing or damaged."""
     try:
@@ -129,13 +116,3 @@ def json_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def number(value: Any) -> float | None:
-    """Return a finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:
-        return None

@@ -62,9 +62,7 @@ class TinySource(PretrainingSource):
                 global_batch=recipe.global_batch,
                 world=world.size,
                 rank=world.rank,
-                max_seq_length=recipe.max_seq_length,
-                max_predictions=recipe.max_predictions_per_seq,
-                vocab_size=recipe.model.vocab_size,
+                limits=self.limits,
                 num_samples=recipe.global_batch,
             )
         )

@@ -21,7 +21,7 @@ from bertbench.common.prepare import from_text as prepare
 from bertbench.common.prepare.corpus import documents
 from bertbench.common.prepare.from_text import PrepareOptions
 from bertbench.common.prepare.masking import MaskingOptions, create_samples_reference
-from bertbench.common.prepare.spool import save_spool
+from bertbench.common.prepare.spool import Mixture, open_spool, save_spool
 
 MASKING = MaskingOptions(max_seq_length=64, max_predictions_per_seq=10, dupe_factor=2)
 
@@ -273,12 +273,12 @@ def test_mixture_is_a_permutation_and_uniform():
     sizes = [50, 1, 349]
     places = []
     for seed in range(200):
-        mixture = build.Mixture.draw(sizes, 4, seed)
+        mixture = Mixture.draw(sizes, 4, seed)
         assert np.bincount(mixture.source).tolist() == sizes
         assert mixture.first[-1].tolist() == sizes
         places.append(np.flatnonzero(mixture.source == 0).mean() / 399)
     assert abs(np.mean(places) - 0.5) < 0.01
-    assert build.Mixture.draw(sizes, 4, 1).source.tolist() != mixture.source.tolist()
+    assert Mixture.draw(sizes, 4, 1).source.tolist() != mixture.source.tolist()
 
 
 def test_mixture_takes_each_spools_samples_in_their_order(tmp_path):
@@ -286,8 +286,8 @@ def test_mixture_takes_each_spools_samples_in_their_order(tmp_path):
     spools = [tmp_path / str(number) for number in range(3)]
     for spool, one in zip(spools, samples, strict=True):
         save_spool(spool, one)
-    build.Mixture.draw([9, 1, 20], 4, seed=0).save(tmp_path)
-    mixture = build.Mixture.load(tmp_path)
+    save_spool(tmp_path / "mixture", Mixture.draw([9, 1, 20], 4, seed=0))
+    mixture = open_spool(Mixture, tmp_path / "mixture")
     left = [rows(one) for one in samples]
     for number in range(4):
         source = mixture.source[mixture.bounds[number] : mixture.bounds[number + 1]]

@@ -17,9 +17,13 @@ from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256
 from bertbench.common.prepare import quickstart
-from bertbench.common.prepare.quickstart import quickstart_data, summaries
+from bertbench.common.prepare.quickstart import QuickstartOptions, summaries
 
 SMALL = {"vocab_size": 150, "max_seq_length": 32, "max_predictions_per_seq": 5, "dupe_factor": 2}
+
+
+def quickstart_data(**options):
+    return quickstart.quickstart(QuickstartOptions(**options))
 
 
 @pytest.fixture

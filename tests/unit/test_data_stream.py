@@ -19,6 +19,7 @@ from sample_files import Plain, plain_samples, to_samples, write_packed_slowly
 
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.collate import balance, collate
+from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.schema import write_fixed, write_varlen
 from bertbench.common.data.shards import find_shards
 from bertbench.common.data.steps import StepBatch, shuffled
@@ -26,7 +27,7 @@ from bertbench.common.data.stream import TrainStream, WindowStream, eval_batches
 from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from bertbench.common.errors import BadInput
 
-LIMITS: dict[str, Any] = {"max_seq_length": 48, "max_predictions": 8, "vocab_size": 30522}
+LIMITS = Limits(max_seq_length=48, max_predictions=8, vocab_size=30522)
 SHARDS = 5
 PER_SHARD = 13
 
@@ -50,7 +51,7 @@ def no_leaked_threads() -> Any:
 def stream(files: list[Path], **changes: Any) -> TrainStream:
     options: dict[str, Any] = {
         "seed": 7, "global_batch": 8, "micro_batch": 2, "world": 1, "rank": 0,
-        "window_shards": 2, **LIMITS,
+        "window_shards": 2, "limits": LIMITS,
     }  # fmt: skip
     return TrainStream(files, **{**options, **changes})
 
@@ -191,7 +192,7 @@ def test_resume_is_exact_everywhere(files: list[Path], window_shards: int) -> No
 
 def test_the_first_window_is_small_unless_everything_fits(files: list[Path]) -> None:
     for window_shards, sizes in ((1, [1] * 5), (2, [1, 2, 2]), (4, [1, 2, 2]), (5, [5])):
-        windows = stream(files, window_shards=window_shards).source.windows(3)
+        windows = stream(files, window_shards=window_shards).windows(3)
         assert [len(w) for w in windows] == sizes
         assert sorted(shard for w in windows for shard in w) == list(range(SHARDS))
 
@@ -263,7 +264,7 @@ def test_ranks_are_balanced_at_real_lengths(global_batch: int, micro: int, world
         take(
             SyntheticStream(
                 seed=3, global_batch=global_batch, micro_batch=micro, world=world, rank=rank,
-                max_seq_length=512, max_predictions=76, vocab_size=30522, num_samples=2048,
+                limits=Limits(), num_samples=2048,
             ),
             2,
         )
@@ -292,12 +293,12 @@ def test_dropping_or_closing_the_iterator_ends_its_threads(files: list[Path]) ->
     assert not any(t.name == "prefetch" for t in threading.enumerate())
 
 
-class Slow:
-    """A source whose window takes five seconds to load, in many pieces."""
+class Slow(WindowStream):
+    """A stream whose window takes five seconds to load, in many pieces."""
 
     def __init__(self) -> None:
-        self.identity: dict[str, int] = {}
         self.pieces = 0
+        super().__init__({}, seed=0, global_batch=8, micro_batch=8, world=1, rank=0)
 
     def windows(self, epoch: int) -> list[tuple[int, ...]]:
         return [(0,)] if epoch == 0 else [(1,)]
@@ -311,7 +312,7 @@ class Slow:
 
 def test_closing_does_not_wait_for_a_window() -> None:
     source = Slow()
-    take(WindowStream(source, seed=0, global_batch=8, micro_batch=8, world=1, rank=0), 1)
+    take(source, 1)
     assert source.pieces < 5000
 
 
@@ -325,7 +326,7 @@ def test_eval_shares_are_contiguous_and_complete(tmp_path: Path, world: int) -> 
     shares = []
     for rank in range(world):
         batches = eval_batches(
-            files, num_examples=26, batch_size=4, world=world, rank=rank, **LIMITS
+            files, num_examples=26, batch_size=4, world=world, rank=rank, limits=LIMITS
         )
         assert all(len(b.tokens.lengths) == 4 for b in batches[:-1])
         lengths = [n for b in batches for n in b.tokens.lengths]
@@ -342,7 +343,7 @@ def test_eval_shares_are_contiguous_and_complete(tmp_path: Path, world: int) -> 
 
 def test_eval_with_too_few_samples(files: list[Path]) -> None:
     with pytest.raises(BadInput, match="needs 100 samples and there are only 65; pass --num_eval"):
-        eval_batches(files, num_examples=100, batch_size=4, world=1, rank=0, **LIMITS)
+        eval_batches(files, num_examples=100, batch_size=4, world=1, rank=0, limits=LIMITS)
 
 
 def test_num_samples_and_defaults(files: list[Path]) -> None:
@@ -355,7 +356,8 @@ def test_num_samples_and_defaults(files: list[Path]) -> None:
 
 def test_synthetic_has_the_same_interface() -> None:
     options: dict[str, Any] = {
-        "seed": 1, "global_batch": 6, "micro_batch": 3, "world": 2, **LIMITS, "num_samples": 20
+        "seed": 1, "global_batch": 6, "micro_batch": 3, "world": 2, "num_samples": 20,
+        "limits": LIMITS,
     }  # fmt: skip
     ranks = [take(SyntheticStream(rank=r, **options), 9) for r in range(2)]
     assert [len(s.micro_batches) for s in ranks[0]] == [1] * 9
@@ -364,7 +366,7 @@ def test_synthetic_has_the_same_interface() -> None:
     with pytest.raises(BadInput, match="num_samples"):
         SyntheticStream(rank=0, position=ranks[0][0].position, **{**options, "num_samples": 30})
     batches = [
-        synthetic_eval_batches(num_examples=10, batch_size=4, world=2, rank=r, **LIMITS)
+        synthetic_eval_batches(num_examples=10, batch_size=4, world=2, rank=r, limits=LIMITS)
         for r in range(2)
     ]
     assert [[len(b.tokens.lengths) for b in share] for share in batches] == [[4, 1], [4, 1]]
@@ -403,7 +405,7 @@ def test_pinning_happens_in_the_prefetch_thread_only_when_asked(
 
 SYNTHETIC: dict[str, Any] = {
     "seed": 1, "global_batch": 4, "micro_batch": 2, "world": 1, "rank": 0, "num_samples": 16,
-    **LIMITS,
+    "limits": LIMITS,
 }  # fmt: skip
 
 

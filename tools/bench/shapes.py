@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.shards import find_shards
+from bertbench.common.data.steps import Division
 from bertbench.common.data.stream import TrainStream
 from bertbench.common.data.synthetic import SyntheticStream
 from bertbench.common.model.config import BertConfig
@@ -62,22 +64,23 @@ def typical_batch(shape: Shape, data: Path | None) -> tuple[PretrainingBatch, st
     And its source: the data set under ``data``, or random tokens with the published lengths of
     Wikipedia's samples (common/data/synthetic.py).
     """
-    sizes = {
+    predictions = 76 if shape.length > 128 else 20
+    limits = Limits(
+        max_seq_length=shape.length, max_predictions=predictions, vocab_size=shape.vocab
+    )
+    sizes: Division = {
         "seed": 1,
         "global_batch": shape.batch,
         "micro_batch": shape.batch,
         "world": 1,
         "rank": 0,
-        "max_seq_length": shape.length,
-        "max_predictions": 76 if shape.length > 128 else 20,
-        "vocab_size": shape.vocab,
     }
     if data is None:
-        stream = SyntheticStream(**sizes)
+        stream = SyntheticStream(limits=limits, **sizes)
         source = "random tokens, published lengths of Wikipedia (arXiv 2107.02027)"
     else:
         files = find_shards(data, "train")
-        stream = TrainStream(files, **sizes)
+        stream = TrainStream(files, limits=limits, **sizes)
         source = f"lengths of {data}"
     steps = itertools.islice(iter(stream), CANDIDATES)
     batches = [step.micro_batches[0] for step in steps]

@@ -137,16 +137,9 @@ Maker = Callable[[int], Any]
 
 def _pretraining(task: Any, source: Any, size: int) -> Maker:
     from bertbench.common.data.collate import collate
-    from bertbench.common.data.hdf5 import Limits
     from bertbench.common.data.synthetic import random_samples
 
-    recipe = task.recipe
-    limits = Limits(
-        max_seq_length=recipe.max_seq_length,
-        max_predictions=recipe.max_predictions_per_seq,
-        vocab_size=recipe.model.vocab_size,
-    )
-    samples = random_samples(max(SAMPLES, 2 * size), limits, 0)
+    samples = random_samples(max(SAMPLES, 2 * size), source.limits, 0)
     rows = typical_rows(samples.lengths, size)
     return lambda count: collate(samples, rows[:count])
 

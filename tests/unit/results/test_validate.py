@@ -117,7 +117,7 @@ def test_repeats_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (six,) = [line for line in lines if line.startswith("6 runs of toy on test-1x")]
     assert "5 ok" in six and "indicative" not in six and "only 1 different seed" in six
     (one,) = [line for line in lines if line.startswith("1 run of toy")]
-    assert "indicative, an interval needs 6" in one
+    assert "indicative; an interval needs 6" in one
     assert main([str(tmp_path), "--json"]) == 0
     counts = [entry["repeats"] for entry in json.loads(capsys.readouterr().out)]
     assert sorted(counts) == [1, 6, 6, 6, 6, 6, 6]

@@ -138,7 +138,6 @@ def test_real_dev_features(dev, uncased_vocab):
     options = FeatureOptions()
     features = make_features(squad, vocab, options)
     assert (len(squad.examples), len(features)) == (10_570, 10_833)
-    assert features.unique_ids[[0, -1]].tolist() == [1_000_000_000, 1_000_010_832]
     assert features.lengths.max() == 384
     # Every 25th question, and half of those with more than one window.
     several = np.flatnonzero(np.bincount(features.example) > 1)
