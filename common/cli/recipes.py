@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from bertbench.benchmarks import preset, presets
-from bertbench.common.cli.runs import resolve_run
+from bertbench.benchmarks import preset, presets, refused, resolve
 from bertbench.common.cli.verbs import VERBS, parser
 from bertbench.common.config.recipe import plain, recipe_hash
 from bertbench.common.errors import BadInput
@@ -26,6 +26,8 @@ def list_main(argv: Sequence[str]) -> int:
     """Print every recipe, its data and its duration, by benchmark."""
     given = parser("list").parse_args(argv)
     known = presets()
+    for line in refused():
+        print(line, file=sys.stderr)
     if given.json:
         rows = [{name: getattr(p, name) for name in _FACTS} for p in known.values()]
         print(json.dumps(rows, indent=1))
@@ -45,7 +47,7 @@ def describe_main(argv: Sequence[str]) -> int:
     verb.add_argument("recipe", metavar="RECIPE", help=f"one of: {', '.join(presets())}")
     given = verb.parse_args(argv)
     chosen = preset(given.recipe)
-    settings = resolve_run([chosen.name])
+    settings = resolve(chosen.name, [])
     content = {
         **{name: getattr(chosen, name) for name in _FACTS},
         "recipe_hash_without_inputs": recipe_hash(chosen.recipe),
@@ -85,7 +87,7 @@ def run_main(argv: Sequence[str]) -> int:
         return 0
     if not argv or argv[0].startswith("-"):
         raise BadInput(f"name a recipe: bertbench run RECIPE [flags]\nrecipes: {names}")
-    settings = resolve_run(argv)
+    settings = resolve(argv[0], argv[1:])
     from bertbench.common.run import run
 
     return run(settings).exit_code

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertbench.benchmarks import resolve
-from bertbench.common.config.parser import one_line_errors
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
 
@@ -37,17 +36,11 @@ def run_words(verb: str, words: Sequence[str]) -> list[str]:
 
 def settings_of(words: Sequence[str]) -> Settings:
     """Return the settings of ``run RECIPE [flags]``; raises BadInput for --resume and --dry_run."""
-    settings = resolve_run(words[1:])
+    settings = resolve(words[1], words[2:])
     for flag in ("resume", "dry_run"):
         if getattr(settings.run, flag):
             raise BadInput(f"--{flag} cannot be combined with repeat or scale")
     return settings
-
-
-def resolve_run(words: Sequence[str]) -> Settings:
-    """Return the settings of ``RECIPE [flags]``; raises BadInput or Unsupported."""
-    with one_line_errors(f"bertbench run {words[0]}"):
-        return resolve(words[0], words[1:])
 
 
 @contextlib.contextmanager

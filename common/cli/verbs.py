@@ -39,13 +39,13 @@ _TABLE = (
     ("data", "VERB", "Prepare, pack or check training data"),
     ("repeat", "N -- run ...", "Repeat a run in new processes with consecutive seeds"),
     ("scale", "-- run ...", "Measure throughput and efficiency on 1, 2, 4, 8 devices"),
-    ("compare", "A B", "Compare two groups of runs: ratios, intervals, significance"),
-    ("report", "--out DIR", "Write all results as one offline HTML file, and as Markdown"),
-    ("validate", "RUN...", "Check records: schema, checksums, protocol, MLPerf compliance"),
+    ("compare", "A B", "Compare two groups of runs: ratio, interval, significance"),
+    ("report", "--out DIR", "Write all results as an offline HTML file and Markdown"),
+    ("validate", "RUN...", "Check records: schema, checksums, protocol, compliance"),
     ("watch", "RUN...", "Show the progress of runs live, from files or a pipe"),
     ("rcp", "RUN...", "Check convergence against MLPerf's reference points"),
     ("export-weights", "RUN", "Export weights for Hugging Face or NVIDIA's scripts"),
-    ("export-mlperf", "RUN...", "Write a submission that MLPerf's package checker accepts"),
+    ("export-mlperf", "RUN...", "Write a submission that MLPerf's checker accepts"),
     ("import-mlperf", "FILE...", "Import published MLPerf BERT logs for comparison"),
     ("new-backend", "NAME", "Create a package that adds a backend", "skeletons:new_backend"),
     ("new-benchmark", "NAME", "Create a package that adds a benchmark", "skeletons:new_benchmark"),
@@ -61,11 +61,11 @@ def parser(verb: str, **options: Any) -> Parser:
 
 def usage() -> str:
     """Return the table for people."""
-    calls = {f"bertbench {v.name} {v.arguments}".rstrip(): v.summary for v in VERBS.values()}
+    calls = {f"{v.name} {v.arguments}".rstrip(): v.summary for v in VERBS.values()}
     width = 2 + max(map(len, calls))
     rows = "\n".join(f"  {call:<{width}}{summary}" for call, summary in calls.items())
     return (
-        f"bertbench: a vendor-portable BERT benchmark suite\n\n{rows}\n\n"
+        f"bertbench: a vendor-portable BERT benchmark suite\n\nusage: bertbench VERB\n\n{rows}\n\n"
         f"`bertbench help VERB` describes a verb. Each verb takes --json.\n"
-        f"RECIPE is a name from `bertbench list`. `bertbench --version` prints the version."
+        f"RECIPE is a name from `bertbench list`. `bertbench --version`: the version."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -66,12 +66,7 @@ def evaluate(
     latencies = sorted(seconds for part in world.gather(timed) for seconds in part)
     values = dict(zip(task.sum_names, world.sum_(own.sums).tolist(), strict=True))
     task.model.train()
-    metrics = task.eval_result(values)
-    if task.target_metric not in metrics:
-        raise BertbenchError(
-            f"{type(task).__name__}: the results of an evaluation lack the target_metric "
-            f"{task.target_metric!r}; found {', '.join(metrics)}"
-        )
+    metrics = _results(task, values)
     target = plan.target_value
     now = clock()
     event = EvalEvent(
@@ -141,3 +136,14 @@ def _forward_all(
 def percentile(ascending: Sequence[float], percent: float) -> float:
     """Return the smallest value that at least ``percent`` % do not exceed (nearest rank)."""
     return ascending[max(0, math.ceil(percent / 100 * len(ascending)) - 1)]
+
+
+def _results(task: Task, values: Mapping[str, float]) -> dict[str, float]:
+    """Return the task's results of an evaluation; raises BertbenchError without its target."""
+    metrics = task.eval_result(values)
+    if task.target_metric not in metrics:
+        raise BertbenchError(
+            f"{type(task).__name__}: the results of an evaluation lack the target_metric "
+            f"{task.target_metric!r}; found {', '.join(metrics)}"
+        )
+    return metrics

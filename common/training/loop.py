@@ -347,11 +347,7 @@ def train_step(
             scaler.scale(loss * (world.size + 0 * sums.sum())).backward()
         total = sums if total is None else total + sums
     assert total is not None
-    if total.shape != (len(task.sum_names),):
-        raise BertbenchError(
-            f"{type(task).__name__}: loss returned sums of shape {list(total.shape)} for the "
-            f"{len(task.sum_names)} sum_names {', '.join(task.sum_names)}"
-        )
+    _check_sums(task, total)
     faults.loss(total)
 
     parameters = [p for p in task.model.parameters() if p.grad is not None]
@@ -375,6 +371,15 @@ def train_step(
     faults.skipped = int(scale is not None and scaler.get_scale() < scale)
     task.optimizer.zero_grad(set_to_none=True)
     return total, norm
+
+
+def _check_sums(task: Task, sums: Tensor) -> None:
+    """Raise BertbenchError where the task's ``loss`` breaks its contract."""
+    if sums.shape != (len(task.sum_names),):
+        raise BertbenchError(
+            f"{type(task).__name__}: loss returned sums of shape {list(sums.shape)} for the "
+            f"{len(task.sum_names)} sum_names {', '.join(task.sum_names)}"
+        )
 
 
 def _clip(optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor) -> None:
