@@ -338,7 +338,7 @@ def forge(path: Path, name: str, change: Callable[[Any], Any], reseal: bool = Tr
         ("steps.jsonl", lambda s: s[1].update(sequences_per_second=30.0), "the windows give 24.4"),
         ("telemetry.jsonl", lambda t: t[0].update(power_w=None), "power_w: None is not of type"),
         ("result_0.txt", lambda t: t.replace("0.6,", "0.61,"), "lacks the evaluation at 80"),
-        ("result_0.txt", lambda t: t.replace('"open"', '"closed"'), "not for open"),
+        ("result_0.txt", lambda t: t.replace('"open"', '"closed"'), "not open: change"),
         ("result_0.txt", lambda t: t.replace("run_stop", "run_halt"), "run_stop is missing"),
     ],
 )  # fmt: skip
