@@ -90,16 +90,15 @@ def lines(
     ys = [p[1] for _, points in thin for p in points] + [float(t[0]) for t in targets]
     ys += [v for s, _ in thin for _, *both in s.band for v in both]
     h = Axis(xs, _LEFT, _WIDTH - _RIGHT, log=log, tight=True)
-    v = Axis(ys + ([0.0] if from_zero and not log else []), height - _BOTTOM, _TOP, log=log)
+    base = height - _BOTTOM
+    v = Axis(ys + ([0.0] if from_zero and not log else []), base, _TOP, log=log)
     out = [_frame(h, v, x, y, height)]
-    for a, b in windows:
-        left, right = h(a), h(b)
+    for left, right in ((h(a), h(b)) for a, b in windows):
         out.append(
             f'<rect class="window" x="{left:.1f}" y="{_TOP}" width="{max(1, right - left):.1f}" '
-            f'height="{height - _TOP - _BOTTOM}"/>'
+            f'height="{base - _TOP}"/>'
         )
-    for at in marks:
-        out.append(f'<path class="mark" d="M{h(at):.1f} {_TOP}V{height - _BOTTOM}"/>')
+    out += [f'<path class="mark" d="M{h(at):.1f} {_TOP}V{base}"/>' for at in marks]
     for i, (value, label) in enumerate(targets):
         at, odd = v(float(value)), i % 2  # two targets may lie close to each other
         side = f'x="{_WIDTH - _RIGHT - 4 if odd else _LEFT + 6}"' + odd * ' class="end"'
@@ -108,8 +107,7 @@ def lines(
             f'y="{at + (15 if at < _TOP + 14 else -5):.1f}">{escape(label)}</text></g>'
         )
     ends = [end for _, end in windows]
-    for one, points in thin:
-        out.append(_series(one, points, h, v, ends))
+    out += [_series(one, points, h, v, ends) for one, points in thin]
     kept = sum(len(points) for _, points in thin)
     total = sum(len(s.points) for s in series)
     if kept < total:
