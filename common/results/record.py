@@ -104,9 +104,10 @@ class RunRecord(Observer):
 
         created = now or datetime.now(timezone.utc)
         described = describe_system() | {"devices": plain(list(devices))}
+        stamp, commit = created.strftime("%Y%m%dT%H%M%SZ"), described["code"]["commit"]
         manifest = dict.fromkeys(_KEYS) | {
             "schema_version": SCHEMA_VERSION,
-            "run_id": _new_run_id(created, described["code"]["commit"]),
+            "run_id": f"{stamp}_{(commit or 'nocommit')[:7]}_{secrets.token_hex(3)}",
             "system": system,
             "benchmark": benchmark,
             "preset": config["preset"],
@@ -118,7 +119,7 @@ class RunRecord(Observer):
             "simulated": any(device["simulated"] for device in described["devices"]),
             "inputs": {},
             "code_hash": code_hash(),
-            "commit": described["code"]["commit"],
+            "commit": commit,
             "dirty": described["code"]["dirty"],
             "command": list(command),
             "resumed_from": resumed_from,
@@ -243,11 +244,6 @@ def check_name(option: str, name: str) -> None:
             f"{option} {name!r} cannot name a folder of results: use lower-case letters, digits, "
             f"'.', '_' and '-' (--{option})"
         )
-
-
-def _new_run_id(created: datetime, commit: str | None) -> str:
-    parts = (created.strftime("%Y%m%dT%H%M%SZ"), (commit or "nocommit")[:7], secrets.token_hex(3))
-    return "_".join(parts)
 
 
 def _new_folder(
