@@ -137,17 +137,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         shutil.rmtree(work)  # cheap to make again, and it would refuse corrected parameters
         raise
     processes = _processes(options, files)
-    jobs = {
-        part.name: PartJob(
-            text=work / "text" / f"{part.name}.txt",
-            spool=work / "samples" / part.name,
-            vocab=output / "vocab.txt",
-            lowercase=options.lowercase,
-            masking=options.masking,
-            keep=EVAL_SAMPLES if part is evaluation else None,
-        )
-        for part in [*parts, *([evaluation] if evaluation.documents else [])]
-    }
+    jobs = _jobs(options, parts, evaluation, work)
     results = each_recorded(make_part, jobs, processes, work, "create samples, parts")
     statistics = {name: result["statistics"] for name, result in results.items()}
     held_out = Statistics(**statistics.pop(EVAL_NAME, {}))
@@ -207,6 +197,22 @@ def _inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
         {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in tracked(files, "hash input files", len(files))
     ]
+
+
+def _jobs(
+    options: PrepareOptions, parts: Sequence[Part], evaluation: Part, work: Path
+) -> dict[str, PartJob]:
+    return {
+        part.name: PartJob(
+            text=work / "text" / f"{part.name}.txt",
+            spool=work / "samples" / part.name,
+            vocab=options.output / "vocab.txt",
+            lowercase=options.lowercase,
+            masking=options.masking,
+            keep=EVAL_SAMPLES if part is evaluation else None,
+        )
+        for part in [*parts, *([evaluation] if evaluation.documents else [])]
+    }
 
 
 def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list[Part], Part]:

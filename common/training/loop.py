@@ -287,7 +287,7 @@ class Training:
         self.meter.resume()
 
     def _stop(self, stop: int) -> None:
-        """Record why the ranks agreed to stop."""
+        """Record the reason that the ranks agreed on."""
         if stop == INTERRUPTED:
             self.out.status = "interrupted"
             self.out.reason = f"stopped by {self._signal()} after step {self.progress.step}"
@@ -376,10 +376,8 @@ def train_step(
 def _check_sums(task: Task, sums: Tensor) -> None:
     """Raise BertbenchError where the task's ``loss`` breaks its contract."""
     if sums.shape != (len(task.sum_names),):
-        raise BertbenchError(
-            f"{type(task).__name__}: loss returned sums of shape {list(sums.shape)} for the "
-            f"{len(task.sum_names)} sum_names {', '.join(task.sum_names)}"
-        )
+        wanted = f"{len(task.sum_names)} sums ({', '.join(task.sum_names)})"
+        raise BertbenchError(f"{type(task).__name__}.loss: {list(sums.shape)} is not {wanted}")
 
 
 def _clip(optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor) -> None:
