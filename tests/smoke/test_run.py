@@ -161,7 +161,7 @@ def test_synthetic_data_runs_any_shape(runs, capsys):
     )  # fmt: skip
     assert code == 0  # random tokens have no accuracy to reach
     (record,) = runs.records()
-    assert any("there is no target" in note for note in manifest(record)["notes"])
+    assert any("without evaluations and target" in note for note in manifest(record)["notes"])
     assert lines(record, "eval") == [] and manifest(record)["inputs"]["data"] is None
     assert main(["validate", str(record)]) == 0
 

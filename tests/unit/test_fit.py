@@ -211,7 +211,7 @@ def test_nothing_fits(backend) -> None:
 
 def test_auto_is_refused_where_memory_that_runs_out_is_no_error(capsys) -> None:
     task, plan = make(CpuRef())
-    with pytest.raises(Unsupported, match=r"nothing can be tried\. Give --micro_batch N"):
+    with pytest.raises(Unsupported, match=r"sizes cannot be tried\. Give --micro_batch N"):
         find_micro_batch(task, CpuRef(), ALONE, plan, 12)
     flags = ["run", "mini", *TINY, "--backend", "cpu_ref", "--micro_batch", "auto", "--dry_run"]
     assert cli.main(flags) == 2

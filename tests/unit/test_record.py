@@ -312,7 +312,7 @@ def forge(path: Path, name: str, change: Callable[[Any], Any], reseal: bool = Tr
         ("manifest.json", lambda m: m["metrics"][0].update(value=None), "metrics[0].value: None"),
         ("manifest.json", lambda m: m["metrics"][0].update(ci_low=1), "ci_low: 1 is not of type"),
         ("manifest.json", lambda m: m["metrics"][0].update(value=20), "the windows give 16"),
-        ("manifest.json", lambda m: m["metrics"][0].update(value=-1), "leave out what was not"),
+        ("manifest.json", lambda m: m["metrics"][0].update(value=-1), "leave out unmeasured"),
         ("manifest.json", lambda m: m["metrics"].append(m["metrics"][0]), "occurs 2 times"),
         ("manifest.json", lambda m: m.update(step=11), "ends at another step"),
         ("manifest.json", lambda m: m.update(quality=None), "quality is not that of the last"),

@@ -35,6 +35,10 @@ def test_the_checkpoint_is_found_beside_the_data(root: Path, name: str) -> None:
     (root / name).touch()
     asked = ["--data", str(root)]
     assert find_source(resolve("deepspark_416", asked)).init_checkpoint == root / name
-    named = resolve("deepspark_416", [*asked, "--init_checkpoint", "mine.pt"])
-    assert find_source(named).init_checkpoint == Path("mine.pt")
+    mine = root / "mine.pt"
+    named = resolve("deepspark_416", [*asked, "--init_checkpoint", str(mine)])
+    with pytest.raises(BadInput, match="no such file"):
+        find_source(named)
+    mine.touch()
+    assert find_source(named).init_checkpoint == mine
     assert find_source(resolve("base", asked)).init_checkpoint is None

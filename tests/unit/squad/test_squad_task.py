@@ -180,7 +180,7 @@ def test_the_target_is_of_scored_answers_to_v1():
     unscored = SquadOptions(do_eval=False)
     assert target(answers=4, run=unscored) == (None, [])
     asked = target(answers=4, run=unscored, target_f1=80.0, origins={"target_f1": "flag"})
-    assert asked[0] is None and "without scores" in asked[1][0]
+    assert asked[0] is None and "without scoring" in asked[1][0]
     assert target(answers=4, same_model=False) == (
         None, ["no target: the recipe's F1 of 90.7 is of another model"]
     )  # fmt: skip
