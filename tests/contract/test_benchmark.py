@@ -110,7 +110,11 @@ def test_a_run_is_recorded_validated_compared_and_reported(
     manifest = done.content("manifest.json")
     assert (manifest["benchmark"], manifest["status"]) == (benchmark.name, "ok")
     assert manifest["samples"] > 0 and done.losses()
-    assert main(["compare", str(done.record), str(done.record)]) in (0, 2)
+    capsys.readouterr()
+    # One run a side: 0, or 2 where it measured nothing that compare judges.
+    assert main(["compare", str(done.record), str(done.record), "--json"]) in (0, 2)
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["comparable"] and compared["rows"]
     assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "report")]) == 0
     assert benchmark.example[0] in (tmp_path / "report" / "report.md").read_text().replace("\\", "")
 
@@ -122,7 +126,6 @@ def test_two_runs_are_equal(benchmark: Benchmark, tmp_path: Path) -> None:
 
 def test_a_resumed_run_goes_on_as_the_whole_one(benchmark: Benchmark, tmp_path: Path) -> None:
     """Position, optimizer and random state are all in the checkpoint of the middle."""
-    batch = benchmarks.preset(benchmark.example[0]).recipe.global_batch
     task, plan, _ = built(benchmark)
     batch, steps = task.recipe.global_batch, plan.max_steps
     assert steps >= 2, "the example needs two steps"
