@@ -275,10 +275,10 @@ class SquadTask(Task):
         found = dict(event.metrics)
         if self.run.eval_script is not None and self.run.do_eval and self.answers is not None:
             assert self.source.predict_file is not None
-            told, self.scores["eval_script"] = script_scores(
+            scores, self.scores["eval_script"] = script_scores(
                 self.run.eval_script, self.source.predict_file, self.answers.predictions
             )
-            found |= told
+            found |= scores
         return quality(found)
 
     def model_flops(self, batch: SpanBatch) -> int:
