@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-import random
-import socket
 import time
 
 import pytest
@@ -19,6 +16,7 @@ from bertbench.backends.base import Backend
 from bertbench.common.training.distributed import World
 from tests.contract.helpers import GRADIENT_TOLERANCE
 from tests.contract.tiny_task import exact_precision
+from tests.ports import free_port
 
 
 def two_ranks(rank: int, name: str, port: int) -> None:
@@ -74,12 +72,3 @@ def test_two_ranks_reduce_and_average_gradients(backend: Backend) -> None:
     finally:
         for process in processes.processes:
             process.kill()
-
-
-def free_port() -> int:
-    """One below those that the system hands out, so that no other program is given it meanwhile."""
-    for port in random.sample(range(20000, 30000), 100):
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("100 ports between 20000 and 30000 are taken")

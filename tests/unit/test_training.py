@@ -25,6 +25,7 @@ from bertbench.common.training.events import Observer
 from bertbench.common.training.loop import train
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan
+from tests.ports import free_port
 
 GLOBAL_BATCH = 8
 ALONE = World()
@@ -409,7 +410,7 @@ def _rank(rank, size, port, accumulation, clip_after, path):
 def test_two_ranks_train_like_one(tmp_path, clip_after):
     _, alone = run(ToyTask(accumulation=4), replace(PLAN, max_grad_norm=1e9))
     path = tmp_path / "losses.pt"
-    port = 20000 + os.getpid() % 20000 + clip_after
+    port = free_port()
     mp.spawn(_rank, (2, port, 2, clip_after, path), nprocs=2)
     losses, samples = torch.load(path)
     assert losses == pytest.approx([e.loss for e in alone.steps], rel=1e-5)
@@ -436,7 +437,7 @@ def _overflowing_rank(rank, size, port, path):
 
 def test_an_overflow_on_one_rank_makes_every_rank_skip(tmp_path):
     path = tmp_path / "result"
-    mp.spawn(_overflowing_rank, (2, 40000 + os.getpid() % 20000, path), nprocs=2)
+    mp.spawn(_overflowing_rank, (2, free_port(), path), nprocs=2)
     for rank in range(2):
         assert torch.load(f"{path}.{rank}") == [1, True]
 
@@ -490,7 +491,7 @@ def _diverging_rank(rank, size, port, path):
 
 def test_ranks_agree_on_a_loss_that_is_not_finite_on_one(tmp_path):
     path = tmp_path / "result"
-    mp.spawn(_diverging_rank, (2, 10000 + os.getpid() % 10000, path), nprocs=2)
+    mp.spawn(_diverging_rank, (2, free_port(), path), nprocs=2)
     both = [torch.load(f"{path}.{rank}") for rank in range(2)]
     for (precision, _, _, clip), (error, weights), (other_error, other) in zip(
         NOT_FINITE, *both, strict=True
