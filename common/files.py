@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that survive a crash, text that is safe to show, and the host's cores."""
+"""Files that survive a crash, JSON and text of unknown origin, and the host's cores."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import math
 import os
+import secrets
+import stat
 from pathlib import Path
+from typing import Any
+
+LARGEST_JSON = 16 << 20
+"""Bytes of a document that is read whole, unless its reader allows more."""
+_LARGEST_NUMBER = 1e300
 
 
 def file_sha256(path: Path) -> str:
@@ -27,12 +37,74 @@ def sync(path: Path) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace ``path``: a reader finds the old text or the new one, never a part."""
-    work = path.with_name(f".{path.name}.partial")
-    work.write_text(text, encoding="utf-8")
-    sync(work)
-    work.replace(path)
+    """Replace ``path``: a reader finds the old text or the new one, never a part.
+
+    Several writers do not disturb each other, and one that fails (OSError) leaves nothing behind.
+    """
+    work = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with work.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        work.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            work.unlink()
+        raise
     sync(path.parent)
+
+
+def read_bytes(path: Path, limit: int = LARGEST_JSON) -> bytes:
+    """Return the bytes of a plain file of at most ``limit`` bytes.
+
+    Raises OSError where it cannot be read, ValueError for a device, a pipe, a folder or a file that
+    is larger; none of them can stop or fill the process.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a plain file")
+    with os.fdopen(descriptor, "rb") as stream:
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it is larger than {limit >> 20} MiB")
+    return content
+
+
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
+    """Parse JSON, or raise ValueError with one line.
+
+    Also refused: NaN and infinities, numbers beyond a double's range, text nested too deeply.
+    ``hooks`` are those of ``json.loads``.
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON: unknown is null")
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if not math.isfinite(value):
+            raise ValueError(f"the number {shown(digits, 20)} is too large")
+        return value
+
+    def integer(digits: str) -> int:
+        if len(digits) > 20 and abs(float(digits)) > _LARGEST_NUMBER:
+            raise ValueError(f"the number {digits[:20]}... is too large")
+        return int(digits)
+
+    hooks = {"parse_constant": refuse, "parse_float": number, "parse_int": integer} | hooks
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def read_json(path: Path, limit: int = LARGEST_JSON, **hooks: Any) -> Any:
+    """Return the content of a JSON file; raises what ``read_bytes`` and ``parse_json`` raise."""
+    return parse_json(read_bytes(path, limit), **hooks)
 
 
 def shown(text: object, limit: int = 200) -> str:
