@@ -26,7 +26,6 @@ from bertbench.backends.base import (
 )
 from bertbench.backends.cpu_ref.allocator import keep_freed_memory
 from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
-from bertbench.common import native
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.lamb import LambKernel
@@ -57,8 +56,10 @@ class CpuRef(Backend):
     @functools.cached_property
     def _native_reason(self) -> str | None:
         """Why the native kernels cannot be built here, or None."""
+        from bertbench.backends.cpu_ref.library import library
+
         try:
-            native.load(Path(__file__).with_name("kernels.c"))
+            library()
         except Unsupported as error:
             return str(error)
         return None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bertbench.backends.cpu_ref.library import call
+from bertbench.backends.cpu_ref.library import VECTOR, call
 from bertbench.common.data.batch import Tokens
 
 NORM_BLOCKS = 32
@@ -34,8 +34,13 @@ NO_DROPOUT = Dropout(0, 1.0, 0)
 
 
 def draw_dropout(probability: float) -> Dropout:
-    """Return dropout with a new seed and ``probability`` rounded to the nearest 1 / 65536."""
-    threshold = round(probability * 65536)
+    """Return dropout with a new seed and ``probability`` rounded to the nearest 1 / 65536.
+
+    Raises ValueError for a probability outside [0, 1).
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"dropout of {probability} is not from 0 to below 1")
+    threshold = min(round(probability * 65536), 65535)
     if threshold == 0:
         return NO_DROPOUT
     seed = int(torch.empty((), dtype=torch.int64).random_())
@@ -49,12 +54,8 @@ def keep_mask(drop: Dropout, rows: int, cols: int, first_row: int = 0) -> Tensor
     and columns are keys.
     """
     out = torch.empty(rows, cols, dtype=torch.uint8)
-    call("keep_mask", out, first_row, rows, cols, drop.threshold, drop.seed)
+    call("keep_mask", out, first_row, drop.threshold, drop.seed)
     return out.bool()
-
-
-def _half(x: Tensor) -> int:
-    return int(x.dtype == torch.bfloat16)
 
 
 class Embed(torch.autograd.Function):
@@ -81,8 +82,7 @@ class Embed(torch.autograd.Function):
         rstd = torch.empty(rows)
         tables = word, position, token_type
         call(
-            "embed_forward", *ids, *tables, gamma, beta, eps, out, xhat, rstd, rows, cols, *drop,
-            _half(out),
+            "embed_forward", *ids, *tables, gamma, beta, eps, out, xhat, rstd, *drop,
         )  # fmt: skip
         ctx.save_for_backward(xhat, rstd, gamma, *ids)
         ctx.drop, ctx.sizes = drop, [len(table) for table in tables]
@@ -96,10 +96,9 @@ class Embed(torch.autograd.Function):
             dz, _, dgamma, dbeta = _norm_backward(dy, xhat, rstd, gamma, ctx.drop, outer=True)
         else:
             dz, dgamma, dbeta = _dropout(dy, ctx.drop), None, None
-        rows, cols = dz.shape
-        grads = [torch.zeros(size, cols) for size in ctx.sizes]
+        grads = [torch.zeros(size, dz.shape[1]) for size in ctx.sizes]
         for index, grad in zip(ids, grads, strict=True):
-            call("scatter_add", dz, index, grad, rows, cols, _half(dz))
+            call("scatter_add", dz, index, grad)
         return *grads, dgamma, dbeta, None, None, None, None
 
 
@@ -133,7 +132,7 @@ class LinearGelu(torch.autograd.Function):
         ctx.weight = shadow
         slope = F.linear(x, shadow)
         out = torch.empty_like(slope)
-        call("gelu_forward", slope, bias, out, *slope.shape, int(tanh), _half(slope))
+        call("gelu_forward", slope, bias, out, int(tanh))
         ctx.save_for_backward(x, weight, slope)
         return out
 
@@ -141,7 +140,7 @@ class LinearGelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, _, slope = ctx.saved_tensors
         du, dbias = torch.empty_like(slope), torch.empty(slope.shape[1])
-        call("gelu_backward", dy.contiguous(), slope, du, dbias, *du.shape, _half(du))
+        call("gelu_backward", dy.contiguous(), slope, du, dbias)
         return du @ ctx.weight, _weight_grad(du, x), dbias, None, None
 
 
@@ -154,20 +153,20 @@ class Attention(torch.autograd.Function):
     ) -> Tensor:
         """Return [T, H] from qkv [T, 3H]; ``save`` keeps the probabilities for backward."""
         qkv = qkv.contiguous()
+        if qkv.data_ptr() % VECTOR:  # a part of a larger tensor
+            qkv = qkv.clone()
         rows, width = qkv.shape
         lengths = tokens.lengths
         # Probabilities of all sequences: [heads, L, L rounded up to 16] each.
         sizes = [heads * n * (-(-n // 16) * 16) for n in lengths]
         offsets = torch.tensor([0, *sizes]).cumsum(0)
         order = torch.tensor(sorted(range(len(lengths)), key=lambda b: -lengths[b]))
-        ctx.fixed = tokens.cu_seqlens, order, offsets, len(lengths), heads, width // 3 // heads
+        ctx.fixed = tokens.cu_seqlens, order, offsets, heads, width // 3 // heads
         ctx.drop = drop
         out = qkv.new_empty(rows, width // 3)
         saved = qkv.new_empty(sum(sizes)) if save else None
         inverse = torch.empty(rows, heads)
-        call(
-            "attention", qkv, *ctx.fixed, out, saved, inverse, None, None, *drop, _half(qkv)
-        )  # fmt: skip
+        call("attention", qkv, *ctx.fixed, out, saved, inverse, None, None, *drop)
         ctx.save_for_backward(qkv, out, saved, inverse)
         return out
 
@@ -177,7 +176,6 @@ class Attention(torch.autograd.Function):
         grad = torch.empty_like(qkv)
         call(
             "attention", qkv, *ctx.fixed, out, saved, inverse, dy.contiguous(), grad, *ctx.drop,
-            _half(qkv),
         )  # fmt: skip
         return grad, None, None, None, None
 
@@ -192,8 +190,7 @@ class DropoutAdd(torch.autograd.Function):
         x = x.contiguous()
         out = torch.empty_like(x)
         call(
-            "norm_forward", x, residual.contiguous(), None, None, 0.0, out, None, None, *x.shape,
-            *drop, _half(x),
+            "norm_forward", x, residual.contiguous(), None, None, 0.0, out, None, None, *drop,
         )  # fmt: skip
         return out
 
@@ -221,7 +218,7 @@ class Norm(torch.autograd.Function):
         ctx.has_residual = residual is not None
         call(
             "norm_forward", x, None if residual is None else residual.contiguous(), gamma, beta,
-            eps, out, xhat, rstd, *x.shape, *drop, _half(x),
+            eps, out, xhat, rstd, *drop,
         )  # fmt: skip
         ctx.save_for_backward(xhat, rstd, gamma)
         ctx.drop = drop
@@ -271,10 +268,7 @@ class CrossEntropy(torch.autograd.Function):
         logits = F.linear(x, shadow, shadow_bias)
         rows = len(labels)
         loss, hit = torch.empty(rows), torch.empty(rows, dtype=torch.uint8)
-        call(
-            "cross_entropy", logits, labels.contiguous(), loss, hit, *logits.shape, int(grad),
-            _half(logits),
-        )  # fmt: skip
+        call("cross_entropy", logits, labels.contiguous(), loss, hit, int(grad))
         if grad:
             ctx.save_for_backward(x, weight, logits)
         correct = hit.sum(dtype=torch.int64)
@@ -296,7 +290,7 @@ def _weight_grad(dy: Tensor, x: Tensor) -> Tensor:
 
 def _column_sums(x: Tensor) -> Tensor:
     sums = torch.empty(x.shape[1])
-    call("column_sums", x, sums, *x.shape, _half(x))
+    call("column_sums", x, sums)
     return sums
 
 
@@ -304,7 +298,7 @@ def _dropout(x: Tensor, drop: Dropout) -> Tensor:
     if not drop.threshold:
         return x
     out = torch.empty_like(x)
-    call("dropout", x, out, *x.shape, *drop, _half(x))
+    call("dropout", x, out, *drop)
     return out
 
 
@@ -312,13 +306,9 @@ def _norm_backward(
     dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, *, outer: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return gradients of LayerNorm's input, of dropout's input before it, of gamma and beta."""
-    rows, cols = dy.shape
     dz = torch.empty_like(dy)
     dropped = torch.empty_like(dy) if drop.threshold and not outer else dz
-    partial = torch.empty(NORM_BLOCKS, 2, cols)
-    call(
-        "norm_backward", dy, xhat, rstd, gamma, dz, dropped, partial, rows, cols, int(outer),
-        *drop, _half(dy),
-    )  # fmt: skip
+    partial = torch.empty(NORM_BLOCKS, 2, dy.shape[1])
+    call("norm_backward", dy, xhat, rstd, gamma, dz, dropped, partial, int(outer), *drop)
     dgamma, dbeta = partial.sum(0)
     return dz, dropped, dgamma, dbeta

@@ -17,6 +17,15 @@ EXPORT void keep_mask(uint8_t *out, long first, long rows, long cols, uint32_t t
     }
 }
 
+// The first of n indices that is not in 0..below, or -1.
+EXPORT long first_outside(const int64_t *ids, long n, long below) {
+    int bad = 0;
+    for (long i = 0; i < n; i++) bad |= (uint64_t)ids[i] >= (uint64_t)below;
+    for (long i = 0; bad && i < n; i++)
+        if ((uint64_t)ids[i] >= (uint64_t)below) return i;
+    return -1;
+}
+
 EXPORT int has_bf16_dot(void) {
 #if defined(__AVX512BF16__)
     return 1;

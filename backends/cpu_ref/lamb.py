@@ -16,10 +16,24 @@ CHUNK = 1 << 14
 
 
 def native_lamb(s: LambStep) -> None:
-    """Apply one step; parameters and moments must be contiguous, as Lamb makes them."""
+    """Apply one step; parameters and moments must be contiguous, as Lamb makes them.
+
+    Raises ValueError, before memory is touched, where a gradient or moment has another shape or
+    type than its parameter, or segments do not divide it.
+    """
     grads = [g.contiguous() for g in s.grads]
-    for tensors in (s.params, grads, s.exp_avgs, s.exp_avg_sqs):
-        assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
+    for p, n, *others in zip(s.params, s.segments, grads, s.exp_avgs, s.exp_avg_sqs, strict=True):
+        for t in (p, *others):
+            if (
+                t.dtype != torch.float32
+                or t.shape != p.shape
+                or not (t.is_cpu and t.is_contiguous())
+            ):
+                raise ValueError(f"lamb: {t.dtype} {list(t.shape)} for {list(p.shape)} in float32")
+        if n < 1 or (n > 1 and (p.ndim < 1 or len(p) % n)):
+            raise ValueError(f"lamb: {n} segments do not divide {list(p.shape)}")
+    if s.step < 1:
+        raise ValueError(f"lamb: step {s.step} is not counted from 1")
     sizes = [p.numel() // n for p, n in zip(s.params, s.segments, strict=True) for _ in range(n)]
     count = len(sizes)
 
@@ -31,7 +45,7 @@ def native_lamb(s: LambStep) -> None:
         ]
         return (ctypes.c_void_p * count)(*starts)
 
-    partial = torch.empty(-(-max(sizes) // CHUNK), 2, dtype=torch.float64)
+    partial = torch.empty(-(-max(sizes, default=0) // CHUNK), 2, dtype=torch.float64)
     library()["lamb"](
         count, (ctypes.c_int64 * count)(*sizes), pointers(s.params), pointers(grads),
         pointers(s.exp_avgs), pointers(s.exp_avg_sqs), partial.data_ptr(), s.lr, s.beta1, s.beta2,

@@ -4,18 +4,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 
+from bertbench.common import native
 from bertbench.common.errors import Unsupported
-from bertbench.common.native import cache_dir
 
 HERE = Path(__file__).parent
 SOURCES = ("device.cpp", "kernels.cpp", "precision.cpp", "library.cpp")
@@ -29,60 +24,41 @@ def library() -> Path:
 
     Raises Unsupported without a C++ compiler that accepts torch's headers.
     """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if not compiler:
-        raise Unsupported(
-            "the simulated accelerator needs a C++ compiler: install g++ or clang, or set CXX"
-        )
+    try:
+        compiler = native.compiler_command("CXX", "c++", "g++")
+    except native.NativeUnavailable as error:
+        raise Unsupported(f"the simulated accelerator needs a C++ compiler: {error}") from error
     root = Path(torch.__file__).resolve().parent  # the same build through every link to torch
     if not (root / "include" / "ATen").is_dir():
         raise Unsupported(
             f"torch {torch.__version__} came without its C++ headers; the simulated accelerator "
             "needs them: install torch from its wheel"
         )
-    version = _version(compiler)
     texts = [(HERE / name).read_text() for name in ("device.h", "lend.h", *SOURCES)]
-    what = (*texts, version, *FLAGS, torch.__version__, str(root), platform.machine())
-    key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
-    target = cache_dir() / "native" / f"simulated-{key}.so"
-    if not target.exists():
-        _build(compiler, root, target)
-    return target
+    version = _run([*compiler, "--version"])
+    what = (*texts, *compiler, version, *FLAGS, torch.__version__, str(root), platform.machine())
+    return native.cached_build("simulated", what, lambda work: _build(compiler, root, work))
 
 
-def _version(compiler: str) -> str:
-    try:
-        return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    except OSError as error:
-        raise Unsupported(
-            f"the C++ compiler {compiler!r} does not start ({error}); install g++, or set CXX"
-        ) from error
-
-
-def _build(compiler: str, root: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _build(compiler: list[str], root: Path, work: Path) -> Path:
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     headers = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
-    # Ranks may build at the same time: each builds its own file and the rename decides.
-    with tempfile.TemporaryDirectory(dir=target.parent) as work:
-        objects = [str(Path(work) / f"{name}.o") for name in SOURCES]
-        built = Path(work) / "simulated.so"
-        for name, obj in zip(SOURCES, objects, strict=True):
-            _run([compiler, *FLAGS, abi, *headers, "-c", str(HERE / name), "-o", obj])
-        lib = root / "lib"
-        _run(
-            [compiler, "-shared", *objects, "-o", str(built), f"-L{lib}", f"-Wl,-rpath,{lib}"]
-            + [f"-l{name}" for name in LIBRARIES]
-        )
-        built.replace(target)
+    objects = [str(work / f"{name}.o") for name in SOURCES]
+    built, lib = work / "simulated.so", root / "lib"
+    for name, obj in zip(SOURCES, objects, strict=True):
+        _run([*compiler, *FLAGS, abi, *headers, "-c", str(HERE / name), "-o", obj])
+    _run(
+        [*compiler, "-shared", *objects, "-o", str(built), f"-L{lib}", f"-Wl,-rpath,{lib}"]
+        + [f"-l{name}" for name in LIBRARIES]
+    )
+    return built
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "error" in line]
+def _run(command: list[str]) -> str:
+    try:
+        return native.run_compiler(command)
+    except native.NativeUnavailable as error:
         raise Unsupported(
-            f"the C++ compiler refuses the simulated accelerator with torch {torch.__version__}: "
-            f"{' | '.join(errors[:5]) or done.stderr.strip()[-500:]}\nIt needs C++20 "
-            "(g++ 11 or clang 14, or newer): set CXX to such a compiler."
-        )
+            f"the simulated accelerator with torch {torch.__version__} cannot be compiled: "
+            f"{error}\nIt needs C++20 (g++ 11 or clang 14, or newer): set CXX to such a compiler."
+        ) from error

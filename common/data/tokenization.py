@@ -25,6 +25,7 @@ from bertbench.common.native import NativeUnavailable, load
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
+_FUNCTIONS = ("wordpiece_new", "wordpiece_free", "wordpiece_encode", "wordpiece_learn")
 
 
 def read_vocab(path: Path) -> list[str]:
@@ -111,7 +112,7 @@ class _Words:
     """The bulk path: wordpiece.c remembers words; the plain path tokenises new ones."""
 
     def __init__(self, vocab: Sequence[str], unknown: int, lowercase: bool) -> None:
-        self._library = load(Path(__file__).with_name("wordpiece.c"))
+        self._library = load(Path(__file__).with_name("wordpiece.c"), *_FUNCTIONS)
         self._library.wordpiece_new.restype = ctypes.c_void_p
         self._library.wordpiece_free.restype = None
         self._library.wordpiece_encode.restype = ctypes.c_int64
@@ -126,8 +127,10 @@ class _Words:
         weakref.finalize(self, self._library.wordpiece_free, self._handle)
 
     def encode(self, lines: Sequence[str], plain: Tokenizer) -> tuple[IntArray, IntArray]:
-        """As ``BertTokenizer.encode_lines``. Raises MemoryError."""
+        """As ``BertTokenizer.encode_lines``. Raises MemoryError, ValueError for a line feed."""
         text = "".join(f"{line}\n" for line in lines).encode()
+        if text.count(b"\n") != len(lines):
+            raise ValueError("a line holds a line feed: split it first")
         ids = np.empty(2 * len(text), np.int32)
         counts = np.empty(len(lines), np.int64)
         spans = np.empty((len(text) // 2 + 1, 2), np.int64)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -54,9 +55,15 @@ class BertConfig:
             size = getattr(self, name)
             if type(size) is not int or size < 1:
                 raise BadInput(f"model configuration: {name} is {size!r}; give a positive integer")
+        if self.type_vocab_size < 2:
+            raise BadInput(
+                f"model configuration: type_vocab_size is {self.type_vocab_size}, which is not a "
+                f"BERT's: its inputs are of two segments, so give 2 or more"
+            )
         for name in ("initializer_range", "layer_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"model configuration: {name} must be positive")
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise BadInput(f"model configuration: {name} is {value}: it must be above 0")
         if self.hidden_size % self.num_attention_heads:
             raise BadInput(
                 f"model configuration: hidden_size {self.hidden_size} is not a multiple of "

@@ -75,7 +75,7 @@ def create_samples(
 ) -> tuple[Samples, Implementation]:
     """Create the samples of one text, shuffled; in C, or in Python without a compiler."""
     try:
-        library = load(Path(__file__).with_name("masking.c"))
+        library = load(Path(__file__).with_name("masking.c"), "create_samples", "collect_samples")
     except NativeUnavailable as reason:
         first_line = str(reason).splitlines()[0]
         return create_samples_reference(text, special, options), f"python: {first_line}"
@@ -227,6 +227,20 @@ class _Settings(ctypes.Structure):
     ]
 
 
+def _check_text(
+    ids: IntArray, sentences: IntArray, documents: IntArray, special: SpecialIds
+) -> None:
+    """Raise ValueError for offsets that C must not follow, or ids beyond the vocabulary."""
+    for name, offsets, end in (
+        ("sentences", sentences, len(ids)),
+        ("documents", documents, len(sentences) - 1),
+    ):
+        if len(offsets) < 2 or offsets[0] or offsets[-1] != end or np.diff(offsets).min() < 1:
+            raise ValueError(f"{name}: not ascending offsets from 0 to {end}")
+    if not 0 < special.vocab_size < 1 << 31 or ids.min() < 0 or ids.max() >= special.vocab_size:
+        raise ValueError(f"the tokens are not ids of a vocabulary of {special.vocab_size}")
+
+
 def _create_samples_c(
     library: ctypes.CDLL, text: TokenizedText, special: SpecialIds, options: MaskingOptions
 ) -> Samples:
@@ -235,6 +249,7 @@ def _create_samples_c(
     ids = np.ascontiguousarray(text.ids, np.int32)
     sentences = np.ascontiguousarray(text.sentences, np.int64)
     documents = np.ascontiguousarray(text.documents, np.int64)
+    _check_text(ids, sentences, documents, special)
     library.create_samples.restype = ctypes.c_void_p
     library.collect_samples.restype = None
     arrays = (array.ctypes.data for array in (ids, sentences, documents))
