@@ -124,7 +124,10 @@ def run_compiler(command: list[str], seconds: float | None = None) -> str:
             output.seek(0)
             text = output.read(1 << 20).decode("utf-8", errors="replace")
     except OSError as error:
-        raise NativeUnavailable(f"the compiler {name} does not start: {error.strerror}") from error
+        raise NativeUnavailable(
+            f"the compiler {name} does not start ({error.strerror}); install gcc or g++, or name one "
+            f"that does in CC or CXX"
+        ) from error
     except subprocess.TimeoutExpired:
         raise NativeUnavailable(f"the compiler {name} takes more than {limit:g} s") from None
     if status:

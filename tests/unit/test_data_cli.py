@@ -64,7 +64,7 @@ def test_check_exits_1_and_names_the_shard(prepare_flags, tmp_path, capsys):
 
 
 def test_a_slow_path_is_said_aloud_and_recorded(prepare_flags, tmp_path, capsys, monkeypatch):
-    def missing(_):
+    def missing(*_):
         raise NativeUnavailable("no C compiler found; install gcc")
 
     monkeypatch.setattr(masking, "load", missing)

@@ -162,7 +162,7 @@ def test_dupe_factor_gives_other_masks_and_the_order_is_shuffled():
 
 
 def test_without_a_compiler_python_runs_and_says_so(monkeypatch):
-    def missing(_):
+    def missing(*_):
         raise NativeUnavailable("no C compiler found; install gcc\nmore")
 
     text, options = tokenized([[[5, 6, 7], [8, 9]], [[10, 11]]]), MaskingOptions()

@@ -68,7 +68,7 @@ def test_words_are_forgotten_when_there_are_too_many(monkeypatch):
 
 
 def test_without_a_compiler_the_library_does_it(monkeypatch):
-    def missing(_):
+    def missing(*_):
         raise NativeUnavailable("no C compiler found; install gcc")
 
     quick = BertTokenizer(RICH)
