@@ -125,8 +125,8 @@ def run_compiler(command: list[str], seconds: float | None = None) -> str:
             text = output.read(1 << 20).decode("utf-8", errors="replace")
     except OSError as error:
         raise NativeUnavailable(
-            f"the compiler {name} does not start ({error.strerror}); install gcc or g++, or name one "
-            f"that does in CC or CXX"
+            f"the compiler {name} does not start ({error.strerror}); install gcc or g++, or name "
+            f"one that does in CC or CXX"
         ) from error
     except subprocess.TimeoutExpired:
         raise NativeUnavailable(f"the compiler {name} takes more than {limit:g} s") from None

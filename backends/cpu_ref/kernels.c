@@ -9,7 +9,7 @@
 EXPORT void keep_mask(uint8_t *out, long first, long rows, long cols, uint32_t threshold,
                       uint64_t seed) {
     for (long t = 0; t < rows; t++) {
-        key_t_ key = row_key(seed, first + t);
+        key_t_ key = row_key(seed, (uint64_t)first + (uint64_t)t);
         for (long i = 0; i < cols; i++) {
             vi keep = keep16(hash32(key, i / 32 * 32), i / W & 1, threshold);
             out[t * cols + i] = keep[i % W] != 0;

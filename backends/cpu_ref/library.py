@@ -181,7 +181,8 @@ def call(name: str, *args: Tensor | int | float | None) -> None:
     if name == "attention":
         _check_sequences(dict(zip((p.name for p in given), args, strict=True)), plan.sizes)
     values += plan.derived
-    functions[name](*map(values.__getitem__, plan.order))
+    if plan.sizes.get("cols") != 0:  # pointers to nothing are not passed on
+        functions[name](*map(values.__getitem__, plan.order))
 
 
 @functools.lru_cache(maxsize=4096)
