@@ -277,6 +277,12 @@ def sealed(text: str) -> str:
     return _CHECKSUM.sub(rf"\g<1>{digest}", text, count=1)
 
 
+def is_sealed(text: str, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a manifest has the checksum of its ``text``; ``manifest`` is its content."""
+    found = _CHECKSUM.search(text)
+    return found is not None and sealed(text) == text and manifest["checksum"] == found[0][-64:]
+
+
 def hide_home(text: str) -> str:
     """Replace the user's home folder in ``text`` by ``~``."""
     home = str(Path.home())
