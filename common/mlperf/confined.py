@@ -7,6 +7,7 @@ opens only Python's own files and those below the current folder and ``BERTBENCH
 its own: it imports nothing of the suite.
 """
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -38,10 +39,8 @@ def limit() -> None:
     for kind, most in _LIMITS.items():
         hard = resource.getrlimit(kind)[1]
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        try:
+        with contextlib.suppress(ValueError, OSError):  # a system without this limit
             resource.setrlimit(kind, (most, most))
-        except (ValueError, OSError):
-            pass  # a system without this limit
     if sys.platform == "linux":
         ctypes.CDLL(None).unshare(_NEW_USER_AND_NETWORK)  # where the system lets its users
 
@@ -72,7 +71,8 @@ def convergence(ruleset: str, epochs: str) -> dict[str, Any]:
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            name, args = str(record.msg).split(":")[0].strip(), record.args
+            args: Any = record.args
+            name = str(record.msg).split(":")[0].strip()
             if args and name in ("RCP Record", "Submission mean epochs"):
                 # A mapping as the only argument is unpacked by logging itself.
                 logged[name] = args if isinstance(args, dict) else float(args[0])
@@ -92,7 +92,7 @@ def main() -> None:
     package = f"mlperf_logging.{checker}"
     importlib.import_module(f"{package}.{_MAIN.get(checker, checker)}")
     own = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    here = [os.getcwd(), *filter(None, [os.environ.get("BERTBENCH_TREE")])]
+    here = [".", *filter(None, [os.environ.get("BERTBENCH_TREE")])]
     restrict([*own, site, "/usr/lib", "/lib", "/lib64"], here)
     if checker == "rcp_checker":
         print(json.dumps(convergence(*arguments), default=float))
