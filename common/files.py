@@ -16,6 +16,8 @@ from typing import Any
 LARGEST_JSON = 16 << 20
 """Bytes of a document that is read whole, unless its reader allows more."""
 _LARGEST_NUMBER = 1e300
+_DEEPEST = 100
+"""Brackets in brackets: Python's own functions for nested values end at some hundreds."""
 
 
 def file_sha256(path: Path) -> str:
@@ -97,9 +99,27 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return json.loads(text, **hooks)
+        value = json.loads(text, **hooks)
+        if not _deeper(value, _DEEPEST):
+            return value
     except RecursionError:
-        raise ValueError("its brackets are nested too deeply") from None
+        pass
+    raise ValueError("its brackets are nested too deeply")
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Return whether lists and mappings are nested in more than ``levels``."""
+    inside = [value]
+    while inside and levels >= 0:
+        inside = [
+            item
+            for each in inside
+            if isinstance(each, (dict, list))
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, (dict, list))
+        ]
+        levels -= 1
+    return bool(inside)
 
 
 def read_json(path: Path, limit: int = LARGEST_JSON, **hooks: Any) -> Any:

@@ -11,11 +11,15 @@ from typing import Any
 
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown
+from bertbench.common.files import read_json, shown
 from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.result import identity
 from bertbench.common.results.statistics import ENOUGH
 from bertbench.common.results.store import find_runs
-from bertbench.common.results.validate import Problem, parse, validate
+from bertbench.common.results.validate import Problem, validate
+
+_LONGEST = 4096
+"""Characters of a path."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,13 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in options.runs:
         records, damaged = find_runs(path)
         if not path.exists() or not (records or damaged):
-            raise BadInput(f"no record in {path}: give a run folder (results/SYSTEM/BENCHMARK/RUN)")
+            raise BadInput(
+                f"no record in {shown(path)}: give a run folder (results/SYSTEM/BENCHMARK/RUN)"
+            )
         results.update({str(run): validate(run, options.ruleset) for run in records})
         results.update({str(d.path): [Problem("error", MANIFEST, d.problem)] for d in damaged})
     valid = {run: not any(p.severity == "error" for p in found) for run, found in results.items()}
-    manifests = {
-        run: parse((Path(run) / MANIFEST).read_text("utf-8")) for run in results if valid[run]
-    }
+    manifests = {run: read_json(Path(run) / MANIFEST) for run in results if valid[run]}
     simulated = {run: valid[run] and manifests[run].get("simulated", False) for run in results}
     groups = _groups({run: m for run, m in manifests.items() if not simulated[run]})
     if options.json:
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         for run, found in results.items():
             verdict = "valid, but SIMULATED: no result" if simulated[run] else "valid"
-            print(f"{run}: {verdict if valid[run] else 'NOT VALID'}")
+            print(f"{shown(run, _LONGEST)}: {verdict if valid[run] else 'NOT VALID'}")
             for p in found:
                 print(f"  {p.severity}: {p.file}: {p.text}")
         for group in dict.fromkeys(groups.values()):
@@ -71,10 +75,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _groups(manifests: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Return each finished run's repeats: same system, recipe, inputs, code, precision, kernels."""
+    """Return each finished run's repeats: same system, recipe, inputs, code, precision, kernels.
+
+    A copy of a run, also under another name, counts once.
+    """
     groups: dict[tuple[Any, ...], list[str]] = {}
+    seen: set[str] = set()
     for run, m in manifests.items():
-        if m["status"] in ("ok", "below_quality"):
+        if m["status"] in ("ok", "below_quality") and identity(m) not in seen:
+            seen.add(identity(m))
             same = [m[key] for key in ("system", "recipe_hash", "code_hash", "world_size")]
             kernels = json.dumps(m["extras"].get("kernels"), sort_keys=True)
             key = (*same, m["extras"].get("precision"), kernels)
@@ -90,6 +99,8 @@ def _repeats(runs: Sequence[Mapping[str, Any]]) -> str:
     text += f" ({first['recipe_hash']}; {sum(m['status'] == 'ok' for m in runs)} ok)"
     if n < ENOUGH:
         text += f": indicative; an interval needs {ENOUGH} runs"
+    if dirty := sum(bool(m["dirty"]) for m in runs):
+        text += f"; {dirty} of code with uncommitted changes"
     if len(seeds) < n:
         text += f"; only {len(seeds)} different seed{'s' * (len(seeds) > 1)}"
     return shown(text)

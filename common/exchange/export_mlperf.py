@@ -26,8 +26,8 @@ from bertbench.common.exchange.export_checks import check_complete, check_sound,
 from bertbench.common.exchange.export_system import describe
 from bertbench.common.files import file_sha256, shown
 from bertbench.common.measure.code import FOLDERS, ROOT, code_hash
-from bertbench.common.mlperf.compliance import run_checker
-from bertbench.common.mlperf.log import LOG, TOKEN, read_log
+from bertbench.common.mlperf.compliance import foreign_words, read_whole, run_checker
+from bertbench.common.mlperf.log import LOG, TOKEN, log_lines, read_log
 from bertbench.common.results.result import Result
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -126,11 +126,9 @@ class Log:
     """A run's MLPerf log, and which of its submission labels a flag chose."""
 
     def __init__(self, run: Result) -> None:
-        self.text = (run.path / LOG).read_text(encoding="utf-8")
+        self._lines = log_lines(run.content(LOG), "utf-8")
         self._origins = run.config["origins"]
-        self._values = {
-            e["key"]: e["value"] for _, e in read_log(self.text.splitlines()) if e is not None
-        }
+        self._values = {e["key"]: e["value"] for _, e in read_log(self._lines) if e is not None}
         self.benchmark = str(self._values.get("submission_benchmark"))
 
     def chosen(self, key: str) -> str | None:
@@ -139,13 +137,13 @@ class Log:
 
     def labelled(self, labels: dict[str, str]) -> str:
         """Return the log with ``labels`` in place of default ones."""
-        lines = self.text.splitlines()
-        for number, event in read_log(self.text.splitlines()):
+        lines = list(self._lines)
+        for number, event in read_log(self._lines):
             if event is not None and labels.get(event["key"], event["value"]) != event["value"]:
                 before = lines[number - 1].partition(TOKEN)[0]
                 event["value"] = labels[event["key"]]
                 lines[number - 1] = before + TOKEN + json.dumps(event)
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) -> Path:
@@ -169,9 +167,16 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
 
 def check_package(tree: Path, ruleset: str) -> list[str]:
     """Return the findings of MLPerf's package checker on ``tree``; empty if it accepts it."""
+    foreign = [
+        f"{log.name}: {text}"
+        for log in sorted(tree.glob("results/*/*/*"))
+        for text in foreign_words(read_log(log_lines(read_whole(log))))
+    ]
+    if foreign:
+        return foreign
     options = (str(tree.resolve()), "training", ruleset)
     try:
-        done = run_checker("package_checker", *options, timeout_s=_TIMEOUT_S)
+        done = run_checker("package_checker", *options, files={}, tree=tree, timeout_s=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return [f"the checker took more than {_TIMEOUT_S} s"]
     if "PACKAGE CHECKER FOUND NO ERRORS" in done.stderr:

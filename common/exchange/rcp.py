@@ -8,12 +8,10 @@ that of mlperf_logging.rcp_checker (with the pruned points, as its package check
 
 from __future__ import annotations
 
-import logging
+import json
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,13 @@ from typing import Any
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.exchange.export_checks import check_sound
 from bertbench.common.files import shown
-from bertbench.common.mlperf.compliance import RULESETS
-from bertbench.common.mlperf.log import LOG, read_log
+from bertbench.common.mlperf.compliance import (
+    RULESETS,
+    foreign_words,
+    read_whole,
+    run_checker,
+)
+from bertbench.common.mlperf.log import LOG, TOKEN, log_lines, read_log
 from bertbench.common.results.store import load_results
 
 ROUNDS = RULESETS[1:]
@@ -31,6 +34,7 @@ _FEWEST = 3
 """Fastest and slowest are dropped."""
 _EPOCHS = 10_000
 """An ``epoch_num`` below this counts epochs, as in rounds before 2.0."""
+_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
             f"{len(logs)} runs are too few: give at least {_FEWEST}; the fastest and the slowest "
             f"are dropped"
         )
-    values = [_values(log) for log in logs]
+    values, texts = zip(*map(_values, logs), strict=True)
     for log, found in zip(logs, values, strict=True):
         division, benchmark = (found.get(f"submission_{k}") for k in ("division", "benchmark"))
         if (division, benchmark) != ("closed", "bert"):
@@ -85,22 +89,17 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
     batches = {found.get("global_batch_size") for found in values}
     if len(batches) > 1:
         raise BadInput(f"the logs must have one batch size; found {shown(batches)}")
-    from mlperf_logging.rcp_checker import rcp_checker
-
-    in_epochs = any(map(_counts_epochs, values))
-    with tempfile.TemporaryDirectory() as folder, _logged() as logged:
-        for number, log in enumerate(logs):
-            shutil.copyfile(log, Path(folder) / f"result_{number}.txt")
-        passed, said, factor = rcp_checker.check_directory(
-            folder, "training", ruleset, False, in_epochs, rcp_pass="pruned_rcps"
-        )
+    unit = "epochs" if any(map(_counts_epochs, values)) else "samples"
+    files = {f"result_{number}.txt": text for number, text in enumerate(texts)}
+    logged = _checked(files, ruleset, unit)
+    passed, said, factor = logged["passed"], str(logged["said"]), logged["factor"]
     point = logged.get("RCP Record", {})
     samples = logged.get("Submission mean epochs")
     mean, speedup = point.get("RCP Mean"), point.get("Max Speedup")
     batch = batches.pop()
     return Convergence(
-        passed=bool(passed),
-        verdict=_verdict(bool(passed), said, float(factor)),
+        passed=passed,
+        verdict=_verdict(passed, said, factor),
         runs=len(logs),
         ruleset=ruleset,
         global_batch=batch if isinstance(batch, int) else None,
@@ -109,7 +108,7 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
         reference_batch=point.get("BS"),
         least=None if mean is None else float(mean / speedup),
         interpolated="Interpolation" in said,
-        factor=float(factor) if passed else 1.0,
+        factor=factor if passed else 1.0,
     )
 
 
@@ -160,20 +159,25 @@ def find_logs(paths: Sequence[Path], ruleset: str | None) -> tuple[list[Path], s
     return [run.path / LOG for run in runs], ruleset or str(runs[0].manifest["mlperf"]["ruleset"])
 
 
-def _values(log: Path) -> dict[str, Any]:
-    """Return key -> value of its last line, and ``epoch_num`` of the last evaluation."""
-    try:
-        lines = log.read_text(encoding="latin-1").splitlines()
-    except OSError as error:
-        raise BadInput(f"cannot read the MLPerf log {log}: {error.strerror}") from error
+def _values(log: Path) -> tuple[dict[str, Any], str]:
+    """Return key -> value of its last line, and ``epoch_num`` of the last evaluation; and the log.
+
+    Raises BadInput for an unreadable or damaged log, and for one whose division or benchmark is
+    anywhere no word of MLPerf's.
+    """
     values: dict[str, Any] = {}
-    for number, event in read_log(lines):
+    text = ""
+    events = list(read_log(log_lines(read_whole(log))))
+    for number, event in events:
         if event is None:
-            raise BadInput(f"{log}: line {number} is cut or damaged: log the run again")
+            raise BadInput(f"{shown(log)}: line {number} is cut or damaged: log the run again")
         values[event["key"]] = event["value"]
         if event["key"] == "eval_accuracy":
             values["epoch_num"] = event["metadata"].get("epoch_num")
-    return values
+        text += f"{TOKEN}{json.dumps(event)}\n"
+    if foreign := foreign_words(events):
+        raise BadInput(f"{shown(log)}: {foreign[0]}: log the run again")
+    return values, text
 
 
 def _counts_epochs(values: dict[str, Any]) -> bool:
@@ -182,25 +186,13 @@ def _counts_epochs(values: dict[str, Any]) -> bool:
     return not isinstance(last, (int, float)) or last < _EPOCHS
 
 
-@contextmanager
-def _logged() -> Iterator[dict[str, Any]]:
-    """Yield the numbers that the checker logs; it does not return them."""
-    logged: dict[str, Any] = {}
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            args: Any = record.args
-            name = str(record.msg).split(":")[0].strip()
-            if args and name in ("RCP Record", "Submission mean epochs"):
-                # A mapping as the only argument is unpacked by logging itself.
-                logged[name] = args if isinstance(args, dict) else args[0]
-
-    root, listener = logging.getLogger(), Listener()
-    before = root.level
-    root.addHandler(listener)
-    root.setLevel(logging.INFO)
+def _checked(files: dict[str, str], ruleset: str, unit: str) -> dict[str, Any]:
+    """Return the checker's verdict and numbers; raise BadInput where it fails on the logs."""
     try:
-        yield logged
-    finally:
-        root.removeHandler(listener)
-        root.setLevel(before)
+        done = run_checker("rcp_checker", ruleset, unit, files=files, timeout_s=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise BadInput(f"MLPerf's checker took more than {_TIMEOUT_S} s on these logs") from None
+    if done.returncode:
+        last = shown((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+        raise BadInput(f"MLPerf's checker cannot read these logs: {last}")
+    return dict(json.loads(done.stdout))

@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown
-from bertbench.common.mlperf.log import read_log
+from bertbench.common.files import read_bytes, shown
+from bertbench.common.mlperf import confined
+from bertbench.common.mlperf.log import LOG, TOKEN, log_lines, read_log
 
 RULESETS = (
     *("0.7.0", "1.0.0", "1.1.0", "2.0.0", "2.1.0", "3.0.0", "3.1.0"),
@@ -23,7 +27,9 @@ RULESETS = (
 """Rounds with BERT; later ones refuse it."""
 
 TARGET = 0.720
+DIVISIONS = ("closed", "open")
 _TIMEOUT_S = 300
+_LARGEST = 64 << 20
 _SEPARATOR = "\n" + "-" * 30 + "\n"
 _COUNT = re.compile(r"Required (EXACTLY|AT_LEAST)_ONE occurrence of (.+?)(?: but found (\d+)(.*))?")
 _CHECK = re.compile(r"CHECK for '(\S+)' failed in line (\d+):\n.*?\nfailed test: (.*?)\n")
@@ -42,19 +48,48 @@ def check_log(
     """
     if ruleset not in RULESETS:
         raise BadInput(f"MLPerf ruleset {ruleset!r} has no BERT; choose from {', '.join(RULESETS)}")
-    try:
-        lines = path.read_text(encoding="latin-1").splitlines()
-    except OSError as error:
-        raise BadInput(f"cannot read the MLPerf log {path}: {error.strerror}") from error
-    events = list(read_log(lines))
+    events = list(read_log(log_lines(read_whole(path))))
     problems = _own_checks(events, division)
-    accepted, messages = _run_checker(path, ruleset)
-    problems += [_sentence(message, events) for message in messages]
-    if not accepted and not messages:
-        problems.append("the checker failed without a message; run it by hand")
+    foreign = foreign_words(events)
+    messages: list[str] = []
+    if foreign:
+        problems += [f"{text}; MLPerf's checker was not started" for text in foreign]
+    else:
+        accepted, messages = _run_checker([event for _, event in events if event], ruleset)
+        problems += [_sentence(message, events) for message in messages]
+        if not accepted and not messages:
+            problems.append("the checker failed without a message; run it by hand")
     if not converged:
         problems = [p for p in problems if p != _missed(events)]
-    return [f"{path.name}: {problem}" for problem in problems]
+    return [f"{shown(path.name)}: {problem}" for problem in problems]
+
+
+def read_whole(path: Path) -> bytes:
+    """Return a log's bytes; raise BadInput for one that is unreadable or too large."""
+    try:
+        return read_bytes(path, _LARGEST)
+    except OSError as error:
+        raise BadInput(f"cannot read the MLPerf log {shown(path)}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"cannot read the MLPerf log {shown(path)}: {error}") from error
+
+
+def foreign_words(events: Iterable[tuple[int, dict[str, Any] | None]]) -> list[str]:
+    """Return the lines whose division or benchmark is no known word.
+
+    MLPerf's checkers make paths of them, and execute code from the files there.
+    """
+    from mlperf_logging.benchmark_meta import get_result_file_counts
+
+    known = {
+        "submission_division": DIVISIONS,
+        "submission_benchmark": tuple(get_result_file_counts("training")),
+    }
+    return [
+        f"line {number}: {event['key']} is {shown(repr(event['value']), 60)}, not one of MLPerf's"
+        for number, event in events
+        if event is not None and event["value"] not in known.get(event["key"], (event["value"],))
+    ]
 
 
 def _own_checks(
@@ -78,30 +113,51 @@ def _own_checks(
     return problems
 
 
-def run_checker(name: str, *options: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
-    """Run a checker of mlperf_logging; raise TimeoutExpired."""
-    command = [sys.executable, "-m", f"mlperf_logging.{name}", *options]
-    with tempfile.TemporaryDirectory() as folder:  # it writes a log into the current folder
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=timeout_s
-        )
+def run_checker(
+    name: str, *options: str, files: Mapping[str, str], tree: Path | None = None, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a checker of mlperf_logging on ``files``, name and text; raise TimeoutExpired.
+
+    It runs in a private folder that holds only these, with the rights of confined.py: it can read
+    nothing else but Python's own files and ``tree``, which it may change.
+    """
+    spec = importlib.util.find_spec("mlperf_logging")
+    assert spec is not None and spec.origin is not None
+    command = [sys.executable, "-I", "-B", confined.__file__, str(Path(spec.origin).parents[1])]
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryDirectory() as folder:
+        environment = {"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "LC_ALL": "C.UTF-8"}
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        if tree is not None:
+            environment["BERTBENCH_TREE"] = str(tree.resolve())
+        for file, text in files.items():
+            (Path(folder) / file).write_text(text, encoding="utf-8")
+        said = Path(home) / "stdout", Path(home) / "stderr"  # files: their length is bounded
+        with said[0].open("xb") as out, said[1].open("xb") as err:
+            done = subprocess.run(
+                [*command, name, *options], cwd=folder, env=environment, timeout=timeout_s,
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+            )  # fmt: skip
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in said]
+    return subprocess.CompletedProcess(done.args, done.returncode, *texts)
 
 
-def _run_checker(path: Path, ruleset: str) -> tuple[bool, list[str]]:
-    """Return whether the checker accepts the log, and its findings."""
-    options = ("--usage", "training", "--ruleset", ruleset, "--quiet", str(path.resolve()))
+def _run_checker(events: Iterable[dict[str, Any]], ruleset: str) -> tuple[bool, list[str]]:
+    """Return whether the checker accepts the events, and its findings.
+
+    It gets the events as they were read here, so that no line can mean something else to it.
+    """
+    text = "".join(f"{TOKEN}{json.dumps(event)}\n" for event in events)
+    options = ("--usage", "training", "--ruleset", ruleset, "--quiet", LOG)
     try:
-        done = run_checker("compliance_checker", *options, timeout_s=_TIMEOUT_S)
+        done = run_checker("compliance_checker", *options, files={LOG: text}, timeout_s=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return False, [f"the checker took more than {_TIMEOUT_S} s"]
     if done.returncode == 0:
         return True, []
     if "Traceback" in done.stderr:
-        return False, [f"the checker itself failed: {done.stderr.strip().splitlines()[-1]}"]
+        return False, [f"the checker itself failed: {shown(done.stderr.strip().splitlines()[-1])}"]
     report = done.stderr.rpartition("WARNING -  ")[2].partition("\nERROR - FAILED")[0]
-    # _own_checks reports damaged lines with their numbers.
-    messages = [m for m in report.split(_SEPARATOR) if m != "Log lines had parsing errors."]
-    return False, messages
+    return False, report.split(_SEPARATOR) if report else []
 
 
 def _sentence(message: str, events: Sequence[tuple[int, dict[str, Any] | None]]) -> str:

@@ -170,6 +170,11 @@ def bert_tensors(num_layers: int) -> list[str]:
     ]
 
 
+def log_lines(content: bytes, encoding: str = "latin-1") -> list[str]:
+    """Return a log's lines as MLPerf's checkers part them: at ``\\n``, ``\\r`` and both."""
+    return re.split(r"\r\n|\r|\n", content.decode(encoding, "replace"))
+
+
 def read_log(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield line number (from 1) and content of each MLLOG line; None if it is damaged."""
     for number, line in enumerate(lines, 1):
@@ -177,14 +182,15 @@ def read_log(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]
             try:
                 event = json.loads(line.split(TOKEN)[-1])
                 intact = {"key", "value"} <= event.keys() and isinstance(event["metadata"], dict)
-            except (ValueError, KeyError, AttributeError):
+                intact = intact and isinstance(event["key"], str)
+            except (ValueError, KeyError, AttributeError, RecursionError):
                 intact = False
             yield number, event if intact else None
 
 
 def _until(path: Path, samples: int) -> Iterator[str]:
     """Yield the lines of a log up to ``samples`` trained, without its end."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = log_lines(path.read_bytes(), "utf-8")
     for number, event in read_log(lines):
         if event is None or event["key"] in _ENDS or event["key"] == key.RUN_STOP:
             continue

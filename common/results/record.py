@@ -26,10 +26,13 @@ Paths below the user's home are written as ``~/...``: records are published.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import math
+import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -45,7 +48,7 @@ from bertbench.common.training.events import EvalEvent, Observer, RunSummary, St
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed", "oom", "unsupported", "below_quality", "interrupted")
-MANIFEST, CHECKPOINTS = "manifest.json", "checkpoints"
+MANIFEST, CHECKPOINTS, STEPS = "manifest.json", "checkpoints", "steps.jsonl"
 _CHECKSUM = re.compile(r'("checksum": ")[0-9a-f]{64}(?=")')
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _KEYS = (
@@ -70,7 +73,9 @@ class RunRecord(Observer):
         """The sampler of the readings to keep; set it before the run starts."""
         self.console: IO[str] = _HomeHidden((path / "console.log").open("ab"), encoding="utf-8")
         """A copy of the printed lines; flush it after each."""
-        self._steps = (path / "steps.jsonl").open("a", encoding="utf-8")
+        self._steps = (path / STEPS).open("a", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a file system without locks: see is_written
+            fcntl.flock(self._steps, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._manifest = manifest
         self._readings = 0
 
@@ -255,7 +260,7 @@ def _new_folder(
     work.mkdir(parents=True)
     _write_json(work / "config.json", config)
     _write_json(work / "system.json", system)
-    for empty in ("steps.jsonl", "console.log"):
+    for empty in (STEPS, "console.log"):
         (work / empty).touch()
     _write_json(work / MANIFEST, manifest)
     work.rename(path)
@@ -267,6 +272,26 @@ def record_files(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.name not in (MANIFEST, CHECKPOINTS))
 
 
+def is_written(path: Path) -> bool:
+    """Return whether a process of this host still writes the record: it holds a lock until it ends.
+
+    False where the file system has no locks.
+    """
+    try:
+        descriptor = os.open(path / STEPS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def sealed(text: str) -> str:
     """Return a manifest's text with its ``checksum``: the sha256 of the text with zeros there.
 
@@ -275,6 +300,12 @@ def sealed(text: str) -> str:
     blank = _CHECKSUM.sub(rf"\g<1>{'0' * 64}", text, count=1)
     digest = hashlib.sha256(blank.encode()).hexdigest()
     return _CHECKSUM.sub(rf"\g<1>{digest}", text, count=1)
+
+
+def is_sealed(text: str, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a manifest has the checksum of its ``text``; ``manifest`` is its content."""
+    found = _CHECKSUM.search(text)
+    return found is not None and sealed(text) == text and manifest["checksum"] == found[0][-64:]
 
 
 def hide_home(text: str) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -12,13 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.files import shown
+from bertbench.common.errors import BadInput
+from bertbench.common.files import parse_json, read_bytes, shown
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.record import MANIFEST, STEPS
 
 HOST = "cpu_ref"
 """The backend whose processes share one device, the host's processors."""
-_ODD_NUMBER = re.compile(r"(?:^|[:\[,\s])-?\d(?:[\d.]*[eE]\+?\d{3}|[\d.]{299})")
+LARGEST_LOG = 256 << 20
+"""Bytes of a record's file of lines."""
+RUNNING = "running"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -39,6 +43,8 @@ class Result:
     config: Mapping[str, Any] = field(default_factory=dict)
     system: Mapping[str, Any] = field(default_factory=dict)
     """system.json; empty for published figures."""
+    running: bool = False
+    """Whether a process of this host still writes it."""
 
     @property
     def run_id(self) -> str:
@@ -71,13 +77,13 @@ class Result:
 
     @property
     def status(self) -> str:
-        """For a run one of record.STATUSES; else the source's status, or ``published``."""
-        return self._text("status") or "published"
+        """For a run one of record.STATUSES, or RUNNING; else the source's, or ``published``."""
+        return RUNNING if self.running else self._text("status") or "published"
 
     @property
     def reason(self) -> str | None:
         """The reason for the status."""
-        return self._text("reason")
+        return "it goes on" if self.running else self._text("reason")
 
     @property
     def simulated(self) -> bool:
@@ -180,12 +186,33 @@ class Result:
         return date if isinstance(date, str) else None
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of steps.jsonl, without a truncated last one."""
-        return _lines(self.path / "steps.jsonl") if self.kind == "run" else iter(())
+        """Yield the lines of steps.jsonl, without a truncated last one; raise as ``content``."""
+        return self._lines(STEPS)
 
     def telemetry(self) -> Iterator[dict[str, Any]]:
-        """Yield the lines of telemetry.jsonl, if any."""
-        return _lines(self.path / "telemetry.jsonl") if self.kind == "run" else iter(())
+        """Yield the lines of telemetry.jsonl, if any; raise as ``content``."""
+        return self._lines("telemetry.jsonl")
+
+    def content(self, name: str) -> bytes:
+        """Return a file of the run, whose checksum was verified; an unfinished run has none.
+
+        Raises BadInput if it changed since the record was loaded.
+        """
+        try:
+            return verified(self.path, name, self.manifest.get("files"))
+        except Damage as error:
+            raise BadInput(f"{shown(self.path)}: {error}; restore the record") from error
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        if self.kind != "run" or not (self.path / name).is_file():
+            return
+        for line in self.content(name).split(b"\n"):
+            try:
+                value = parse(line.decode("utf-8", "replace"))
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
 
     @property
     def _extras(self) -> Mapping[str, Any]:
@@ -201,19 +228,58 @@ class Result:
         return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
-def parse(text: str) -> Any:
+def verified(folder: Path, name: str, files: Any) -> bytes:
+    """Return the bytes of a record's file; raise Damage unless they are those of its manifest.
+
+    ``files`` are the manifest's sizes and checksums; None for a run that did not end.
+    """
+    path = folder / name
+    if path.is_symlink():
+        raise Damage(f"{shown(name)} is not a plain file")
+    try:
+        content = read_bytes(path, LARGEST_LOG)
+    except FileNotFoundError:
+        raise Damage(f"{shown(name)} is missing") from None
+    except (OSError, ValueError) as error:
+        raise Damage(shown(f"{name} cannot be read: {error}")) from error
+    if files is None:
+        return content
+    entry = files.get(name)
+    demand(isinstance(entry, Mapping), f"{shown(name)} is not in the manifest's list of files")
+    if len(content) != entry.get("bytes"):
+        raise Damage(shown(f"{name} has {len(content)} bytes, not {entry.get('bytes')}"))
+    same = hashlib.sha256(content).hexdigest() == entry.get("sha256")
+    demand(same, f"{shown(name)} differs from its checksum")
+    return content
+
+
+def identity(manifest: Mapping[str, Any]) -> str:
+    """Return what a run shares with its copies, whatever their names.
+
+    For a complete run these are its steps, with their times; for another all its files.
+    """
+    files = manifest.get("files")
+    if not files:
+        return str(manifest["run_id"])
+    steps = files.get(STEPS, {})
+    if manifest["status"] in ("ok", "below_quality") and steps.get("bytes"):
+        return str(steps.get("sha256"))
+    return json.dumps([manifest["created_utc"], files], sort_keys=True)
+
+
+def parse(text: str | bytes) -> Any:
     """Parse untrusted JSON: a non-finite number becomes None, a broken character ``?``.
 
     Raises ValueError, also for too deep nesting.
     """
-    hooks: dict[str, Any] = {}
-    if _ODD_NUMBER.search(text):
-        hooks = {"parse_float": _finite, "parse_int": lambda digits: _finite(digits, int)}
-    try:
-        value = json.loads(text, parse_constant=lambda name: None, **hooks)
-        return _whole(value) if "\\ud" in text.lower() else value
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    hooks: dict[str, Any] = {
+        "parse_constant": lambda name: None,
+        "parse_float": _finite,
+        "parse_int": lambda digits: _finite(digits, int),
+    }
+    value = parse_json(text, **hooks)
+    backslash = "\\ud" if isinstance(text, str) else b"\\ud"
+    return _whole(value) if backslash in text.lower() else value  # type: ignore[operator]
 
 
 def _finite(text: str, kind: type = float) -> Any:
@@ -286,16 +352,3 @@ def demand(condition: Any, problem: str) -> None:
     """Raise Damage unless ``condition`` holds."""
     if not condition:
         raise Damage(problem)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                value = parse(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value

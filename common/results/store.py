@@ -11,7 +11,6 @@ every text from them (``bertbench.common.files.shown`` for a terminal).
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,17 +18,36 @@ from pathlib import Path
 from typing import Any
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown
+from bertbench.common.files import read_bytes, shown
 from bertbench.common.measure.code import ROOT
-from bertbench.common.results.record import CHECKPOINTS, MANIFEST, SCHEMA_VERSION, STATUSES, sealed
-from bertbench.common.results.result import Damage, Result, check_quality, demand, metrics_of, parse
+from bertbench.common.results.record import (
+    CHECKPOINTS,
+    MANIFEST,
+    SCHEMA_VERSION,
+    STATUSES,
+    STEPS,
+    is_sealed,
+    is_written,
+    record_files,
+)
+from bertbench.common.results.result import (
+    Damage,
+    Result,
+    check_quality,
+    demand,
+    identity,
+    metrics_of,
+    parse,
+    verified,
+)
 
 __all__ = ["KINDS", "REFERENCE", "Damaged", "Result", "find_runs", "load_results", "parse"]
 
 REFERENCE = ROOT / "results" / "reference"
 """The published figures of this repository; a folder of this name can be anywhere."""
 KINDS = ("run", "published", "mlperf")
-_LARGEST = 16 << 20
+_READ = ("config.json", "system.json", STEPS, "telemetry.jsonl")
+"""Files of a run that Result reads, the first two at once."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +81,16 @@ def load_results(
     if references and REFERENCE.is_dir():
         _search(REFERENCE, folders, files, damaged)
     results: dict[str, Result] = {}
+    known: dict[str, Result] = {}
     for folder in _once(folders):
         try:
             result = _run(folder)
         except Damage as problem:
             damaged.append(Damaged(folder, str(problem)))
             continue
-        first = results.setdefault(result.run_id, result)
+        first = known.setdefault(identity(result.manifest), result)
+        if first is result:
+            first = results.setdefault(result.run_id, result)
         if first is not result:
             text = f"is the same run as {first.path}, which is counted"
             damaged.append(Damaged(folder, shown(text, 400)))
@@ -104,7 +125,7 @@ def _search(
         if MANIFEST in inside or MANIFEST in below:
             folders[folder] = None
             below.clear()
-        elif "steps.jsonl" in inside:
+        elif STEPS in inside:
             damaged.append(Damaged(folder, f"has no {MANIFEST}"))
             below.clear()
         elif REFERENCE.name in (top.resolve().name, *folder.relative_to(top).parts):
@@ -121,29 +142,19 @@ def _once(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
-def _document(path: Path) -> tuple[dict[str, Any], str]:
-    """Return a JSON object and its file's sha256; verify the checksum that it contains."""
+def _document(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """Return a JSON object, of a file or of its ``content``."""
     try:
-        if not path.is_file():
-            wrong = "is not a plain file" if path.exists() else "is missing"
-            raise Damage(f"{path.name} {wrong}")
-        if path.stat().st_size > _LARGEST:
-            raise Damage(f"{path.name} is larger than {_LARGEST >> 20} MiB")
-        content = path.read_bytes()
-        text = content.decode("utf-8")
-        value = parse(text)
-        if sealed(text) != text:
-            raise Damage(f"{path.name} differs from its checksum")
+        value = parse(read_bytes(path) if content is None else content)
     except (OSError, ValueError) as error:
-        if isinstance(error, Damage):
-            raise
         raise Damage(shown(f"{path.name} cannot be read: {error}")) from error
-    demand(isinstance(value, dict), f"{path.name} is not a JSON object")
-    return value, hashlib.sha256(content).hexdigest()
+    demand(isinstance(value, dict), f"{shown(path.name)} is not a JSON object")
+    return dict(value)
 
 
 def _run(folder: Path) -> Result:
-    manifest, _ = _document(folder / MANIFEST)
+    raw = verified(folder, MANIFEST, None)
+    manifest = _document(folder / MANIFEST, raw)
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise Damage(f"{MANIFEST} has the unknown schema_version {shown(version, 20)}")
@@ -157,38 +168,51 @@ def _run(folder: Path) -> Result:
         demand(good and (key == "seed" or int(number or 0) > 0), f"{MANIFEST} has no valid {key}")
     check_quality(manifest.get("quality"), MANIFEST)
     metrics_of(manifest.get("metrics"))
-    config, config_sum = _document(folder / "config.json")
-    system, system_sum = _document(folder / "system.json")
+    read = _sealed(folder, manifest, raw)
+    config, system = (_document(folder / name, read.get(name)) for name in _READ[:2])
     devices = system.get("devices")
     demand(
-        isinstance(devices, list) and devices and all(isinstance(d, dict) for d in devices),
-        "system.json has no devices",
+        isinstance(devices, list) and devices and all(map(_is_device, devices)),
+        "system.json has no devices, or one without a name",
     )
     for key in ("recipe", "impl", "run"):
         demand(isinstance(config.get(key), dict), f"config.json has no {key}")
-    read = {"config.json": config_sum, "system.json": system_sum}
-    _sealed(folder, manifest.get("files"), read)
-    return Result(folder, "run", manifest, config, system)
+    running = manifest.get("files") is None and is_written(folder)
+    return Result(folder, "run", manifest, config, system, running)
 
 
-def _sealed(folder: Path, files: Any, read: Mapping[str, str]) -> None:
-    """Raise Damage unless every file has its size, and the files read have their checksums."""
+def _is_device(device: Any) -> bool:
+    """Return whether a device has a name and backend of text."""
+    texts = ("name", "backend")
+    return isinstance(device, dict) and all(isinstance(device.get(k), str) for k in texts)
+
+
+def _sealed(folder: Path, manifest: Mapping[str, Any], raw: bytes) -> dict[str, bytes]:
+    """Return the content of the files read here; raise Damage unless all are as they were sealed.
+
+    Only a run that did not end has no checksums.
+    """
+    files = manifest.get("files")
     demand(files is None or isinstance(files, dict), f"{MANIFEST} has no list of files")
-    for name, entry in (files or {}).items():
+    if files is None:
+        unfinished = manifest["status"] == "interrupted" and manifest.get("checksum") is None
+        demand(unfinished, f"{MANIFEST} says {manifest['status']}, but has no checksums")
+        return {name: verified(folder, name, None) for name in _READ[:2]}
+    demand(is_sealed(raw.decode(), manifest), f"{MANIFEST} differs from its checksum")
+    for name, entry in files.items():
         sound = "/" not in name and "\0" not in name and isinstance(entry, dict)
         demand(sound, f"{MANIFEST} has a malformed entry for the file {shown(name, 40)!r}")
-        try:
-            length = (folder / name).stat().st_size
-        except (OSError, ValueError):
-            raise Damage(shown(f"{name} is missing")) from None
-        if length != entry.get("bytes"):
-            raise Damage(shown(f"{name} has {length} bytes, not {entry.get('bytes')}"))
-        if read.get(name, entry.get("sha256")) != entry.get("sha256"):
-            raise Damage(f"{name} differs from its checksum")
+    there = {file.name for file in record_files(folder)}
+    return {
+        name: content
+        for name in (*files, *(name for name in _READ if name in there and name not in files))
+        for content in (verified(folder, name, files),)
+        if name in _READ[:2]
+    }
 
 
 def _published(file: Path) -> list[Result]:
-    content, _ = _document(file)
+    content = _document(file)
     kind, rows = content.get("kind"), content.get("rows")
     if kind not in KINDS[1:]:
         raise Damage("is not a file of published figures: its kind is not published or mlperf")

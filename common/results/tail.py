@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.record import MANIFEST, STEPS
 from bertbench.common.results.result import number
 
-STEPS = "steps.jsonl"
 _CHUNK = 1 << 24
 
 

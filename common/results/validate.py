@@ -17,9 +17,10 @@ from typing import Any, Literal
 import jsonschema
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, shown
+from bertbench.common.files import file_sha256, parse_json, read_bytes, read_json, shown
 from bertbench.common.results import protocol
-from bertbench.common.results.record import MANIFEST, record_files, sealed
+from bertbench.common.results.record import MANIFEST, is_sealed, is_written, record_files
+from bertbench.common.results.result import LARGEST_LOG
 
 SCHEMAS = Path(__file__).parent / "schema"
 _MOST_PER_FILE = 5
@@ -41,12 +42,11 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
     ``rulesets`` replaces the MLPerf round that the record names. Raises BadInput if ``path`` is not
     a record.
     """
-    file = path / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8")
-        manifest = parse(text)
+        text = read_bytes(path / MANIFEST).decode("utf-8")
+        manifest = parse_json(text)
     except FileNotFoundError as error:
-        raise BadInput(f"{path} is not a run folder: it has no {MANIFEST}") from error
+        raise BadInput(f"{shown(path)} is not a run folder: it has no {MANIFEST}") from error
     except (OSError, ValueError) as error:
         return [Problem("error", MANIFEST, shown(f"cannot be read: {error}; run it again"))]
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
@@ -54,7 +54,11 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
         said = f"unknown schema_version {shown(version)}"
         return [Problem("error", MANIFEST, f"{said}: validate it with the version that made it")]
     problems = list(_schema_errors(version, "manifest", manifest, MANIFEST))
-    if sealed(text) != text:
+    unfinished = manifest.get("files") is None
+    if unfinished and manifest.get("status") != "interrupted":
+        text = f"says {shown(manifest.get('status'))}, but has no checksums: run it again"
+        problems.append(Problem("error", MANIFEST, text))
+    elif not (unfinished or is_sealed(text, manifest)):
         problems.append(Problem("error", MANIFEST, _ALTERED))
     if any(p.text != _ALTERED for p in problems):
         return problems  # nothing below can be relied on
@@ -63,7 +67,6 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
     for kind, name in (("config", "config.json"), ("system", "system.json")):
         content[kind], found = _document(path / name, kind, version)
         problems += found
-    unfinished = manifest["files"] is None
     for kind, name in (("steps", "steps.jsonl"), ("telemetry", "telemetry.jsonl")):
         content[kind], found = _lines(path / name, kind, version, unfinished)
         problems += found
@@ -71,15 +74,6 @@ def validate(path: Path, rulesets: Sequence[str] = ()) -> list[Problem]:
         checks = protocol.check(path, content, rulesets)
         problems += [Problem(severity, name, text) for severity, name, text in checks]
     return problems
-
-
-def parse(text: str) -> Any:
-    """Parse JSON; raise ValueError, also for NaN and infinities."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is not JSON: unknown is null")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 @functools.cache
@@ -106,23 +100,25 @@ def _file_errors(path: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
     listed = manifest["files"]
     if listed is None:
         text = "the process was killed before it could finish the record; no checksums"
+        if is_written(path):
+            text = "the run goes on; it has no checksums yet"
         yield Problem("note", MANIFEST, text)
         return
     for name, expected in listed.items():
         file = path / name
         if name not in present:
-            yield Problem("error", name, "missing")
+            yield Problem("error", shown(name), "missing")
         elif file.is_symlink() or not file.is_file():
             continue
         elif file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
-            yield Problem("error", name, _ALTERED)
+            yield Problem("error", shown(name), _ALTERED)
     for name in sorted(set(present) - set(listed)):
         yield Problem("error", shown(name), "not part of the record: remove it")
 
 
 def _document(file: Path, kind: str, version: int) -> tuple[Any, list[Problem]]:
     try:
-        value = parse(file.read_text(encoding="utf-8"))
+        value = read_json(file)
     except (OSError, ValueError) as error:
         return None, [Problem("error", file.name, shown(f"cannot be read: {error}"))]
     return value, list(_schema_errors(version, kind, value, file.name))
@@ -132,14 +128,19 @@ def _lines(
     file: Path, kind: str, version: int, unfinished: bool
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
     """Return the valid lines and the first problems; an unfinished run may have cut its last."""
-    if not file.exists():
-        return [], []
     values: list[dict[str, Any]] = []
     problems: list[Problem] = []
-    text = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        text = read_bytes(file, LARGEST_LOG).decode("utf-8", "replace").split("\n")
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError) as error:
+        return [], [Problem("error", file.name, shown(f"cannot be read: {error}"))]
+    if not text[-1]:
+        text.pop()
     for number, line in enumerate(text, 1):
         try:
-            value = parse(line)
+            value = parse_json(line)
         except ValueError as error:
             if unfinished and number == len(text):
                 break

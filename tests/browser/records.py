@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.unit.results.constructed import device, make_run
+from tests.unit.results.constructed import device, make_run, seal
 
 HOSTILE = "</style></script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
 TRICKY = '"><svg onload=window.hacked=1> {{ 7*7 }} | [x](javascript:alert(1)) `a` *b* \n# c'
@@ -58,6 +58,7 @@ def telemetry(folder: Path, windows: tuple[tuple[float, int], ...] = ((50.0, 40)
         for i in range(count)
     ]  # fmt: skip
     (folder / "telemetry.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    seal(folder)
 
 
 def write_results(root: Path) -> Path:

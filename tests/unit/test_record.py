@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 DEVICE = DeviceInfo(backend="cpu_ref", name="test", index=0, memory_bytes=1)
 INPUTS = {"data": "0123", "checkpoint": None}
 BATCH = 8
+_APART = itertools.count()
+"""No two runs are alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,7 @@ def step_event(step: int, window: int, loss: float = 2.0) -> StepEvent:
         sequences_per_second=2.0 * BATCH,
         real_tokens_per_second=100.0,
         padded_tokens_per_second=200.0,
-        data_wait_s=0.0,
+        data_wait_s=next(_APART) * 1e-9,
         time_s=float(step),
     )
 

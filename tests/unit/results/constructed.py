@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bertbench.common.measure.metric import SHARED, metric
+from bertbench.common.results.record import sealed
 
 _NUMBERS = itertools.count(1)
 
@@ -43,7 +44,7 @@ def make_run(
     devices: list[dict[str, Any]] | None = None,
     quality: dict[str, Any] | None = None,
     lines: str = "",
-    sealed: bool = True,
+    finished: bool = True,
     config: dict[str, Any] | None = None,
     **changed: Any,
 ) -> Path:
@@ -83,15 +84,26 @@ def make_run(
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(settings))
     (folder / "system.json").write_text(json.dumps(machine))
-    (folder / "steps.jsonl").write_text(lines)
-    (folder / "console.log").write_text("")
-    if sealed and manifest["files"] is None:
-        manifest["files"] = {
-            file.name: {
-                "bytes": file.stat().st_size,
-                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-            }
-            for file in sorted(folder.iterdir())
-        }
+    apart = "".join(" \t"[number >> bit & 1] for bit in range(16))  # no two runs are alike
+    (folder / "steps.jsonl").write_text(lines + apart if lines else "")
+    (folder / "console.log").write_text(f"run {number}\n")
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    if finished and manifest["files"] is None:
+        seal(folder)
     return folder
+
+
+def seal(folder: Path) -> None:
+    """Give a finished run the checksums of its files as they are now."""
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["files"] = {
+        part.name: {
+            "bytes": part.stat().st_size,
+            "sha256": hashlib.sha256(part.read_bytes()).hexdigest(),
+        }
+        for part in sorted(folder.iterdir())
+        if part.name != "manifest.json"
+    }
+    manifest["checksum"] = "0" * 64
+    file.write_text(sealed(json.dumps(manifest, indent=1)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from bertbench.common.results.record import RunRecord
 from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 from tests.unit.test_record import CONFIG, INPUTS, Toy
 
+_APART = itertools.count()
+"""No two runs are alike."""
 HOST = DeviceInfo(backend="cpu_ref", name="test", index=0, memory_bytes=1 << 30)
 CHIP = DeviceInfo(
     backend="acme", name="Chip 9", index=0, memory_bytes=64 << 30, driver="1.2", runtime="acme 3"
@@ -74,7 +77,7 @@ def make(
         step=steps, samples=samples, loss=2.0, metrics={"mlm_accuracy": 0.1}, learning_rate=0.1,
         grad_norm=None, loss_scale=None, skipped_steps=0, window_steps=steps, window_s=seconds,
         sequences_per_second=samples / seconds, real_tokens_per_second=samples / 2,
-        padded_tokens_per_second=samples * 1.0, data_wait_s=0.0, time_s=seconds,
+        padded_tokens_per_second=samples * 1.0, data_wait_s=next(_APART) * 1e-9, time_s=seconds,
     )  # fmt: skip
     evaluation = EvalEvent(
         step=steps, samples=samples, metrics={"mlm_accuracy": value, "num_samples": 100.0},

@@ -18,7 +18,7 @@ from bertbench.common.cli.main import main as cli
 from bertbench.common.errors import BadInput
 from bertbench.common.results.comparable import load_side
 from bertbench.common.results.compare import Comparison, compare, render
-from tests.unit.results.constructed import described, device, make_run
+from tests.unit.results.constructed import described, device, make_run, seal
 
 RATE = "sequences_per_second"
 BASE = [100.0, 103.0, 97.0, 107.0, 94.0, 101.0]
@@ -188,7 +188,7 @@ def test_a_group_that_mixes_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_never_knew_its_recipe_is_only_counted(tmp_path: Path) -> None:
     a = group(tmp_path / "a", BASE)
-    make_run(a, status="interrupted", sealed=False, recipe_hash=None, extras={}, inputs={})
+    make_run(a, status="interrupted", finished=False, recipe_hash=None, extras={}, inputs={})
     found = of(a, a)
     assert found.exit_code == 0 and found.lhs.statuses["interrupted"] == 1
 
@@ -209,11 +209,13 @@ def test_other_definitions_and_units_are_not_passed_over(tmp_path: Path) -> None
     a, b = tmp_path / "a", tmp_path / "b"
     for root, unit, text in ((a, "bytes", "by torch"), (b, "bytes", "by the system")):
         entry = described("peak_memory_bytes", 5.0, unit=unit, definition=text)
-        manifest = make_run(root, {RATE: 1.0}) / "manifest.json"
+        folder = make_run(root, {RATE: 1.0})
+        manifest = folder / "manifest.json"
         content = json.loads(manifest.read_text())
         odd = described("power_w", 5.0, unit="W" if root is a else "mW")
         content["metrics"] += [entry, odd]
         manifest.write_text(json.dumps(content))
+        seal(folder)
     found = of(a, b)
     assert any("peak_memory_bytes has different definitions: by the system | by torch" in note
                for note in found.notes)  # fmt: skip
@@ -289,7 +291,7 @@ def test_random_records_are_compared(
     root = tmp_path_factory.mktemp("random")
     for name, runs in (("a", left), ("b", right)):
         for values, status in runs:
-            make_run(root / name, values, status=status, sealed=False)
+            make_run(root / name, values, status=status)
     found = of(root / "a", root / "b", force=force)
     text = render(found)
     assert text.replace("\n", "").isprintable()

@@ -164,8 +164,8 @@ def test_unfinished_runs_are_refused(tmp_path: Path, status: str) -> None:
 
 def test_altered_records_are_refused(tmp_path: Path) -> None:
     path = make(tmp_path / "r", seed=1)
-    forge(path, "result_0.txt", lambda text: text.replace("0.75", "0.76"), reseal=False)
     results = load_results([path], references=False)[0]
+    forge(path, "result_0.txt", lambda text: text.replace("0.75", "0.76"), reseal=False)
     text = refusal(results, tmp_path / "out")
     assert f"{path}: result_0.txt: differs from its checksum" in text
 

@@ -136,7 +136,7 @@ def test_random_records_give_a_table(
     root, rows = tmp_path_factory.mktemp("random"), []
     for place, (rate, status) in enumerate(found):
         devices = 2**place
-        folder = make_run(root, {"sequences_per_second": rate}, status=status, sealed=False,
+        folder = make_run(root, {"sequences_per_second": rate}, status=status,
                           extras={"micro_batch": "\x1b[31m", "kernels": [rate]})  # fmt: skip
         rows.append(ScalingPoint(devices=devices, global_batch=8))
         fill(rows[-1], load_results([folder], references=False)[0])

@@ -40,10 +40,10 @@ def problem(path: Path) -> str:
 
 
 def change(folder: Path, **values: Any) -> Path:
-    """Write other values into a manifest; what it says of the other files still holds."""
+    """Write other values into a manifest, with its checksum; the other files stay."""
     file = folder / "manifest.json"
     content = json.loads(file.read_text()) | values
-    file.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+    file.write_text(sealed(json.dumps({k: v for k, v in content.items() if v is not ...})))
     return folder
 
 
@@ -97,7 +97,7 @@ def test_an_old_record_loads(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_record_loads(tmp_path: Path) -> None:
-    run = only(make_run(tmp_path, status="interrupted", sealed=False, finished_utc=None))
+    run = only(make_run(tmp_path, status="interrupted", finished=False, finished_utc=None))
     assert (run.status, run.metrics, run.quality) == ("interrupted", {}, None)
 
 
@@ -169,7 +169,7 @@ def test_a_manifest_that_says_nonsense_is_named(
         (b'{"schema_version": 1', "cannot be read"),
         (b"\xff\xfe{}", "cannot be read"),
         (b"[]", "is not a JSON object"),
-        (b"[" * 100_000, "cannot be read: nested too deeply"),
+        (b"[" * 100_000, "cannot be read: its brackets are nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", ""),
         (None, "is missing"),
     ],
@@ -177,7 +177,7 @@ def test_a_manifest_that_says_nonsense_is_named(
 def test_a_broken_file_is_named(
     tmp_path: Path, name: str, content: bytes | None, said: str
 ) -> None:
-    folder = make_run(tmp_path, sealed=False)
+    folder = make_run(tmp_path, status="interrupted", finished=False)
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_bytes(content)
@@ -187,7 +187,9 @@ def test_a_broken_file_is_named(
 
 
 def test_files_that_are_none_do_not_hold_up(tmp_path: Path) -> None:
-    pipe, tree = make_run(tmp_path / "a", sealed=False), make_run(tmp_path / "b", sealed=False)
+    pipe, tree = (
+        make_run(tmp_path / name, status="interrupted", finished=False) for name in ("a", "b")
+    )
     (pipe / "config.json").unlink()
     os.mkfifo(pipe / "config.json")
     (tree / "manifest.json").unlink()
@@ -197,9 +199,8 @@ def test_files_that_are_none_do_not_hold_up(tmp_path: Path) -> None:
 
 
 def test_a_number_changed_in_a_sealed_manifest_is_found(tmp_path: Path) -> None:
-    folder = make_run(tmp_path, {"sequences_per_second": 12.5}, checksum="0" * 64)
+    folder = make_run(tmp_path, {"sequences_per_second": 12.5})
     manifest = folder / "manifest.json"
-    manifest.write_text(sealed(manifest.read_text()))
     assert only(folder).value("sequences_per_second") == 12.5
     manifest.write_text(manifest.read_text().replace("12.5", "99.5"))
     assert "manifest.json differs from its checksum" in problem(folder)
@@ -211,7 +212,7 @@ def test_a_changed_or_cut_file_is_named(tmp_path: Path) -> None:
     changed = make_run(tmp_path / "b")
     text = (changed / "config.json").read_text()
     (changed / "config.json").write_text(text.replace("42", "43"))
-    assert problem(cut) == "steps.jsonl has 13 bytes, not 22"
+    assert problem(cut) == "steps.jsonl has 13 bytes, not 38"
     assert problem(changed) == "config.json differs from its checksum"
 
 
@@ -233,7 +234,7 @@ def test_lines_that_were_cut_are_left_out(tmp_path: Path) -> None:
 def test_text_that_could_not_be_written_is_made_whole(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
     text = (folder / "manifest.json").read_text().replace('"it is ok"', '"a\\ud800b"')
-    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.json").write_text(sealed(text))
     assert only(folder).reason == "a?b"
 
 
@@ -316,7 +317,7 @@ def use(result: Result) -> None:
 def test_a_strangers_value_anywhere_is_loaded_or_named(
     tmp_path_factory: Any, key: str, value: Any, where: str
 ) -> None:
-    folder = make_run(tmp_path_factory.mktemp("any"), {"power_w": 1.0}, sealed=False)
+    folder = make_run(tmp_path_factory.mktemp("any"), status="interrupted", finished=False)
     content = json.loads((folder / where).read_text())
     if where == "system.json":
         content["devices"][0][key] = value
@@ -337,7 +338,9 @@ def test_bytes_cut_or_changed_anywhere_are_loaded_or_named(
     tmp_path_factory: Any, data: st.DataObject, name: str
 ) -> None:
     lines = '{"kind": "step", "loss": 1.5}\n' * 3
-    folder = make_run(tmp_path_factory.mktemp("cut"), {"power_w": 1.0}, lines=lines, sealed=False)
+    folder = make_run(
+        tmp_path_factory.mktemp("cut"), status="interrupted", lines=lines, finished=False
+    )
     content = bytearray((folder / name).read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):

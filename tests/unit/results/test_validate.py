@@ -14,6 +14,7 @@ import pytest
 from bertbench.common.cli.validate import main
 from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.results.record import sealed
+from bertbench.common.results.store import load_results
 from bertbench.common.results.validate import validate
 from tests.unit.test_record import create, errors, forge, run
 
@@ -45,10 +46,27 @@ def test_a_checksum_of_itself() -> None:
     assert sealed('{"a": 1}') == '{"a": 1}'
 
 
-def test_records_made_before_there_was_one_stay_valid(tmp_path: Path) -> None:
-    path = run(tmp_path)
-    forge(path, "manifest.json", lambda m: m.pop("checksum") and None)
-    assert errors(path) == []
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("checksum") and None,
+        lambda m: m.update(checksum=None),
+        lambda m: m.update(checksum=m["checksum"].upper()),
+        lambda m: m.update(checksum=None, files=None),
+        lambda m: m.update(files=None),
+        lambda m: m.update(files={}),
+        lambda m: m["files"].pop("steps.jsonl") and None,
+    ],
+)
+def test_a_finished_run_without_checksums_is_no_result(
+    tmp_path: Path, change: Callable[[Any], Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(tmp_path, metrics=(metric("power_w", 12.5),))
+    forge(path, "manifest.json", change)
+    forge(path, "manifest.json", lambda m: m["metrics"][-1].update(value=1250.0))
+    assert errors(path)
+    results, (damaged,) = load_results([path], references=False)
+    assert not results and damaged.problem
 
 
 def test_an_unfinished_record_has_none(tmp_path: Path) -> None:
