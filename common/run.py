@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain, recipe_hash
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import host_cores
+from bertbench.common.measure.clock import Clock, process_began
 from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.metric import Metric
@@ -57,9 +57,9 @@ class Finished:
 
 
 def run(settings: Settings, *, started: float | None = None) -> Finished:
-    """Run a resolved recipe; ``e2e_time_s`` counts from ``started`` (default: the process's start).
+    """Run a resolved recipe; raises BertbenchError where it is refused before it has a record.
 
-    Raises BertbenchError where it is refused before there is a record.
+    ``e2e_time_s`` counts from ``started`` (``time.monotonic``; default: the process's start).
     """
     benchmark = benchmarks.load(settings.preset.benchmark)
     benchmark.check(settings)  # first: it is refused the same on every device
@@ -77,8 +77,7 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
     with world.joined(backend, settings.impl.dist_backend):
-        it = Run(settings, backend, world, benchmark, started)
-        code = it.execute()
+        code = (it := Run(settings, backend, world, benchmark, started)).execute()
     return Finished(code, None if it.record is None else it.record.path)
 
 
@@ -117,13 +116,13 @@ class Run:
     ) -> None:  # fmt: skip
         self.settings, self.backend, self.world = settings, backend, world
         self.benchmark = benchmark
-        self.started = psutil.Process().create_time() if started is None else started
+        self.started = process_began() if started is None else started
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
         self.built: Built | None = None
         self.progress = Progress()
         self.init_s: float | None = None
-        self.began = time.time()
+        self.clock, self.began = Clock(), time.monotonic()
 
     def execute(self) -> int:
         """Return the exit code; raises DoesNotFit and other errors before there is a record."""
@@ -145,7 +144,7 @@ class Run:
 
     def _train(self) -> Outcome:
         source = self._prepare()
-        begin, self.began = time.perf_counter(), time.time()
+        self.began = time.monotonic()
         self.built = built = self._build(source)
         if self.world.is_main:
             self._open_record(built)
@@ -153,7 +152,7 @@ class Run:
         for o in self.observers:
             o.init_stop()
         self.world.gather(None)
-        self.init_s = time.perf_counter() - begin
+        self.init_s = time.monotonic() - self.began
 
         self._check_start(built)
         checkpoints = self._checkpoints()
@@ -317,6 +316,7 @@ class Run:
         metrics = [] if outcome.train_window is None else self._metrics(built, outcome)
         if self.record is None:
             return
+        self._note(self.clock.contradictions())
         self._identify(built, self.record)
         built.facts.results = built.task.results()
         summary = RunSummary(
@@ -356,7 +356,7 @@ class Run:
             outcome,
             whole=built.resumed is None,
             init_s=self.init_s,
-            e2e_s=time.time() - self.started,
+            e2e_s=time.monotonic() - self.started,
             memory=self.world.gather(self.backend.peak_memory()),
             sensors=sensors,
             all_reduce_s=self._all_reduce_s(built.task, outcome),
