@@ -364,9 +364,7 @@ class Run:
         )
         problems = {f"rank {i}: {r.problem}" for i, r in enumerate(sensors) if r and r.problem}
         built.facts.telemetry_problems = sorted(problems)
-        self._note(
-            [f"telemetry stopped, so power and energy are unknown: {t}" for t in sorted(problems)]
-        )
+        self._note([f"power and energy are unknown: {t}" for t in sorted(problems)])
         assert outcome.train_window is not None
         return metrics + self._utilisation(built, outcome.train_window.model_flops_per_second)
 
