@@ -27,7 +27,7 @@ from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.system import system_name
-from bertbench.common.measure.utilisation import find_calibration, utilisation
+from bertbench.common.measure.utilisation import Calibrated, find_calibration, utilisation
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
 from bertbench.common.training.checkpoint import Checkpoints, Saved, load
@@ -69,15 +69,14 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.impl.micro_batch == AUTO:
         rehearsal.check_auto(backend)
-    if settings.run.peaks is not None:
-        peaks.load(settings.run.peaks)
+    known = peaks.of_device(backend.describe().name, settings.run.peaks)
     if settings.run.tensorboard is not None:
         writer_class()
     if settings.run.dry_run:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
     with world.joined(backend, settings.impl.dist_backend):
-        code = (it := Run(settings, backend, world, benchmark, started)).execute()
+        code = (it := Run(settings, backend, world, benchmark, started, known)).execute()
     return Finished(code, None if it.record is None else it.record.path)
 
 
@@ -96,6 +95,7 @@ class Built:
     """The checkpoint that the run continues."""
     saved: Saved | None
     """Its content."""
+    calibrated: Calibrated | None = None
 
     def sizes(self) -> rehearsal.Sizes:
         """Return what a rank computes at a time."""
@@ -112,10 +112,10 @@ class Run:
 
     def __init__(
         self, settings: Settings, backend: Backend, world: World, benchmark: Benchmark,
-        started: float | None,
+        started: float | None, known: list[peaks.Peak],
     ) -> None:  # fmt: skip
         self.settings, self.backend, self.world = settings, backend, world
-        self.benchmark = benchmark
+        self.benchmark, self.peaks = benchmark, known
         self.started = process_began() if started is None else started
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
@@ -248,6 +248,9 @@ class Run:
             console.say(line)
         checks = built.facts.device.device_checks
         notes = device_notes(self.backend, built.devices[0], checks, gelu=built.task.gelu)
+        first = built.devices[0]
+        folders = [run.output_dir / s for s in (self._system(built), system_name(first.name, 1))]
+        built.calibrated = find_calibration(folders, plain(first), built.plan.precision, notes)
         self._note([*settings.notes, *built.task.notes, *notes])
         if built.saved is not None and (before := built.saved[1]["world_size"]) != self.world.size:
             ranks = f"{self.world.size} processes, saved on {before}"
@@ -381,18 +384,15 @@ class Run:
 
     def _utilisation(self, built: Built, flops_per_second: float | None) -> list[Metric]:
         """Shares of the peaks known for this device; none for a simulated one."""
-        device, precision = built.devices[0], built.plan.precision
+        device = built.devices[0]
         if device.simulated or any(d.name != device.name for d in built.devices):
             return []
-        run, world = self.settings.run, self.world
+        world = self.world
         # Processes of one node may share a device (a host's processor), those of several do not.
         on_each = min(world.local_size, max(1, self.backend.device_count()))
-        names = (self._system(built), system_name(device.name, 1))
         return utilisation(
             flops_per_second,
             devices=world.size // world.local_size * on_each,
-            peaks=peaks.peaks_of(device.name, precision, run.peaks),
-            calibrated=find_calibration(
-                [run.output_dir / name for name in names], plain(device), precision
-            ),
+            peaks=peaks.in_precision(self.peaks, built.plan.precision),
+            calibrated=built.calibrated,
         )
