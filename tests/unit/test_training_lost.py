@@ -72,11 +72,11 @@ def test_a_gradient_that_nothing_inspects_is_found(wrong, step):
 
 
 def test_a_rate_that_breaks_the_weights_in_the_last_step_is_found():
-    task = ToyTask()
+    task = overflowing([12], 1e6)
     task.learning_rate = lambda step: 3e38 if step == 11 else 0.1
     task.optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
     with pytest.raises(DivergedError, match="step 12: the weights are not finite"):
-        run(task, replace(PLAN, eval_every_samples=0))
+        run(task, replace(PLAN, eval_every_samples=0, max_grad_norm=1e9))
 
 
 def test_broken_weights_are_not_saved(tmp_path):
