@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 from rich.console import Console
 
@@ -23,11 +22,12 @@ from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain, recipe_hash
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import host_cores
+from bertbench.common.measure.clock import Clock, process_began
 from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.system import system_name
-from bertbench.common.measure.utilisation import find_calibration, utilisation
+from bertbench.common.measure.utilisation import Calibrated, find_calibration, utilisation
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
 from bertbench.common.training.checkpoint import Checkpoints, Saved, load
@@ -57,9 +57,9 @@ class Finished:
 
 
 def run(settings: Settings, *, started: float | None = None) -> Finished:
-    """Run a resolved recipe; ``e2e_time_s`` counts from ``started`` (default: the process's start).
+    """Run a resolved recipe; raises BertbenchError where it is refused before it has a record.
 
-    Raises BertbenchError where it is refused before there is a record.
+    ``e2e_time_s`` counts from ``started`` (``time.monotonic``; default: the process's start).
     """
     benchmark = benchmarks.load(settings.preset.benchmark)
     benchmark.check(settings)  # first: it is refused the same on every device
@@ -69,16 +69,14 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.impl.micro_batch == AUTO:
         rehearsal.check_auto(backend)
-    if settings.run.peaks is not None:
-        peaks.load(settings.run.peaks)
+    known = peaks.of_device(backend.describe().name, settings.run.peaks)
     if settings.run.tensorboard is not None:
         writer_class()
     if settings.run.dry_run:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
     with world.joined(backend, settings.impl.dist_backend):
-        it = Run(settings, backend, world, benchmark, started)
-        code = it.execute()
+        code = (it := Run(settings, backend, world, benchmark, started, known)).execute()
     return Finished(code, None if it.record is None else it.record.path)
 
 
@@ -97,6 +95,7 @@ class Built:
     """The checkpoint that the run continues."""
     saved: Saved | None
     """Its content."""
+    calibrated: Calibrated | None = None
 
     def sizes(self) -> rehearsal.Sizes:
         """Return what a rank computes at a time."""
@@ -113,17 +112,17 @@ class Run:
 
     def __init__(
         self, settings: Settings, backend: Backend, world: World, benchmark: Benchmark,
-        started: float | None,
+        started: float | None, known: list[peaks.Peak],
     ) -> None:  # fmt: skip
         self.settings, self.backend, self.world = settings, backend, world
-        self.benchmark = benchmark
-        self.started = psutil.Process().create_time() if started is None else started
+        self.benchmark, self.peaks = benchmark, known
+        self.started = process_began() if started is None else started
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
         self.built: Built | None = None
         self.progress = Progress()
         self.init_s: float | None = None
-        self.began = time.time()
+        self.clock, self.began = Clock(), time.monotonic()
 
     def execute(self) -> int:
         """Return the exit code; raises DoesNotFit and other errors before there is a record."""
@@ -145,7 +144,7 @@ class Run:
 
     def _train(self) -> Outcome:
         source = self._prepare()
-        begin, self.began = time.perf_counter(), time.time()
+        self.began = time.monotonic()
         self.built = built = self._build(source)
         if self.world.is_main:
             self._open_record(built)
@@ -153,7 +152,7 @@ class Run:
         for o in self.observers:
             o.init_stop()
         self.world.gather(None)
-        self.init_s = time.perf_counter() - begin
+        self.init_s = time.monotonic() - self.began
 
         self._check_start(built)
         checkpoints = self._checkpoints()
@@ -249,6 +248,9 @@ class Run:
             console.say(line)
         checks = built.facts.device.device_checks
         notes = device_notes(self.backend, built.devices[0], checks, gelu=built.task.gelu)
+        first = built.devices[0]
+        folders = [run.output_dir / s for s in (self._system(built), system_name(first.name, 1))]
+        built.calibrated = find_calibration(folders, plain(first), built.plan.precision, notes)
         self._note([*settings.notes, *built.task.notes, *notes])
         if built.saved is not None and (before := built.saved[1]["world_size"]) != self.world.size:
             ranks = f"{self.world.size} processes, saved on {before}"
@@ -317,6 +319,7 @@ class Run:
         metrics = [] if outcome.train_window is None else self._metrics(built, outcome)
         if self.record is None:
             return
+        self._note(self.clock.contradictions())
         self._identify(built, self.record)
         built.facts.results = built.task.results()
         summary = RunSummary(
@@ -356,7 +359,7 @@ class Run:
             outcome,
             whole=built.resumed is None,
             init_s=self.init_s,
-            e2e_s=time.time() - self.started,
+            e2e_s=time.monotonic() - self.started,
             memory=self.world.gather(self.backend.peak_memory()),
             sensors=sensors,
             all_reduce_s=self._all_reduce_s(built.task, outcome),
@@ -364,9 +367,7 @@ class Run:
         )
         problems = {f"rank {i}: {r.problem}" for i, r in enumerate(sensors) if r and r.problem}
         built.facts.telemetry_problems = sorted(problems)
-        self._note(
-            [f"telemetry stopped, so power and energy are unknown: {t}" for t in sorted(problems)]
-        )
+        self._note([f"power and energy are unknown: {t}" for t in sorted(problems)])
         assert outcome.train_window is not None
         return metrics + self._utilisation(built, outcome.train_window.model_flops_per_second)
 
@@ -383,18 +384,15 @@ class Run:
 
     def _utilisation(self, built: Built, flops_per_second: float | None) -> list[Metric]:
         """Shares of the peaks known for this device; none for a simulated one."""
-        device, precision = built.devices[0], built.plan.precision
+        device = built.devices[0]
         if device.simulated or any(d.name != device.name for d in built.devices):
             return []
-        run, world = self.settings.run, self.world
+        world = self.world
         # Processes of one node may share a device (a host's processor), those of several do not.
         on_each = min(world.local_size, max(1, self.backend.device_count()))
-        names = (self._system(built), system_name(device.name, 1))
         return utilisation(
             flops_per_second,
             devices=world.size // world.local_size * on_each,
-            peaks=peaks.peaks_of(device.name, precision, run.peaks),
-            calibrated=find_calibration(
-                [run.output_dir / name for name in names], plain(device), precision
-            ),
+            peaks=peaks.in_precision(self.peaks, built.plan.precision),
+            calibrated=built.calibrated,
         )

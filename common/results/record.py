@@ -43,6 +43,7 @@ from typing import IO, Any, Protocol
 from bertbench.common.config.recipe import plain
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, sync, write_atomic
+from bertbench.common.measure.clock import Clock
 from bertbench.common.measure.code import code_hash
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
@@ -78,6 +79,7 @@ class RunRecord(Observer):
             fcntl.flock(self._steps, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._manifest = manifest
         self._readings = 0
+        self._clock = Clock()
 
     @classmethod
     def create(
@@ -214,7 +216,7 @@ class RunRecord(Observer):
             samples=summary.samples,
             metrics=[metric.as_dict() for metric in summary.metrics],
             extras=plain(summary.extras),
-            finished_utc=_utc(datetime.now(timezone.utc)),
+            finished_utc=_utc(datetime.fromtimestamp(self._clock.date(), timezone.utc)),
             files={file.name: self._seal(file) for file in record_files(self.path)},
             checksum="0" * 64,
         )
