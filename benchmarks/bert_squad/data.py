@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +17,16 @@ import numpy as np
 from bertbench.benchmarks.bert_squad.answers import AnswerOptions
 from bertbench.benchmarks.bert_squad.cache import StoredFeatures, stored_features
 from bertbench.benchmarks.bert_squad.features import NO_TOKEN, FeatureOptions, Features
+from bertbench.benchmarks.bert_squad.formats import LARGEST_FILE
 from bertbench.benchmarks.bert_squad.layout import Files, locate, missing, opened, sources
 from bertbench.benchmarks.bert_squad.minilm import minilm_file
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from bertbench.benchmarks.bert_squad.score import score
+from bertbench.benchmarks.bert_squad.score import language_note, score_answers
 from bertbench.common.config.recipe import Settings
 from bertbench.common.data.samples import from_lengths
-from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.data.tokenization import is_padded, read_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import host_cores
-from bertbench.common.model.weights import VOCAB_MULTIPLE
+from bertbench.common.files import host_cores, read_bytes
 from bertbench.common.native import cache_dir
 from bertbench.common.training.task import Source
 
@@ -48,18 +47,15 @@ class SquadSource(Source):
     predict: StoredFeatures | None = None
     """None: no inference."""
     predict_file: Path | None = None
-    vocab_file: Path | None = None
+    predict_bytes: bytes = b""
+    """The file's content: what is answered and scored whatever becomes of the file."""
+    vocab: Sequence[str] = ()
+    """Tokens by id."""
 
     @property
     def has_eval(self) -> bool:
         """Whether there are questions to answer."""
         return self.predict is not None
-
-    @property
-    def vocab(self) -> list[str]:
-        """The vocabulary: tokens by id."""
-        assert self.vocab_file is not None
-        return read_vocab(self.vocab_file)
 
     def hash(self) -> str | None:
         """Return the identity of both data sets and the vocabulary; None for synthetic data."""
@@ -123,6 +119,7 @@ def find_source(settings: Settings) -> SquadSource:
     if vocab is None:
         vocab = minilm_file("vocab.txt")
         _check_vocabulary(recipe, vocab)
+    tokens = read_vocab(vocab, pads=False)
     features = {}
     notes: list[str] = []
     for training, file in ((True, train_file), (False, predict_file)):
@@ -133,6 +130,9 @@ def find_source(settings: Settings) -> SquadSource:
                     f"{file.name}: {len(found.dropped)} questions left out, as in the references, "
                     f"because their answer is not found where they say"
                 )
+    content = _same_bytes(predict_file, features.get(False))
+    if predict_file is not None and run.do_eval:
+        notes += filter(None, [language_note(predict_file, content)])
     shown = " and ".join(str(file) for file in (train_file, predict_file) if file is not None)
     return SquadSource(
         recipe=recipe,
@@ -140,7 +140,8 @@ def find_source(settings: Settings) -> SquadSource:
         train=features.get(True),
         predict=features.get(False),
         predict_file=predict_file,
-        vocab_file=vocab,
+        predict_bytes=content,
+        vocab=tokens,
         init_checkpoint=checkpoint,
         notes=tuple(notes),
     )
@@ -182,8 +183,8 @@ def _files(settings: Settings) -> Files:
 def _check_vocabulary(recipe: SquadRecipe, path: Path) -> None:
     """Raise BadInput for the vocabulary of another model, or of text in another case."""
     rows = recipe.model.vocab_size
-    vocab = read_vocab(path)
-    if not len(vocab) <= rows < len(vocab) + VOCAB_MULTIPLE:
+    vocab = read_vocab(path, pads=False)
+    if not is_padded(len(vocab), rows):
         raise BadInput(
             f"{path} has {len(vocab)} tokens, the recipe's model {rows} rows for them: it is the "
             f"vocabulary of another model. Give its own with --vocab_file, or --vocab_size"
@@ -203,17 +204,29 @@ def _check_vocabulary(recipe: SquadRecipe, path: Path) -> None:
 
 def _features(settings: Settings, file: Path, vocab: Path, *, training: bool) -> StoredFeatures:
     recipe, run = _parts(settings)
-    with tempfile.TemporaryDirectory() as nowhere:
-        return stored_features(
-            file,
-            vocab,
-            _feature_options(recipe),
-            training=training,
-            v2=training and recipe.v2,
-            folder=Path(nowhere) if run.skip_cache else run.cache_dir or cache_dir() / "squad",
-            processes=min(8, host_cores()),
-            say=_say,
-        )
+    return stored_features(
+        file,
+        vocab,
+        _feature_options(recipe),
+        training=training,
+        v2=training and recipe.v2,
+        folder=None if run.skip_cache else run.cache_dir or cache_dir() / "squad",
+        processes=min(8, host_cores()),
+        say=_say,
+    )
+
+
+def _same_bytes(file: Path | None, stored: StoredFeatures | None) -> bytes:
+    """Return the bytes that the features were made from; raise BadInput where they changed."""
+    if file is None or stored is None:
+        return b""
+    try:
+        content = read_bytes(file, LARGEST_FILE)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"SQuAD file {file}: {error}: name an existing file") from error
+    if hashlib.sha256(content).hexdigest() != stored.ingredients["dataset_sha256"]:
+        raise BadInput(f"SQuAD file {file} changed while it was read: start again")
+    return content
 
 
 def _feature_options(recipe: SquadRecipe) -> FeatureOptions:
@@ -232,13 +245,10 @@ def _say(text: str) -> None:
 
 def _check_scorable(file: Path, v2: bool) -> None:
     """Raise BadInput now where scoring would raise it after the training."""
-    with tempfile.TemporaryDirectory() as folder:
-        nothing = Path(folder) / "predictions.json"
-        nothing.write_text("{}")
-        try:
-            score(file, nothing, v2=v2 or None)
-        except BadInput as error:
-            raise BadInput(f"{error}; to answer without scoring: --no_do_eval") from error
+    try:
+        score_answers(file, {}, v2=v2 or None)
+    except BadInput as error:
+        raise BadInput(f"{error}; to answer without scoring: --no_do_eval") from error
 
 
 def _check_synthetic(settings: Settings) -> None:

@@ -6,20 +6,17 @@ Source: ``read_squad_examples`` of NVIDIA's and Enflame's ``run_squad.py``; the 
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from bertbench.benchmarks.bert_squad.formats import Question, questions, read_document, whole
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
-
-T = TypeVar("T")
 
 WORD = re.compile("[^ \t\r\n\u202f]+")
 """The reference splits a paragraph at these five characters and no other (not at U+00A0, say)."""
@@ -83,67 +80,7 @@ class Squad:
     not found among the words that it points at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question as in the file, its structure checked except for the answers."""
-
-    where: str
-    context: str
-    fields: dict[str, Any]
-    """Holds ``id`` and ``question``, both text."""
-    first: bool
-    """Whether it is the first of its paragraph."""
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Return the content of a JSON file; raise BadInput, naming it ``what``, when unreadable."""
-    try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise BadInput(f"{what} {path}: {error.strerror}: name an existing file") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{what} {path} is not UTF-8 (byte {error.start}): fetch it again"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise BadInput(
-            f"{what} {path} is not JSON (line {error.lineno}, column {error.colno}: {error.msg}): "
-            f"it may be cut short; fetch it again"
-        ) from error
-    except RecursionError:
-        raise BadInput(f"{what} {path} is nested too deeply: fetch it again") from None
-
-
-def questions(path: Path, content: Any) -> Iterator[Question]:
-    """Yield all questions of a SQuAD file's ``content`` in order.
-
-    Raises BadInput, naming article, paragraph and question, for a part that is missing or of
-    another type, and for a repeated id, which identifies predictions.
-    """
-    seen: dict[str, str] = {}
-    here = f"SQuAD file {path}"
-    for a, article in enumerate(_member(content, "data", list, here), 1):
-        at_article = f"{here}: article {a}"
-        if isinstance(article, dict) and isinstance(article.get("title"), str):
-            at_article += f" ({shown(article['title'], 60)})"
-        for p, paragraph in enumerate(_member(article, "paragraphs", list, at_article), 1):
-            at_paragraph = f"{at_article}, paragraph {p}"
-            context = _member(paragraph, "context", str, at_paragraph)
-            for q, fields in enumerate(_member(paragraph, "qas", list, at_paragraph), 1):
-                where = f"{at_paragraph}, question {q}"
-                identity = _member(fields, "id", str, where)
-                where += f" (id {shown(identity, 60)})"
-                _member(fields, "question", str, where)
-                if identity in seen:
-                    raise BadInput(
-                        f"{where}: this id is also that of {seen[identity].partition(': ')[2]}: "
-                        f"every question needs a unique id"
-                    )
-                seen[identity] = where
-                yield Question(where, context, fields, first=q == 1)
-
-
-def read_squad(path: Path, *, training: bool, v2: bool = False) -> Squad:
+def read_squad(path: Path, *, training: bool, v2: bool = False, raw: bytes | None = None) -> Squad:
     """Read a file for training, or for prediction without its answers.
 
     Args:
@@ -151,6 +88,7 @@ def read_squad(path: Path, *, training: bool, v2: bool = False) -> Squad:
         training: each question must then have exactly one answer.
         v2: in training, questions marked ``is_impossible`` are kept as such; such a mark is then
             required of every question.
+        raw: the file's bytes, where they are known; it is not read then.
 
     Raises:
         BadInput: the file is damaged, or has no question; the message names the place.
@@ -158,27 +96,29 @@ def read_squad(path: Path, *, training: bool, v2: bool = False) -> Squad:
     paragraphs: list[Paragraph] = []
     examples: list[Example] = []
     dropped: list[str] = []
-    for item in questions(path, read_json(path, "SQuAD file")):
+    for item in questions(path, read_document(path, "SQuAD file", raw)):
         if item.first:
             paragraphs.append(Paragraph.of(item.context))
         answer: dict[str, Any] | None = {}
         if training:
             answer = _answer(item, paragraphs[-1], v2)
         if answer is None:
-            dropped.append(item.fields["id"])
+            dropped.append(item.id)
             continue
         examples.append(
             Example(
-                id=item.fields["id"],
-                question=item.fields["question"],
+                id=item.id,
+                question=item.text,
                 paragraph=len(paragraphs) - 1,
                 **answer,
             )
         )
     if not examples:
         raise BadInput(
-            f"SQuAD file {path} has no usable question ({len(dropped)} left out because their "
-            f"answer is not in their paragraph): name a SQuAD file with questions"
+            f"SQuAD file {path} has no usable question"
+            + f" ({len(dropped)} left out because their answer is not in their paragraph)"
+            * bool(dropped)
+            + ": name a SQuAD file with questions"
         )
     return Squad(
         path=path,
@@ -193,28 +133,28 @@ def read_squad(path: Path, *, training: bool, v2: bool = False) -> Squad:
 def _answer(item: Question, paragraph: Paragraph, v2: bool) -> dict[str, Any] | None:
     """Return the answer's fields of an Example; None where its text is not found."""
     if v2:
-        impossible = item.fields.get("is_impossible")
-        if not isinstance(impossible, bool):
+        impossible = item.is_impossible()
+        if impossible is None:
             raise BadInput(
                 f"{item.where} has no true or false is_impossible: use a v2.0 file, or leave out "
                 f"--version_2_with_negative"
             )
         if impossible:
             return {"is_impossible": True}
-    answers = _member(item.fields, "answers", list, item.where)
+    answers = item.answers()
     if len(answers) != 1:
         raise BadInput(
             f"{item.where} has {len(answers)} answers, training needs exactly 1: use a train file"
             + ("" if v2 or answers else ", with --version_2_with_negative for v2.0")
         )
     where = f"{item.where}, its answer"
-    text = _member(answers[0], "text", str, where)
-    start = answers[0].get("answer_start")
+    text, written = answers[0]
+    start = whole(written)
     if not text.strip():
         raise BadInput(f"{where} is empty: remove the question or give it an answer")
-    if not isinstance(start, int) or not 0 <= start <= len(paragraph.text) - len(text):
+    if start is None or not 0 <= start <= len(paragraph.text) - len(text):
         raise BadInput(
-            f"{where} starts at character {shown(start, 40)} with {len(text)} characters, the "
+            f"{where} starts at character {shown(written, 40)} with {len(text)} characters, the "
             f"paragraph has {len(paragraph.text)}: correct answer_start"
         )
     words = paragraph.words
@@ -224,12 +164,3 @@ def _answer(item: Question, paragraph: Paragraph, v2: bool) -> dict[str, Any] | 
     # A start in the blanks before the first word is -1, by which the reference then means the
     # last word: only a paragraph of one word gets here with it.
     return {"answer": text, "start_word": first % len(words), "end_word": last}
-
-
-def _member(holder: Any, key: str, kind: type[T], where: str) -> T:
-    """Return a list or a text of an object; raise BadInput for anything else."""
-    found = holder.get(key) if isinstance(holder, dict) else None
-    if not isinstance(found, kind):
-        what = "list" if kind is list else "text"
-        raise BadInput(f"{where} has no {what} {key!r}: the file is damaged or not SQuAD")
-    return found

@@ -12,16 +12,29 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertbench.benchmarks.bert_squad.examples import questions, read_json
+from bertbench.benchmarks.bert_squad.formats import (
+    Question,
+    questions,
+    read_answers,
+    read_document,
+)
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_SIGNS = str.maketrans("", "", string.punctuation)
+_UNSPACED = re.compile(
+    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]{2}"
+)
+UNSPACED = (
+    "the answers are Chinese or Japanese: SQuAD's English rules take text without spaces as one "
+    "word, so F1 is nearly exact match; scripts such as CMRC 2018's count characters"
+)
 
 
 def normalized(text: str) -> list[str]:
@@ -57,11 +70,30 @@ class _Graded:
 def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[str, Any]:
     """Score a JSON file of question ids to answers against a SQuAD file.
 
+    Returns what ``score_answers`` returns. Raises BadInput as it does, and for a file of answers
+    none of which belongs to the questions.
+    """
+    answers = read_answers(predictions)
+    result = score_answers(dataset, answers, v2=v2)
+    if answers and result["missing"] == result["total"]:
+        raise BadInput(
+            f"predictions file {predictions} answers no question of {dataset} (its first id is "
+            f"{shown(next(iter(answers)), 60)}): give the answers to this file"
+        )
+    return result
+
+
+def score_answers(
+    dataset: Path, answers: Mapping[str, Any], *, v2: bool | None = None, raw: bytes | None = None
+) -> dict[str, Any]:
+    """Score answers by question id against a SQuAD file.
+
     Args:
         dataset: the SQuAD file with the true answers.
-        predictions: the answers.
+        answers: the answers.
         v2: which official script to follow; None detects v2.0 by the file's ``version`` or by a
             question marked ``is_impossible``.
+        raw: the dataset's bytes, where they are known; it is not read then.
 
     Returns:
         exact_match and f1, in percent of all questions; total; the counts missing, extra (without
@@ -70,23 +102,17 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
         questions; the official script's ``exact`` is our exact_match.
 
     Raises:
-        BadInput: a file cannot be read or is damaged.
+        BadInput: the dataset cannot be read or is damaged.
     """
-    content = read_json(dataset, "SQuAD file")
-    answers = read_json(predictions, "predictions file")
-    if not isinstance(answers, dict):
-        raise BadInput(
-            f"predictions file {predictions} must be one JSON object of question ids to answers"
-        )
+    content = read_document(dataset, "SQuAD file", raw)
     found = list(questions(dataset, content))
     if not found:
         raise BadInput(f"SQuAD file {dataset} has no question: name another file")
     if v2 is None:
-        v2 = _is_v2(content, [question.fields for question in found])
-    graded = [
-        _grade(_truths(q.fields, q.where, v2), answers.get(q.fields["id"]), v2) for q in found
-    ]
-    ids = {question.fields["id"] for question in found}
+        v2 = _is_v2(content, found)
+    truths = [_truths(question, v2) for question in found]
+    graded = [_grade(true, answers.get(q.id), v2) for q, true in zip(found, truths, strict=True)]
+    ids = {question.id for question in found}
     return {
         **_totals(graded, v2),
         "total": len(graded),
@@ -97,22 +123,34 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
     }
 
 
-def _is_v2(content: Any, every: Iterable[dict[str, Any]]) -> bool:
-    version = str(content.get("version", "")).lower().removeprefix("v")
-    return re.fullmatch(r"2(\.\d+)*", version) is not None or any(
-        fields.get("is_impossible") for fields in every
+def language_note(dataset: Path, raw: bytes | None = None) -> str | None:
+    """Return a remark where most answers are in a script that the English rules do not suit.
+
+    ``raw`` are the bytes where they are known. Raises BadInput as ``score_answers``.
+    """
+    found = questions(dataset, read_document(dataset, "SQuAD file", raw))
+    answered = [true for q in found if (true := _truths(q, v2=True))]
+    unspaced = sum(any(map(_UNSPACED.search, true)) for true in answered)
+    return UNSPACED if 2 * unspaced > len(answered) else None
+
+
+def _is_v2(content: Any, every: Sequence[Question]) -> bool:
+    version = str(content.get("version", "")) if isinstance(content, dict) else ""
+    return re.fullmatch(r"2(\.\d+)*", version.lower().removeprefix("v")) is not None or any(
+        question.is_impossible() for question in every
     )
 
 
-def _truths(fields: dict[str, Any], where: str, v2: bool) -> list[str]:
-    answers = fields.get("answers")
-    if not isinstance(answers, list) or not all(
-        isinstance(answer, dict) and isinstance(answer.get("text"), str) for answer in answers
-    ):
-        raise BadInput(f"{where} has no list of answers with a text: it cannot be scored")
+def _truths(question: Question, v2: bool) -> list[str]:
+    try:
+        answers = question.answers()
+    except BadInput as error:
+        raise BadInput(f"{error}: it cannot be scored") from error
     if not answers and not v2:
-        raise BadInput(f"{where} has no answer: score it as v2.0, or use a file with answers")
-    return [answer["text"] for answer in answers]
+        raise BadInput(
+            f"{question.where} has no answer: score it as v2.0, or use a file with answers"
+        )
+    return [text for text, _ in answers]
 
 
 def _grade(truths: list[str], answer: Any, v2: bool) -> _Graded:

@@ -21,7 +21,7 @@ from bertbench.benchmarks.bert_squad.data import SquadSource
 from bertbench.benchmarks.bert_squad.examples import read_squad
 from bertbench.benchmarks.bert_squad.features import Features
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
-from bertbench.benchmarks.bert_squad.score import score
+from bertbench.benchmarks.bert_squad.score import score_answers
 from bertbench.benchmarks.bert_squad.stream import share
 from bertbench.common.data.samples import ragged_index
 from bertbench.common.files import shown
@@ -66,7 +66,7 @@ def assemble(features: Features, parts: Sequence[NDArray[Any] | None]) -> NDArra
 
 
 def answer_and_score(
-    source: SquadSource, recipe: SquadRecipe, run: SquadOptions, logits: NDArray[Any], folder: Path
+    source: SquadSource, recipe: SquadRecipe, run: SquadOptions, logits: NDArray[Any]
 ) -> tuple[Answers, dict[str, float], dict[str, Any]]:
     """Return answers to all questions, the evaluation's metrics, and scoring's other counts.
 
@@ -75,12 +75,11 @@ def answer_and_score(
         recipe: number and length of the answers.
         run: whether to score.
         logits: float [T, 2], start and end, of all features' tokens.
-        folder: for temporary files.
     """
     assert source.predict is not None and source.predict_file is not None
     begin = time.perf_counter()
     answers = find_answers(
-        read_squad(source.predict_file, training=False),
+        read_squad(source.predict_file, training=False, raw=source.predict_bytes),
         source.predict.features,
         logits[:, 0],
         logits[:, 1],
@@ -94,9 +93,12 @@ def answer_and_score(
     }
     details: dict[str, Any] = {}
     if run.do_eval:
-        file = folder / "predictions.json"
-        file.write_text(json.dumps(answers.predictions), encoding="utf-8")
-        details = score(source.predict_file, file, v2=recipe.v2 or None)
+        details = score_answers(
+            source.predict_file,
+            answers.predictions,
+            v2=recipe.v2 or None,
+            raw=source.predict_bytes,
+        )
         metrics |= {name: details[name] for name in ("exact_match", "f1")}
     return answers, metrics, details
 

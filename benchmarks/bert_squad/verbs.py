@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertbench.benchmarks.bert_squad.score import score
+from bertbench.benchmarks.bert_squad.score import language_note, score
 from bertbench.common.config.parser import Parser
 
 COUNTED = {
@@ -32,6 +32,8 @@ def score_main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     v2 = None if given.version is None else given.version == "2.0"
     found = score(given.dataset, given.predictions, v2=v2)
+    if (note := language_note(given.dataset)) is not None:
+        print(f"note: {note}", file=sys.stderr)
     if given.json:
         print(json.dumps(found))
         return 0

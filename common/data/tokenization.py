@@ -19,48 +19,73 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from bertbench.common.data.foreign import read_text
 from bertbench.common.data.samples import IntArray, from_lengths
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 from bertbench.common.native import NativeUnavailable, load
 
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 _FUNCTIONS = ("wordpiece_new", "wordpiece_free", "wordpiece_encode", "wordpiece_learn")
+LARGEST_VOCAB = 64 << 20
+"""Bytes of a vocabulary's file."""
 
 
-def read_vocab(path: Path) -> list[str]:
+def read_vocab(path: Path, *, pads: bool = True) -> list[str]:
     """Read the tokens of a ``vocab.txt``, one a line; the line number, from 0, is the id.
 
-    Raises BadInput for an unreadable file, an empty or repeated line, a missing special token, or
-    [PAD] other than 0, the padding of the HDF5 layouts.
+    A column of ids behind tabs is read as such. Where nothing ``pads`` or masks, [PAD] and [MASK]
+    may be anywhere or missing. Raises BadInput for an unreadable file, an empty or repeated line,
+    a missing special token, or [PAD] other than 0, the padding of the HDF5 layouts.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        lines = read_text(path, LARGEST_VOCAB).rstrip("\r\n").split("\n")
     except OSError as error:
         raise BadInput(
             f"vocabulary {path}: {error.strerror}: name an existing vocab.txt"
         ) from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"vocabulary {path} is not UTF-8: {error.reason}") from error
-    if lines[-1] == "":
-        lines.pop()
-    tokens = [line.removesuffix("\r") for line in lines]
+    except ValueError as error:
+        raise BadInput(f"vocabulary {path} {error}") from error
+    tokens = _in_order([line.removesuffix("\r") for line in lines])
     seen: dict[str, int] = {}
     for number, token in enumerate(tokens):
         if not token:
             raise BadInput(f"vocabulary {path}, line {number + 1} is empty: every line is a token")
         if token in seen:
             raise BadInput(
-                f"vocabulary {path}, line {number + 1}: {token!r} is also line {seen[token] + 1}: "
+                f"vocabulary {path}, line {number + 1}: {shown(repr(token), 60)} is also line "
+                f"{seen[token] + 1}: "
                 f"every token must be there once"
             )
         seen[token] = number
-    missing = [token for token in SPECIAL if token not in seen]
+    missing = [token for token in (SPECIAL if pads else (UNK, CLS, SEP)) if token not in seen]
     if missing:
-        raise BadInput(f"vocabulary {path} lacks {', '.join(missing)}: use a BERT vocab.txt")
-    if seen[PAD] != 0:
+        raise BadInput(
+            f"vocabulary {path} lacks {', '.join(missing)} (its first line is "
+            f"{shown(repr(tokens[0]), 40)}): use a BERT vocab.txt, one token a line"
+        )
+    if pads and seen[PAD] != 0:
         raise BadInput(f"vocabulary {path}: [PAD] is id {seen[PAD]}, it must be 0 (the first line)")
     return tokens
+
+
+def is_padded(tokens: int, rows: int) -> bool:
+    """Return whether ``rows`` of an embedding may be for ``tokens``, the rest being padding.
+
+    Software pads a vocabulary to a multiple of 8 up to one of 1,024 (128 on 8 devices).
+    """
+    multiples = (2**power for power in range(3, 11))
+    return 0 <= rows - tokens < 8 or rows in (-(-tokens // m) * m for m in multiples)
+
+
+def _in_order(lines: list[str]) -> list[str]:
+    """Return the tokens of lines "token, tab, id" by id, where all lines are so; else the lines."""
+    pairs = [line.rpartition("\t") for line in lines]
+    order = {int(i): token for token, _, i in pairs if token and i.isdecimal() and len(i) < 10}
+    if order.keys() != set(range(len(lines))):
+        return lines
+    return [order[number] for number in range(len(lines))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

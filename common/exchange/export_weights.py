@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import sync
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
-from bertbench.common.model.weights import VOCAB_MULTIPLE, other_names
+from bertbench.common.model.weights import other_names
 from bertbench.common.training.checkpoint import load, resolve
 
 HEADS = {"qa_outputs.weight": "BertForQuestionAnswering", DECODER_BIAS: "BertForPreTraining"}
@@ -46,9 +46,9 @@ def export(
     checkpoint = resolve(run).resolve()
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
-    tokens = None if vocab_file is None else read_vocab(vocab_file)
+    tokens = None if vocab_file is None else read_vocab(vocab_file, pads=False)
     rows = config.vocab_size if tokens is None else len(tokens)
-    if not rows <= config.vocab_size < rows + VOCAB_MULTIPLE:
+    if not is_padded(rows, config.vocab_size):
         raise BadInput(
             f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: give "
             f"the vocabulary that the run was made with"
@@ -61,6 +61,8 @@ def export(
         "vocab_size": rows,
         "bertbench": {"run": checkpoint.parent.parent.name, "step": int(checkpoint.stem[5:])},
     }
+    if tokens is not None and PAD in tokens:
+        described["pad_token_id"] = tokens.index(PAD)
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
     with _new_folder(output) as work:

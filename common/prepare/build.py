@@ -7,16 +7,19 @@ last: a folder with a manifest is complete.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from bertbench.common.data.samples import Samples
@@ -199,13 +202,25 @@ def each(
     context = multiprocessing.get_context("spawn")
     workers = min(processes, len(jobs))
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(work, job): name for name, job in jobs.items()}
+        with _without_script():
+            futures = {pool.submit(work, job): name for name, job in jobs.items()}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Start workers that do not run the user's script again: it may lack a __main__ guard."""
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _end_with_parent() -> None:

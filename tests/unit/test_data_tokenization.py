@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from text_files import SAMPLE, VOCAB, articles, write_vocab
 
 from bertbench.common.data import tokenization
-from bertbench.common.data.tokenization import BertTokenizer, read_vocab, train_vocab
+from bertbench.common.data.tokenization import BertTokenizer, is_padded, read_vocab, train_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.native import NativeUnavailable
 from bertbench.common.prepare.corpus import documents
@@ -93,8 +94,41 @@ def test_bulk_equals_plain_on_wikipedia(lowercase):
 def test_vocabulary_round_trip(tmp_path):
     path = write_vocab(tmp_path / "vocab.txt")
     assert read_vocab(path) == VOCAB
-    path.write_bytes(b"\r\n".join(token.encode() for token in VOCAB))
-    assert read_vocab(path) == VOCAB
+    lines = [token.encode() for token in VOCAB]
+    for same in (
+        b"\r\n".join(lines),
+        b"\n".join([*lines, b"", b""]),
+        b"\xef\xbb\xbf" + b"\n".join(lines),
+        gzip.compress(b"\n".join(lines)),
+        b"\n".join(b"%s\t%d" % (token, i) for i, token in enumerate(lines)),
+        b"\n".join(b"%s\t%d" % (token, i) for i, token in sorted(enumerate(lines), reverse=True)),
+    ):
+        path.write_bytes(same)
+        assert read_vocab(path) == VOCAB
+
+
+def test_where_nothing_pads_or_masks_only_what_is_used_must_be_there(tmp_path):
+    for tokens in (["[UNK]", "[PAD]", *VOCAB[2:]], ["[UNK]", "[CLS]", "[SEP]", "river"]):
+        path = write_vocab(tmp_path / "vocab.txt", tokens)
+        assert read_vocab(path, pads=False) == tokens
+        with pytest.raises(BadInput, match="PAD"):
+            read_vocab(path)
+    for name in ("[UNK]", "[CLS]", "[SEP]"):
+        path = write_vocab(tmp_path / "vocab.txt", [t for t in VOCAB if t != name])
+        with pytest.raises(BadInput, match=rf"lacks \{name[:-1]}\]"):
+            read_vocab(path, pads=False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "fits"),
+    [
+        *((30522, rows, True) for rows in (30522, 30528, 30592, 30720, 30525)),
+        *((30522, rows, False) for rows in (30521, 30530, 31090, 21128, 65536)),
+        *((104, 128, True), (104, 112, True), (104, 256, True), (104, 120, False)),
+    ],
+)
+def test_rows_may_be_padded_to_any_usual_multiple(tokens, rows, fits):
+    assert is_padded(tokens, rows) is fits
 
 
 @pytest.mark.parametrize(
@@ -104,14 +138,19 @@ def test_vocabulary_round_trip(tmp_path):
         ([*VOCAB, "river"], f"line {len(VOCAB) + 1}: 'river' is also line"),
         ([t for t in VOCAB if t != "[MASK]"], r"lacks \[MASK\]"),
         (["[UNK]", "[PAD]", *VOCAB[2:]], r"\[PAD\] is id 1, it must be 0"),
-        (["just text"], r"lacks \[PAD\], \[UNK\]"),
+        (["just text"], r"lacks \[PAD\], \[UNK\].*its first line is 'just text'"),
+        ([f"{token}\t-{i}" for i, token in enumerate(VOCAB)], r"first line is '\[PAD\]\\t-0'"),
+        (["<html>", *VOCAB], r"is a web page \(HTML\)"),
+        (["version https://git-lfs.github.com/spec/v1", "oid"], "`git lfs pull`"),
+        (['{"model": {"type": "WordPiece"}}'], "lacks .*one token a line"),
+        ([*VOCAB, "\x1b[2J\u202e", "\x1b[2J\u202e"], "is also line"),
     ],
 )
 def test_malformed_vocabulary(tmp_path, tokens, match):
     path = write_vocab(tmp_path / "vocab.txt", tokens)
     with pytest.raises(BadInput, match=match) as caught:
         read_vocab(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and str(caught.value).isprintable()
 
 
 def test_absent_or_binary_vocabulary(tmp_path):

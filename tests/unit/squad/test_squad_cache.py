@@ -3,17 +3,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 from squad_files import VOCAB
 
 from bertbench.benchmarks.bert_squad import cache
 from bertbench.benchmarks.bert_squad.cache import cache_file, ingredients, stored_features
-from bertbench.benchmarks.bert_squad.features import FeatureOptions, Features
+from bertbench.benchmarks.bert_squad.examples import read_squad
+from bertbench.benchmarks.bert_squad.features import FeatureOptions, Features, make_features
 from bertbench.common.errors import BadInput
+
+REPOSITORY = Path(__file__).parents[3]
 
 ANSWER = {"text": "two", "answer_start": 4}
 PARAGRAPHS = [
@@ -135,6 +146,23 @@ def flip(path, at):
     path.write_bytes(content)
 
 
+def resealed(path, **changes):
+    """Change arrays of a cache and make its digest right again."""
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    meta, arrays = json.loads(header["__metadata__"]["bertbench"]), load(raw)
+    for name, change in changes.items():
+        arrays[name] = np.ascontiguousarray(change(arrays[name]))
+    meta.pop("digest")
+    text = json.dumps({**meta, "digest": cache._digest(meta, arrays)})
+    path.write_bytes(save(arrays, metadata={"bertbench": text}))
+
+
+def deep(path):
+    header = b'{"a": ' + b"[" * 100_000
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -143,16 +171,30 @@ def flip(path, at):
         (lambda path: path.write_bytes(b""), "it is not a feature cache"),
         (lambda path: path.write_bytes(b"\x80\x04K\x01." * 9), "it is not a feature cache"),
         (lambda path: (path.unlink(), path.mkdir()), "it cannot be read"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "it cannot be read: it is not a plain"),
+        (lambda path: resealed(path, offsets=lambda a: a + 1), "its arrays do not fit"),
+        (lambda path: resealed(path, input_ids=lambda a: a + 1000), "its arrays do not fit"),
+        (lambda path: resealed(path, input_ids=lambda a: a - 1000), "its arrays do not fit"),
+        (lambda path: resealed(path, start=lambda a: a + 9999), "its arrays do not fit"),
+        (lambda path: resealed(path, words=lambda a: a[:-1]), "its arrays do not fit"),
+        (lambda path: resealed(path, split=lambda a: a.astype("f4")), "its arrays do not fit"),
+        (lambda path: resealed(path, example=lambda a: a[::-1] + 5), "its arrays do not fit"),
+        (lambda path: resealed(path, offsets=lambda a: a[:0]), "its arrays do not fit"),
+        (lambda path: deep(path), "nested too deeply"),
     ],
-    ids=["last bit", "cut", "empty", "pickle", "folder"],
+    ids=[
+        *("last bit", "cut", "empty", "pickle", "folder", "fifo", "shifted", "ids", "negative ids"),
+        *("answers", "short", "type", "questions", "nothing", "deep"),
+    ],
 )
 def test_a_damaged_cache_is_made_anew(store, damage, reason):
+    """Also where somebody made its checksum right again."""
     made = store.get()
     damage(made.path)
     again = store.get()
     assert not again.reused
     assert_same(made.features, again.features)
-    assert f"is not used ({reason}" in store.said[0]
+    assert "is not used (" in store.said[0] and reason in store.said[0]
     if again.path is not None:  # not written over a folder
         assert store.get().reused and store.said == []
     else:
@@ -200,6 +242,66 @@ def test_a_folder_that_cannot_be_written_is_no_error(store, tmp_path):
     assert (made.path, made.num_examples) == (None, 1)
     assert "is not used" in store.said[0] or "no feature cache" in store.said[0]
     assert "could not be written" in store.said[1]
+
+
+def test_a_full_disk_is_no_error_and_leaves_nothing(store, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache, "sync", full)
+    made = store.get()
+    assert made.path is None and "could not be written: No space left" in store.said[1]
+    assert list(store.folder.iterdir()) == []
+    store.folder = None
+    assert store.get().path is None and store.said == []
+
+
+def test_a_killed_process_is_said_and_its_work_done_here(store, monkeypatch):
+    wanted, calls = store.get().features, []
+
+    def killed_once(*args, **options):
+        calls.append(options)
+        if len(calls) == 1:
+            raise BrokenProcessPool
+        return make_features(*args, **options)
+
+    monkeypatch.setattr(cache, "make_features", killed_once)
+    store.folder = None
+    assert_same(wanted, store.get().features)
+    assert "was killed: this one makes all" in store.said[0] and len(calls) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(store, monkeypatch):
+    def slow(path, **options):
+        squad = read_squad(path, **options)
+        path.write_text(path.read_text() + " ")
+        return squad
+
+    monkeypatch.setattr(cache, "read_squad", slow)
+    with pytest.raises(BadInput, match="changed while it was read"):
+        store.get()
+
+
+def test_a_file_that_cannot_be_read_is_one_line(store, monkeypatch):
+    def failing(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(cache, "file_sha256", failing)
+    with pytest.raises(BadInput, match=r"SQuAD file .*Input/output error"):
+        store.get()
+
+
+def test_processes_do_not_run_the_users_script_again(tmp_path):
+    """It may have no __main__ guard."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "print('once')\n"
+        "import os\n"
+        "from bertbench.common.prepare.build import each\n"
+        "print(dict(each(os.path.basename, {'x': 'a/b', 'y': 'c/d'}, 2)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.stdout.splitlines() == ["once", "{'x': 'b', 'y': 'd'}"], done.stderr
 
 
 def test_missing_files(store, tmp_path):

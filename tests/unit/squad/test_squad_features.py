@@ -208,12 +208,12 @@ GOOD = {"id": "x", "question": "q", "answers": [{"text": "two", "answer_start": 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 7}, r"article 1 \(T\), paragraph 1, question 1 has no text 'id'"),
+        ({"id": 7.5}, r"article 1 \(T\), paragraph 1, question 1 has no text 'id'"),
         ({"question": None}, r"question 1 \(id x\) has no text 'question'"),
-        ({"answers": None}, r"question 1 \(id x\) has no list 'answers'"),
+        ({"answers": None}, r"question 1 \(id x\) has no list of answers with a text"),
         ({"answers": []}, r"has 0 answers, training needs exactly 1.*version_2_with_negative"),
         ({"answers": GOOD["answers"] * 2}, "has 2 answers"),
-        ({"answers": ["two"]}, "its answer has no text 'text'"),
+        ({"answers": ["two"]}, "no list of answers with a text"),
         ({"answers": [{"text": " ", "answer_start": 3}]}, "its answer is empty"),
         ({"answers": [{"text": "two", "answer_start": 6}]}, "starts at character 6 with 3"),
         ({"answers": [{"text": "two", "answer_start": -1}]}, "starts at character -1"),
