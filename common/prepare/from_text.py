@@ -37,7 +37,6 @@ from bertbench.common.prepare.build import (
     write_json,
     write_shards,
 )
-from bertbench.common.prepare.corpus import input_files
 from bertbench.common.prepare.masking import MaskingOptions
 from bertbench.common.prepare.parts import (
     EVAL_NAME,
@@ -49,6 +48,7 @@ from bertbench.common.prepare.parts import (
     make_part,
     split_text,
 )
+from bertbench.common.prepare.sources import input_files
 from bertbench.common.prepare.track import tracked
 
 EVAL_SAMPLES = 10_000

@@ -11,7 +11,9 @@ import pytest
 from text_files import SAMPLE, articles, write_plain, write_wiki
 
 from bertbench.common.errors import BadInput
-from bertbench.common.prepare.corpus import documents, input_files, split_sentences
+from bertbench.common.prepare.corpus import documents
+from bertbench.common.prepare.sentences import split_sentences
+from bertbench.common.prepare.sources import input_files
 
 
 def read(*paths):
