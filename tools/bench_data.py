@@ -29,9 +29,10 @@ from bertbench.common.data.hdf5 import Limits, read
 from bertbench.common.data.samples import from_lengths
 from bertbench.common.data.schema import write_varlen
 from bertbench.common.data.tokenization import SpecialIds, read_vocab
-from bertbench.common.prepare.corpus import documents, input_files
+from bertbench.common.prepare.corpus import documents
 from bertbench.common.prepare.from_text import PrepareOptions, prepare
 from bertbench.common.prepare.masking import MaskingOptions, TokenizedText, create_samples_reference
+from bertbench.common.prepare.sources import input_files
 
 
 def basic_tokens(text: str) -> list[str]:

@@ -79,6 +79,8 @@ def _prepare(options: prepare.PrepareOptions, report: Reporting) -> int:
     if report.dry_run:
         return _show("would prepare", prepare.plan(options), report)
     manifest = prepare.prepare(options)
+    for note in manifest.get("notes", []):
+        print(f"note: {note}", file=sys.stderr)
     for implementation in manifest["implementations"]:
         if not implementation.endswith(": c"):
             print(f"note: slow path used for {implementation}", file=sys.stderr)

@@ -8,15 +8,19 @@ last: a folder with a manifest is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +29,8 @@ from typing import Any, Literal, TypeVar
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_fixed, write_varlen
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, host_cores, write_atomic
+from bertbench.common.files import file_sha256, host_cores, shown, sync, write_atomic
+from bertbench.common.files import read_json as read_any_json
 from bertbench.common.prepare.spool import Mixture, open_spool, save_spool
 from bertbench.common.prepare.track import tracked
 
@@ -34,6 +39,8 @@ MANIFEST = "manifest.json"
 WORK = ".work"
 EVAL_FILE = "eval_set_uncompressed/part_eval_10k.hdf5"
 SAMPLES_PER_SHARD = 65_536
+LARGEST_MANIFEST = 256 << 20
+"""Bytes of a manifest: each input file takes about 150."""
 
 Format = Literal["varlen", "fixed"]
 Job = TypeVar("Job")
@@ -54,14 +61,16 @@ def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         differences = _differences(found, identity)
         if differences:
             raise BadInput(
-                f"{output} holds data made with other settings ({'; '.join(differences)}): "
+                f"{shown(output)} holds data made with other settings ({'; '.join(differences)}): "
                 f"choose another --output, or delete that folder"
             )
         if path.name == MANIFEST:
-            return dict(found)
+            return found
     if not work.is_dir():
         if output.is_dir() and any(output.iterdir()):
-            raise BadInput(f"{output} is not empty: choose another --output, or empty that folder")
+            raise BadInput(
+                f"{shown(output)} is not empty: choose another --output, or empty that folder"
+            )
         work.mkdir(parents=True)
     write_json(work / "identity.json", identity)
     return None
@@ -79,8 +88,73 @@ def finish(output: Path, started: float, **content: Any) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(output / MANIFEST, manifest)
-    shutil.rmtree(output / WORK)
+    shutil.rmtree(output / WORK, ignore_errors=True)  # the data is complete without it
     return manifest
+
+
+def abandon(output: Path) -> None:
+    """Remove the pieces of a build that its own data or options make impossible."""
+    for name in (WORK, "vocab.txt", Path(EVAL_FILE).parts[0], "*_shards_uncompressed"):
+        for path in output.glob(name):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Raise BadInput while another process builds ``output``, whose work folder exists."""
+    descriptor = os.open(output / WORK, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BadInput(
+            f"another process prepares {shown(output)}: wait for it, or choose another --output"
+        ) from error
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+_FIXES = {
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder or file that you may use",
+    errno.EPERM: "choose a folder or file that you may use",
+    errno.ENOENT: "make that folder or file available again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+@contextlib.contextmanager
+def faults_in_one_line(output: Path) -> Iterator[None]:
+    """Raise BadInput for a fault of a disk, of memory or of a worker while building ``output``."""
+    again = "run the same command again: finished pieces are kept"
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fix = _FIXES.get(error.errno or 0, "check that disk")
+        reason = shown(error.strerror or error)
+        raise BadInput(
+            f"{shown(error.filename or output)}: {reason}: {fix}, and {again}"
+        ) from error
+    except MemoryError as error:
+        raise BadInput(
+            f"{shown(output)}: out of memory ({shown(error)}): give fewer --processes, and {again}"
+        ) from error
+    except BrokenProcessPool as error:
+        raise BadInput(
+            f"{shown(output)}: a process was killed, most often for want of memory: give fewer "
+            f"--processes, and {again}"
+        ) from error
 
 
 def require_positive(options: Any, *names: str) -> None:
@@ -92,9 +166,10 @@ def require_positive(options: Any, *names: str) -> None:
 
 
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    old, new = found.get("parameters", {}), wanted["parameters"]
+    old, new = found.get("parameters"), wanted["parameters"]
+    old = old if isinstance(old, dict) else {}
     result = [
-        f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
+        f"{shown(name, 40)} {shown(repr(old.get(name)), 80)} there, {new.get(name)!r} now"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
@@ -141,8 +216,9 @@ def write_shards(
     """
     work, total = output / WORK, sum(sizes)
     count = layout.num_shards or max(1, -(-total // SAMPLES_PER_SHARD))
-    if count > total:
-        raise BadInput(f"--num_shards {count} is more than the {total} samples: give fewer")
+    require_fewer(count, total)
+    for left in output.glob("*_uncompressed/.*.tmp"):  # of a process that was killed
+        left.unlink()
     save_spool(work / "mixture", Mixture.draw(sizes, count, seed))
     sources: dict[str, tuple[tuple[Path, ...], int | None]] = {
         f"{count}_shards_uncompressed/part_{number}_of_{count}.hdf5": (tuple(spools), number)
@@ -154,7 +230,15 @@ def write_shards(
         name: _ShardJob(work=work, target=output / name, spools=paths, number=number, layout=layout)
         for name, (paths, number) in sources.items()
     }
-    return each_recorded(_write_shard, jobs, processes, work, "write shards")
+    return each_recorded(
+        _write_shard, jobs, processes, work, "write shards", lambda job: job.target
+    )
+
+
+def require_fewer(shards: int | None, samples: int) -> None:
+    """Raise BadInput for more shards than there can be samples."""
+    if shards is not None and shards > samples:
+        raise BadInput(f"--num_shards {shards} is more than the {samples} samples: give fewer")
 
 
 def _write_shard(job: _ShardJob) -> dict[str, Any]:
@@ -162,10 +246,14 @@ def _write_shard(job: _ShardJob) -> dict[str, Any]:
         samples = open_spool(Samples, job.spools[0])
     else:
         samples = open_spool(Mixture, job.work / "mixture").shard(job.number, job.spools)
-    if job.layout.format == "varlen":
-        write_varlen(job.target, samples)
-    else:
-        write_fixed(job.target, samples, job.layout.max_seq_length, job.layout.max_predictions)
+    try:
+        if job.layout.format == "varlen":
+            write_varlen(job.target, samples)
+        else:
+            write_fixed(job.target, samples, job.layout.max_seq_length, job.layout.max_predictions)
+    except RuntimeError as error:  # HDF5's, when it closes a file on a full disk
+        raise OSError(errno.EIO, str(error), str(job.target)) from error
+    sync(job.target)
     return {
         "samples": len(samples),
         "bytes": job.target.stat().st_size,
@@ -179,13 +267,19 @@ def each_recorded(
     processes: int,
     folder: Path,
     what: str,
+    made: Callable[[Job], Path],
 ) -> dict[str, dict[str, Any]]:
     """Return the JSON values of each job by its name, those of an earlier run included.
 
-    ``folder`` keeps them in files of the jobs' names.
+    ``folder`` keeps them in files of the jobs' names. A job whose file or folder, ``made``, is gone
+    is done again.
     """
     records = {name: folder / f"{Path(name).name}.json" for name in jobs}
-    left = {name: job for name, job in jobs.items() if not records[name].is_file()}
+    left = {
+        name: job
+        for name, job in jobs.items()
+        if not (records[name].is_file() and made(job).exists())
+    }
     for name, result in tracked(each(work, left, processes), what, len(left)):
         write_json(records[name], result)
     return {name: read_json(path) for name, path in records.items()}
@@ -201,14 +295,18 @@ def each(
     # Not fork: the threads of torch and of the tokenizers library would not survive it.
     context = multiprocessing.get_context("spawn")
     workers = min(processes, len(jobs))
+    others = {process.pid for process in multiprocessing.active_children()}
     with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-        with _without_script():
-            futures = {pool.submit(work, job): name for name, job in jobs.items()}
         try:
+            with _without_script():
+                futures = {pool.submit(work, job): name for name, job in jobs.items()}
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process.pid not in others:
+                    process.terminate()
             raise
 
 
@@ -224,7 +322,11 @@ def _without_script() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """End a worker whose parent was killed: it would wait for work for ever."""
+    """End a worker whose parent was killed: it would wait for work for ever.
+
+    An interrupt from the keyboard is the parent's to report; it ends the workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -240,20 +342,24 @@ def processes_for(num_bytes: int, per_process: int) -> int:
     return max(1, min(host_cores(), num_bytes // per_process))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a build; raises BadInput when it is not JSON."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a build; raises BadInput when the file holds none."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        content = read_any_json(path, LARGEST_MANIFEST)
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
     except ValueError as error:
         raise BadInput(
-            f"{path} is not JSON ({error}): delete {path.parent} and build it again"
+            f"{shown(path)} is not JSON ({shown(error)}): delete {shown(path.parent)} and build it "
+            f"again"
         ) from error
+    return content
 
 
 def read_manifest(data_root: Path) -> dict[str, Any]:
     """Return a data set's manifest; empty without one."""
     path = data_root / MANIFEST
-    return dict(read_json(path)) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def write_json(path: Path, content: Any) -> None:

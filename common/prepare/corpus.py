@@ -1,54 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read text as a stream of documents, each a list of sentences.
 
-Two layouts are recognised by the first line that is not blank:
+Three layouts are recognised by the first line that is not blank:
 
 * plain: one sentence a line, a blank line between documents (MLPerf's own layout);
-* WikiExtractor: ``<doc id= url= title=>`` ... ``</doc>``, a paragraph a line. The line that repeats
-  the title is dropped, and paragraphs are split by :func:`split_sentences`.
+* WikiExtractor: ``<doc id= url= title=>`` ... ``</doc>`` with any attributes, a paragraph a line.
+  The line that repeats the title is dropped, and paragraphs are split by ``split_sentences``;
+* JSON lines: one object a line, whose ``text`` has a paragraph a line, as WikiExtractor's
+  ``--json`` and Hugging Face's exports.
 
-Files may be plain, .gz, .bz2 or .xz, or a tar of such files, or a folder of them. Only one document
-is in memory at a time.
+Another format is refused by name. sources.py describes packing and encodings. Only one document is
+in memory at a time.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
 import html
-import io
-import lzma
 import re
-import tarfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 from bertbench.common.errors import BadInput
+from bertbench.common.files import parse_json, shown
+from bertbench.common.prepare.foreign import (
+    SAMPLE_CHARACTERS,
+    SAMPLE_LINES,
+    refuse_first_line,
+    require_prose,
+)
+from bertbench.common.prepare.sentences import split_sentences
+from bertbench.common.prepare.sources import Lines, texts
 
-# fmt: off
-ABBREVIATIONS = frozenset((
-    "Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "Rev.", "Gen.", "Col.", "Capt.", "Lt.", "Sgt.", "Sen.",
-    "Gov.", "St.", "Mt.", "Jr.", "Sr.", "No.", "vs.", "etc.", "ca.", "cf.", "approx.", "Inc.",
-    "Ltd.", "Co.", "Corp.", "Jan.", "Feb.", "Mar.", "Apr.", "Aug.", "Sept.", "Oct.", "Nov.", "Dec.",
-    "Vol.", "pp.", "fl.", "op.",
-))
-# fmt: on
-_OPEN = "\"'(\\[\u201c\u2018\u00ab"
-_CLOSE = "\"')\\]\u201d\u2019\u00bb"
-_BREAK = re.compile(rf"[.!?][{_CLOSE}]*(\s+)(?=[{_OPEN}]*[^\W_a-z])")
-_LETTERS = re.compile(r"(?:[^\W\d_]\.)+")
-_DOC = re.compile(r'<doc id="([^"]*)" url="[^"]*" title="(.*)">')
-_OPENERS: dict[str, Callable[..., IO[bytes]]] = {
-    ".gz": gzip.open,  # type: ignore[dict-item]
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-}
-_UNREADABLE = (tarfile.TarError, lzma.LZMAError, EOFError, zlib.error, OSError)
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz")
+DOCUMENT_LIMIT = 64 << 20
+"""Characters of a document: more is a text without marks between its documents."""
+_DOC = re.compile(r"<doc(|\s.*)>")
+_ATTRIBUTE = re.compile(r"""\s([\w:-]+)\s*=\s*(?:"(.*?)"(?=\s+[\w:-]+\s*=|\s*$)|'([^']*)')""")
+_DOC_LINE = re.compile(r"</?doc(\s|>|$)")
+_JSON = re.compile(r'\{\s*("|\}?$)')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,127 +57,155 @@ class Document:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def split_sentences(paragraph: str) -> list[str]:
-    """Split a paragraph into sentences, by one rule and no model.
-
-    A sentence ends at ``.``, ``!`` or ``?`` (with closing quotes or brackets) before white space
-    and anything that is not a lower-case ASCII letter, unless the word there is one of
-    ABBREVIATIONS or only letters with dots (``J.``, ``U.S.``).
-    """
-    sentences, start = [], 0
-    for match in _BREAK.finditer(paragraph):
-        begin = max(start, paragraph.rfind(" ", start, match.start()) + 1)
-        word = paragraph[begin : match.start() + 1].lstrip("\"'([\u201c\u2018\u00ab")
-        if word in ABBREVIATIONS or _LETTERS.fullmatch(word):
-            continue
-        sentences.append(paragraph[start : match.start(1)].strip())
-        start = match.end()
-    sentences.append(paragraph[start:].strip())
-    return [sentence for sentence in sentences if sentence]
-
-
-def input_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files behind ``paths``, folders searched to any depth, each in sorted order.
-
-    Raises BadInput for an absent path, a folder without files, or a .zst file.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.name[0] != ".")
-            if not inside:
-                raise BadInput(f"{path} holds no file: name a folder or file with text")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise BadInput(f"{path} does not exist: name a text file, an archive or a folder")
-    for path in found:
-        if path.suffix == ".zst":
-            raise BadInput(
-                f"{path} is zstd-compressed, which Python's library does not read before 3.14: "
-                f"unpack it (tar --zstd -xf {path.name}, or zstd -d {path.name}) and name the "
-                f"folder or file that comes out"
-            )
-    return found
-
-
 def documents(path: Path) -> Iterator[Document]:
-    """Yield the documents of one of :func:`input_files`, in order."""
-    for name, lines in _texts(path):
-        reader = _lines(name, lines)
+    """Yield the documents of a text file or archive, in order.
+
+    Raises BadInput for text that cannot be read and for other formats, naming file and line.
+    """
+    for lines in texts(path):
+        reader = iter(lines)
         first = next((line for line in reader if line), None)
         if first is None:
             continue
-        layout = _wiki if first.startswith("<doc ") else _plain
-        yield from layout(name, first, reader)
+        if first.startswith("<doc") and _DOC_LINE.match(first):
+            layout = _wiki(lines, first, reader)
+        elif _JSON.match(first):
+            layout = _json(lines, first, reader)
+        else:
+            refuse_first_line(lines.name, first)
+            layout = _plain(lines, first, reader)
+        yield from _checked(lines.name, layout)
 
 
-def _texts(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield (name, binary stream) of the file itself, or of each file within an archive."""
-    try:
-        if path.name.endswith(_TAR):
-            # "r|*" streams members in archive order, without unpacking to disk.
-            with tarfile.open(path, "r|*") as archive:
-                for member in archive:
-                    inside = archive.extractfile(member) if member.isfile() else None
-                    if inside is not None:
-                        yield f"{path}:{member.name}", inside
-            return
-        opener = _OPENERS.get(path.suffix, open)
-        with opener(path, "rb") as file:
-            yield str(path), file
-    except _UNREADABLE as error:
-        raise BadInput(f"{path} cannot be read: {error}. Fetch or pack it again") from error
+def _checked(name: str, found: Iterator[Document]) -> Iterator[Document]:
+    """Yield documents after a look at the sentences of the first ones."""
+    ahead: list[Document] = []
+    sentences: list[str] = []
+    for document in found:
+        ahead.append(document)
+        sentences += document.sentences
+        if len(sentences) > SAMPLE_LINES or sum(map(len, sentences)) > SAMPLE_CHARACTERS:
+            break
+    require_prose(name, sentences[:SAMPLE_LINES])
+    yield from ahead
+    yield from found
 
 
-def _lines(name: str, stream: IO[bytes]) -> Iterator[str]:
-    """Yield stripped lines; raise BadInput for a line that is not UTF-8."""
-    number = 0
-    try:
-        for raw in io.BufferedReader(cast(io.RawIOBase, stream), 1 << 20):
-            number += 1
-            yield raw.decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        message = f"{name}, line {number}: not UTF-8 ({error.reason}): convert it with iconv"
-        raise BadInput(message) from error
-    except _UNREADABLE as error:
-        message = f"{name} cannot be read after line {number}: {error}. Fetch or pack it again"
-        raise BadInput(message) from error
-
-
-def _plain(name: str, first: str, reader: Iterable[str]) -> Iterator[Document]:
-    sentences = [first]
+def _plain(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Document]:
+    sentences, size = [first], len(first)
     for line in reader:
         if line:
+            if line[0] == "<" and _DOC_LINE.match(line):
+                raise BadInput(
+                    f"{lines.where}: {shown(line, 60)!r} in text without <doc> lines before it: "
+                    f"delete what is before the first <doc> line"
+                )
+            size += len(line)
+            _require_size(lines, size)
             sentences.append(line)
         elif sentences:
             yield Document(key="", sentences=sentences)
-            sentences = []
+            sentences, size = [], 0
     if sentences:
         yield Document(key="", sentences=sentences)
 
 
-def _wiki(name: str, first: str, reader: Iterator[str]) -> Iterator[Document]:
+def _wiki(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Document]:
     head: str | None = first
     while head is not None:
-        match = _DOC.fullmatch(head)
-        if not match:
+        fields = _attributes(head)
+        if fields is None:
             raise BadInput(
-                f'{name}: expected a <doc id="..." url="..." title="..."> line, found '
-                f"{head[:60]!r}: run WikiExtractor again without --json"
+                f'{lines.name}: expected a <doc id="..." url="..." title="..."> line, found '
+                f"{shown(head, 60)!r} in line {lines.number}: delete what is not between "
+                f"<doc ...> and </doc>"
             )
-        key, title = "\t".join(match.groups()), html.unescape(match.group(2))
-        sentences: list[str] = []
-        at_title = True
-        for line in reader:
-            if line == "</doc>":
-                break
-            if line and not (at_title and line == title):
-                sentences += split_sentences(line)
-            at_title = at_title and not line
-        else:
-            raise BadInput(f"{name}: the document {title!r} has no </doc>: the file is cut short")
+        sentences = _article(lines, fields.get("title"), reader)
         if sentences:
-            yield Document(key=key, sentences=sentences)
+            yield Document(key=_key(fields), sentences=sentences)
         head = next((line for line in reader if line), None)
+
+
+def _attributes(line: str) -> dict[str, str] | None:
+    """Return the attributes of a ``<doc>`` line; None for another line."""
+    match = _DOC.fullmatch(line)
+    if not match or _ATTRIBUTE.sub("", match[1]).strip():
+        return None
+    return {name: one or other for name, one, other in _ATTRIBUTE.findall(match[1])}
+
+
+def _key(fields: Mapping[str, Any]) -> str:
+    """Return id and title, or the address; empty when the source names none."""
+    given = [str(fields[name]) for name in ("id", "title") if fields.get(name) is not None]
+    return "\t".join(given) if any(given) else str(fields.get("url") or "")
+
+
+def _article(lines: Lines, title: str | None, reader: Iterator[str]) -> list[str]:
+    """Return the sentences of one ``<doc>``, without the line that repeats its title."""
+    begun, size = lines.number, 0
+    body: list[str] = []
+    for line in reader:
+        if _DOC_LINE.match(line) and not line.startswith("</doc>"):
+            break
+        size += len(line)
+        _require_size(lines, size)
+        body.append(line.removesuffix("</doc>").rstrip())
+        if line.endswith("</doc>"):
+            return _sentences(body, title if title is None else html.unescape(title))
+    name = f"that begins in line {begun}" if title is None else repr(shown(title, 60))
+    raise BadInput(f"{lines.name}: the document {name} has no </doc>: the file is cut short")
+
+
+def _sentences(body: list[str], title: str | None) -> list[str]:
+    """Return the sentences of paragraphs, without a first line that is the title.
+
+    Older extractors name no title: then it is a line before a blank one, without a full stop.
+    """
+    start = next((number for number, line in enumerate(body) if line), 0)
+    if title is None:
+        heading = not any(body[start + 1 : start + 2]) and body[start][-1:].isalnum()
+        start += heading and any(body[start + 1 :])
+    elif body and body[start] == title:
+        start += 1
+    return [sentence for line in body[start:] if line for sentence in split_sentences(line)]
+
+
+def _json(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Document]:
+    line: str | None = first
+    while line is not None:
+        try:
+            fields = parse_json(line)
+            if not isinstance(fields, dict):
+                raise ValueError("it is not an object")
+        except ValueError as error:
+            raise BadInput(
+                f"{lines.where} is not JSON ({shown(error)}): write one object a line "
+                f"(jq -c . FILE)"
+            ) from error
+        text = fields.get("text")
+        if not isinstance(text, str) or (not text.isascii() and _unpaired(text)):
+            what = 'no "text"' if text is None else '"text" that is not text'
+            raise BadInput(
+                f"{lines.where}: an object with {what} (it has "
+                f"{', '.join(shown(name, 20) for name in [*fields][:9])}): name the text of a "
+                f'document "text"'
+            )
+        title = fields.get("title")
+        body = [paragraph.strip() for paragraph in text.replace("\0", "").splitlines()]
+        sentences = _sentences(body, title if isinstance(title, str) else "")
+        if sentences:
+            yield Document(key=_key(fields), sentences=sentences)
+        line = next((line for line in reader if line), None)
+
+
+def _unpaired(text: str) -> bool:
+    """Return whether text holds half of a surrogate pair, which UTF-8 cannot."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _require_size(lines: Lines, size: int) -> None:
+    if size > DOCUMENT_LIMIT:
+        raise BadInput(
+            f"{lines.where}: one document of more than {DOCUMENT_LIMIT >> 20} Mi characters: "
+            f"separate documents with a blank line"
+        )

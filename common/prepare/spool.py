@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bertbench.common.data.samples import IntArray, Samples
+from bertbench.common.errors import BadInput
+from bertbench.common.files import shown, sync
 
 Arrays = TypeVar("Arrays")
 
@@ -28,6 +30,7 @@ def save_spool(folder: Path, arrays: Any) -> None:
     try:
         for field in dataclasses.fields(arrays):
             np.save(work / f"{field.name}.npy", getattr(arrays, field.name))
+            sync(work / f"{field.name}.npy")
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
@@ -37,11 +40,17 @@ def save_spool(folder: Path, arrays: Any) -> None:
 
 
 def open_spool(kind: type[Arrays], folder: Path) -> Arrays:
-    """Open what ``save_spool`` wrote of a dataclass, memory-mapped."""
-    paths = {path.stem: path for path in folder.glob("*.npy")}
-    opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
-    # numpy cannot map an empty array.
-    return kind(**{name: a if a.size else np.array(a) for name, a in opened.items()})
+    """Open what ``save_spool`` wrote of a dataclass, memory-mapped. Raises BadInput if damaged."""
+    try:
+        paths = {path.stem: path for path in folder.glob("*.npy")}
+        opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
+        # numpy cannot map an empty array.
+        return kind(**{name: a if a.size else np.array(a) for name, a in opened.items()})
+    except (ValueError, TypeError, EOFError) as error:
+        raise BadInput(
+            f"{shown(folder)} is damaged ({shown(error)}): delete {shown(folder.parent.parent)} "
+            f"and prepare the data again"
+        ) from error
 
 
 def cut(samples: Samples, start: int, stop: int) -> Samples:

@@ -6,6 +6,7 @@ Both go to standard error, so that ``--json`` on standard output stays clean.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -38,5 +39,10 @@ def tracked(
             yield item
             if time.monotonic() - shown >= LINE_EVERY_S:
                 shown = time.monotonic()
-                console.print(f"{what}: {done:,} of {total:,}, {shown - start:.0f} s", markup=False)
-    console.print(f"{what}: {total:,} done in {time.monotonic() - start:.1f} s", markup=False)
+                _say(console, f"{what}: {done:,} of {total:,}, {shown - start:.0f} s")
+    _say(console, f"{what}: {total:,} done in {time.monotonic() - start:.1f} s")
+
+
+def _say(console: Console, line: str) -> None:
+    with contextlib.suppress(OSError):  # standard error is full or gone: the work goes on
+        console.print(line, markup=False)

@@ -28,7 +28,7 @@ def articles(count: int, seed: int = 0, sentences: int = 8) -> list[list[str]]:
         size = rng.randint(1, sentences)
         made.append(
             [
-                " ".join([f"a{number}x{s}", *rng.choices(WORDS, k=rng.randint(2, 12)), "."])
+                " ".join([f"A{number}x{s}", *rng.choices(WORDS, k=rng.randint(2, 12)), "."])
                 for s in range(size)
             ]
         )

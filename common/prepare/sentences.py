@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split a paragraph into sentences by one rule for all scripts, without a model."""
+
+from __future__ import annotations
+
+import re
+
+# fmt: off
+ABBREVIATIONS = frozenset((
+    "Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "Rev.", "Gen.", "Col.", "Capt.", "Lt.", "Sgt.", "Sen.",
+    "Gov.", "St.", "Mt.", "Jr.", "Sr.", "No.", "vs.", "etc.", "ca.", "cf.", "approx.", "Inc.",
+    "Ltd.", "Co.", "Corp.", "Jan.", "Feb.", "Mar.", "Apr.", "Aug.", "Sept.", "Oct.", "Nov.", "Dec.",
+    "Vol.", "pp.", "fl.", "op.",
+))
+# fmt: on
+_OPEN = "\"'(\\[\u201c\u2018\u00ab"
+_CLOSE = "\"')\\]\u201d\u2019\u00bb"
+
+_WIDE_END = (
+    "\u3002\uff01\uff1f\uff1b\uff61"  # Chinese and Japanese: full stop, !, ?, ;, half-width stop
+    "\u0964\u0965"  # danda and double danda, of Devanagari, Bengali and others
+    "\u06d4\u061f\u061e"  # Arabic and Urdu
+    "\u0589\u055e\u055c"  # Armenian
+    "\u1362\u1367\u1368"  # Ethiopic
+    "\u104b\u17d4\u17d5\u0f0d\u0f0e"  # Burmese, Khmer, Tibetan
+    "\u0700\u0701\u0702\u07f9\u1803\u1809\u1c7e\u1c7f\u203c\u203d\u2047\u2048\u2049"
+)
+"""Signs that end a sentence whether or not white space follows."""
+_WIDE_CLOSE = _CLOSE + "\u300d\u300f\uff09\u3011\u300b\u3009\uff3d\uff02\uff07"
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_LATIN = rf"[.!?][{_CLOSE}]*(?P<space>\s+)(?=[{_OPEN}]*[^\W_a-z])"
+# A full-width full stop is also the point of a number. A Japanese quotation goes on after its
+# bracket with a particle.
+_WIDE = (
+    rf"(?P<wide>(?:[{_WIDE_END}]|\uff0e(?!\d)|(?<=[{_CJK}])[.!?](?=[{_WIDE_CLOSE}]*[{_CJK}]))"
+    rf"(?![{_WIDE_END}{_WIDE_CLOSE}]{{0,9}}[\u300d\u300f][\u3068\u3063])"
+    rf"[{_WIDE_END}\uff0e.!?]*[{_WIDE_CLOSE}]*)\s*"
+)
+_BREAK = re.compile(_LATIN)
+_WIDE_BREAK = re.compile(f"{_LATIN}|{_WIDE}")
+_IS_WIDE = re.compile(f"[{_WIDE_END}\uff0e{_CJK}]")
+_LETTERS = re.compile(r"(?:[^\W\d_]\.)+")
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """Split a paragraph into sentences, by one rule and no model.
+
+    A sentence ends at ``.``, ``!`` or ``?`` (with closing quotes or brackets) before white space
+    and anything that is not a lower-case ASCII letter, unless the word there is one of
+    ABBREVIATIONS or only letters with dots (``J.``, ``U.S.``). The full stops of other scripts end
+    one without white space, and so do ``.``, ``!`` and ``?`` between two CJK characters.
+    """
+    sentences, start = [], 0
+    wide = not paragraph.isascii() and _IS_WIDE.search(paragraph)
+    for match in (_WIDE_BREAK if wide else _BREAK).finditer(paragraph):
+        end = match.end("wide") if match.lastgroup == "wide" else match.start("space")
+        if match.lastgroup == "space":
+            begin = max(start, paragraph.rfind(" ", start, match.start()) + 1)
+            word = paragraph[begin : match.start() + 1].lstrip("\"'([\u201c\u2018\u00ab")
+            if word in ABBREVIATIONS or _LETTERS.fullmatch(word):
+                continue
+        sentences.append(paragraph[start:end].strip())
+        start = match.end()
+    sentences.append(paragraph[start:].strip())
+    return [sentence for sentence in sentences if sentence]
