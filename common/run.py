@@ -266,10 +266,8 @@ class Run:
 
     def _check_start(self, built: Built) -> None:
         backend, world, plan = self.backend, self.world, built.plan
-        score = partial(
-            evaluate, built.task,
-            backend=backend, world=world, plan=plan, progress=self.progress, observers=[],
-        )  # fmt: skip
+        score = partial(evaluate, built.task, backend=backend, world=world, plan=plan,
+                        progress=self.progress, observers=[])  # fmt: skip
         self._note(built.task.check_start(score))
 
     def _checkpoints(self) -> Checkpoints | None:
@@ -345,6 +343,7 @@ class Run:
         """Hash recipe and inputs: after the run, since data may not be touched before it."""
         source, recipe = built.source, self.settings.recipe
         inputs = {"data": source.hash(), "checkpoint": source.checkpoint_hash()}
+        self._note(built.task.closing_notes())
         record.identify(
             recipe_hash=recipe_hash(recipe, **inputs),
             recipe_kind=type(recipe).__name__,

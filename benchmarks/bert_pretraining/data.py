@@ -4,21 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
 from bertbench.common.config.recipe import Settings
+from bertbench.common.data import reader
 from bertbench.common.data.batch import PretrainingBatch
-from bertbench.common.data.hdf5 import Limits, count
-from bertbench.common.data.shards import dataset_hash, find_shards, locate
-from bertbench.common.data.stream import TrainStream, eval_batches
+from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.identity import DataSet, remember, signature
+from bertbench.common.data.plausible import Counts, Inspection, findings, refuse_impossible
+from bertbench.common.data.reader import count, read
+from bertbench.common.data.samples import Samples
+from bertbench.common.data.shards import find_shards, locate, refuse_copies
+from bertbench.common.data.stream import TrainStream, eval_batches, first_samples
 from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from bertbench.common.errors import BadInput
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart
 from bertbench.common.training.distributed import World
 from bertbench.common.training.task import Source
+
+PROBED_SAMPLES = 2048
+"""Evaluation samples that are looked at before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +36,10 @@ class PretrainingSource(Source):
     recipe: PretrainingRecipe
     train_files: tuple[Path, ...] = ()
     eval_files: tuple[Path, ...] = ()
+    opened: DataSet = field(default_factory=DataSet)
+    """All files, as they were at the start."""
+    inspections: list[Inspection] = field(default_factory=list)
+    """Of the training data."""
 
     @property
     def synthetic(self) -> bool:
@@ -46,11 +58,20 @@ class PretrainingSource(Source):
             max_seq_length=self.recipe.max_seq_length,
             max_predictions=self.recipe.max_predictions_per_seq,
             vocab_size=self.recipe.model.vocab_size,
+            type_vocab_size=self.recipe.model.type_vocab_size,
         )
 
     def hash(self) -> str | None:
-        """Return the identity of training and evaluation data; None for synthetic data."""
-        return None if self.synthetic else dataset_hash([*self.train_files, *self.eval_files])
+        """Return the identity of training and evaluation data as they were opened.
+
+        None for synthetic data, and for files that changed since (``closing_notes``).
+        """
+        return self.opened.identity().hash if self.opened.signatures else None
+
+    def closing_notes(self) -> list[str]:
+        """Return what the run should say of its data, known at its end."""
+        found = [] if self.opened.found.note is None else [self.opened.found.note]
+        return [note for one in self.inspections for note in one.notes()] + found
 
     def train(
         self,
@@ -63,16 +84,14 @@ class PretrainingSource(Source):
     ) -> Iterator[Any]:
         """Return endless optimizer steps for this rank, in page-locked memory with ``pin``.
 
-        Raises BadInput where the first evaluation, hours later, would find too few samples.
+        Raises BadInput where the first evaluation, hours later, would find too few samples, and
+        for data on which a result would mean nothing (plausible.py).
         """
-        wanted = self.recipe.num_eval_examples
+        held_out = None
+        if not self.synthetic:
+            refuse_copies([*self.train_files, *self.eval_files])
         if self.has_eval and self.recipe.eval_iter_samples:
-            there = sum(map(count, self.eval_files))
-            if there < wanted:
-                raise BadInput(
-                    f"{self.eval_files[0].parent}: evaluation needs {wanted} samples and there are "
-                    f"only {there}; pass --num_eval_examples {there}"
-                )
+            held_out = self._check_held_out()
         shape: dict[str, Any] = {
             "seed": seed,
             "global_batch": self.recipe.global_batch,
@@ -85,7 +104,15 @@ class PretrainingSource(Source):
         }
         if self.synthetic:
             return iter(SyntheticStream(**shape))
-        return iter(TrainStream(self.train_files, **shape))
+        inspect = Inspection(self.limits, held_out)
+        self.inspections.append(inspect)
+
+        def fetch(path: Path, first: int | None) -> Samples:
+            samples = self._read(path, first)
+            inspect(path, samples)
+            return samples
+
+        return iter(TrainStream(self.train_files, fetch=fetch, **shape))
 
     def evaluation(self, batch_size: int, world: World) -> Sequence[PretrainingBatch]:
         """Return this rank's part of the held-out samples."""
@@ -98,7 +125,31 @@ class PretrainingSource(Source):
         }
         if self.synthetic:
             return synthetic_eval_batches(**shape)
-        return eval_batches(self.eval_files, **shape)
+        return eval_batches(self.eval_files, fetch=self._read, **shape)
+
+    def _read(self, path: Path, first: int | None) -> Samples:
+        """Read a file whose bytes are those of its manifest, where it has one."""
+        sha256, before = self.opened.unverified(path), signature(path)
+        samples = read(path, self.limits, first, sha256=sha256)
+        if sha256 is not None:
+            remember(path, sha256, before)
+        return samples
+
+    def _check_held_out(self) -> Samples:
+        """Return some evaluation samples; raises BadInput for too few, or impossible ones."""
+        wanted, where = self.recipe.num_eval_examples, self.eval_files[0].parent
+        there = sum(map(count, self.eval_files))
+        if there < wanted:
+            raise BadInput(
+                f"{where}: evaluation needs {wanted} samples and there are only {there}; pass "
+                f"--num_eval_examples {there}"
+            )
+        some = first_samples(self.eval_files, min(wanted, PROBED_SAMPLES), self._read)
+        if any(one.impossible for one in findings(Counts.of(some, self.limits))):
+            # Not some only: they may be sorted. What is evaluated on counts.
+            some = first_samples(self.eval_files, wanted, self._read)
+            refuse_impossible(f"{where}", Counts.of(some, self.limits))
+        return some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +176,8 @@ def check_data(settings: Settings) -> None:
         given = "--synthetic" if run.synthetic else "--data or --input_dir"
         raise BadInput(f"{', '.join(ignored)} would be ignored beside {given}: leave one out")
     if run.synthetic:
+        if recipe.model.type_vocab_size < 2:
+            raise BadInput("--synthetic makes two segments: --type_vocab_size must be at least 2")
         if run.bert_config_path is not None:
             _check_config(recipe, run.bert_config_path)
         if run.verify_checkpoint:
@@ -169,11 +222,14 @@ def find_source(settings: Settings) -> PretrainingSource:
         described = f"files in {run.input_dir}"
     files = _locate(settings, root)
     _check_files(settings, files)
+    opened = DataSet.open([*files.train, *files.held_out])
+    reader.start()
     return PretrainingSource(
         recipe=recipe,
         description=described,
         train_files=files.train,
         eval_files=files.held_out,
+        opened=opened,
         init_checkpoint=files.checkpoint,
     )
 
@@ -218,6 +274,7 @@ def _check_files(settings: Settings, files: _Files) -> None:
             f"are none in {run.eval_dir or files.root}: give --eval_dir, or "
             f"--target_mlm_accuracy None"
         )
+    refuse_copies([*files.train, *files.held_out], by_name=True)
     if files.config is not None:
         _check_config(recipe, files.config)
     if recipe.initial_mlm_accuracy is not None and files.checkpoint is None:

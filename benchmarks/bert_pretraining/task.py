@@ -83,6 +83,12 @@ class PretrainingTask(Task):
             clip_after_allreduce=r.clip_after_allreduce,
         )
 
+    def results(self) -> dict[str, Any]:
+        return {"data_hash_kind": self._source.opened.found.kind}
+
+    def closing_notes(self) -> list[str]:
+        return self._source.closing_notes()
+
     @property
     def gelu(self) -> Gelu:
         return self.recipe.model.gelu

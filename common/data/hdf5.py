@@ -7,6 +7,7 @@ raises BadInput, which names file, dataset and row.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NoReturn
 import h5py
 import numpy as np
 
+from bertbench.common.data.container import open_file, plain_datasets
 from bertbench.common.data.samples import IntArray, Samples, from_lengths, places, token_dtype
 from bertbench.common.data.schema import (
     DATASETS,
@@ -30,9 +32,12 @@ from bertbench.common.data.schema import (
     layout_of,
 )
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 
 CHUNK_ROWS = 4096
 """Rows read and checked at a time: bounds memory and how long a prefetch thread holds the GIL."""
+
+SMALL_BYTES = 1 << 20
 
 VLEN_DESCRIPTOR = np.dtype([("length", "<u4"), ("collection", "<u8"), ("index", "<u4")])
 """How HDF5 stores a variable-length row (file format specification, "Global Heap ID")."""
@@ -45,6 +50,7 @@ class Limits:
     max_seq_length: int = 512
     max_predictions: int = 76
     vocab_size: int = 30522
+    type_vocab_size: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,7 @@ class _File:
         self.path = path
         layout = layout_of(handle.keys())
         if layout is None:
-            have = ", ".join(sorted(handle.keys())) or "none"
+            have = shown(", ".join(sorted(handle.keys()))) or "none"
             raise BadInput(
                 f"{path}: not BERT pretraining data: its datasets are {have}; "
                 f"fixed-length files have {', '.join(DATASETS['fixed'])}, variable-length "
@@ -77,22 +83,20 @@ class _File:
                 f"`bertbench data prepare`"
             )
         self.layout: Layout = layout
-        self.datasets = {name: handle[name] for name in DATASETS[layout]}
+        self.datasets = plain_datasets(path, handle, DATASETS[layout])
         self._check_types()
         self.num_rows = len(self.datasets[INPUT_IDS])
 
     def _check_types(self) -> None:
         """Refuse datasets without integers, their layout's rank and equally many rows."""
         for name, dataset in self.datasets.items():
-            if not isinstance(dataset, h5py.Dataset):
-                raise BadInput(f"{self.path}: {name} is not a dataset")
             ragged = self.layout == "packed" or (self.layout == "varlen" and name != NEXT_SENTENCE)
             base = h5py.check_vlen_dtype(dataset.dtype)
             if (base is not None) != ragged or np.dtype(base or dataset.dtype).kind not in "iu":
                 want = "variable-length rows of integers" if ragged else "integers"
                 raise BadInput(
-                    f"{self.path}: dataset {name} holds {dataset.dtype}, not {want}, as the "
-                    f"{self.layout} layout has"
+                    f"{self.path}: dataset {name} holds {shown(dataset.dtype)}, not {want}, as "
+                    f"the {self.layout} layout has"
                 )
             rank = 2 if self.layout == "fixed" and name != NEXT_SENTENCE else 1
             if dataset.ndim != rank:
@@ -127,7 +131,7 @@ class _File:
         except (OSError, RuntimeError, MemoryError) as error:
             raise BadInput(
                 f"{self.path}: dataset {name}, rows {start} to {stop - 1}: cannot be read "
-                f"({error}); the file is damaged, make or copy it again"
+                f"({shown(error)}); the file is damaged, make or copy it again"
             ) from error
 
     def _ragged(self, name: str, start: int, stop: int) -> tuple[IntArray, IntArray]:
@@ -238,11 +242,16 @@ class _File:
 def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
     """Read and validate all samples of one file, or at most the ``first``.
 
+    Only files that are known to be sound: the library may hang on others (reader.py reads any).
     Raises BadInput, with file, dataset and row, for invalid pretraining data.
     """
-    parts: list[Samples] = []
+    return Samples.concatenate(list(parts(path, limits, first)))
+
+
+def parts(path: Path, limits: Limits, first: int | None = None) -> Iterator[Samples]:
+    """Yield what ``read`` returns in parts of at most CHUNK_ROWS rows."""
     left = first
-    with _open(path) as handle:
+    with open_file(path) as handle:
         file = _File(path, handle)
         edge: tuple[int, int] | None = None
         for chunk in file.chunks():
@@ -251,15 +260,14 @@ def read(path: Path, limits: Limits, first: int | None = None) -> Samples:
             if left is not None:
                 part = part if len(part) <= left else part.take(np.arange(left))
                 left -= len(part)
-            parts.append(part)
+            yield part
             if left == 0:
                 break
-    return Samples.concatenate(parts)
 
 
 def count(path: Path) -> int:
     """Count the samples of one file, without reading the text. Raises BadInput like ``read``."""
-    with _open(path) as handle:
+    with open_file(path) as handle:
         file = _File(path, handle)
         if file.layout != "packed":
             return file.num_rows
@@ -269,8 +277,18 @@ def count(path: Path) -> int:
         if offset is not None and dataset.id.get_storage_size() == size:
             # Contiguous: the row lengths lie side by side, a hundred times faster than the rows.
             rows = np.fromfile(path, VLEN_DESCRIPTOR, file.num_rows, offset=offset)
-            return int(rows["length"].sum())
+            return int(rows["length"].sum(dtype=np.int64))
         return sum(len(row) for row in dataset[:])
+
+
+def small_datasets(path: Path) -> str:
+    """Return a sha256 over the datasets of at most SMALL_BYTES, such as next-sentence labels."""
+    digest = hashlib.sha256()
+    with open_file(path) as handle:
+        for name, dataset in _File(path, handle).datasets.items():
+            if dataset.dtype.kind in "iu" and dataset.nbytes <= SMALL_BYTES:
+                digest.update(f"{name}\0{dataset.dtype.str}\0".encode() + dataset[:].tobytes())
+    return digest.hexdigest()
 
 
 def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] | None) -> Samples:
@@ -293,7 +311,7 @@ def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] |
     token_rows, masked_rows = np.repeat(rows, lengths), np.repeat(rows, counts)
     for name, values, where, low, high in (
         (INPUT_IDS, chunk.ids, token_rows, 0, limits.vocab_size - 1),
-        (SEGMENT_IDS, chunk.segments, token_rows, 0, 1),
+        (SEGMENT_IDS, chunk.segments, token_rows, 0, min(limits.type_vocab_size, 2) - 1),
         (MASKED_POSITIONS, chunk.positions, masked_rows, 1, np.repeat(lengths, counts) - 1),
         (MASKED_IDS, chunk.labels, masked_rows, 1, limits.vocab_size - 1),
         (NEXT_SENTENCE, chunk.next_sentence, rows, 0, 1),
@@ -326,17 +344,3 @@ def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] |
         masked_offsets=masked_offsets,
         next_sentence_labels=chunk.next_sentence.astype(np.int8),
     )
-
-
-def _open(path: Path) -> h5py.File:
-    try:
-        with path.open("rb") as file:
-            empty = not file.read(1)
-        if h5py.is_hdf5(path):
-            return h5py.File(path, "r", locking=False)  # locks fail on read-only network mounts
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such file") from error
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be opened ({error}); make or copy it again") from error
-    kind = "empty" if empty else "not an HDF5 file"
-    raise BadInput(f"{path}: {kind}; remove it from the folder or copy it again")

@@ -6,6 +6,7 @@ Layouts: NVIDIA v0.7 to v5.0 and DeepSparkHub (see their READMEs); ``train`` and
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import re
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 
 Kind = Literal["train", "eval"]
 
@@ -33,6 +35,10 @@ FOLDERS: dict[Kind, tuple[str, ...]] = {
 """Looked for under the data root, in this order; the first that holds shards is taken. ``*`` is a
 number of shards, as `bertbench data prepare` and `pack` name their folders."""
 
+OTHER_NAMES: dict[Kind, tuple[str, ...]] = {"train": ("training",), "eval": ("test", "eval")}
+"""In the names of NVIDIA DeepLearningExamples, such as books_wiki_en_corpus_training_0.hdf5."""
+SUFFIXES = (".hdf5", ".h5")
+
 CONFIG_NAMES = ("bert_config.json", "phase1/bert_config.json")
 
 CHECKPOINT_NAMES = (
@@ -42,7 +48,19 @@ CHECKPOINT_NAMES = (
     "phase1/model.ckpt-28252.pt",
 )
 
+MANIFEST = "manifest.json"
+FORMAT = "bertbench.dataset/1"
+"""Of the manifest that ``bertbench data prepare`` and ``pack`` write last."""
+
 HASH_BLOCK = 4096
+
+COPY_OF = "a second copy of"
+_COPY = re.compile(
+    r"(.+?)(?:[ _-]*\(\d+\)|[ _-]+copy(?:[ _]?\d+)?(?:[ _]?\(\d+\))?)?(\.(?:hdf5|h5|hdf))?"
+    r"(?:\.\d+|~|\.(?:bak|orig|old|copy))?",
+    re.IGNORECASE,
+)
+"""A file name with what marks it as a copy, at its end or before its suffix."""
 
 
 class DataRoot(NamedTuple):
@@ -71,54 +89,96 @@ def find_shards(folder: Path, kind: Kind) -> list[Path]:
     """Return the data files of ``folder`` or of its subfolder for ``kind``, in natural order.
 
     A data file is one whose name contains ``part`` (MLPerf's own rule) and does not begin with a
-    dot. ``folder`` may also be a single file. Raises BadInput when there is none.
+    dot; without any, an HDF5 file whose name contains OTHER_NAMES. ``folder`` may also be a single
+    file. Raises BadInput when there is none.
     """
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; it should hold the {kind} data")
-    files = _parts(folder) or _search(folder, kind)
+    files = _parts(folder, kind) or _search(folder, kind)
     if files:
         return files
+    other = next((p for p in sorted(folder.glob("*")) if p.suffix in SUFFIXES), None)
+    also = f" (as {shown(other.name)} has not)" if other else ""
     raise BadInput(
         f"{folder}: no {kind} data: neither it nor {', '.join(FOLDERS[kind])} in it holds files "
-        f"with `part` in their name; make them with `bertbench data prepare`"
+        f"with `part` in their name{also}; make them with `bertbench data prepare`"
     )
 
 
-def dataset_hash(files: Sequence[Path]) -> str:
-    """Return the identity of a data set: a sha256 in hexadecimal, cheap even for 537 GiB.
+def quick_hash(files: Sequence[Path]) -> str:
+    """Return a sha256 in hexadecimal that names a data set, cheap even for 537 GiB.
 
     It covers each file in natural order of the names: name, size, and three blocks of 4 KiB at the
     beginning, middle and end, but not the folder. It detects another data set and a missing,
-    truncated or exchanged file. A single changed value needs `bertbench data check`, which reads
-    every row.
+    truncated or exchanged file, and no single value: identity.py does.
     """
     digest = hashlib.sha256()
-    for path in sorted(files, key=lambda p: _natural(p.name)):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for start in (0, size // 2, max(0, size - HASH_BLOCK)):
-                file.seek(start)
-                digest.update(file.read(HASH_BLOCK))
+    for path in sorted(files, key=lambda p: natural(p.name)):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+        digest.update(_blocks(path))
     return digest.hexdigest()
+
+
+def _blocks(path: Path) -> bytes:
+    """Return what lies at the beginning, middle and end of a file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        found = b""
+        for start in (0, size // 2, max(0, size - HASH_BLOCK)):
+            file.seek(start)
+            found += file.read(HASH_BLOCK)
+    return found
+
+
+def copies(files: Sequence[Path], *, by_name: bool = False) -> dict[Path, Path]:
+    """Return second copies of other ``files``, with the first.
+
+    Known by the names that browsers, wget and file managers give and, unless ``by_name``, by their
+    bytes, which are read whole only where size and three blocks are equal. Raises OSError.
+    """
+    known, found = set(files), {}
+    alike: dict[tuple[int, bytes], list[Path]] = {}
+    for path in sorted(files, key=lambda p: (len(p.name), natural(p.name))):
+        plain = _COPY.fullmatch(path.name)
+        first = path.with_name(f"{plain[1]}{plain[2] or ''}") if plain else path
+        if first != path and first in known:
+            found[path] = first
+        elif not by_name:
+            group = alike.setdefault((path.stat().st_size, _blocks(path)), [])
+            same = (p for p in group if filecmp.cmp(p, path, shallow=False))
+            first = next(same, path)
+            if first != path:
+                found[path] = first
+            else:
+                group.append(path)
+    return found
+
+
+def refuse_copies(files: Sequence[Path], *, by_name: bool = False) -> None:
+    """Raise BadInput for the first of ``copies``."""
+    for path, first in copies(files, by_name=by_name).items():
+        raise BadInput(f"{path}: {COPY_OF} {first.name}: remove it, or copy the right file again")
 
 
 def _search(root: Path, kind: Kind) -> list[Path]:
     """Return the data files of the first known subfolder for ``kind`` that has any."""
     folders = (folder for name in FOLDERS[kind] for folder in sorted(root.glob(name)))
-    return next(filter(None, map(_parts, folders)), [])
+    return next(filter(None, (_parts(folder, kind) for folder in folders)), [])
 
 
-def _parts(folder: Path) -> list[Path]:
+def _parts(folder: Path, kind: Kind) -> list[Path]:
     if not folder.is_dir():
         return []
-    files = (p for p in folder.iterdir() if "part" in p.name and not p.name.startswith("."))
-    return sorted((p for p in files if p.is_file()), key=lambda p: _natural(p.name))
+    files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file()]
+    found = [p for p in files if "part" in p.name] or [
+        p for p in files if p.suffix in SUFFIXES and any(n in p.name for n in OTHER_NAMES[kind])
+    ]
+    return sorted(found, key=lambda p: natural(p.name))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Return a sort key under which part_2 comes before part_10."""
     return [(int(t), "") if t.isdecimal() else (-1, t) for t in re.split(r"(\d+)", name)]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,18 @@ import numpy as np
 
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.collate import collate
-from bertbench.common.data.hdf5 import Limits, count, read
+from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.reader import count, read
 from bertbench.common.data.samples import IntArray, Samples
-from bertbench.common.data.shards import dataset_hash
+from bertbench.common.data.shards import quick_hash
 from bertbench.common.data.steps import Division, Ordered, StepStream, shuffled
 from bertbench.common.errors import BadInput
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+Fetch = Callable[[Path, "int | None"], Samples]
+"""Reads a file, or at most that many samples of it."""
 
 Window = tuple[int, ...]
 """Numbers of the shards that are in memory together, ascending."""
@@ -94,6 +98,7 @@ class TrainStream(WindowStream):
         *,
         limits: Limits,
         window_shards: int = 8,
+        fetch: Fetch | None = None,
         **division: Unpack[Division],
     ) -> None:
         """Prepare; the first file is read on iteration.
@@ -103,6 +108,7 @@ class TrainStream(WindowStream):
             limits: a sample in the files beyond them is an error.
             window_shards: shards shuffled together. MLPerf's 2048 hold 76,500 samples of about
                 700 bytes, so 8 are 430 MB; up to three times that while the next are loaded.
+            fetch: reads one shard; by default as it is.
             division: see StepStream.
 
         Raises:
@@ -112,11 +118,12 @@ class TrainStream(WindowStream):
             raise BadInput("no training files were given")
         if window_shards < 1:
             raise BadInput(f"window_shards {window_shards}: must be at least 1")
-        self.files, self.limits, self.window_shards = tuple(files), limits, window_shards
+        self.files, self.window_shards = tuple(files), window_shards
+        self.fetch = fetch or (lambda path, first: read(path, limits, first))
         identity = {
             "num_shards": len(self.files),
             "window_shards": window_shards,
-            "data": int(dataset_hash(self.files)[:12], 16),
+            "data": int(quick_hash(self.files)[:12], 16),
         }
         super().__init__(identity, **division)
 
@@ -142,7 +149,7 @@ class TrainStream(WindowStream):
     def load(self, window: Window) -> Iterator[Samples]:
         """Yield the samples of each shard."""
         for shard in window:
-            yield read(self.files[shard], self.limits)
+            yield self.fetch(self.files[shard], None)
 
 
 def eval_batches(
@@ -153,6 +160,7 @@ def eval_batches(
     world: int,
     rank: int,
     limits: Limits,
+    fetch: Fetch | None = None,
 ) -> list[PretrainingBatch]:
     """Return this rank's share of the first ``num_examples`` samples of ``files``.
 
@@ -162,19 +170,24 @@ def eval_batches(
 
     Raises BadInput when the files hold fewer samples.
     """
-    parts: list[Samples] = []
-    missing = num_examples
-    for path in files:
-        if missing:
-            parts.append(read(path, limits, first=missing))
-            missing -= len(parts[-1])
-    if missing:
-        where = files[0].parent if files else "no files"
+    fetch = fetch or (lambda path, first: read(path, limits, first))
+    samples = first_samples(files, num_examples, fetch)
+    if len(samples) < num_examples:
         raise BadInput(
-            f"{where}: evaluation needs {num_examples} samples and there are only "
-            f"{num_examples - missing}; pass --num_eval_examples {num_examples - missing}"
+            f"{files[0].parent}: evaluation needs {num_examples} samples and there are only "
+            f"{len(samples)}; pass --num_eval_examples {len(samples)}"
         )
-    return batches_of(Samples.concatenate(parts), batch_size=batch_size, world=world, rank=rank)
+    return batches_of(samples, batch_size=batch_size, world=world, rank=rank)
+
+
+def first_samples(files: Sequence[Path], n: int, fetch: Fetch) -> Samples:
+    """Return the first ``n`` samples of ``files``, at least one file, or all where fewer."""
+    parts: list[Samples] = []
+    for path in files:
+        if n > 0:
+            parts.append(fetch(path, n))
+            n -= len(parts[-1])
+    return Samples.concatenate(parts)
 
 
 def batches_of(

@@ -28,14 +28,13 @@ from typing import Any, Literal, TypeVar
 
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_fixed, write_varlen
+from bertbench.common.data.shards import FORMAT, MANIFEST
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, host_cores, shown, sync, write_atomic
 from bertbench.common.files import read_json as read_any_json
 from bertbench.common.prepare.spool import Mixture, open_spool, save_spool
 from bertbench.common.prepare.track import tracked
 
-FORMAT = "bertbench.dataset/1"
-MANIFEST = "manifest.json"
 WORK = ".work"
 EVAL_FILE = "eval_set_uncompressed/part_eval_10k.hdf5"
 SAMPLES_PER_SHARD = 65_536

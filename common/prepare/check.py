@@ -19,21 +19,23 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
-from bertbench.common.data.hdf5 import Limits, read
-from bertbench.common.data.samples import IntArray, Samples, places
-from bertbench.common.data.shards import Kind, dataset_hash, locate
+from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.identity import DataSet, known_sha256, signature
+from bertbench.common.data.plausible import (
+    MASKED_LM_PROB,
+    MAX_REPEATED,
+    Counts,
+    findings,
+    hashes,
+)
+from bertbench.common.data.reader import read
+from bertbench.common.data.samples import IntArray
+from bertbench.common.data.shards import COPY_OF, Kind, copies, locate
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256
 from bertbench.common.prepare.build import each, processes_for, read_manifest
 from bertbench.common.prepare.pack import PROCESS_BYTES
-from bertbench.common.prepare.spool import cut
 from bertbench.common.prepare.track import tracked
-
-MAX_REPEATED = 0.01
-"""Share of a file's samples that may occur before: short documents repeat by chance."""
-
-_HASH_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +78,8 @@ class _FileResult:
 
     error: str | None = None
     sha256: str | None = None
-    tokens: int = 0
     longest: int = 0
-    random_next: int = 0
-    labels: IntArray
-    """int64 [vocab], how often each token is a label."""
-    shown: IntArray
-    """int64 [vocab], how often each token is at a masked position."""
-    kept: int = 0
-    """Masked positions that show their label."""
+    counts: Counts
     samples: IntArray
     """uint64 [N], a hash of each sample."""
     texts: IntArray
@@ -101,7 +96,7 @@ def check(options: CheckOptions) -> Report:
     paths = {str(path): path for files in kinds.values() for path in files}
     size = sum(path.stat().st_size for path in paths.values())
     processes = options.processes or processes_for(size, PROCESS_BYTES)
-    examine = partial(_examine, limits=limits, with_sha256=bool(manifest))
+    examine = partial(_examine, limits=limits)
     results = dict(tracked(each(examine, paths, processes), "check files", len(paths)))
     problems = [
         Problem(_name(Path(name), root), result.error)
@@ -110,16 +105,24 @@ def check(options: CheckOptions) -> Report:
     ]
     problems += _against_manifest(root, manifest, results)
     problems += _missing_shards(root, found.train_files)
+    twice = copies(list(paths.values()), by_name=True)
+    problems += [
+        Problem(_name(path, root), f"{COPY_OF} {_name(first, root)}: remove one of them")
+        for path, first in twice.items()
+    ]
     statistics: dict[str, Any] = {"limits": asdict(limits)}
     vocab = root / "vocab.txt"
     names = read_vocab(vocab) if vocab.is_file() else []
     for kind, files in kinds.items():
         good = {_name(p, root): results[str(p)] for p in files if not results[str(p)].error}
-        problems += _repeated(good)
+        problems += _repeated({n: r for n, r in good.items() if root / n not in twice})
+        problems += _implausible(root, files, list(good.values()), manifest)
+        identity = DataSet(signatures={p: signature(p) for p in files}, checksums={}).identity()
         statistics[kind] = {
             "files": len(files),
             "bytes": sum(path.stat().st_size for path in files),
-            "hash": dataset_hash(files) if files else None,
+            "hash": identity.hash if files else None,
+            "hash_kind": identity.kind if files else None,
             **_summary(list(good.values()), names),
         }
     problems += _leaked(root, found.eval_files, found.train_files, results)
@@ -154,66 +157,21 @@ def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
     return Limits(**{name: value for name, value in known.items() if value})
 
 
-def _examine(path: Path, limits: Limits, with_sha256: bool) -> _FileResult:
-    size = limits.vocab_size
-    zeros, none = np.zeros(size, np.int64), np.zeros(0, np.uint64)
+def _examine(path: Path, limits: Limits) -> _FileResult:
     try:
-        sha256 = file_sha256(path) if with_sha256 else None
+        sha256 = known_sha256(path)
         samples = read(path, limits)
-    except BadInput as error:
-        return _FileResult(error=str(error), labels=zeros, shown=zeros, samples=none, texts=none)
-    shown = samples.input_ids[_masked_at(samples)]
-    hashes, texts = _hashes(samples)
+    except (BadInput, OSError) as error:
+        none = np.zeros(0, np.uint64)
+        return _FileResult(error=str(error), counts=Counts(), samples=none, texts=none)
+    one, texts = hashes(samples)
     return _FileResult(
         sha256=sha256,
-        tokens=int(samples.offsets[-1]),
         longest=int(samples.lengths.max()),
-        random_next=int(samples.next_sentence_labels.sum()),
-        labels=np.bincount(samples.masked_labels, minlength=size),
-        shown=np.bincount(shown, minlength=size),
-        kept=int((shown == samples.masked_labels).sum()),
-        samples=hashes,
+        counts=Counts.of(samples, limits),
+        samples=one,
         texts=texts,
     )
-
-
-def _masked_at(samples: Samples) -> IntArray:
-    """Return the indices of the masked positions into the flat tokens."""
-    return samples.masked_positions + np.repeat(samples.offsets[:-1], samples.masked_counts)
-
-
-def _hashes(samples: Samples) -> tuple[IntArray, IntArray]:
-    """Return hashes modulo 2**64 of each sample and of each sample's unmasked tokens.
-
-    A sum of values times random weights, one for each place (Lemire and Kaser, 2014), which numpy
-    is fast at. Values differ by less than 2**16, so two samples that differ have equal hashes with
-    a chance below 2**-47.
-    """
-    longest = int(samples.lengths.max())
-    draw = np.random.Generator(np.random.PCG64(0)).integers
-    token, position, label = draw(1 << 64, size=(3, longest), dtype=np.uint64)
-    last = draw(1 << 64, size=3, dtype=np.uint64)
-    hashes, texts = [], []
-    for start in range(0, len(samples), _HASH_ROWS):
-        part = cut(samples, start, min(start + _HASH_ROWS, len(samples)))
-        weights = token[places(part.offsets)]
-        ids = _sums((part.input_ids.astype(np.uint64) + 1) * weights, part.offsets)
-        rank = places(part.masked_offsets)
-        labels = part.masked_labels.astype(np.uint64)
-        masked = part.masked_positions * position[rank] + (labels + 1) * label[rank]
-        one = ids + _sums(masked, part.masked_offsets)
-        one += part.split * last[0] + part.next_sentence_labels.astype(np.uint64) * last[1]
-        change = labels - part.input_ids[_masked_at(part)]  # modulo 2**64, as everything here
-        hashes.append(one)
-        texts.append(ids + _sums(change * token[part.masked_positions], part.masked_offsets))
-    return np.concatenate(hashes), np.concatenate(texts)
-
-
-def _sums(values: IntArray, offsets: IntArray) -> IntArray:
-    """Return the sum of each piece; pieces may be empty."""
-    total = np.zeros(len(values) + 1, np.uint64)
-    np.cumsum(values, out=total[1:])
-    return total[offsets[1:]] - total[offsets[:-1]]
 
 
 def _repeated(files: dict[str, _FileResult]) -> list[Problem]:
@@ -305,30 +263,39 @@ def _missing_shards(root: Path, files: Sequence[Path]) -> list[Problem]:
     return problems
 
 
+def _implausible(
+    root: Path, files: Sequence[Path], results: Sequence[_FileResult], manifest: dict[str, Any]
+) -> list[Problem]:
+    """Return what MLPerf's procedure, with the manifest's parameters, does not give."""
+    if not results:
+        return []
+    prob = manifest.get("parameters", {}).get("masked_lm_prob", MASKED_LM_PROB)
+    total = Counts.total([result.counts for result in results])
+    where = _name(files[0].parent, root)
+    return [Problem(where, one.text) for one in findings(total, prob)]
+
+
 def _summary(results: Sequence[_FileResult], names: Sequence[str]) -> dict[str, Any]:
     """Return counts and ratios over valid files; None where a denominator is 0."""
-    samples = sum(len(result.samples) for result in results)
-    tokens = sum(result.tokens for result in results)
-    if not samples:
+    if not results:
         return {"samples": 0}
-    labels = np.sum([result.labels for result in results], axis=0)
-    shown = np.sum([result.shown for result in results], axis=0)
-    masked = int(labels.sum())
-    most = int(labels.argmax())
-    hashes = np.concatenate([result.samples for result in results])
+    counts = Counts.total([result.counts for result in results])
+    samples, tokens, masked = counts.samples, counts.tokens, counts.masked
+    most = int(counts.labels.argmax())
+    whole = np.concatenate([result.samples for result in results])
     return {
         "samples": samples,
-        "repeated_samples": samples - len(np.unique(hashes)),
+        "repeated_samples": samples - len(np.unique(whole)),
         "tokens": tokens,
         "mean_length": tokens / samples,
         "longest": max(result.longest for result in results),
         "masked": masked,
         "masked_fraction": masked / tokens,
-        "mask_token_fraction": int(shown.max()) / masked if masked else None,
-        "kept_fraction": sum(r.kept for r in results) / masked if masked else None,
-        "random_next_fraction": sum(r.random_next for r in results) / samples,
+        "mask_token_fraction": int(counts.shown.max()) / masked if masked else None,
+        "kept_fraction": counts.kept / masked if masked else None,
+        "random_next_fraction": counts.random_next / samples,
         "majority_token": names[most] if most < len(names) else str(most),
-        "majority_accuracy": int(labels[most]) / masked if masked else None,
+        "majority_accuracy": int(counts.labels[most]) / masked if masked else None,
     }
 
 

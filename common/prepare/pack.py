@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
-from bertbench.common.data.hdf5 import Limits, count, read
+from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.reader import count, read
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_varlen
-from bertbench.common.data.shards import DataRoot, dataset_hash, locate
+from bertbench.common.data.shards import DataRoot, locate, quick_hash
 from bertbench.common.errors import BadInput
 from bertbench.common.files import write_atomic
 from bertbench.common.prepare.build import (
@@ -148,7 +149,7 @@ def _pack(options: PackOptions) -> dict[str, Any]:
     names = ("samples", "seed", "num_shards", "max_seq_length", "max_predictions_per_seq")
     identity = {
         "parameters": {name: getattr(options, name) for name in (*names, "vocab_size")},
-        "inputs": {"dataset_hash": dataset_hash([*source.train_files, *source.eval_files])},
+        "inputs": {"dataset_hash": quick_hash([*source.train_files, *source.eval_files])},
     }
     finished = claim(output, identity)
     if finished is not None:

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bertbench.common.data.shards import MANIFEST
 from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
 from bertbench.common.errors import BadInput
 from bertbench.common.native import cache_dir
-from bertbench.common.prepare.build import MANIFEST
 from bertbench.common.prepare.from_text import PrepareOptions, prepare
 from bertbench.common.prepare.masking import MaskingOptions
 from bertbench.common.prepare.sentences import split_sentences

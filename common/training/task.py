@@ -325,6 +325,10 @@ class Task(ABC):
         """Return further keys of the record that are known only at the end."""
         return {}
 
+    def closing_notes(self) -> list[str]:
+        """Return notes that are known only at the end, once the data was hashed."""
+        return []
+
     def facts(self) -> TaskFacts:
         """Return the choices made for the user."""
         report = self.weights_report

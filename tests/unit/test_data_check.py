@@ -15,10 +15,11 @@ from sample_files import plain_samples, to_samples
 from text_files import articles, write_plain, write_vocab
 
 from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.plausible import hashes
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_varlen
 from bertbench.common.errors import BadInput
-from bertbench.common.prepare.check import CheckOptions, _hashes, check
+from bertbench.common.prepare.check import CheckOptions, check
 from bertbench.common.prepare.from_text import PrepareOptions, prepare
 from bertbench.common.prepare.masking import MaskingOptions
 
@@ -210,7 +211,7 @@ def test_no_data_at_all(tmp_path):
 )
 def test_hash_changes_with_any_field_and_text_hash_only_with_the_text(seed, field):
     plain = plain_samples(3, seed=seed)
-    before = _hashes(to_samples(plain))
+    before = hashes(to_samples(plain))
     sample = plain[1]
     if field == "ids":
         sample.ids[1] += 1
@@ -225,7 +226,7 @@ def test_hash_changes_with_any_field_and_text_hash_only_with_the_text(seed, fiel
         sample.next_sentence = 1 - sample.next_sentence
     else:
         sample.segments[sample.segments.index(1)] = 0
-    after = _hashes(to_samples(plain))
+    after = hashes(to_samples(plain))
     for one, two in zip(before, after, strict=True):
         assert one[0] == two[0]
         assert one[2] == two[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bertbench.common.data.shards import dataset_hash, find_shards, locate
+from bertbench.common.data.shards import find_shards, locate, quick_hash
 from bertbench.common.errors import BadInput
 
 LAYOUTS = [
@@ -57,20 +57,20 @@ def test_folders_without_data(tmp_path: Path) -> None:
     assert find_shards(tmp_path / "train" / "part_0", "eval") == [tmp_path / "train" / "part_0"]
 
 
-def test_dataset_hash_is_stable_and_notices(tmp_path: Path) -> None:
+def test_quick_hash_is_stable_and_notices(tmp_path: Path) -> None:
     files, copies = [], []
     for folder, paths in (("a", files), ("b", copies)):
         (tmp_path / folder).mkdir()
         for i in range(3):
             paths.append(tmp_path / folder / f"part_{i}")
             paths[-1].write_bytes(bytes([i]) * 60_000)
-    whole = dataset_hash(files)
-    assert dataset_hash(copies[::-1]) == whole
-    assert dataset_hash(copies[1:]) != whole
+    whole = quick_hash(files)
+    assert quick_hash(copies[::-1]) == whole
+    assert quick_hash(copies[1:]) != whole
     hashes = {whole}
     for at in (0, 30_000, 59_999):
         data = bytearray(files[2].read_bytes())
         data[at] ^= 1
         copies[2].write_bytes(data)
-        hashes.add(dataset_hash(copies))
+        hashes.add(quick_hash(copies))
     assert len(hashes) == 4
