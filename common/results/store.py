@@ -167,12 +167,15 @@ def _run(folder: Path) -> Result:
     for key in ("recipe", "impl", "run"):
         demand(isinstance(config.get(key), dict), f"config.json has no {key}")
     read = {"config.json": config_sum, "system.json": system_sum}
-    _sealed(folder, manifest.get("files"), read)
+    _sealed(folder, manifest.get("files"), read, grown=manifest.get("provisional") is True)
     return Result(folder, "run", manifest, config, system)
 
 
-def _sealed(folder: Path, files: Any, read: Mapping[str, str]) -> None:
-    """Raise Damage unless every file has its size, and the files read have their checksums."""
+def _sealed(folder: Path, files: Any, read: Mapping[str, str], *, grown: bool) -> None:
+    """Raise Damage unless every file has its size, and the files read have their checksums.
+
+    With ``grown``, files may have become larger (a provisional record).
+    """
     demand(files is None or isinstance(files, dict), f"{MANIFEST} has no list of files")
     for name, entry in (files or {}).items():
         sound = "/" not in name and "\0" not in name and isinstance(entry, dict)
@@ -181,7 +184,7 @@ def _sealed(folder: Path, files: Any, read: Mapping[str, str]) -> None:
             length = (folder / name).stat().st_size
         except (OSError, ValueError):
             raise Damage(shown(f"{name} is missing")) from None
-        if length != entry.get("bytes"):
+        if length != entry.get("bytes") and not (grown and length > entry.get("bytes", length)):
             raise Damage(shown(f"{name} has {length} bytes, not {entry.get('bytes')}"))
         if read.get(name, entry.get("sha256")) != entry.get("sha256"):
             raise Damage(f"{name} differs from its checksum")

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import jsonschema
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, shown
+from bertbench.common.files import shown
 from bertbench.common.results import protocol
-from bertbench.common.results.record import MANIFEST, record_files, sealed
+from bertbench.common.results.record import MANIFEST, is_intact, record_files, sealed
 
 SCHEMAS = Path(__file__).parent / "schema"
 _MOST_PER_FILE = 5
@@ -108,15 +108,19 @@ def _file_errors(path: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
         text = "the process was killed before it could finish the record; no checksums"
         yield Problem("note", MANIFEST, text)
         return
+    provisional = manifest.get("provisional", False)
+    if provisional:
+        text = "the process was killed between its training and the end of its record"
+        yield Problem("note", MANIFEST, text)
     for name, expected in listed.items():
         file = path / name
         if name not in present:
             yield Problem("error", name, "missing")
         elif file.is_symlink() or not file.is_file():
             continue
-        elif file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
+        elif not is_intact(file, expected, provisional=provisional):
             yield Problem("error", name, _ALTERED)
-    for name in sorted(set(present) - set(listed)):
+    for name in () if provisional else sorted(set(present) - set(listed)):
         yield Problem("error", shown(name), "not part of the record: remove it")
 
 
