@@ -116,6 +116,8 @@ class Stream:
         if self.problem is None:
             try:
                 action()
+                if isinstance(self._stream, Stream):
+                    self.problem = self._stream.problem
             except (OSError, ValueError, OutputLost) as error:
                 self.problem = shown(getattr(error, "strerror", None) or error)
         if self._strict and self.problem is not None:

@@ -26,13 +26,17 @@ from bertbench.common.files import OutputLost, Stream, why
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code, 2 for every BertbenchError (BadInput, ...)."""
     args = list(sys.argv[1:] if argv is None else argv)
-    prog = "bertbench" + (f" {args[0]}" if args and args[0].replace("_", "-") in VERBS else "")
+    verb = args[0].replace("_", "-") if args else ""
+    prog = f"bertbench {verb}" if verb in VERBS else "bertbench"
     _open_standard_streams()
     before = sys.stdout, sys.stderr
     out, err = Stream(sys.stdout, strict=True), Stream(sys.stderr)
     sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
     try:
-        code = _main(args, prog)
+        try:
+            code = _main(args, prog)
+        except SystemExit as ended:  # after --help
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         if out.problem is None:  # a run has survived its terminal, and keeps its own exit code
             out.flush()
         return code
