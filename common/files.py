@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bertbench.common.errors import BertbenchError
 
 LARGEST_JSON = 16 << 20
 """Bytes of a document that is read whole, unless its reader allows more."""
@@ -20,12 +25,13 @@ _DEEPEST = 100
 """Brackets in brackets: Python's own functions for nested values end at some hundreds."""
 
 
-def file_sha256(path: Path) -> str:
-    """Return the sha256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
+def file_sha256(path: Path, length: int | None = None) -> str:
+    """Return the sha256 of a file's bytes, or of its first ``length``, in hexadecimal."""
+    digest, left = hashlib.sha256(), math.inf if length is None else length
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read(int(min(1 << 20, left))):
             digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
 
 
@@ -55,6 +61,80 @@ def write_atomic(path: Path, text: str) -> None:
             work.unlink()
         raise
     sync(path.parent)
+
+
+class Lines:
+    """A file of lines that are appended whole or, where the disk refuses (OSError), not at all.
+
+    It is locked while it is open: its reader sees whether it is still written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def write(self, text: str) -> None:
+        rest, end = memoryview(f"{text}\n".encode()), self._file.seek(0, io.SEEK_END)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def is_plain(file: Path) -> bool:
+    """Return whether a path is a file, and no link, pipe, device or folder."""
+    try:
+        return stat.S_ISREG(file.lstat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+class OutputLost(BaseException):
+    """A standard stream can no longer be written; no Exception, so that it ends any verb."""
+
+
+class Stream:
+    """A standard stream whose reader may leave and whose disk may fill.
+
+    The first failure is kept in ``problem``; it is raised as OutputLost, now and at every later
+    write, where ``strict`` is set, and otherwise the text is dropped. All else is the stream's own.
+    """
+
+    def __init__(self, stream: Any, *, strict: bool = False) -> None:
+        self._stream, self._strict = stream, strict
+        self.problem = "it is closed" if stream is None else None
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
+
+    def write(self, text: str) -> int:
+        self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._do(lambda: self._stream.flush())
+
+    def _do(self, action: Callable[[], object]) -> None:
+        if self.problem is None:
+            try:
+                action()
+                if isinstance(self._stream, Stream):
+                    self.problem = self._stream.problem
+            except (OSError, ValueError, OutputLost) as error:
+                self.problem = shown(getattr(error, "strerror", None) or error)
+        if self._strict and self.problem is not None:
+            raise OutputLost(self.problem)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._stream is None and name == "isatty":
+            return lambda: False
+        return getattr(self._stream, name)
 
 
 def read_bytes(path: Path, limit: int = LARGEST_JSON) -> bytes:
@@ -130,6 +210,16 @@ def read_json(path: Path, limit: int = LARGEST_JSON, **hooks: Any) -> Any:
 def shown(text: object, limit: int = 200) -> str:
     """Return text from a file as one short line without control characters."""
     return "".join(c if c.isprintable() else "?" for c in str(text))[:limit]
+
+
+def why(error: BaseException) -> str:
+    """Return the cause of an error in one short line; that of a bug begins with its type."""
+    lines = [str(error).strip(), *str(error).strip().splitlines()][1:2]
+    if isinstance(error, OSError) and error.strerror:
+        lines = [": ".join(map(str, filter(None, (error.filename, error.strerror))))]
+    elif not (isinstance(error, BertbenchError) and lines):
+        lines = [type(error).__name__, *lines]
+    return shown(": ".join(lines), 400)
 
 
 def clock(seconds: float) -> str:

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
 
 from bertbench import backends, benchmarks
 from bertbench.backends import peaks
@@ -19,15 +21,14 @@ from bertbench.backends.base import Backend, DeviceInfo, Telemetry
 from bertbench.benchmarks.base import Benchmark
 from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
-from bertbench.common.config.recipe import Settings, plain, recipe_hash
+from bertbench.common.config.recipe import Settings, plain
 from bertbench.common.errors import BertbenchError, Unsupported
-from bertbench.common.files import host_cores
+from bertbench.common.files import Stream, host_cores, why
 from bertbench.common.measure.clock import Clock, process_began
-from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
-from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.system import system_name
-from bertbench.common.measure.utilisation import Calibrated, find_calibration, utilisation
+from bertbench.common.measure.utilisation import Calibrated, find_calibration
+from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
 from bertbench.common.training.checkpoint import Checkpoints, Saved, load
@@ -36,10 +37,10 @@ from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.facts import RunFacts
-from bertbench.common.training.loop import Outcome, train
-from bertbench.common.training.progress import Progress
+from bertbench.common.training.loop import train
+from bertbench.common.training.progress import Outcome, Progress
 from bertbench.common.training.resume import find_checkpoint
-from bertbench.common.training.summary import reading, summarise
+from bertbench.common.training.stops import Interruption
 from bertbench.common.training.task import Plan, Source, Task
 from bertbench.common.training.tensorboard import TensorBoard, writer_class
 
@@ -120,29 +121,40 @@ class Run:
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
         self.built: Built | None = None
-        self.progress = Progress()
+        self.progress, self.interruption = Progress(), Interruption()
         self.init_s: float | None = None
         self.clock, self.began = Clock(), time.monotonic()
 
     def execute(self) -> int:
-        """Return the exit code; raises DoesNotFit and other errors before there is a record."""
+        """Return the exit code; raises DoesNotFit and other errors before there is a record.
+
+        From the first step to the end of the record, signals wait until they do no harm.
+        """
+        with contextlib.ExitStack() as stack:
+            return self._execute(stack)
+
+    def _execute(self, stack: contextlib.ExitStack) -> int:
         unexpected: Exception | None = None
         try:
-            outcome = self._train()
+            start = self._start()
+            stack.enter_context(self.interruption)
+            outcome = start()
         except Exception as error:
             if self.record is None:  # refused: the caller prints the reason
                 if self.built is not None and isinstance(error, self.backend.oom_errors):
                     raise rehearsal.DoesNotFit(self._out_of_memory(self.built, error)) from error
                 raise
             outcome = self._failed(error)
-            if not isinstance(error, (BertbenchError, *self.backend.oom_errors)):
+            if not isinstance(error, (BertbenchError, OSError, *self.backend.oom_errors)):
                 unexpected = error
-        self._close(outcome)
+        with self.interruption, self.interruption.held():
+            code = self._close(outcome)
         if unexpected is not None:
             raise unexpected
-        return EXIT_CODES.get(outcome.status, 1)
+        return code
 
-    def _train(self) -> Outcome:
+    def _start(self) -> Callable[[], Outcome]:
+        """Do all that comes before the first step; return the training."""
         source = self._prepare()
         self.began = time.monotonic()
         self.built = built = self._build(source)
@@ -159,7 +171,8 @@ class Run:
         self.backend.reset_peak_memory()
         if self.record is not None:
             self.record.telemetry = built.telemetry
-        return train(
+        return partial(
+            train,
             built.task,
             backend=self.backend,
             world=self.world,
@@ -169,6 +182,7 @@ class Run:
             progress=self.progress,
             resume=built.saved,
             telemetry=built.telemetry,
+            interruption=self.interruption,
         )
 
     def _prepare(self) -> Source:
@@ -228,16 +242,20 @@ class Run:
             max_steps=built.plan.max_steps,
             target=built.plan.target_value,
             log=record.console,
-            console=Console(stderr=run.json, highlight=False, soft_wrap=True),
+            out=Stream(sys.stderr if run.json else sys.stdout),
+            lost=record.note,
         )
         self.observers = [console, record]  # so that a failure from here on is shown and kept
         own = self.benchmark.observers(
             built.task, settings, record.path,
             system=self._system(built), began=self.began, resumed=resumed,
         )  # fmt: skip
+        for o in own:
+            record.own.update(o.files)
         if run.tensorboard is not None:
             own = [*own, TensorBoard(run.tensorboard / record.run_id)]
-        self.observers = [console, *own, record]
+        guarded = [Guarded(o, lambda text: self._note([text])) for o in own]
+        self.observers = [console, *guarded, record]
         for o in self.observers:
             o.init_start()
         console.say(
@@ -297,7 +315,7 @@ class Run:
         elif isinstance(error, Unsupported):
             status = "unsupported"
         elif not isinstance(error, BertbenchError):
-            reason = f"{type(error).__name__}: {error}"
+            reason = why(error)
         return Outcome(status=status, reason=reason, progress=self.progress)
 
     def _out_of_memory(self, built: Built, error: BaseException) -> str:
@@ -309,89 +327,74 @@ class Run:
         return f"out of device memory in {where}: {first}. {hint}"
 
     # -- the end ----------------------------------------------------------------------------------
-    def _close(self, outcome: Outcome) -> None:
-        """Finish console, log and record."""
-        built = self.built
+    def _close(self, outcome: Outcome) -> int:
+        """Seal the result at once, then measure the rest and finish console, log and record."""
+        built, record = self.built, self.record
         assert built is not None
-        # With a window every rank got this far, so every rank answers.
-        metrics = [] if outcome.train_window is None else self._metrics(built, outcome)
-        if self.record is None:
-            return
         self._note(self.clock.contradictions())
-        self._identify(built, self.record)
-        built.facts.results = built.task.results()
+        end = Closing(
+            settings=self.settings,
+            backend=self.backend,
+            world=self.world,
+            task=built.task,
+            devices=built.devices,
+            telemetry=built.telemetry,
+            peaks=peaks.in_precision(self.peaks, built.plan.precision),
+            calibrated=built.calibrated,
+            note=lambda text: self._note([text]),
+            interruption=self.interruption,
+        )
+        measured: dict[str, Any] = {
+            "whole": built.resumed is None,
+            "init_s": self.init_s,
+            "e2e_s": time.monotonic() - self.started,
+        }
         summary = RunSummary(
             status=outcome.status,
             reason=outcome.reason,
             step=outcome.progress.step,
             samples=outcome.progress.samples,
-            metrics=tuple(metrics),
-            extras=built.facts.extras(),
         )
-        for o in self.observers:
-            o.close(summary)
-        path, status = self.record.path, outcome.status
+        if record is not None:
+            own = end.attempt("metrics are unknown", end.local_metrics, outcome, **measured)
+            summary = replace(summary, metrics=tuple(own or ()))
+            problem = failure(self._seal_provisional, end, record, summary)
+        missing = "metrics of all processes are unknown"
+        metrics = end.attempt(missing, end.metrics, outcome, **measured)
+        if record is None:
+            return EXIT_CODES.get(outcome.status, 1)
+        end.identify(record, built.source)
+        built.facts.telemetry_problems = end.problems
+        built.facts.results = end.attempt("results are unknown", built.task.results) or {}
+        extras: Any = end.attempt("extras are unknown", built.facts.extras) or {}
+        measures = summary.metrics if metrics is None else tuple(metrics)
+        summary = replace(summary, metrics=measures, extras=extras)
+        last = end.finish(record, self.observers, summary)
+        if problem is not None and last is not None:
+            summary = replace(
+                summary,
+                status="failed",
+                reason=f"the record {record.path} cannot be written: {last}. The training ended as "
+                f"{summary.status}: {summary.reason}",
+            )
+            print(f"bertbench run: {summary.reason}", file=Stream(sys.stderr))
+        end.attempt("the last lines", self._print_end, record.path, summary)
+        return EXIT_CODES.get(summary.status, 1)
+
+    def _seal_provisional(self, end: Closing, record: RunRecord, summary: RunSummary) -> None:
+        assert self.built is not None
+        end.identify(record, None)
+        extras: Any = end.attempt("extras are unknown", self.built.facts.extras) or {}
+        record.seal(replace(summary, extras=extras))
+
+    def _print_end(self, path: Path, summary: RunSummary) -> None:
+        out = Stream(sys.stdout)
         if self.settings.run.json:
-            print(json.dumps({"record": str(path), "status": status, "reason": outcome.reason,
-                              "metrics": {m.name: m.value for m in metrics}}))  # fmt: skip
+            content = {"record": str(path), "status": summary.status, "reason": summary.reason,
+                       "metrics": {m.name: m.value for m in summary.metrics}}  # fmt: skip
+            print(json.dumps(content), file=out, flush=True)
             return
-        print("\n".join((f"record      {path}", *self.benchmark.closing(path))))
-        if status == "interrupted" and (path / "checkpoints").is_dir():
-            print(f"to go on    the same command with --resume {path}")
-
-    def _identify(self, built: Built, record: RunRecord) -> None:
-        """Hash recipe and inputs: after the run, since data may not be touched before it."""
-        source, recipe = built.source, self.settings.recipe
-        inputs = {"data": source.hash(), "checkpoint": source.checkpoint_hash()}
-        self._note(built.task.closing_notes())
-        record.identify(
-            recipe_hash=recipe_hash(recipe, **inputs),
-            recipe_kind=type(recipe).__name__,
-            inputs=inputs,
-            global_batch=recipe.global_batch,
-        )
-
-    def _metrics(self, built: Built, outcome: Outcome) -> list[Metric]:
-        """Return the measured metrics; every rank must call it."""
-        sensors = self.world.gather(reading(built.telemetry))
-        metrics = summarise(
-            outcome,
-            whole=built.resumed is None,
-            init_s=self.init_s,
-            e2e_s=time.monotonic() - self.started,
-            memory=self.world.gather(self.backend.peak_memory()),
-            sensors=sensors,
-            all_reduce_s=self._all_reduce_s(built.task, outcome),
-            quality=[m for e in outcome.evals[-1:] for m in built.task.quality(e)],
-        )
-        problems = {f"rank {i}: {r.problem}" for i, r in enumerate(sensors) if r and r.problem}
-        built.facts.telemetry_problems = sorted(problems)
-        self._note([f"power and energy are unknown: {t}" for t in sorted(problems)])
-        assert outcome.train_window is not None
-        return metrics + self._utilisation(built, outcome.train_window.model_flops_per_second)
-
-    def _all_reduce_s(self, task: Task, outcome: Outcome) -> float | None:
-        """Return the seconds of the gradients' all-reduce; None without training or interrupted."""
-        if not outcome.steps_done or outcome.status == "interrupted":
-            return None
-        return gradient_all_reduce_s(
-            task.model.parameters(),
-            world=self.world,
-            device=self.backend.device,
-            synchronize=self.backend.synchronize,
-        )
-
-    def _utilisation(self, built: Built, flops_per_second: float | None) -> list[Metric]:
-        """Shares of the peaks known for this device; none for a simulated one."""
-        device = built.devices[0]
-        if device.simulated or any(d.name != device.name for d in built.devices):
-            return []
-        world = self.world
-        # Processes of one node may share a device (a host's processor), those of several do not.
-        on_each = min(world.local_size, max(1, self.backend.device_count()))
-        return utilisation(
-            flops_per_second,
-            devices=world.size // world.local_size * on_each,
-            peaks=peaks.in_precision(self.peaks, built.plan.precision),
-            calibrated=built.calibrated,
-        )
+        lines = [f"record      {path}", *self.benchmark.closing(path)]
+        if summary.status == "interrupted" and (path / "checkpoints").is_dir():
+            lines.append(f"to go on    the same command with --resume {path}")
+        print("\n".join(lines), file=out, flush=True)

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from bertbench.benchmarks.bert_squad.layout import opened
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions
 from bertbench.common.config.recipe import Settings
+from bertbench.common.files import write_atomic
 from bertbench.common.measure.clock import Clock
 from bertbench.common.results.record import MANIFEST, hide_home
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
@@ -55,7 +56,12 @@ DEFINITIONS = {
 
 
 class Outputs(Observer):
-    """Writes the files above into ``folder``, and DLLogger's lines to --json_summary as well."""
+    """Writes the files above into ``folder``, and DLLogger's lines to --json_summary as well.
+
+    Raises OSError where a file cannot be written; the others are, and so are later events.
+    """
+
+    files = (PREDICTIONS, NBEST, DLLOGGER, REPORT)
 
     def __init__(
         self, task: SquadTask, settings: Settings, folder: Path, *, resumed: bool = False
@@ -124,11 +130,18 @@ class Outputs(Observer):
             if self._run.write_nbest:
                 contents[NBEST] = answers.nbest
             for name, content in contents.items():
-                text = json.dumps(content, indent=4) + "\n"
-                (self._folder / name).write_text(text, encoding="utf-8")
+                write_atomic(self._folder / name, json.dumps(content, indent=4) + "\n")
 
     def close(self, summary: RunSummary) -> None:
         named = {metric.name: metric.value for metric in summary.metrics}
+        try:
+            self._log_end(named)
+            for file in self._files:
+                file.close()
+        finally:
+            write_atomic(self._folder / REPORT, json.dumps(self.report(named), indent=4) + "\n")
+
+    def _log_end(self, named: Mapping[str, float]) -> None:
         evaluation = self._evaluation
         if "sequences_per_second_e2e" in named:
             data: dict[str, Any] = {"e2e_train_time": named["run_time_s"] - named["eval_s"]}
@@ -143,10 +156,6 @@ class Outputs(Observer):
             if "f1" in evaluation.metrics:
                 found = evaluation.metrics
                 self._log([], {"exact_match": found["exact_match"], "F1": found["f1"]})
-        for file in self._files:
-            file.close()
-        text = json.dumps(self.report(named), indent=4) + "\n"
-        (self._folder / REPORT).write_text(text, encoding="utf-8")
 
     def report(self, named: Mapping[str, float]) -> dict[str, Any]:
         """Return Enflame's final report, without values that were not measured.
@@ -195,9 +204,16 @@ class Outputs(Observer):
             "elapsedtime": str(now - self._began),
         }
         text = hide_home("DLLL " + json.dumps(head | values)) + "\n"
-        for file in self._files:
-            file.write(text)
-            file.flush()
+        failures = []
+        for file in [*self._files]:
+            try:
+                file.write(text)
+                file.flush()
+            except (OSError, ValueError) as error:
+                self._files.remove(file)  # it ends here: a log has no gaps
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
 
 def closing(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from bertbench.benchmarks.bert_squad.score import score_answers
 from bertbench.benchmarks.bert_squad.stream import share
 from bertbench.common.data.samples import ragged_index
-from bertbench.common.files import shown
+from bertbench.common.files import parse_json, shown
 from bertbench.common.measure.metric import Metric
 
 SCRIPT_TIMEOUT_S = 3600
@@ -143,8 +143,7 @@ def run_script(script: Path, dataset: Path, predictions: Path) -> dict[str, Any]
         return {"error": f"exit code {done.returncode}: {shown(last)}"}
     text = "\n" + done.stdout.strip()
     try:
-        reported = json.loads(text[text.rindex("\n{") :], parse_constant=shown)
+        return dict(parse_json(text[text.rindex("\n{") :], parse_constant=shown))
     except ValueError:
         last = text.splitlines()[-1]
         return {"error": f"its output does not end with a JSON object but with: {shown(last)}"}
-    return dict(reported)

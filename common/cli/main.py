@@ -2,25 +2,66 @@
 """The command line: ``bertbench VERB``.
 
 Exit codes: 0 done, and any target reached; 1 it ran and failed, missed its target, or problems
-were found; 2 refused before anything ran; 130 interrupted, with a checkpoint if they are on.
+were found, or its output could not be written (a run's own code stays); 2 refused before anything
+ran; 130 interrupted, with a checkpoint if they are on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TextIO, cast
 
 from bertbench.common.cli.verbs import VERBS, usage
 from bertbench.common.config.parser import did_you_mean
 from bertbench.common.errors import BadInput, BertbenchError
+from bertbench.common.files import OutputLost, Stream, why
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code, 2 for every BertbenchError (BadInput, ...)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    verb = args[0].replace("_", "-") if args else ""
+    prog = f"bertbench {verb}" if verb in VERBS else "bertbench"
+    _open_standard_streams()
+    before = sys.stdout, sys.stderr
+    out, err = Stream(sys.stdout, strict=True), Stream(sys.stderr)
+    sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
+    try:
+        try:
+            code = _main(args, prog)
+        except SystemExit as ended:  # after --help
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        if out.problem is None:  # a run has survived its terminal, and keeps its own exit code
+            out.flush()
+        return code
+    except OutputLost:
+        if out.problem != os.strerror(errno.EPIPE):  # a reader that has left, as head, knows
+            print(f"{prog}: cannot write to standard output: {out.problem}", file=err)
+        return 1
+    finally:
+        err.flush()
+        sys.stdout, sys.stderr = before
+        for stream in (stream for stream in (out, err) if stream.problem is not None):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it
+
+
+def _open_standard_streams() -> None:
+    """Give closed descriptors 0 to 2 to the null device, or a file of ours would get them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free
+
+
+def _main(args: list[str], prog: str) -> int:
     if args[:1] == ["help"] and len(args) > 1:
         args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
@@ -30,25 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_version())
         return 0
     verb, rest = args[0].replace("_", "-"), args[1:]
-    prog = f"bertbench {verb}" if verb in VERBS else "bertbench"
     try:
         if verb not in VERBS:
             hint = did_you_mean(verb, VERBS)
             raise BadInput(f"unknown verb {args[0]!r}{hint}\n`bertbench help` lists the verbs")
-        code = VERBS[verb].load()(rest)
-        sys.stdout.flush()  # a reader that has left is noticed here
-        return code
+        return VERBS[verb].load()(rest)
     except KeyboardInterrupt:
         print(f"{prog}: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except BertbenchError as error:
         if "--json" in rest:
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk or a file system: no bug of ours, and no input's fault
+        print(f"{prog}: {why(error)}", file=sys.stderr)
+        return 1
 
 
 def _version() -> str:

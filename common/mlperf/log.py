@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -42,7 +43,8 @@ class MlperfLog(Observer):
 
     A resumed run gives ``previous``, the log of the run it continues. Its lines up to the
     checkpoint are copied with their times, so that the result is one consistent log whose clock
-    includes the interruption, and never goes back. Raises BadInput if that log is missing.
+    includes the interruption, and never goes back. Raises BadInput if that log is missing;
+    ``close`` raises the error that ended the log early.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class MlperfLog(Observer):
                 f"{previous} is missing: the log of a resumed run needs the previous one; resume "
                 f"from a complete run folder"
             )
+        self.files = (path.name,)
         self._logger = logging.Logger("mlperf")  # not getLogger: private
-        self._handler = logging.FileHandler(path, mode="x", encoding="utf-8")
+        self._handler = _File(path, mode="x", encoding="utf-8")
         self._logger.addHandler(self._handler)
         # mllog takes root_dir for a pattern, and would otherwise write the user's own path.
         self._log = MLLogger(self._logger, root_dir=re.escape(str(PACKAGE)))
@@ -149,6 +152,21 @@ class MlperfLog(Observer):
         if self._running:  # it ended with an exception
             self.run_stop(step=summary.step, samples=self._samples, status=key.ABORTED)
         self._handler.close()
+        if self._handler.problem is not None:
+            raise self._handler.problem
+
+
+class _File(logging.FileHandler):
+    """A log that ends at the line that the disk refused: it has no gaps."""
+
+    problem: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.problem is None:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self.problem = sys.exc_info()[1]  # not raised: mllog would take it for a line
 
     def _put(
         self, kind: Literal["event", "start", "end"], name: str, value: Any = None,

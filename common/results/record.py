@@ -13,12 +13,15 @@ checkpoints/       not part of the record: each has its own checksums
 =================  ================================================================================
 
 The folder appears complete, with status ``interrupted``, before training starts; a kill leaves it
-so. ``close`` writes the final manifest in one rename and makes the record read-only; no record is
-ever overwritten. Formats: schema/*.json.
+so. ``seal`` writes the result as soon as training has ended, marked ``provisional``: its checksums
+are those of the files' first bytes, since the end of a run appends to them. ``close`` writes the
+final manifest in one rename and makes the record read-only; no record is ever overwritten. Only
+the files above, and those that an observer names in ``files``, are sealed. Formats: schema/*.json.
 
     record = RunRecord.create(root, system=..., benchmark=..., config=settings.as_dict(), ...)
     record.identify(recipe_hash=..., recipe_kind=..., inputs={"data": ...}, global_batch=...)
     ...                                  # the loop, with the record among its observers
+    record.seal(summary)                 # at once; the rest of the end may fail
     record.close(summary)                # after every other observer was closed
 
 Paths below the user's home are written as ``~/...``: records are published.
@@ -35,14 +38,23 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from bertbench.common.config.recipe import plain
-from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, sync, write_atomic
+from bertbench.common.errors import BadInput, BertbenchError
+from bertbench.common.files import (
+    Lines,
+    file_sha256,
+    is_plain,
+    shown,
+    sync,
+    why,
+    write_atomic,
+)
 from bertbench.common.measure.clock import Clock
 from bertbench.common.measure.code import code_hash
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
@@ -59,6 +71,11 @@ _KEYS = (
     "command", "resumed_from", "mlperf", "quality", "metrics", "notes", "extras", "files",
 )  # fmt: skip
 """A manifest's keys in their order; those unknown before the end are null until then."""
+_FILES = (
+    "config.json", "system.json", "steps.jsonl", "telemetry.jsonl", "result_0.txt", "console.log",
+)  # fmt: skip
+_LARGEST_EXTRA = 1 << 20
+"""Characters of JSON of one of the ``extras``; a manifest must stay small enough to read."""
 
 
 class _Samples(Protocol):
@@ -72,11 +89,13 @@ class RunRecord(Observer):
         self.path = path
         self.telemetry: _Samples | None = None
         """The sampler of the readings to keep; set it before the run starts."""
-        self.console: IO[str] = _HomeHidden((path / "console.log").open("ab"), encoding="utf-8")
+        self.console: IO[str] = _HomeHidden(
+            (path / "console.log").open("ab"), encoding="utf-8", errors="backslashreplace"
+        )
         """A copy of the printed lines; flush it after each."""
-        self._steps = (path / STEPS).open("a", encoding="utf-8")
-        with contextlib.suppress(OSError):  # a file system without locks: see is_written
-            fcntl.flock(self._steps, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.own = set(_FILES)
+        """Names of the files to seal; add those of the benchmark."""
+        self._steps = Lines(path / STEPS)
         self._manifest = manifest
         self._readings = 0
         self._clock = Clock()
@@ -166,7 +185,7 @@ class RunRecord(Observer):
             inputs=dict(inputs),
             global_batch=global_batch,
         )
-        _write_json(self.path / MANIFEST, self._manifest)
+        self._write()
 
     # -- events of the loop -------------------------------------------------------------------
     def run_start(self, *, step: int, samples: int) -> None:
@@ -187,13 +206,13 @@ class RunRecord(Observer):
         self._keep_readings()
 
     def on_checkpoint(self, *, path: str, step: int, samples: int, seconds: float) -> None:
-        shown = Path(path)
-        inside = shown.is_relative_to(self.path)
+        place = Path(path)
+        inside = place.is_relative_to(self.path)
         self._line(
             kind="checkpoint",
             step=step,
             samples=samples,
-            path=str(shown.relative_to(self.path)) if inside else shown.name,
+            path=str(place.relative_to(self.path)) if inside else place.name,
             seconds=seconds,
         )
 
@@ -201,47 +220,87 @@ class RunRecord(Observer):
         self._line(kind="run_stop", step=step, samples=samples, status=status)
 
     def note(self, text: str) -> None:
-        self._manifest["notes"].append(text)
+        if text not in self._manifest["notes"]:
+            self._manifest["notes"].append(text)
 
-    def close(self, summary: RunSummary) -> None:
-        """Write checksums and the final manifest; make all read-only. Call it after all others."""
+    def seal(self, summary: RunSummary, *, provisional: bool = True) -> None:
+        """Write the result and the checksums in one rename; raises OSError where that fails."""
         assert summary.status in STATUSES, summary.status
         self._keep_readings()
-        self._steps.close()
-        self.console.close()
         self._manifest.update(
             status=summary.status,
             reason=summary.reason,
             step=summary.step,
             samples=summary.samples,
             metrics=[metric.as_dict() for metric in summary.metrics],
-            extras=plain(summary.extras),
+            extras={k: v for k, v in summary.extras.items() if self._is_json(k, v)},
             finished_utc=_utc(datetime.fromtimestamp(self._clock.date(), timezone.utc)),
-            files={file.name: self._seal(file) for file in record_files(self.path)},
-            checksum="0" * 64,
+            provisional=True,
         )
-        write_atomic(self.path / MANIFEST, sealed(_json_text(self._manifest)))
-        for file in (*record_files(self.path), self.path / MANIFEST):
-            file.chmod(0o444)
-        self.path.chmod(0o555)
+        if not provisional:
+            del self._manifest["provisional"]
+            if strays := sorted(p.name for p in self.path.iterdir() if self._is_stray(p)):
+                self.note(f"not part of the record: {', '.join(shown(n, 60) for n in strays[:9])}")
+        self._write()
 
-    def _seal(self, file: Path) -> dict[str, Any]:
-        sync(file)
-        return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    def close(self, summary: RunSummary) -> None:
+        """Write the final manifest and make all read-only. Call it after all other observers."""
+        for file in (self._steps, self.console):
+            with contextlib.suppress(OSError):  # text that the disk had refused before
+                file.close()
+        self.seal(summary, provisional=False)
+        for file in (*(self.path / name for name in self._manifest["files"]), self.path / MANIFEST):
+            with contextlib.suppress(OSError):  # a file system without permissions
+                file.chmod(0o444)
+        with contextlib.suppress(OSError):
+            self.path.chmod(0o555)
+
+    def _write(self) -> None:
+        if self._manifest["finished_utc"] is not None:
+            sums = {name: _checksum(self.path / name) for name in sorted(self.own)}
+            self._manifest["files"] = {name: entry for name, entry in sums.items() if entry}
+            self._manifest["checksum"] = "0" * 64
+        write_atomic(self.path / MANIFEST, sealed(_json_text(self._manifest)))
+
+    def _is_stray(self, file: Path) -> bool:
+        if file.name in (MANIFEST, CHECKPOINTS):
+            return False
+        return file.name not in self.own or not is_plain(file)
+
+    def _is_json(self, name: str, value: Any) -> bool:
+        """Return whether one of the extras can be written; a note says where it cannot."""
+        try:
+            text = _json_text({name: value})
+            problem = "it is too large" if len(text) > _LARGEST_EXTRA else None
+        except (TypeError, ValueError, RecursionError) as error:
+            problem = why(error)
+        if problem is not None:
+            self.note(f"{shown(name, 60)} is not in the record: {problem}")
+        return problem is None
 
     def _line(self, **values: Any) -> None:
-        self._steps.write(json.dumps(_publishable(values)) + "\n")
-        self._steps.flush()
+        try:
+            self._steps.write(json.dumps(_publishable(values)))
+        except OSError as error:
+            raise BertbenchError(
+                f"the record {self.path} can no longer be written: {why(error)}. Free space there, "
+                f"or choose another --output_dir; --resume goes on from a checkpoint."
+            ) from error
 
     def _keep_readings(self) -> None:
         """Append the new readings; called seldom, so that it delays no step."""
         if self.telemetry is None:
             return
-        new = self.telemetry.samples()[self._readings :]
-        if new:
-            with (self.path / "telemetry.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_publishable(reading)) + "\n" for reading in new)
+        try:
+            new = self.telemetry.samples()[self._readings :]
+            if new:
+                lines = Lines(self.path / "telemetry.jsonl")
+                with contextlib.closing(lines):
+                    lines.write("\n".join(json.dumps(_publishable(reading)) for reading in new))
             self._readings += len(new)
+        except Exception as error:  # a sensor's, or the disk's: the result does not need them
+            self.telemetry = None
+            self.note(f"telemetry.jsonl is not complete: {why(error)}")
 
 
 def check_name(option: str, name: str) -> None:
@@ -260,17 +319,21 @@ def _new_folder(
     path = root / manifest["system"] / manifest["benchmark"] / manifest["run_id"]
     work = path.with_name(f".{path.name}")
     work.mkdir(parents=True)
-    _write_json(work / "config.json", config)
-    _write_json(work / "system.json", system)
-    for empty in (STEPS, "console.log"):
-        (work / empty).touch()
-    _write_json(work / MANIFEST, manifest)
-    work.rename(path)
+    try:
+        _write_json(work / "config.json", config)
+        _write_json(work / "system.json", system)
+        for empty in (STEPS, "console.log"):
+            (work / empty).touch()
+        _write_json(work / MANIFEST, manifest)
+        work.rename(path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     return path
 
 
 def record_files(path: Path) -> list[Path]:
-    """Return the files that a record's manifest has checksums of."""
+    """Return what lies in a record's folder beside its manifest and checkpoints."""
     return sorted(p for p in path.iterdir() if p.name not in (MANIFEST, CHECKPOINTS))
 
 
@@ -292,6 +355,26 @@ def is_written(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def is_intact(file: Path, entry: Mapping[str, Any], *, provisional: bool = False) -> bool:
+    """Return whether a file has the size and the sha256 of its ``entry`` in a manifest.
+
+    Of a provisional record it may have grown. Raises OSError where it cannot be read.
+    """
+    size = file.stat().st_size
+    if size != entry["bytes"] and not (provisional and size > entry["bytes"]):
+        return False
+    return file_sha256(file, entry["bytes"]) == entry["sha256"]
+
+
+def _checksum(file: Path) -> dict[str, Any] | None:
+    """Return a file's entry in the manifest; None where there is none, or none that is plain."""
+    if not is_plain(file):
+        return None
+    sync(file)
+    size = file.stat().st_size
+    return {"bytes": size, "sha256": file_sha256(file, size)}
 
 
 def sealed(text: str) -> str:

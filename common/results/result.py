@@ -228,10 +228,11 @@ class Result:
         return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
-def verified(folder: Path, name: str, files: Any) -> bytes:
+def verified(folder: Path, name: str, files: Any, *, grown: bool = False) -> bytes:
     """Return the bytes of a record's file; raise Damage unless they are those of its manifest.
 
-    ``files`` are the manifest's sizes and checksums; None for a run that did not end.
+    ``files`` are the manifest's sizes and checksums; None for a run that did not end. A file that
+    has ``grown`` since (a provisional record) is returned as it was.
     """
     path = folder / name
     if path.is_symlink():
@@ -246,6 +247,8 @@ def verified(folder: Path, name: str, files: Any) -> bytes:
         return content
     entry = files.get(name)
     demand(isinstance(entry, Mapping), f"{shown(name)} is not in the manifest's list of files")
+    if grown and isinstance(entry.get("bytes"), int):
+        content = content[: entry["bytes"]]
     if len(content) != entry.get("bytes"):
         raise Damage(shown(f"{name} has {len(content)} bytes, not {entry.get('bytes')}"))
     same = hashlib.sha256(content).hexdigest() == entry.get("sha256")

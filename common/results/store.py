@@ -203,10 +203,11 @@ def _sealed(folder: Path, manifest: Mapping[str, Any], raw: bytes) -> dict[str, 
         sound = "/" not in name and "\0" not in name and isinstance(entry, dict)
         demand(sound, f"{MANIFEST} has a malformed entry for the file {shown(name, 40)!r}")
     there = {file.name for file in record_files(folder)}
+    grown = manifest.get("provisional") is True
     return {
         name: content
         for name in (*files, *(name for name in _READ if name in there and name not in files))
-        for content in (verified(folder, name, files),)
+        for content in (verified(folder, name, files, grown=grown),)
         if name in _READ[:2]
     }
 

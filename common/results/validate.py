@@ -17,9 +17,15 @@ from typing import Any, Literal
 import jsonschema
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, parse_json, read_bytes, read_json, shown
+from bertbench.common.files import parse_json, read_bytes, read_json, shown
 from bertbench.common.results import protocol
-from bertbench.common.results.record import MANIFEST, is_sealed, is_written, record_files
+from bertbench.common.results.record import (
+    MANIFEST,
+    is_intact,
+    is_sealed,
+    is_written,
+    record_files,
+)
 from bertbench.common.results.result import LARGEST_LOG
 
 SCHEMAS = Path(__file__).parent / "schema"
@@ -104,15 +110,19 @@ def _file_errors(path: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
             text = "the run goes on; it has no checksums yet"
         yield Problem("note", MANIFEST, text)
         return
+    provisional = manifest.get("provisional", False)
+    if provisional:
+        text = "the process was killed between its training and the end of its record"
+        yield Problem("note", MANIFEST, text)
     for name, expected in listed.items():
         file = path / name
         if name not in present:
             yield Problem("error", shown(name), "missing")
         elif file.is_symlink() or not file.is_file():
             continue
-        elif file.stat().st_size != expected["bytes"] or file_sha256(file) != expected["sha256"]:
+        elif not is_intact(file, expected, provisional=provisional):
             yield Problem("error", shown(name), _ALTERED)
-    for name in sorted(set(present) - set(listed)):
+    for name in () if provisional else sorted(set(present) - set(listed)):
         yield Problem("error", shown(name), "not part of the record: remove it")
 
 

@@ -3,25 +3,35 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bertbench.common.files import clock
+from bertbench.common.files import Stream, clock
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
 
 class ConsoleObserver(Observer):
-    """One aligned line per report on rank 0."""
+    """One aligned line per report on rank 0; it outlives its terminal and its log.
+
+    ``lost`` receives a note when ``out`` or ``log`` can no longer be written.
+    """
 
     def __init__(
         self, *, max_steps: int, target: float | None, log: IO[str] | None = None,
-        console: Console | None = None,
+        out: Stream | None = None, lost: Callable[[str], object] = str,
     ) -> None:  # fmt: skip
-        self._console = console or Console(highlight=False, soft_wrap=True)
-        self._log, self._max_steps, self._target = log, max_steps, target
+        self._outputs = {"the terminal": out or Stream(sys.stdout)}
+        if log is not None:
+            self._outputs["console.log"] = Stream(log)
+        self._console = Console(
+            file=self._outputs["the terminal"], highlight=False, soft_wrap=True  # type: ignore[arg-type]
+        )  # fmt: skip
+        self._lost, self._max_steps, self._target = lost, max_steps, target
         self._notes: list[str] = []
         self._accuracy: float | None = None
         self._bar: Progress | None = None
@@ -29,10 +39,15 @@ class ConsoleObserver(Observer):
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line and keep it."""
-        self._console.print(text, style=style, markup=False)
-        if self._log is not None:
-            self._log.write(text + "\n")
-            self._log.flush()
+        if "the terminal" in self._outputs:
+            self._console.print(text, style=style, markup=False)
+        if "console.log" in self._outputs:
+            self._outputs["console.log"].write(text + "\n")
+            self._outputs["console.log"].flush()
+        for name in [name for name, stream in self._outputs.items() if stream.problem]:
+            note = f"{name} can no longer be written: {self._outputs.pop(name).problem}"
+            self._lost(note)
+            self.note(note)
 
     def note(self, text: str) -> None:
         self._notes.append(text)
@@ -42,7 +57,7 @@ class ConsoleObserver(Observer):
         where = f" at step {step}, {samples} samples" if step else ""
         what = "training" if self._max_steps else "inference"
         self.say(f"{time.strftime('%H:%M:%S')} {what} starts{where}")
-        if self._console.is_terminal and self._max_steps:
+        if self._console.is_terminal and self._max_steps and "the terminal" in self._outputs:
             self._bar = Progress(
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[info]}"),
                 TimeElapsedColumn(), console=self._console, transient=True,

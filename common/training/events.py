@@ -6,7 +6,7 @@ Observers exist on every rank, but the loop calls them on rank 0 only; the numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +84,9 @@ class RunSummary:
 
 class Observer:
     """Base of all observers: override what you need."""
+
+    files: Sequence[str] = ()
+    """Names of the files that it writes into the record: no other is sealed there."""
 
     def init_start(self) -> None:
         """Before anything is built."""

@@ -10,18 +10,24 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
+from bertbench.common.measure.throughput import RateMeter, merge_ranks
 from bertbench.common.training.checkpoint import Checkpoints
 from bertbench.common.training.distributed import Agreement, World
 from bertbench.common.training.evaluation import Stopped, evaluate
-from bertbench.common.training.events import EvalEvent, Observer
-from bertbench.common.training.progress import Progress, restore, save_checkpoint, step_event
+from bertbench.common.training.events import Observer
+from bertbench.common.training.progress import (
+    Outcome,
+    Progress,
+    merge_windows,
+    restore,
+    save_checkpoint,
+    step_event,
+)
 from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults, Interruption, check_weights
 from bertbench.common.training.task import Plan, Task
@@ -30,28 +36,6 @@ if TYPE_CHECKING:
     from bertbench.backends.base import Backend, Telemetry
 
 GO_ON, TIME_IS_UP, INTERRUPTED = 0, 1, 2
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """The result of ``train``."""
-
-    status: str
-    reason: str
-    progress: Progress
-    train_window: Window | None = None
-    """All timed steps of this process after the skipped ones: ranks added, slowest seconds."""
-    steps_done: int = 0
-    """Steps of this process, without those before a resume."""
-    samples_done: int = 0
-    """Samples of these steps."""
-    skipped: int = 0
-    """How many of these steps the timed window leaves out."""
-    run_s: float = 0.0
-    eval_s: float = 0.0
-    checkpoint_s: float = 0.0
-    data_wait_s: float = 0.0
-    evals: list[EvalEvent] = field(default_factory=list)
 
 
 def train(
@@ -66,12 +50,14 @@ def train(
     resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None = None,
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    interruption: Interruption | None = None,
 ) -> Outcome:
     """Train until the target, a limit, a signal or divergence.
 
     ``observers`` is empty on all ranks but rank 0. ``progress`` is kept up to date, so that the
     caller has it when this raises. ``resume`` is the result of ``Checkpoints.load``.
-    ``telemetry`` samples during exactly the seconds of the rates.
+    ``telemetry`` samples during exactly the seconds of the rates. ``interruption`` is that of the
+    caller, who may enter it first, so that it still holds when this returns.
 
     When a loss or gradient is not finite, every rank raises DivergedError with the same step:
     at the next report, before an evaluation or checkpoint of the weights. ``train_step`` says why
@@ -79,7 +65,7 @@ def train(
     """
     return Training(
         task, backend, world, plan, observers, checkpoints, progress or Progress(), resume,
-        telemetry, clock,
+        telemetry, clock, interruption or Interruption(),
     ).run()  # fmt: skip
 
 
@@ -98,6 +84,7 @@ class Training:
         resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None,
         telemetry: Telemetry | None,
         clock: Callable[[], float],
+        interruption: Interruption,
     ) -> None:
         self.task, self.backend, self.world, self.plan = task, backend, world, plan
         self.observers, self.checkpoints, self.progress = observers, checkpoints, progress
@@ -113,7 +100,7 @@ class Training:
         self.out = Outcome(status="below_quality", reason="", progress=progress)
         self.out.skipped = plan.skip_steps
         self.meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
-        self.interruption = Interruption()
+        self.interruption = interruption
         self.faults = Faults(backend.device, progress.step)
         self.sums = torch.zeros(len(task.sum_names), device=backend.device)
         self.norm: Tensor | None = None
@@ -144,8 +131,8 @@ class Training:
                 if stop != GO_ON:
                     self._stop(stop)
                     break
-            window = merge_ranks(self.world.gather(self.meter.stop()))
-            self._check_end()
+            window = merge_windows(self.world, self.meter.stop(), self.observers)
+            self._check_end(window is not None)
             out.train_window = window
             if self.plan.eval_at_end and out.status == "below_quality":
                 self._evaluate_at_end()
@@ -159,10 +146,11 @@ class Training:
             )
         return out
 
-    def _check_end(self) -> None:
+    def _check_end(self, peers: bool) -> None:
         """Raise DivergedError where a run that was not interrupted has trained nothing usable."""
         if self.out.steps_done and self.out.status != "interrupted":
-            check_weights(self.task.model, self.world, self.progress.step)
+            world = self.world if peers else World()
+            check_weights(self.task.model, world, self.progress.step)
             if self.out.status != "ok":
                 self.faults.check_scale(self.progress)
 

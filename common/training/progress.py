@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bertbench.common.errors import BadInput
+from bertbench.common.files import why
+from bertbench.common.measure.throughput import Window, merge_ranks
 from bertbench.common.training.checkpoint import (
     Checkpoints,
     flatten_optimizer,
@@ -17,11 +20,10 @@ from bertbench.common.training.checkpoint import (
     restore_optimizer,
 )
 from bertbench.common.training.distributed import World
-from bertbench.common.training.events import Observer, StepEvent
+from bertbench.common.training.events import EvalEvent, Observer, StepEvent
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
-    from bertbench.common.measure.throughput import Window
     from bertbench.common.training.task import Plan, Task
 
 
@@ -37,6 +39,28 @@ class Progress:
     position: dict[str, int] | None = None
 
 
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """The result of ``train`` (common/training/loop.py)."""
+
+    status: str
+    reason: str
+    progress: Progress
+    train_window: Window | None = None
+    """All timed steps of this process after the skipped ones: ranks added, slowest seconds."""
+    steps_done: int = 0
+    """Steps of this process, without those before a resume."""
+    samples_done: int = 0
+    """Samples of these steps."""
+    skipped: int = 0
+    """How many of these steps the timed window leaves out."""
+    run_s: float = 0.0
+    eval_s: float = 0.0
+    checkpoint_s: float = 0.0
+    data_wait_s: float = 0.0
+    evals: list[EvalEvent] = field(default_factory=list)
+
+
 def save_checkpoint(
     task: Task,
     scaler: torch.amp.GradScaler,
@@ -47,7 +71,10 @@ def save_checkpoint(
     observers: Sequence[Observer],
     clock: Callable[[], float],
 ) -> float:
-    """Write a checkpoint on rank 0, while every rank waits; return the seconds it took."""
+    """Write a checkpoint on rank 0, while every rank waits; return the seconds it took.
+
+    Where the disk refuses, the training goes on with a note: earlier checkpoints are untouched.
+    """
     begin = clock()
     states = world.gather(backend.rng_state())
     if world.is_main:
@@ -55,23 +82,21 @@ def save_checkpoint(
         groups = {"model": task.model.state_dict(), "optimizer": tensors}
         for rank, state in enumerate(states):
             groups[rank_group(rank)] = state
-        path = checkpoints.save(
-            progress.step,
-            groups,
-            {
-                "progress": {name: getattr(progress, name) for name in Progress.__slots__},
-                "scaler": scaler.state_dict(),
-                "optimizer": optimizer,
-                "world_size": world.size,
-            },
-        )
-        for o in observers:
-            o.on_checkpoint(
-                path=str(path),
-                step=progress.step,
-                samples=progress.samples,
-                seconds=clock() - begin,
-            )
+        state = {
+            "progress": {name: getattr(progress, name) for name in Progress.__slots__},
+            "scaler": scaler.state_dict(),
+            "optimizer": optimizer,
+            "world_size": world.size,
+        }
+        step, samples = progress.step, progress.samples
+        try:
+            path = str(checkpoints.save(step, groups, state))
+        except BadInput as error:  # the result does not need it, and the others wait
+            for o in observers:
+                o.note(str(error))
+        else:
+            for o in observers:
+                o.on_checkpoint(path=path, step=step, samples=samples, seconds=clock() - begin)
     world.gather(None)
     return clock() - begin
 
@@ -100,6 +125,16 @@ def restore(
         backend.set_rng_state(tensors[rank_group(world.rank)])
     for name in Progress.__slots__:
         setattr(progress, name, state["progress"][name])
+
+
+def merge_windows(world: World, window: Window, observers: Sequence[Observer]) -> Window | None:
+    """Return the timed window of all processes; None, with a note, once one of them has left."""
+    try:
+        return merge_ranks(world.gather(window))
+    except Exception as error:  # the collective's own, of any type: the result needs no peer
+        for o in observers:
+            o.note(f"the rates of all processes are unknown: {why(error)}")
+        return None
 
 
 def step_event(

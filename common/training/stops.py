@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,24 +119,46 @@ def check_weights(model: nn.Module, world: World, step: int) -> None:
 
 
 class Interruption:
-    """An orderly stop on SIGTERM or Ctrl-C; a second Ctrl-C stops at once."""
+    """An orderly stop on SIGTERM, SIGHUP or Ctrl-C; a second Ctrl-C stops at once.
+
+    It may be entered again within itself: the signals are its own until the outer block ends.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self.name = ""
         self._old: dict[int, Any] = {}
+        self._depth = 0
+        self._held = False
 
     def __enter__(self) -> Interruption:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._depth += 1
+        if self._depth > 1:
+            return self
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
             with contextlib.suppress(ValueError):  # outside the main thread: no signals
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT and not self._held:
             raise KeyboardInterrupt
         self.requested, self.name = True, signal.Signals(number).name
 
+    @contextlib.contextmanager
+    def held(self, held: bool = True) -> Iterator[None]:
+        """Let no signal interrupt the block; with False, let a second Ctrl-C end it again."""
+        before, self._held = self._held, held
+        try:
+            yield
+        finally:
+            self._held = before
+
     def __exit__(self, *exc: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._depth -= 1
+        if not self._depth:
+            for number, handler in self._old.items():
+                signal.signal(number, handler)
+            self._old.clear()

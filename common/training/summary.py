@@ -12,7 +12,7 @@ from bertbench.common.measure.telemetry import Sampler, possible
 if TYPE_CHECKING:
     from bertbench.backends.base import PeakMemory, Telemetry
     from bertbench.common.training.events import EvalEvent
-    from bertbench.common.training.loop import Outcome
+    from bertbench.common.training.progress import Outcome
 
 
 class Reading(NamedTuple):
@@ -54,8 +54,8 @@ def summarise(
     whole: bool,
     init_s: float | None,
     e2e_s: float,
-    memory: Sequence[PeakMemory | None],
-    sensors: Sequence[Reading | None],
+    memory: Sequence[PeakMemory | None] = (),
+    sensors: Sequence[Reading | None] = (),
     all_reduce_s: float | None = None,
     quality: Sequence[Metric] = (),
 ) -> list[Metric]:
@@ -91,12 +91,15 @@ def summarise(
 
 def _training(outcome: Outcome) -> list[Metric]:
     """Return the rates of the timed steps, and of the whole run."""
-    assert outcome.train_window is not None
     note = f"without the first {outcome.skipped} steps" if outcome.skipped else ""
     metrics = []
     for name in (
-        *("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"),
-        "model_flops_per_second",
+        ()
+        if outcome.train_window is None
+        else (
+            *("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"),
+            "model_flops_per_second",
+        )
     ):
         rate = getattr(outcome.train_window, name)
         if rate is not None:

@@ -295,6 +295,13 @@ class Task(ABC):
         """Return the metrics that the record keeps of the last evaluation."""
         return []
 
+    def further_quality(self, event: EvalEvent) -> list[Metric]:
+        """Return metrics that may take long or fail, such as those of a user's script.
+
+        Called on every rank behind all clocks, with the result already in the record.
+        """
+        return []
+
     def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
         """Return notes on the starting weights; ``evaluate`` scores them before the clock starts.
 

@@ -42,8 +42,7 @@ record = RunRecord.create(
 )
 record.run_start(step=0, samples=0)
 if where == "line":
-    record._steps.write('{"kind": "st')
-    record._steps.flush()
+    record._steps._file.write(b'{"kind": "st')
     die()
 record.close(RunSummary(status="failed", reason="x", step=0, samples=0))
 """

@@ -20,8 +20,7 @@ from bertbench.common.measure.metric import SHARED, metric
 from bertbench.common.measure.system import describe_system
 from bertbench.common.measure.telemetry import Sampler, energy
 from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
-from bertbench.common.training.loop import Outcome
-from bertbench.common.training.progress import Progress
+from bertbench.common.training.progress import Outcome, Progress
 from bertbench.common.training.summary import reading, summarise
 
 

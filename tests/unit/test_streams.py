@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard streams that break, terminals that lack characters, and disks that fill in a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertbench.common.cli.main import main
+from bertbench.common.files import OutputLost, Stream
+from bertbench.common.results.validate import validate
+from bertbench.common.training.console import ConsoleObserver
+from bertbench.common.training.events import RunSummary
+from tests.unit.test_closing import TINY, content
+
+ROOT = Path(__file__).parents[2]
+SHELL = f'"{sys.executable}" -m bertbench '
+
+
+def full(stream: str = "/dev/full", **options: Any) -> Any:
+    return Path(stream).open("w", encoding="utf-8", **options)
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal that is gone after some writes."""
+
+    def __init__(self, writes: int, encoding: str = "utf-8") -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self.left = writes
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(5, "Input/output error")
+        return super().write(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("list > /dev/full", 1, "bertbench list: cannot write to standard output: No space left"),
+        ("list >&-", 1, "bertbench list: cannot write to standard output: it is closed"),
+        ("list --json > /dev/full", 1, "bertbench list: cannot write"),
+        ("help > /dev/full", 1, "bertbench: cannot write"),
+        ("compare --help > /dev/full", 1, "bertbench compare: cannot write"),
+        ("no_such_verb > /dev/full", 2, "unknown verb"),
+        ("list > /dev/full 2>&-", 1, ""),
+        ("no_such_verb >&- 2>&-", 2, ""),
+        ("no_such_verb 2> /dev/full", 2, ""),
+        ("list <&- >&- 2>&-", 1, ""),
+    ],
+)
+def test_a_verb_whose_output_is_lost_ends_in_one_line(words: str, code: int, message: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", SHELL + words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.stderr.startswith(message) if message.startswith("bert") else message in done.stderr
+    assert not message or len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_a_reader_that_leaves_is_no_error_message() -> None:
+    done = subprocess.run(
+        ["bash", "-c", SHELL + "list | true; echo ${PIPESTATUS[0]}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) in (("1\n", ""), ("0\n", ""))
+
+
+def test_a_file_name_that_the_terminal_lacks_is_shown_with_escapes(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/d\xc3\xa4ta-\xff"
+    done = subprocess.run(
+        [sys.executable, "-m", "bertbench", "validate", name],
+        cwd=ROOT, capture_output=True, timeout=120,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+    )  # fmt: skip
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
+    assert b"d\\xe4ta-" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_text_that_an_encoding_lacks_is_written_with_escapes(encoding: str) -> None:
+    raw = io.BytesIO()
+    stream = Stream(io.TextIOWrapper(raw, encoding=encoding, errors="strict"))
+    print("\u4e2d\udcff", file=stream, flush=True)
+    assert raw.getvalue() == b"\\u4e2d\\udcff\n" and stream.problem is None
+
+
+def test_a_strict_stream_raises_at_every_write() -> None:
+    stream = Stream(full(buffering=1), strict=True)
+    for _ in range(2):
+        with pytest.raises(OutputLost, match="No space left"):
+            stream.write("x\n")
+    outer = Stream(stream)
+    outer.write("x\n")
+    assert outer.problem == "No space left on device"
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+@pytest.mark.parametrize("kind", ["full", "closed", "gone", "left", "none", "narrow"])
+def test_a_terminal_that_breaks_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, flags: tuple[str, ...]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    broken = {
+        "full": full, "closed": lambda: closed, "gone": lambda: Terminal(5),
+        "left": lambda: os.fdopen(os.dup(writing), "w"), "none": lambda: None,
+        "narrow": lambda: Terminal(10**6, "ascii"),
+    }[kind]  # fmt: skip
+    monkeypatch.setattr(sys, "stdout", broken())
+    monkeypatch.setattr(sys, "stderr", broken())
+    out = tmp_path / "\u00e9\udcff"
+    code = main(["run", "mini", *TINY, "--output_dir", str(out), *flags])
+    os.close(writing)
+    monkeypatch.undo()
+    assert code == 0
+    notes = content(out)["notes"]
+    assert any("terminal can no longer be written" in n for n in notes) == (kind != "narrow")
+    (folder,) = out.glob("box/*/*")
+    log = (folder / "console.log").read_text()
+    assert "step 2/2" in log and "ok: max_steps reached" in log
+
+
+def test_a_log_that_breaks_does_not_end_the_console(capsys: pytest.CaptureFixture[str]) -> None:
+    lost: list[str] = []
+    console = ConsoleObserver(max_steps=1, target=None, log=full(), lost=lost.append)
+    console.run_start(step=0, samples=0)
+    console.close(RunSummary(status="ok", reason="done", step=1, samples=1))
+    assert lost == ["console.log can no longer be written: No space left on device"]
+    out = capsys.readouterr().out
+    assert out.count("note: console.log can no longer be written") == 2 and "ok: done" in out
+
+
+def test_an_event_file_that_breaks_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", write)
+    monkeypatch.setattr(RecordWriter, "flush", write)
+    flags = ("--tensorboard", str(tmp_path / "events"), "--output_dir", str(tmp_path / "out"))
+    assert main(["run", "mini", *TINY, *flags]) == 0
+    assert any(
+        n.startswith("TensorBoard: No space left") for n in content(tmp_path / "out")["notes"]
+    )
+
+
+def test_a_small_disk_ends_a_run_in_one_line(tmp_path: Path) -> None:
+    """The kernel refuses every file beyond 24 KiB: steps.jsonl is the first to get there."""
+    words = [*TINY, "--max_steps", "200", "--output_dir", str(tmp_path)]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (24 << 10, 24 << 10))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "bertbench", "run", "mini", *words],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, preexec_fn=limit,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    (folder,) = tmp_path.glob("box/*/*")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == "failed" and "File too large" in manifest["reason"]
+    assert "can no longer be written" in done.stdout
+    assert not [p for p in validate(folder) if p.severity == "error"]
+    lines = (folder / "steps.jsonl").read_text()
+    assert lines.endswith("\n") and all(json.loads(line) for line in lines.splitlines())
