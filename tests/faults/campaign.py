@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disturb real commands by the thousand, and judge what they did.
+
+    python tests/faults/campaign.py --seed S --n N [--kind KIND] [--jobs J]
+
+Each failure prints its own reproduction; the end counts the cases tried and right, by kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tests.faults import forks, kinds, shim
+from tests.faults.judge import Clean, inputs, judge, numbers, records, tree
+from tests.faults.shim import CALLS, Plan
+from tests.faults.targets import TARGETS, known, make_base
+
+NAME = "tests/faults/campaign.py"
+
+
+def clean_run(base: Path, folder: Path, name: str) -> dict[str, Any]:
+    """Return Clean of a target: what two undisturbed runs have in common."""
+    target, found = TARGETS[name], []
+    for number in range(2):
+        case = folder / f"clean-{name}-{number}" / "case"
+        shutil.copytree(base, case)
+        plan = Plan.shared()
+        plan.set("write", "budget", k=1 << 40, prefix=case)
+        ended = forks.command(list(target.argv), cwd=case, timeout=120, before=plan.arm)
+        assert ended.code is not None and ended.code >= 0, f"{name}: {ended}"
+        seen = {call: int(plan.seen[i]) for i, call in enumerate(CALLS)}
+        clean = Clean(ended.seconds, ended.rss, seen, int(plan.done), ended.code)
+        clean.lines = ended.out.splitlines()
+        if target.trains:
+            (record,) = records(case / "new")
+            clean.record["numbers"] = numbers(record)
+        elif target.output:
+            clean.tree = tree(case / target.output)
+            clean.record["old"] = tree(base / target.output)
+        found.append(clean)
+        forks.remove(case.parent)
+    one, two = found
+    assert one.record == two.record, f"{name}: {one.record} is not {two.record}"
+    one.lines = [] if target.trains else [line for line in one.lines if line in two.lines]
+    one.tree = {k: v if two.tree.get(k) == v else "" for k, v in one.tree.items() if k in two.tree}
+    return asdict(one)
+
+
+def one_case(
+    index: int, *, kind: str, seed: int, base: Path, folder: Path,
+    clean: dict[str, Clean], before: dict[str, str], verbose: bool,
+) -> tuple[str, list[str]]:  # fmt: skip
+    """Return the fault's words and its problems."""
+    rng = random.Random(f"{seed}-{kind}-{index}")
+    case = folder / f"{kind}-{index}" / "case"
+    shutil.copytree(base, case)
+    case_kind = kinds.KINDS[kind](rng, case, clean)
+    target = TARGETS[case_kind.target]
+    began = time.monotonic()
+    ended = case_kind.run(list(target.argv), case)
+    fault = case_kind.fault(case)
+    problems = judge(case, target, ended, fault, clean[case_kind.target], before)
+    problems += case_kind.judge(case, ended)
+    if verbose:
+        print(f"{case_kind.words}: {ended.code}, {time.monotonic() - began:.1f} s\n{ended.text}")
+    where = f" ({fault.path})" if fault.path else "" if fault.struck else " (not reached)"
+    forks.remove(case.parent)
+    return f"{case_kind.target}: {case_kind.words}{where}", problems
+
+
+def campaign(seed: int, n: int, chosen: list[str], jobs: int, only: int | None = None) -> int:
+    """Run ``n`` cases of each chosen kind; return how many were not right."""
+    tried: Counter[str] = Counter()
+    right: Counter[str] = Counter()
+    forks.preload()
+    with forks.workspace() as folder:
+        base = folder / "base"
+        base.mkdir()
+        assert forks.in_fork(lambda: make_base(base) or True), "no base"
+        forks.preload(known(base))
+        before = forks.in_fork(lambda: inputs(base))
+        names = list(TARGETS)
+        clean = {
+            name: Clean(**result)
+            for name, result in forks.map_forked(names, partial(clean_run, base, folder), jobs)
+        }
+        for kind in chosen:
+            work = partial(
+                one_case, kind=kind, seed=seed, base=base, folder=folder, clean=clean,
+                before=before, verbose=only is not None,
+            )  # fmt: skip
+            indexes = range(n) if only is None else [only]
+            for index, result in forks.map_forked(indexes, work, jobs):
+                words, problems = result or ("?", ["the tester itself failed"])
+                tried[kind] += 1
+                right[kind] += not problems
+                if problems:
+                    again = f"python {NAME} --seed {seed} --kind {kind} --only {index}"
+                    print(f"FAIL {words}: {'; '.join(problems[:3])}\n  {again}", flush=True)
+    for kind in chosen:
+        print(f"{kind}: {tried[kind]} tried, {right[kind]} right")
+    return sum(tried.values()) - sum(right.values())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--n", type=int, default=100, help="cases of each kind")
+    parser.add_argument("--kind", action="append", choices=list(kinds.KINDS))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", type=int, metavar="I", help="this case alone, with its output")
+    given = parser.parse_args()
+    chosen = given.kind or list(kinds.KINDS)
+    return 1 if campaign(given.seed, given.n, chosen, given.jobs, given.only) else 0
+
+
+if __name__ == "__main__":
+    shim.preloaded()
+    sys.exit(main())
