@@ -8,12 +8,10 @@ Each failure prints its own reproduction; the end counts the cases tried and rig
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ if __name__ == "__main__":
 from tests.faults import forks, kinds, shim
 from tests.faults.judge import Clean, inputs, judge, numbers, records, tree
 from tests.faults.shim import CALLS, Plan
+from tests.faults.tally import arguments, tally
 from tests.faults.targets import TARGETS, known, make_base
 
 NAME = "tests/faults/campaign.py"
@@ -59,10 +58,11 @@ def clean_run(base: Path, folder: Path, name: str) -> dict[str, Any]:
 
 
 def one_case(
-    index: int, *, kind: str, seed: int, base: Path, folder: Path,
+    case_id: tuple[str, int], *, seed: int, base: Path, folder: Path,
     clean: dict[str, Clean], before: dict[str, str], verbose: bool,
 ) -> tuple[str, list[str]]:  # fmt: skip
     """Return the fault's words and its problems."""
+    kind, index = case_id
     rng = random.Random(f"{seed}-{kind}-{index}")
     case = folder / f"{kind}-{index}" / "case"
     shutil.copytree(base, case)
@@ -80,10 +80,8 @@ def one_case(
     return f"{case_kind.target}: {case_kind.words}{where}", problems
 
 
-def campaign(seed: int, n: int, chosen: list[str], jobs: int, only: int | None = None) -> int:
-    """Run ``n`` cases of each chosen kind; return how many were not right."""
-    tried: Counter[str] = Counter()
-    right: Counter[str] = Counter()
+def main() -> int:
+    given = arguments(__doc__, kinds.KINDS)
     forks.preload()
     with forks.workspace() as folder:
         base = folder / "base"
@@ -91,39 +89,16 @@ def campaign(seed: int, n: int, chosen: list[str], jobs: int, only: int | None =
         assert forks.in_fork(lambda: make_base(base) or True), "no base"
         forks.preload(known(base))
         before = forks.in_fork(lambda: inputs(base))
-        names = list(TARGETS)
         clean = {
             name: Clean(**result)
-            for name, result in forks.map_forked(names, partial(clean_run, base, folder), jobs)
+            for name, result in forks.map_forked(TARGETS, partial(clean_run, base, folder), 1)
         }
-        for kind in chosen:
-            work = partial(
-                one_case, kind=kind, seed=seed, base=base, folder=folder, clean=clean,
-                before=before, verbose=only is not None,
-            )  # fmt: skip
-            indexes = range(n) if only is None else [only]
-            for index, result in forks.map_forked(indexes, work, jobs):
-                words, problems = result or ("?", ["the tester itself failed"])
-                tried[kind] += 1
-                right[kind] += not problems
-                if problems:
-                    again = f"python {NAME} --seed {seed} --kind {kind} --only {index}"
-                    print(f"FAIL {words}: {'; '.join(problems[:3])}\n  {again}", flush=True)
-    for kind in chosen:
-        print(f"{kind}: {tried[kind]} tried, {right[kind]} right")
-    return sum(tried.values()) - sum(right.values())
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--n", type=int, default=100, help="cases of each kind")
-    parser.add_argument("--kind", action="append", choices=list(kinds.KINDS))
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--only", type=int, metavar="I", help="this case alone, with its output")
-    given = parser.parse_args()
-    chosen = given.kind or list(kinds.KINDS)
-    return 1 if campaign(given.seed, given.n, chosen, given.jobs, given.only) else 0
+        work = partial(
+            one_case, seed=given.seed, base=base, folder=folder, clean=clean, before=before,
+            verbose=given.only is not None,
+        )  # fmt: skip
+        counts = tally(NAME, given, work)
+    return int(any(tried > right for tried, right in counts.values()))
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def judge(
             continue
         if after.get(name) != digest:
             found.append(f"{name}: {'changed' if name in after else 'gone'}")
-    if match := CONTROL.search(ended.text.replace("\x1b[", "")):
+    if match := CONTROL.search(ended.text):
         found.append(f"control character {match[0]!r} in its text")
     return found
 
