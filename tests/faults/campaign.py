@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tests.faults import forks, kinds, shim
-from tests.faults.judge import Clean, inputs, judge, numbers, records, tree
+from tests.faults.judge import Clean, inputs, numbers, records, tree
 from tests.faults.shim import CALLS, Plan
 from tests.faults.tally import arguments, tally
 from tests.faults.targets import TARGETS, known, make_base
@@ -66,18 +65,14 @@ def one_case(
     rng = random.Random(f"{seed}-{kind}-{index}")
     case = folder / f"{kind}-{index}" / "case"
     shutil.copytree(base, case)
-    case_kind = kinds.KINDS[kind](rng, case, clean)
-    target = TARGETS[case_kind.target]
-    began = time.monotonic()
-    ended = case_kind.run(list(target.argv), case)
-    fault = case_kind.fault(case)
-    problems = judge(case, target, ended, fault, clean[case_kind.target], before)
-    problems += case_kind.judge(case, ended)
+    drawn = kinds.KINDS[kind](rng, case, clean)
+    ended = drawn.run(case)
+    problems = drawn.problems(case, ended, before)
     if verbose:
-        print(f"{case_kind.words}: {ended.code}, {time.monotonic() - began:.1f} s\n{ended.text}")
-    where = f" ({fault.path})" if fault.path else "" if fault.struck else " (not reached)"
+        print(f"{drawn.words}: {ended.code}, {ended.seconds:.1f} s\n{ended.text}")
+    where = f" ({path})" if (path := drawn.path(case)) else ""
     forks.remove(case.parent)
-    return f"{case_kind.target}: {case_kind.words}{where}", problems
+    return f"{drawn.target}: {drawn.words}{where}", problems
 
 
 def main() -> int:

@@ -87,7 +87,9 @@ def _where(err: str) -> str:
 def _last_line(text: str, start: int) -> str:
     """Return the error's own line behind a traceback's, with its innermost product line."""
     part = text[start : start + 20000]
-    errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*$", part, re.M)
+    errors = re.findall(
+        r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit|Warning)\b.*$", part, re.M
+    )
     places = re.findall(r'File "[^"]*?/bertbench/((?:common|back|bench)[^"]+)", line (\d+)', part)
     return f"{(errors or ['?'])[-1][:120]} at {':'.join(places[-1]) if places else '?'}"
 
@@ -221,3 +223,44 @@ def _checkpoints(record: Path) -> Iterator[str]:
             pass
         except Exception as error:
             yield f"{path.name}: {type(error).__name__}: {error}"
+
+
+def _metrics(case: Path) -> Iterator[dict[str, float]]:
+    for record in records(case / "new"):
+        manifest = json.loads((record / "manifest.json").read_text())
+        yield {m["name"]: m["value"] for m in manifest["metrics"]}
+
+
+def clock_problems(case: Path, ended: Ended) -> list[str]:
+    """Return the durations of a run that are longer than the run, or negative."""
+    found = []
+    for metrics in _metrics(case):
+        for name, value in metrics.items():
+            low, high = (0, ended.seconds + 1) if name.endswith("_s") else (0, float("inf"))
+            if value is not None and not low <= value <= high:
+                found.append(f"{name} {value:.6g}, but the run took {ended.seconds:.1f} s")
+    for log in case.glob("new/*/*/*/result_0.txt"):
+        times = {}
+        for line in log.read_text().splitlines():
+            event = json.loads(line.removeprefix(":::MLLOG "))
+            times.setdefault(event["key"], event["time_ms"])
+        for first, last in (("init_start", "init_stop"), ("run_start", "run_stop")):
+            if first in times and last in times:
+                seconds = (times[last] - times[first]) / 1000
+                if not 0 <= seconds <= ended.seconds + 1:
+                    found.append(f"MLPerf log: {last} {seconds:.1f} s after {first}")
+    return found
+
+
+def sensor_problems(case: Path, ended: Ended) -> list[str]:
+    """Return figures of energy and power that are not those of a device that draws 100 W."""
+    found = []
+    for metrics in _metrics(case):
+        watts, joules = metrics.get("power_w"), metrics.get("energy_j")
+        if watts is not None and not 70 <= watts <= 125:
+            found.append(f"power_w {watts:.4g}, but it was 100")
+        if joules is not None and not 0 <= joules <= 125 * ended.seconds:
+            found.append(f"energy_j {joules:.4g} in {ended.seconds:.1f} s at 100 W")
+        if (took := metrics.get("run_time_s")) is not None and took > 5:
+            found.append(f"run_time_s {took:.3g}: the sensor stretches the window")
+    return found

@@ -7,13 +7,17 @@ Every path is relative to the case's folder, so that a command is the same in ea
 from __future__ import annotations
 
 import atexit
+import builtins
 import json
+import math
 import random
 import shutil
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.faults.forks import Ended, command
 from tests.faults.shim import Plan
@@ -116,6 +120,8 @@ def run(folder: Path, argv: list[str]) -> Ended:
     def list_modules() -> None:
         names = modules(folder)
         atexit.register(lambda: names.write_text("\n".join({*known(folder), *sys.modules})))
+        if "results/a" in argv:
+            use_sensor("energy_j")
 
     ended = command(argv, cwd=folder, timeout=120, before=list_modules)
     if ended.code != 0:
@@ -136,3 +142,35 @@ def pick(rng: random.Random, names: list[str] | None = None) -> str:
     found = names or list(TARGETS)
     return rng.choices(found, [TARGETS[name].weight for name in found])[0]
 
+
+def use_sensor(key: str, what: str = "", k: int = 0) -> None:
+    """Give this process a sensor of 100 W whose k-th and later readings are wrong."""
+    from bertbench.backends.cpu_ref.backend import CpuRef
+    from bertbench.common.measure.telemetry import Sampler
+
+    begin, count = time.monotonic(), 0
+    wrong = {"nan": math.nan, "infinity": math.inf, "negative": -5.0, "text": "x", "none": None,
+             "a list": [1.0], "huge": 10**400}  # fmt: skip
+
+    def read() -> Any:
+        nonlocal count
+        count += 1
+        joules = 1e5 + 100 * (time.monotonic() - begin)
+        values: Any = {"energy_j": joules} if key == "energy_j" else {"power_w": 100.0}
+        if not what or count < k:
+            return values
+        if what == "hangs":
+            time.sleep(3600)
+        if what == "is slow":
+            time.sleep(0.3)
+        if what.endswith("Error"):
+            raise getattr(builtins, what)("the sensor")
+        if what == "reset":
+            return {key: joules - 1e5} if key == "energy_j" else values
+        if what == "nothing":
+            return None
+        return {} if what == "lacks the key" else values | {key: wrong.get(what, values[key])}
+
+    CpuRef.telemetry = lambda self, period_s=0.1: Sampler(  # type: ignore[method-assign]
+        read, source="made up", period_s=0.002
+    )
