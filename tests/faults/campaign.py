@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disturb real commands by the thousand, and judge what they did.
+
+    python tests/faults/campaign.py --seed S --n N [--kind KIND] [--jobs J]
+
+Each failure prints its own reproduction; the end counts the cases tried and right, by kind.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tests.faults import forks, kinds, shim
+from tests.faults.judge import Clean, inputs, numbers, records, tree
+from tests.faults.shim import CALLS, Plan
+from tests.faults.tally import arguments, tally
+from tests.faults.targets import TARGETS, known, make_base
+
+NAME = "tests/faults/campaign.py"
+
+
+def clean_run(base: Path, folder: Path, name: str) -> dict[str, Any]:
+    """Return Clean of a target: what two undisturbed runs have in common."""
+    target, found = TARGETS[name], []
+    for number in range(2):
+        case = folder / f"clean-{name}-{number}" / "case"
+        shutil.copytree(base, case)
+        plan = Plan.shared()
+        plan.set("write", "budget", k=1 << 40, prefix=case)
+        ended = forks.command(list(target.argv), cwd=case, timeout=120, before=plan.arm)
+        assert ended.code is not None and ended.code >= 0, f"{name}: {ended}"
+        seen = {call: int(plan.seen[i]) for i, call in enumerate(CALLS)}
+        clean = Clean(ended.seconds, ended.rss, seen, int(plan.done), ended.code)
+        clean.lines = ended.out.splitlines()
+        if target.trains:
+            (record,) = records(case / "new")
+            clean.record["numbers"] = numbers(record)
+        elif target.output:
+            clean.tree = tree(case / target.output)
+            clean.record["old"] = tree(base / target.output)
+        found.append(clean)
+        forks.remove(case.parent)
+    one, two = found
+    assert one.record == two.record, f"{name}: {one.record} is not {two.record}"
+    one.lines = [] if target.trains else [line for line in one.lines if line in two.lines]
+    one.tree = {k: v if two.tree.get(k) == v else "" for k, v in one.tree.items() if k in two.tree}
+    return asdict(one)
+
+
+def one_case(
+    case_id: tuple[str, int], *, seed: int, base: Path, folder: Path,
+    clean: dict[str, Clean], before: dict[str, str], verbose: bool,
+) -> tuple[str, list[str]]:  # fmt: skip
+    """Return the fault's words and its problems."""
+    kind, index = case_id
+    rng = random.Random(f"{seed}-{kind}-{index}")
+    case = folder / f"{kind}-{index}" / "case"
+    shutil.copytree(base, case)
+    drawn = kinds.KINDS[kind](rng, case, clean)
+    ended = drawn.run(case)
+    problems = drawn.problems(case, ended, before)
+    if verbose:
+        print(f"{drawn.words}: {ended.code}, {ended.seconds:.1f} s\n{ended.text}")
+    where = f" ({path})" if (path := drawn.path(case)) else ""
+    forks.remove(case.parent)
+    return f"{drawn.target}: {drawn.words}{where}", problems
+
+
+def main() -> int:
+    given = arguments(__doc__, kinds.KINDS)
+    forks.preload()
+    with forks.workspace() as folder:
+        base = folder / "base"
+        base.mkdir()
+        assert forks.in_fork(lambda: make_base(base) or True), "no base"
+        forks.preload(known(base))
+        before = forks.in_fork(lambda: inputs(base))
+        clean = {
+            name: Clean(**result)
+            for name, result in forks.map_forked(TARGETS, partial(clean_run, base, folder), 1)
+        }
+        work = partial(
+            one_case, seed=given.seed, base=base, folder=folder, clean=clean, before=before,
+            verbose=given.only is not None,
+        )  # fmt: skip
+        counts = tally(NAME, given, work)
+    return int(any(tried > right for tried, right in counts.values()))
+
+
+if __name__ == "__main__":
+    shim.preloaded()
+    sys.exit(main())
