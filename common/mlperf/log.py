@@ -155,6 +155,15 @@ class MlperfLog(Observer):
         if self._handler.problem is not None:
             raise self._handler.problem
 
+    def _put(
+        self, kind: Literal["event", "start", "end"], name: str, value: Any = None,
+        metadata: Mapping[str, Any] | None = None, *, at: float | None = None,
+    ) -> None:  # fmt: skip
+        """Write a line, dated by a clock that a new date of the machine does not move."""
+        time_ms = int(self._clock.date(at) * 1e3) + self._behind_ms
+        write = getattr(self._log, kind)
+        write(name, value, metadata=metadata, time_ms=time_ms, stack_offset=2)
+
 
 class _File(logging.FileHandler):
     """A log that ends at the line that the disk refused: it has no gaps."""
@@ -167,15 +176,6 @@ class _File(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.problem = sys.exc_info()[1]  # not raised: mllog would take it for a line
-
-    def _put(
-        self, kind: Literal["event", "start", "end"], name: str, value: Any = None,
-        metadata: Mapping[str, Any] | None = None, *, at: float | None = None,
-    ) -> None:  # fmt: skip
-        """Write a line, dated by a clock that a new date of the machine does not move."""
-        time_ms = int(self._clock.date(at) * 1e3) + self._behind_ms
-        write = getattr(self._log, kind)
-        write(name, value, metadata=metadata, time_ms=time_ms, stack_offset=2)
 
 
 def bert_tensors(num_layers: int) -> list[str]:
