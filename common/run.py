@@ -31,14 +31,14 @@ from bertbench.common.measure.utilisation import Calibrated, find_calibration
 from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
-from bertbench.common.training.checkpoint import Checkpoints, Saved, load
+from bertbench.common.training.checkpoint import Checkpoints, Saved
 from bertbench.common.training.console import ConsoleObserver
 from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.facts import RunFacts
 from bertbench.common.training.loop import train
-from bertbench.common.training.progress import Outcome, Progress
+from bertbench.common.training.progress import Outcome, Progress, load_run
 from bertbench.common.training.resume import find_checkpoint
 from bertbench.common.training.stops import Interruption
 from bertbench.common.training.task import Plan, Source, Task
@@ -219,7 +219,7 @@ class Run:
             telemetry=telemetry,
             facts=RunFacts(task=task.facts(), device=device, micro_batch_choice=choice),
             resumed=resumed,
-            saved=load(resumed) if resumed else None,
+            saved=load_run(resumed, plan, settings.recipe.global_batch) if resumed else None,
         )
 
     def _open_record(self, built: Built) -> None:

@@ -19,6 +19,7 @@ import hashlib
 import json
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,11 +31,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, sync
+from bertbench.common.files import file_sha256, parse_json, read_bytes, read_json, shown, sync
+from bertbench.common.training import saved
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step_(\d{8,})(\.replaced)?")
 _GROUP = re.compile(r"[a-z][a-z0-9_]*")
+_FILE = re.compile(r"state\.json|[a-z][a-z0-9_]*\.safetensors")
+"""The names that a manifest may list: nothing elsewhere, and nothing that is not ours."""
 _PARTIAL = ".partial-"
 
 Groups = dict[str, dict[str, Tensor]]
@@ -45,6 +49,14 @@ Saved = tuple[Groups, dict[str, Any]]
 def rank_group(rank: int) -> str:
     """Return the name of the tensor group for ``rank`` alone."""
     return f"rank_{rank:04d}"
+
+
+def step_of(path: Path) -> int:
+    """Return the step of the checkpoint folder ``path``; raise BadInput for another name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise BadInput(f"{path}: not a checkpoint, which is a folder step_XXXXXXXX")
+    return int(match[1])
 
 
 class Checkpoints:
@@ -135,7 +147,10 @@ def resolve(path: Path) -> Path:
     if _NAME.fullmatch(path.name):
         return path
     for folder in (path, path / "checkpoints"):
-        found = _complete(folder)
+        try:
+            found = _complete(folder)
+        except OSError as error:
+            raise BadInput(f"{folder}: {error.strerror}: a checkpoint cannot be found") from error
         if found:
             return found[-1]
     raise BadInput(f"no checkpoint in {path}: give a folder step_XXXXXXXX, or one that holds some")
@@ -146,8 +161,15 @@ def load(path: Path) -> Saved:
     problem = verify(path)
     if problem:
         raise BadInput(f"{problem}. Nothing was loaded. {_alternative(path)}")
-    state = json.loads((path / "state.json").read_text())
-    groups = {file.stem: _read_group(file) for file in sorted(path.glob("*.safetensors"))}
+    file = path / "state.json"
+    try:
+        state = read_json(file)
+        groups = {}
+        for file in sorted(path.glob("*.safetensors")):
+            groups[file.stem] = _read_group(file)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
+        reason = shown(error)
+        raise BadInput(f"{file}: {reason}. Nothing was loaded. {_alternative(path)}") from error
     return groups, state
 
 
@@ -155,31 +177,47 @@ def verify(path: Path) -> str | None:
     """Return the damaged file of the checkpoint at ``path`` and its problem, or None if intact."""
     manifest = path / "manifest.json"
     try:
-        raw = manifest.read_bytes()
-    except OSError as error:
-        return f"{manifest}: {error.strerror}; the checkpoint is incomplete"
-    try:
-        content = json.loads(raw)
-        files = content["files"]
-        intact = raw == _manifest(content["step"], files) and "state.json" in files
-    except (ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
+        raw = read_bytes(manifest)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f"{manifest}: {reason}; the checkpoint is incomplete"
+    files = _listed(raw, path)
+    if files is None:
         return f"{manifest}: damaged, or written by an incompatible version"
     unlisted = {file.name for file in path.glob("*.safetensors")} - set(files)
     if unlisted:
-        return f"{path / min(unlisted)}: not part of the checkpoint"
-    for name, expected in files.items():
-        file = path / name
-        try:
-            size = file.stat().st_size
-            if size != expected["bytes"]:
-                return f"{file}: has {size} bytes, expected {expected['bytes']}"
+        return f"{path / shown(min(unlisted))}: not part of the checkpoint"
+    try:  # sizes first: they cost nothing
+        for name, expected in files.items():
+            file = path / name
+            found = file.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                return f"{file}: not a plain file"
+            if found.st_size != expected["bytes"]:
+                return f"{file}: has {found.st_size} bytes, expected {expected['bytes']}"
+        for name, expected in files.items():
+            file = path / name
             if file_sha256(file) != expected["sha256"]:
                 return f"{file}: sha256 differs from the manifest's; the content is damaged"
-        except OSError as error:
-            return f"{file}: {error.strerror}"
+    except OSError as error:
+        return f"{file}: {error.strerror}"
     return None
+
+
+def _listed(raw: bytes, path: Path) -> dict[str, Any] | None:
+    """Return the files that a manifest lists; None where it is not one, or not of ``path``."""
+    try:
+        content = parse_json(raw)
+        step, files = content["step"], content["files"]
+        named = _NAME.fullmatch(path.name)
+        whole = raw == _manifest(step, files) and "state.json" in files
+        plain = all(
+            _FILE.fullmatch(name) and {"bytes", "sha256"} <= files[name].keys() for name in files
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    of_step = named is None or int(named[1]) == step
+    return files if whole and plain and of_step else None
 
 
 def flatten_optimizer(
@@ -201,27 +239,30 @@ def restore_optimizer(
 ) -> None:
     """Restore the result of ``flatten_optimizer``: ``tensors`` of any shape [...], and ``values``.
 
-    Raises BadInput when the optimizer has other parameters (another model or grouping).
+    Raises BadInput when the optimizer has other parameters (another model or grouping) or other
+    constants, or a tensor is not the state of its parameter.
     """
-    current = optimizer.state_dict()["param_groups"]
-    saved = values["param_groups"]
-    if [group["params"] for group in saved] != [group["params"] for group in current]:
-        raise BadInput(
-            f"the checkpoint's optimizer has groups of {[len(g['params']) for g in saved]} "
-            f"parameters, this model's of {[len(g['params']) for g in current]}: use the recipe "
-            f"that wrote the checkpoint"
-        )
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(entry) for index, entry in values["state"].items()
-    }
-    groups = [dict(group) for group in saved]
+    groups = saved.check_groups(values["param_groups"], optimizer.state_dict()["param_groups"])
+    found: dict[str, dict[str, Tensor]] = {str(index): {} for index in values["state"]}
     for name, tensor in tensors.items():
-        part, index, key = name.split(".", 2)
-        (state if part == "state" else groups)[int(index)][key] = tensor
-    for group, now in zip(groups, current, strict=True):
-        for key, value in group.items():
-            if isinstance(now.get(key), tuple):  # JSON has no tuples
-                group[key] = tuple(value)
+        _, _, rest = name.partition("state.")
+        index, _, key = rest.partition(".")
+        if not key or index not in found:
+            raise BadInput(f"the checkpoint's optimizer has an unknown tensor {shown(name)}")
+        found[index][key] = tensor
+    parameters = [(g, p) for g in optimizer.param_groups for p in g["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for index, entry in found.items():
+        if not index.isdecimal() or str(int(index)) != index or int(index) >= len(parameters):
+            raise BadInput(f"the checkpoint's optimizer has a state of {shown(index)}")
+        group, parameter = parameters[int(index)]
+        expected = saved.expected_moments(group, parameter)
+        if expected is None:
+            expected = dict.fromkeys(entry, parameter)
+        saved.check_tensors(f"optimizer's state {index}", entry, expected)
+        if "exp_avg_sq" in expected and (entry["exp_avg_sq"] < 0).any():
+            raise BadInput(f"the checkpoint's optimizer has negative squares of {index}")
+        state[int(index)] = dict(values["state"][index]) | entry
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -304,5 +345,5 @@ def _read_group(file: Path) -> dict[str, Tensor]:
     with safe_open(file, framework="pt", device="cpu") as reader:
         # Cloned: training must not work on a mapped file.
         tensors = {name: reader.get_tensor(name).clone() for name in reader.keys()}  # noqa: SIM118
-        aliases = json.loads((reader.metadata() or {}).get("aliases", "{}"))
+        aliases = parse_json((reader.metadata() or {}).get("aliases", "{}"))
     return tensors | {name: tensors[source] for name, source in aliases.items()}

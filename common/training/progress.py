@@ -5,22 +5,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import why
+from bertbench.common.files import shown, why
 from bertbench.common.measure.throughput import Window, merge_ranks
 from bertbench.common.training.checkpoint import (
     Checkpoints,
+    Saved,
     flatten_optimizer,
+    load,
     rank_group,
     restore_optimizer,
+    step_of,
 )
 from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent, Observer, StepEvent
+from bertbench.common.training.saved import (
+    check_length,
+    check_scaler,
+    check_state,
+    check_tensors,
+    check_updates,
+)
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
@@ -112,17 +123,29 @@ def restore(
     """Restore what ``save_checkpoint`` wrote: model, optimizer, scaler, random states, progress.
 
     ``saved`` is a result of ``Checkpoints.load``; random states (uint8 [N]) are restored only on as
-    many ranks as wrote them.
+    many ranks as wrote them. Raises BadInput where the state or a tensor is not of such a run.
     """
     tensors, state = saved
+    check_state(state, tensors)
     # Older checkpoints of compiled models have this prefix.
     model = {name.removeprefix("_orig_mod."): value for name, value in tensors["model"].items()}
+    check_tensors("model", model, task.model.state_dict())
     task.model.load_state_dict(model)
     restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
+    for entry in task.optimizer.state.values():
+        if isinstance(entry.get("step"), Tensor):
+            check_updates(float(entry["step"]), state["progress"])
     if scaler.is_enabled():
+        check_scaler(state["scaler"], scaler.state_dict())
         scaler.load_state_dict(state["scaler"])
     if state["world_size"] == world.size:
-        backend.set_rng_state(tensors[rank_group(world.rank)])
+        needed, found = backend.rng_state(), tensors[rank_group(world.rank)]
+        found = {name: state for name, state in found.items() if name in needed}
+        check_tensors("random state", found, needed)
+        try:
+            backend.set_rng_state(found)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise BadInput(f"the checkpoint's random state is refused: {shown(error)}") from error
     for name in Progress.__slots__:
         setattr(progress, name, state["progress"][name])
 
@@ -135,6 +158,20 @@ def merge_windows(world: World, window: Window, observers: Sequence[Observer]) -
         for o in observers:
             o.note(f"the rates of all processes are unknown: {why(error)}")
         return None
+
+
+def load_run(path: Path, plan: Plan, batch: int) -> Saved:
+    """Return the verified checkpoint at ``path``, of a run with this ``plan`` and global batch.
+
+    Raises BadInput for a damaged one, and for a state that such a run cannot have reached.
+    """
+    found = load(path)
+    try:
+        check_state(found[1], found[0])
+        check_length(found[1]["progress"], named=step_of(path), most=plan.max_steps, batch=batch)
+    except BadInput as error:
+        raise BadInput(f"--resume {path}: {error}") from error
+    return found
 
 
 def step_event(

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.config.recipe import Settings, plain
+from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
-from bertbench.common.training.checkpoint import resolve
+from bertbench.common.files import read_json, shown
+from bertbench.common.training.checkpoint import resolve, step_of
 
 
 def find_checkpoint(settings: Settings) -> Path | None:
     """Return the checkpoint to continue from; None without --resume.
 
-    ``last`` is the newest one of the same preset under --output_dir. Raises BadInput when there
-    is none, or when the recipe or seed of its run differs: the result would belong to neither.
+    ``last`` is the newest readable one of the same preset under --output_dir. Raises BadInput when
+    there is none, or when the recipe or seed of its run differs: the result would belong to
+    neither.
     """
     asked = settings.run.resume
     if asked is None:
@@ -24,7 +27,7 @@ def find_checkpoint(settings: Settings) -> Path | None:
     path = _newest(settings) if asked == "last" else resolve(Path(asked))
     before, now = _config(path), settings.as_dict()
     changed = [name for name, value in now["recipe"].items() if value != before["recipe"].get(name)]
-    if now["run"]["seed"] != before["run"]["seed"]:
+    if now["run"]["seed"] != before["run"].get("seed"):
         changed.append("seed")
     if changed:
         raise BadInput(
@@ -35,24 +38,34 @@ def find_checkpoint(settings: Settings) -> Path | None:
 
 
 def _newest(settings: Settings) -> Path:
+    """Return the newest checkpoint of the preset; names newer ones that cannot be read."""
     root, preset = settings.run.output_dir, settings.preset
-    found = []
-    for path in root.glob(f"*/{preset.benchmark}/*/checkpoints/step_*"):
-        if path.name[5:].isdigit() and _config(path)["preset"] == preset.name:
-            found.append(path)
-    if not found:
-        raise BadInput(f"--resume last: no checkpoint of {preset.name} under {root}")
-    return max(found, key=lambda p: (p.parent.parent.name, int(p.name[5:])))
+    found = [
+        path
+        for path in root.glob(f"*/{preset.benchmark}/*/checkpoints/step_*")
+        if re.fullmatch(r"step_[0-9]{8,}", path.name)
+    ]
+    for path in sorted(found, key=lambda p: (p.parent.parent.name, step_of(p)), reverse=True):
+        try:
+            if _config(path)["preset"] == preset.name:
+                return path
+        except BadInput as error:
+            print(f"note: --resume last passes over {shown(error, 500)}", file=sys.stderr)
+    raise BadInput(f"--resume last: no checkpoint of {preset.name} under {root}")
 
 
 def _config(checkpoint: Path) -> dict[str, Any]:
     """Return config.json of the run that wrote a checkpoint; raises BadInput without one."""
-    file = checkpoint.resolve().parent.parent / "config.json"
+    file = checkpoint.parent.parent / "config.json"
     try:
-        content = json.loads(file.read_text())
-        return {key: plain(content[key]) for key in ("preset", "recipe", "run")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        file = checkpoint.resolve().parent.parent / "config.json"
+        content = read_json(file)
+        kept = {key: content[key] for key in ("preset", "recipe", "run")}
+        if [type(value) for value in kept.values()] != [str, dict, dict]:
+            raise ValueError("it is not of a run")
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
-            f"{file}: the checkpoint's recipe is unknown ({error}); --resume takes a "
+            f"{file}: the checkpoint's recipe is unknown ({shown(error)}); --resume takes a "
             f"run folder, or a checkpoint inside one"
         ) from error
+    return kept

@@ -125,6 +125,7 @@ def kernel(draw: Draw, name: str) -> list[Any]:
     half = draw.choice([torch.bfloat16, torch.float32])
     numbers = {"eps": 1e-5, "threshold": draw.choice([0, 1, 6554, 65535]), "scale": 1.1}
     parameters = library._PARAMETERS[name]
+    bounds = {p.below for p in parameters}  # a table without rows has no index
     absent = {p.name for p in parameters if p.optional == "" and draw.random() < 0.3}
     args: list[Any] = []
     for p in parameters:
@@ -133,7 +134,8 @@ def kernel(draw: Draw, name: str) -> list[Any]:
                 args.append(numbers.get(p.name, draw.randrange(2)))
             continue
         shape = [
-            int(s) if s.isdigit() else sizes.setdefault(s, draw.choice(SIZES)) for s in p.shape
+            int(s) if s.isdigit() else sizes.setdefault(s, draw.choice(SIZES[s in bounds :]))
+            for s in p.shape
         ]
         below = sizes.setdefault(p.below, draw.choice(SIZES[1:])) if p.below else None
         dtype = half if p.kind == "x" else library._DTYPES[p.kind]
