@@ -74,8 +74,9 @@ class RunRecord(Observer):
         self.console: IO[str] = _HomeHidden((path / "console.log").open("ab"), encoding="utf-8")
         """A copy of the printed lines; flush it after each."""
         self._steps = (path / STEPS).open("a", encoding="utf-8")
+        self._held = (path / STEPS).open("rb")
         with contextlib.suppress(OSError):  # a file system without locks: see is_written
-            fcntl.flock(self._steps, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._manifest = manifest
         self._readings = 0
 
@@ -206,6 +207,7 @@ class RunRecord(Observer):
         assert summary.status in STATUSES, summary.status
         self._keep_readings()
         self._steps.close()
+        self._held.close()
         self.console.close()
         self._manifest.update(
             status=summary.status,
