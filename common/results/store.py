@@ -72,7 +72,7 @@ def load_results(
     damaged: list[Damaged] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise BadInput(f"{path}: no such file or folder")
+            raise BadInput(f"{shown(path)}: no such file or folder")
         path = path.parent if path.name == MANIFEST else path
         if path.is_dir():
             _search(path, folders, files, damaged)
