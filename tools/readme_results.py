@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bertbench.common.report import markdown
 from bertbench.common.report.page import Report
+from bertbench.common.results.record import MANIFEST
 from bertbench.common.results.store import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,9 +27,22 @@ BEGIN, END = "<!-- results: written by tools/readme_results.py -->", "<!-- end o
 TABLES = ("configurations", "scaling-table")
 
 
+def committed(results: Path) -> list[Path]:
+    """Return the records below ``results`` that git knows: not those of whoever runs this.
+
+    Without git or a checkout (an archive of the source) these are all.
+    """
+    command = ["git", "-C", str(results), "ls-files", "-z", "--", f"*/{MANIFEST}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return [results]
+    return [file for name in done.stdout.split("\0") if (file := results / name).is_file()]
+
+
 def of_records(results: Path) -> str:
     """Return the report's tables of measured runs as Markdown, without links."""
-    report = Report(*load_results([results], references=False))
+    report = Report(*load_results(committed(results), references=False))
     found = [t for s in report.sections for t in s.tables if t.id in TABLES and not s.simulated]
     return "\n\n".join("\n".join((t.intro, "", *markdown.rows(t, links=False))) for t in found)
 
@@ -35,7 +50,7 @@ def of_records(results: Path) -> str:
 def repeated(results: Path) -> str:
     """Return the rows of ``of_records`` that have a confidence interval."""
     rows = of_records(results).split("\n\n")[1].splitlines()
-    return "\n".join(row for row in rows if "(indicative)" not in row)
+    return "\n".join(row for row in rows if "(indicative" not in row)
 
 
 def of_squad(results: Path) -> str:

@@ -11,6 +11,7 @@ from bertbench.common.cli.verbs import parser
 from bertbench.common.exchange.export_checks import refuse
 from bertbench.common.exchange.export_mlperf import FIXED, export
 from bertbench.common.exchange.export_system import FIELDS, read_info
+from bertbench.common.files import shown
 from bertbench.common.mlperf.compliance import RULESETS
 from bertbench.common.results.store import load_results
 
@@ -45,6 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"tree": str(tree), "runs": len(results), "notes": notes}))
     else:
         for note in notes:
-            print(f"note: {note}")
-        print(f"wrote {tree}: the package checker found no errors")
+            print(f"note: {shown(note, 400)}")
+        print(f"wrote {shown(tree, 4096)}: the package checker found no errors")
     return 0

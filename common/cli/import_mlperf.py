@@ -35,7 +35,7 @@ def _lines(entry: dict[str, Any]) -> list[str]:
         if "sequences_per_second_e2e" in metrics
         else None,
     ]
-    lines = [", ".join(part for part in parts if part), f"  {entry['file']}"]
+    lines = [", ".join(part for part in parts if part), f"  {shown(entry['file'], 4096)}"]
     important = {name: why for name, why in row["missing"].items() if name in _IMPORTANT}
     others = [name for name in row["missing"] if name not in important]
     lines += [f"  unknown: {name}: {shown(why)}" for name, why in important.items()]
@@ -79,18 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             file = options.output / file_name(document, path)
             write_published(file, document)
         except OSError as error:
-            raise BadInput(f"cannot write to {options.output}: {shown(error)}") from error
+            raise BadInput(f"cannot write to {shown(options.output)}: {shown(error)}") from error
         except BadInput as error:
             refused.append(str(error))
             continue
         done.append({"log": str(path), "file": str(file), "record": document})
     if not done:
-        raise BadInput("\n".join(refused))
+        raise BadInput("\n".join(shown(text, 600) for text in refused))
     if options.json:
         print(json.dumps({"imported": done, "refused": refused}, indent=1))
     else:
         for entry in done:
             print("\n".join(_lines(entry)))
     for text in refused:
-        print(f"bertbench import-mlperf: {text}", file=sys.stderr)
+        print(f"bertbench import-mlperf: {shown(text, 600)}", file=sys.stderr)
     return 1 if refused else 0

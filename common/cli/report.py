@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown
+from bertbench.common.files import shown, write_atomic
 from bertbench.common.results.store import load_results
 
 
@@ -34,18 +34,19 @@ def main(argv: Sequence[str]) -> int:
     paths = given.results or [Path("results")]
     results, damaged = load_results(paths, references=not given.no_references)
     if not results and not damaged:
-        raise BadInput(f"no record in {', '.join(map(str, paths))}: name a folder of results")
+        raise BadInput(f"no record in {', '.join(map(shown, paths))}: name a folder of results")
     report = Report(results, damaged)
     files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
     try:
         given.out.mkdir(parents=True, exist_ok=True)
-        files["html"].write_text(html(report), encoding="utf-8")
-        files["markdown"].write_text(text(report), encoding="utf-8")
+        write_atomic(files["html"], html(report))
+        write_atomic(files["markdown"], text(report))
     except OSError as error:
-        why = f"cannot write into {given.out}: {error.strerror}"
+        why = f"cannot write into {shown(given.out)}: {error.strerror}"
         raise BadInput(f"{why}. Choose another --out.") from error
     counted = {
         "runs": sum(e.made for e in report.real),
+        "running": sum(len(e.results) - e.made for e in report.real + report.simulated),
         "simulated": sum(e.made for e in report.simulated),
         "published": len(report.published),
         "damaged": len(damaged),
@@ -55,9 +56,10 @@ def main(argv: Sequence[str]) -> int:
         problems = [{"path": str(d.path), "problem": d.problem} for d in damaged]
         print(json.dumps(written | counted | {"problems": problems}))
         return 0
-    print(", ".join(f"{n} {what}" for what, n in counted.items()))
+    told = {what: n for what, n in counted.items() if n or what != "running"}
+    print(", ".join(f"{n} {what}" for what, n in told.items()))
     for d in damaged:
-        print(f"  damaged: {shown(d.path)}: {d.problem}")
+        print(f"  damaged: {shown(d.path)}: {shown(d.problem, 400)}")
     for path in files.values():
-        print(f"wrote {path}")
+        print(f"wrote {shown(path, 4096)}")
     return 0

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verdict = "valid, but SIMULATED: no result" if simulated[run] else "valid"
             print(f"{shown(run, _LONGEST)}: {verdict if valid[run] else 'NOT VALID'}")
             for p in found:
-                print(f"  {p.severity}: {p.file}: {p.text}")
+                print(f"  {p.severity}: {shown(p.file)}: {shown(p.text, 400)}")
         for group in dict.fromkeys(groups.values()):
             print(_repeats([manifests[run] for run in group]))
     return 0 if all(valid[r] and (options.simulated or not simulated[r]) for r in results) else 1

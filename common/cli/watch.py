@@ -219,7 +219,9 @@ def sources(runs: Sequence[str], stream: IO[str]) -> list[LineSource]:
         else:
             below = sorted(find_runs(path)[0], key=lambda p: p.name) if path.is_dir() else []
             if not below:
-                raise BadInput(f"no run in {path}: name a run folder, its {STEPS}, or - for a pipe")
+                raise BadInput(
+                    f"no run in {shown(path)}: name a run folder, its {STEPS}, or - for a pipe"
+                )
             going = [p for p in below if _goes_on(p)]
             found += map(File, going or below[-1:])
     if sum(isinstance(source, Pipe) for source in found) > 1:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bertbench.common.errors import BadInput
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -153,6 +155,17 @@ class Settings:
     notes: tuple[str, ...] = ()
     """Notes on flags that were accepted but have no effect."""
 
+    def __post_init__(self) -> None:
+        """Raise BadInput for an infinity or NaN: a record cannot hold it, nor a hash cover it."""
+        for part in ("recipe", "impl", "run"):
+            try:
+                json.dumps(plain(getattr(self, part)), allow_nan=False, default=str)
+            except ValueError as error:
+                raise BadInput(
+                    f"{self.preset.name}: a value of its {part} is infinite or not a number: give "
+                    f"a finite one, or leave it unset"
+                ) from error
+
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values for config.json."""
         return {
@@ -194,6 +207,7 @@ def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str |
         {"kind": kind, "recipe": values, "inputs": dict(inputs)},
         sort_keys=True,
         separators=(",", ":"),
+        allow_nan=False,
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

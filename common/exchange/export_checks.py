@@ -103,4 +103,4 @@ def _check_alike(runs: Sequence[Result]) -> None:
 def refuse(what: str, lines: Sequence[str]) -> None:
     """Raise BadInput with a finding and the items it concerns, one per line, unless none."""
     if lines:
-        raise BadInput(f"{what}:\n" + "\n".join(f"  {line}" for line in lines))
+        raise BadInput(f"{what}:\n" + "\n".join(f"  {shown(line, 600)}" for line in lines))

@@ -56,7 +56,7 @@ def export(
     if not _NAME.fullmatch(org):
         raise BadInput(f"--org {shown(org)!r} cannot name a folder: letters, digits, . _ + -")
     if (out / org).exists():
-        raise BadInput(f"{out / org} exists: choose another --out")
+        raise BadInput(f"{shown(out / org)} exists: choose another --out")
     runs = sorted(results, key=lambda r: (r.created or "", r.run_id))
     check_sound(runs, ruleset)
     check_complete(runs)
@@ -153,7 +153,7 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
         work = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     except OSError as error:
         raise BadInput(
-            f"cannot write into {out}: {error.strerror}; choose another --out"
+            f"cannot write into {shown(out)}: {error.strerror}; choose another --out"
         ) from error
     try:
         build(work / org)

@@ -6,13 +6,12 @@ mlperf_logging's system_desc_checker requires these fields, all as strings.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown
+from bertbench.common.files import read_json, shown
 from bertbench.common.results.result import HOST, Result
 
 FIELDS = {
@@ -156,14 +155,16 @@ def nodes(result: Result) -> int | None:
 def read_info(path: Path) -> dict[str, str]:
     """Read a user's file of fields; raise BadInput if it is not one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
-        raise BadInput(f"--system_info {path}: cannot be read as JSON: {error}") from error
+        raise BadInput(
+            f"--system_info {shown(path)}: cannot be read as JSON: {shown(error)}"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
-        raise BadInput(f"--system_info {path}: must be one JSON object of names and texts")
+        raise BadInput(f"--system_info {shown(path)}: must be one JSON object of names and texts")
     unknown = sorted(set(content) - set(FIELDS))
     if unknown:
-        raise BadInput(f"--system_info {path}: no such field: {shown(', '.join(unknown))}")
+        raise BadInput(f"--system_info {shown(path)}: no such field: {shown(', '.join(unknown))}")
     return content
 
 

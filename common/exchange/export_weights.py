@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import sync
+from bertbench.common.files import read_json, shown, sync
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
 from bertbench.common.model.weights import other_names
@@ -42,7 +42,7 @@ def export(
     vocabulary; Unsupported for a model without names in this naming.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"{output} exists: name a new folder with --output")
+        raise BadInput(f"{shown(output)} exists: name a new folder with --output")
     checkpoint = resolve(run).resolve()
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
@@ -99,7 +99,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial", dir=output.parent))
     except OSError as error:
-        raise BadInput(f"--output {output}: cannot be written: {error.strerror}") from error
+        raise BadInput(f"--output {shown(output)}: cannot be written: {error.strerror}") from error
     try:
         yield work
         for file in work.iterdir():
@@ -112,21 +112,23 @@ def _new_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
         if not isinstance(error, (OSError, SafetensorError)):
             raise
-        raise BadInput(f"--output {output}: cannot be written, and was removed: {error}") from error
+        raise BadInput(
+            f"--output {shown(output)}: cannot be written, and was removed: {error}"
+        ) from error
 
 
 def _recipe(path: Path) -> tuple[dict[str, Any], BertConfig]:
     """Return the recipe in a run's ``config.json``, and its model."""
     try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))["recipe"]
+        recipe = read_json(path)["recipe"]
         return recipe, BertConfig(**recipe["model"])
     except OSError as error:
         raise BadInput(
-            f"{path}: {error.strerror}: the model's shape is unknown without it. Name a run's "
-            f"folder, or a checkpoint inside one"
+            f"{shown(path)}: {error.strerror}: the model's shape is unknown without it. Name a "
+            f"run's folder, or a checkpoint inside one"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not a run's configuration: {error}") from error
+        raise BadInput(f"{shown(path)}: not a run's configuration: {shown(error)}") from error
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ and ``missing`` gives the reason. A contradiction is a ``doubt`` if one reading 
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bertbench.common.exchange.imported_run import ImportedRun, read_run
-from bertbench.common.files import file_sha256, shown
+from bertbench.common.files import file_sha256, read_json, shown
 from bertbench.common.mlperf.events import Events, read_file
 
 _ROUND = re.compile(r"(?:training_results_)?v(\d+\.\d+)$")
@@ -60,10 +59,10 @@ class Origin:
 def _description(path: Path) -> tuple[int | None, str | None]:
     """Return accelerators and their name from a submission's system description."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         nodes, each = int(content["number_of_nodes"]), int(content["accelerators_per_node"])
         name = content.get("accelerator_model_name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None, None
     named = isinstance(name, str) and name.strip()
     return (nodes * each if nodes > 0 and each > 0 else None), shown(name) if named else None
@@ -116,7 +115,10 @@ def import_log(path: Path, origin: Origin | None = None) -> dict[str, Any]:
     }
     run.missing.update({name: why for name, why in reasons.items() if row[name] is None})
     run.missing = row["missing"] = dict(sorted(run.missing.items()))
-    day = datetime.fromtimestamp(run.day_ms / _MILLISECONDS, timezone.utc)
+    day = None
+    if run.day_ms is not None:
+        moment = datetime.fromtimestamp(run.day_ms / _MILLISECONDS, timezone.utc)
+        day = moment.date().isoformat()
     return {
         "schema_version": 1,
         "kind": "mlperf",
@@ -124,7 +126,7 @@ def import_log(path: Path, origin: Origin | None = None) -> dict[str, Any]:
             "title": f"MLPerf log {shown(path.name)} of {system}",
             "url": origin.repository,
             "commit": None,
-            "date": day.date().isoformat(),
+            "date": day,
         },
         "rows": [row],
     }

@@ -25,6 +25,8 @@ from bertbench.common.mlperf.events import LARGEST, Events, shown_lines, shown_v
 
 _ROUNDS = ("1.0", "1.1", "2.0", "2.1", "3.0", "3.1", "4.0", "4.1", "5.0")
 _RANKS_APART_MS = 60_000.0
+_FIRST_MS, _LAST_MS = 1_483_228_800_000.0, 4_102_444_800_000.0
+"""2017, before MLPerf, and 2100: a time outside does not count milliseconds since 1970."""
 _FACTS = (
     "submission_benchmark", "submission_org", "submission_division", "submission_status",
     "submission_platform", "gradient_accumulation_steps", "d_batch_size", "eval_samples",
@@ -37,7 +39,7 @@ _FACTS = (
 
 @dataclass
 class ImportedRun:
-    """A row of schema/published-1.json; ``day_ms`` is its start."""
+    """A row of schema/published-1.json; ``day_ms`` is its start, if dated."""
 
     benchmark: str = "unknown"
     division: str | None = None
@@ -52,7 +54,7 @@ class ImportedRun:
     doubt: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    day_ms: float = 0.0
+    day_ms: float | None = 0.0
 
 
 def read_run(log: Events, mlperf_round: str | None, name: str) -> ImportedRun:
@@ -68,10 +70,15 @@ def read_run(log: Events, mlperf_round: str | None, name: str) -> ImportedRun:
     run.doubt += found.doubt
     if found.uncounted:
         run.missing["evaluation_samples"] = found.uncounted
+    if (odd := _odd_clock(log)) is not None:
+        run.doubt.append(f"{odd}; such times and durations are left out")
+    if (odd := _odd_clock(log, start, stop)) is not None:
+        run.day_ms = None
+        run.evaluations = [e | {"seconds": None} for e in run.evaluations]
     run.status = _status(log, run)
     run.samples = _samples(log, run, evaluations)
     _quality(log, run, evaluations, mlperf_round)
-    _metrics(log, run, start, stop)
+    _metrics(log, run, start, stop, odd)
     if log.damaged:
         lines = ", ".join(str(damaged.line) for damaged in log.damaged[:5])
         more = ", ..." if len(log.damaged) > 5 else ""
@@ -148,6 +155,16 @@ def _bounds(log: Events, run: ImportedRun, name: str) -> tuple[float | None, flo
     if starts:
         run.day_ms = starts[0]
     return starts[0] if starts else None, stops[-1] if stops else None
+
+
+def _odd_clock(log: Events, *used: float | None) -> str | None:
+    """Return the doubt about times that are no dates of an MLPerf run, or of those ``used``."""
+    times = [time for time in used if time is not None] or [e.time_ms for e in log.events]
+    wrong = [time for time in times if not _FIRST_MS < time < _LAST_MS]
+    if not wrong:
+        return None
+    unit = "seconds" if _FIRST_MS < wrong[0] * 1e3 < _LAST_MS else "another unit, or no set clock"
+    return f"time_ms is {wrong[0]:.0f}: not milliseconds since 1970 ({unit}?)"
 
 
 def _status(log: Events, run: ImportedRun) -> str:
@@ -250,7 +267,19 @@ def _target(log: Events, run: ImportedRun, mlperf_round: str | None) -> float | 
     return target
 
 
-def _metrics(log: Events, run: ImportedRun, start: float | None, stop: float | None) -> None:
+def _continued(log: Events) -> str | None:
+    """Return why a log's run is not one whole run; None if it is."""
+    for event in log.events:
+        if event.key == "resumed":
+            return f"the run was resumed (line {event.line}): its time holds a pause"
+        if event.key == "run_start" and event.metadata.get("samples_before"):
+            return "the run continues another: its time does not cover all its samples"
+    return None
+
+
+def _metrics(
+    log: Events, run: ImportedRun, start: float | None, stop: float | None, odd: str | None
+) -> None:
     def add(name: str, value: float, definition: str, unit: str = "", direction: str = "") -> None:
         shared = SHARED.get(name)
         run.metrics[name] = {
@@ -261,25 +290,32 @@ def _metrics(log: Events, run: ImportedRun, start: float | None, stop: float | N
         }
 
     begins, ends = ([e.time_ms for e in log.of(key)] for key in ("init_start", "init_stop"))
-    if begins and ends and ends[-1] >= begins[0] and (start is None or ends[-1] <= start):
+    begun = odd is None and begins and ends and ends[-1] >= begins[0]
+    if begun and (start is None or ends[-1] <= start):
         add("init_s", _seconds(begins[0], ends[-1]), "first init_start to init_stop")
     rate = "sequences_per_second_e2e"
+    absent = odd
     if start is None or stop is None:
         absent = " and ".join(
             log.absent(key)
             for key, time in (("run_start", start), ("run_stop", stop))
             if time is None
         )
-        run.missing.update(dict.fromkeys(("run_time_s", "time_to_target_s", rate), absent))
-        return
-    if stop <= start:
-        why = "run_stop is not after run_start: the clocks do not agree"
-        run.missing.update(dict.fromkeys(("run_time_s", "time_to_target_s", rate), why))
+    elif stop <= start:
+        absent = "run_stop is not after run_start: the clocks do not agree"
+    if absent is not None or start is None or stop is None:
+        run.missing.update(dict.fromkeys(("run_time_s", "time_to_target_s", rate), str(absent)))
         return
     seconds = _seconds(start, stop)
-    add("run_time_s", seconds, "run_start to run_stop")
+    continued = _continued(log)
+    if continued is not None:
+        run.doubt.append(continued)
+    pause = "" if continued is None else "; not of one whole run"
+    add("run_time_s", seconds, f"run_start to run_stop{pause}")
     reached = run.status == "success" and run.quality["reached"] is not False
-    if reached:
+    if continued is not None:
+        run.missing["time_to_target_s"] = continued
+    elif reached:
         add("time_to_target_s", seconds, "run_start to run_stop of a run that says success")
     else:
         run.missing["time_to_target_s"] = f"the target was not reached ({run.status})"
@@ -291,9 +327,8 @@ def _metrics(log: Events, run: ImportedRun, start: float | None, stop: float | N
     if reached:
         definition = "sequences trained by a run that says success"
         add("samples_to_target", run.samples, definition, "sequences", "lower")
-    before = [e for e in log.of("run_start") if e.metadata.get("samples_before")]
-    if before:
-        run.missing[rate] = "the run continues another: its time does not cover all its samples"
+    if continued is not None:
+        run.missing[rate] = continued
         return
     add(rate, round(run.samples / seconds, 4), "samples / (run_start to run_stop)")
 

@@ -83,9 +83,11 @@ def check_convergence(logs: Sequence[Path], ruleset: str) -> Convergence:
             )
     for log, found in zip(logs, values, strict=True):
         if "run_stop" not in found:
-            raise BadInput(f"{log} is cut off: it has no run_stop; fetch it again, or leave it out")
+            raise BadInput(
+                f"{shown(log)} is cut off: it has no run_stop; fetch it again, or leave it out"
+            )
         if type(found.get("global_batch_size")) is not int:
-            raise BadInput(f"{log}: its global_batch_size is not a whole number")
+            raise BadInput(f"{shown(log)}: its global_batch_size is not a whole number")
     batches = {found.get("global_batch_size") for found in values}
     if len(batches) > 1:
         raise BadInput(f"the logs must have one batch size; found {shown(batches)}")
@@ -150,11 +152,11 @@ def find_logs(paths: Sequence[Path], ruleset: str | None) -> tuple[list[Path], s
         return logs, ruleset or ROUNDS[-1]
     runs, damaged = load_results(folders, references=False)
     if damaged:
-        raise BadInput(f"{damaged[0].path}: {damaged[0].problem}; leave it out")
+        raise BadInput(f"{shown(damaged[0].path)}: {shown(damaged[0].problem)}; leave it out")
     for run in runs:
         mlperf = run.manifest.get("mlperf")
         if not isinstance(mlperf, dict) or mlperf.get("division") != "closed":
-            raise _no_reference(f"the recipe {shown(run.preset)} ({run.path})")
+            raise _no_reference(f"the recipe {shown(run.preset)} ({shown(run.path)})")
     check_sound(runs)
     return [run.path / LOG for run in runs], ruleset or str(runs[0].manifest["mlperf"]["ruleset"])
 

@@ -28,6 +28,9 @@ _TARGET = re.compile(r"\btarget_mlm_accuracy[= ]+(0?\.\d+)")
 _DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 _PLACE = frozenset({"file", "lineno"})
 _LARGEST = 1 << 30
+_LONGEST = 1 << 20
+_MOST_EVENTS = 1_000_000
+"""Of distinct events, and of damaged lines; published logs have some thousands."""
 LARGEST = 1e15
 """A larger number in a log is not a measurement."""
 _EXPECTED = {"start": "INTERVAL_START", "stop": "INTERVAL_END"}
@@ -94,24 +97,27 @@ class Events:
 
 def read_file(path: Path) -> Events:
     """Return the events in a file; raise BadInput if it is unreadable or not an MLPerf log."""
+    name = shown(path, 400)
     try:
         if not path.is_file():
             kind = "a folder: name its result_*.txt" if path.is_dir() else "not a file"
-            raise BadInput(f"{path} is {kind if path.exists() else 'missing'}")
+            raise BadInput(f"{name} is {kind if path.exists() else 'missing'}")
         if path.stat().st_size > _LARGEST:
-            raise BadInput(f"{path} has more than {_LARGEST >> 30} GiB: extract its MLPerf lines")
+            raise BadInput(f"{name} has more than {_LARGEST >> 30} GiB: extract its MLPerf lines")
         with path.open("rb") as stream:
-            found = read_lines(line.decode("utf-8", "replace") for line in stream)
+            # A longer line is read in pieces: it may be the whole file.
+            pieces = iter(lambda: stream.readline(_LONGEST), b"")
+            found = read_lines(piece.decode("utf-8", "replace") for piece in pieces)
     except OSError as error:
-        raise BadInput(f"{path} cannot be read: {shown(error)}") from error
+        raise BadInput(f"{name} cannot be read: {shown(error)}") from error
     if not found.events:
         if found.damaged:
             raise BadInput(
-                f"{path}: none of its {len(found.damaged)} MLPerf lines can be read (the first is "
+                f"{name}: none of its {len(found.damaged)} MLPerf lines can be read (the first is "
                 f"line {found.damaged[0].line})"
             )
         raise BadInput(
-            f"{path} is not an MLPerf log: none of its {found.lines} lines has ':::MLLOG'"
+            f"{name} is not an MLPerf log: none of its {found.lines} lines has ':::MLLOG'"
             f"{_compressed(path)}"
         )
     return found
@@ -137,6 +143,8 @@ def read_lines(lines: Iterable[str]) -> Events:
                 key, time = _KEY.search(text), _TIME.search(text)
                 at = float(time[1]) if time else None
                 found.damaged.append(DamagedLine(number, key[1] if key else None, at))
+            if max(len(seen), len(found.damaged)) > _MOST_EVENTS:
+                raise BadInput(f"it has more than {_MOST_EVENTS:,} MLPerf lines: no log of one run")
     found.events = sorted(seen.values(), key=lambda event: event.time_ms)
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +18,18 @@ from typing import Any, NamedTuple
 
 from bertbench.common.report.plot import REFERENCE, STYLES
 from bertbench.common.results.comparable import FINISHED
+from bertbench.common.results.result import RUNNING
 from bertbench.common.results.statistics import Interval, median, median_interval
 from bertbench.common.results.store import Result
 
+OF_ALL = ("e2e_time_s", "run_time_s", "eval_s", "data_wait_s", "checkpoint_s", "energy_j")
+"""Amounts of a whole run; of a resumed one they are only of its last part."""
 FILTERS = ("benchmark", "backend", "precision")
 FULL = ("tf32", "fp32", "fp64")
 """Full precision in DeepLearningExamples' tables; every other stated one is mixed."""
+
+
+_CUT = ("interrupted", RUNNING)
 
 
 class Value(NamedTuple):
@@ -38,6 +44,8 @@ class Value(NamedTuple):
     """Whether the runs missed their target."""
     interval: Interval | None = None
     """95 % interval of the median; None for fewer than six runs."""
+    partial: bool = False
+    """Whether the runs were resumed and it is only of their last parts."""
 
 
 def value_of(found: Sequence[float], unit: str = "", *, missed: bool = False) -> Value:
@@ -134,7 +142,16 @@ class Entry:
 
     @property
     def made(self) -> int:
-        return len(self.results)
+        """The number of runs that have ended."""
+        return sum(not r.running for r in self.results)
+
+    @property
+    def cautions(self) -> list[str]:
+        """What the runs have in common that repeats should not."""
+        seeds = len({r.seed for r in self.results})
+        told = [f"{seeds} seed{'s' * (seeds > 1)}"] if seeds < self.made else []
+        dirty = any(r.manifest.get("dirty") for r in self.results)
+        return told + ["uncommitted changes"] * dirty
 
     @cached_property
     def reached(self) -> tuple[Result, ...]:
@@ -144,12 +161,14 @@ class Entry:
     def value(self, *names: str) -> Value | None:
         """Return the first of ``names`` that was measured, or None."""
         for name in names:
-            for some in (self.reached, tuple(r for r in self.results if r.status != "interrupted")):
-                found = [v for r in some if (v := r.value(name)) is not None]
-                if found:
-                    unit = next(r.metrics[name]["unit"] for r in some if name in r.metrics)
+            for some in (self.reached, tuple(r for r in self.results if r.status not in _CUT)):
+                known = [r for r in some if name in r.metrics]
+                whole = [r for r in known if not (r.resumed and name in OF_ALL)]
+                if known:
+                    found = [float(r.metrics[name]["value"]) for r in whole or known]
                     missed = self.measured and some is not self.reached
-                    return value_of(found, unit, missed=missed)
+                    value = value_of(found, known[0].metrics[name]["unit"], missed=missed)
+                    return value._replace(partial=not whole)
         return None
 
     def quality(self, *metrics: str) -> Value | None:
@@ -186,7 +205,8 @@ class Entry:
 
     def link(self) -> str:
         """Return the anchor that this row's cells link to: the run, or the list of runs."""
-        return self.anchors.get(self.first.run_id, self.anchor) if self.made == 1 else self.anchor
+        one = len(self.results) == 1
+        return self.anchors.get(self.first.run_id, self.anchor) if one else self.anchor
 
 
 def ended_well(r: Result) -> bool:
@@ -215,12 +235,14 @@ def entries(results: Iterable[Result]) -> list[Entry]:
             recipes[key[:3]][json.dumps(recipe, sort_keys=True)] = recipe
     changed = {key: _differing(some.values()) for key, some in recipes.items()}
     found: list[Entry] = []
+    styles: Counter[tuple[Any, ...]] = Counter()  # by recipe, as the plots are
     for key in sorted(runs, key=str):
         parts = _apart(runs[key], changed[key[:3]])
         for i, (variant, some) in enumerate(parts):
             name = f"group-{key[1]}-{key[2]}-{key[3]}-{key[5]}-{key[6]}-{key[4]}-{i}"
             anchors = {r.run_id: ids(f"run-{r.run_id}") for r in some}
-            found.append(Entry(tuple(some), ids(name), len(found) % STYLES, variant, anchors))
+            style, styles[key[:3]] = styles[key[:3]] % STYLES, styles[key[:3]] + 1
+            found.append(Entry(tuple(some), ids(name), style, variant, anchors))
     for result in published:
         found.append(Entry((result,), ids(f"ref-{result.run_id}"), REFERENCE))
     return found
@@ -261,7 +283,7 @@ def _completed(runs: dict[tuple[Any, ...], list[Result]]) -> None:
 
 
 def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, list[Result]]]:
-    """Split runs by recipe and implementation; return (values that differ, runs) pairs.
+    """Split runs by recipe, implementation and code; return (values that differ, runs) pairs.
 
     ``changed`` are the keys in which recipes of this name differ anywhere in the report.
     """
@@ -269,26 +291,32 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
     for r in some:
         if r.recipe_hash:
             hashes[_settings(r, precision=False)].add(r.recipe_hash)
-    kinds: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    kinds: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
     for r in some:
         # A run that ended before its inputs were hashed joins the only recipe it can have.
         known = hashes[_settings(r, precision=False)]
         recipe = r.recipe_hash or (next(iter(known)) if len(known) == 1 else "")
-        kinds[_settings(r, precision=False), recipe].append(r)
+        kinds[_settings(r, precision=False), recipe, r.code_hash or ""].append(r)
+    codes: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for settings, recipe, code in kinds:
+        codes[settings, recipe].add(code)
     impl = _differing(members[0].config.get("impl") for members in kinds.values())
     impl = [k for k in impl if k != "precision"]
     parts, names = [], []
-    for (_, recipe), members in kinds.items():
+    for (settings, recipe, code), members in kinds.items():
         words = _words(members[0].config.get("recipe"), _given(members[0], changed))
         if mapping(members[0].config.get("run")).get("synthetic"):  # and so without an accuracy
             words = [w for w in words if not w.startswith(("eval_", "target_"))]
             words.insert(0, "synthetic data")
         if len(words) > 3:
             words = [f"recipe {recipe[:8] or 'unknown'}"]
-        names.append([*words, *_words(members[0].config.get("impl"), impl)[:3]])
+        words += _words(members[0].config.get("impl"), impl)[:3]
+        if len(codes[settings, recipe]) > 1:
+            words.append(f"code {code[:8] or 'unknown'}")
+        names.append(words)
         parts.append(members)
     if len(set(map(tuple, names))) < len(names):  # other data or weights
-        names = [[*own, f"recipe {recipe[:8] or 'unknown'}"] for own, (_, recipe) in
+        names = [[*own, f"recipe {recipe[:8] or 'unknown'}"] for own, (_, recipe, _) in
                  zip(names, kinds, strict=True)]  # fmt: skip
     return [(", ".join(own), members) for own, members in zip(names, parts, strict=True)]
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from string import ascii_lowercase
 
 from markupsafe import Markup, escape
 
@@ -85,7 +87,7 @@ def lines(
     ``targets`` are (value, label) of horizontal lines, ``marks`` x values of vertical ones,
     ``windows`` (from, to) of shaded spans; ``log`` makes both axes logarithmic to base 2.
     """
-    thin = [(s, points) for s in series if (points := thinned(s.points))]
+    thin = [(s, points) for s in _told_apart(series) if (points := thinned(s.points))]
     xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
     ys = [p[1] for _, points in thin for p in points] + [float(t[0]) for t in targets]
     ys += [v for s, _ in thin for _, *both in s.band for v in both]
@@ -276,13 +278,27 @@ def _svg(ident: str, title: str, desc: str, height: int, parts: Sequence[str]) -
     )
 
 
+def _told_apart(series: Sequence[Series]) -> list[Series]:
+    """Return the series with letters where they share a style, and are not of one group."""
+    names: dict[int | str, dict[tuple[str, str], str]] = defaultdict(dict)
+    for s in series:
+        same = names[s.style]
+        same.setdefault(s.group or (s.label, s.href), ascii_lowercase[len(same) % 26])
+    return [
+        replace(s, tag=names[s.style][s.group or (s.label, s.href)])
+        if len(names[s.style]) > 1 and s.style != "ideal" and not s.tag
+        else s
+        for s in series
+    ]
+
+
 def _legend(series: Sequence[Series]) -> list[tuple[Markup, str, str]]:
     """Return one entry per series or group, without the ideal ones."""
-    found = {
-        (s.group or (f"{s.tag}  {s.label}".strip(), s.href)): swatch(s.style)
-        for s in series
-        if s.style != "ideal"
-    }
+    found = {}
+    for s in series:
+        label, href = s.group or (s.label, s.href)
+        if s.style != "ideal":
+            found[f"{s.tag}  {label}".strip(), href] = swatch(s.style)
     return [(picture, label, href) for (label, href), picture in found.items()]
 
 

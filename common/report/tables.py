@@ -86,6 +86,8 @@ def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any =
         note = f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else f"all {value.n}"
         if value.interval is not None and ends[0] != ends[1]:
             note = " to ".join(form(v * scale) for v in value.interval[:2]) + " (95 %)"
+    if value.partial:
+        note = ", ".join(filter(None, (note, "resumed: only the last part")))
     text = form(value.median * scale) + (f" {MISSED}" if value.missed else "")
     return Cell(text, href, note, value.median * scale)
 
@@ -100,7 +102,7 @@ def configurations(rows: Sequence[Entry]) -> Table:
             Cell(e.workload, link, names),
             Cell(e.device, "", f"{e.backend}, {e.first.system_name}"),
             Cell(e.precision),
-            Cell(str(e.made), e.anchor, "" if e.made > 5 else "indicative", e.made),
+            Cell(str(e.made), e.anchor, _standing(e), e.made),
             number_cell(e.value("sequences_per_second"), link),
             number_cell(e.value("real_tokens_per_second"), link),
             number_cell(e.value("time_to_target_s"), link, form=duration),
@@ -122,6 +124,13 @@ def configurations(rows: Sequence[Entry]) -> Table:
         ),
         rows=made,
     )
+
+
+def _standing(e: Entry) -> str:
+    """Return the small print of a number of runs."""
+    going = sum(r.running for r in e.results)
+    few = "indicative" if e.made <= 5 else ""
+    return ", ".join(filter(None, (few, f"{going} running" if going else "", *e.cautions)))
 
 
 def beside(ident: int, benchmark: str, rows: Sequence[Entry]) -> Table:
@@ -246,7 +255,7 @@ def failures(results: Sequence[Entry], damaged: Sequence[Damaged]) -> Table:
     made = []
     for e in results:
         for r in e.results:
-            if not ended_well(r):
+            if not (ended_well(r) or r.running):
                 link = e.anchors.get(r.run_id, e.anchor)
                 cells = (
                     Cell(r.status.replace("_", " "), link),
@@ -322,6 +331,8 @@ def _stability(e: Entry) -> Cell:
 
 def share_cell(e: Entry) -> Cell:
     """Return the share of runs that ended well."""
+    if not e.made:
+        return EMPTY
     share = len(e.reached) / e.made
     return plain_cell(share, e.anchor, f"{len(e.reached)} of {e.made}", 2)
 

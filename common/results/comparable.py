@@ -14,6 +14,7 @@ from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.measure.metric import SHARED
 from bertbench.common.results import statistics
+from bertbench.common.results.result import identity
 from bertbench.common.results.store import Damaged, Result, load_results
 
 FINISHED = ("ok", "below_quality")
@@ -31,6 +32,11 @@ class Side:
     @property
     def finished(self) -> list[Result]:
         return [run for run in self.runs if run.status in FINISHED]
+
+    @property
+    def made(self) -> list[Result]:
+        """The runs that have ended."""
+        return [run for run in self.runs if not run.running]
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -86,6 +92,10 @@ def differences(lhs: Side, rhs: Side) -> list[str]:
             text = f"{name}: {_listed(left)} against {_listed(right)}"
             changed = _changed(lhs, rhs, "recipe")[:6] if name == "recipe" else []
             found.append(text + (f" ({'; '.join(changed)})" if changed else ""))
+    for side in (lhs, rhs):
+        codes = {run.code_hash for run in side.finished}
+        if len(codes) > 1:
+            found.append(f"code: {shown(side.label)} mixes {_listed(codes)}")
     return found
 
 
@@ -124,18 +134,25 @@ def notes(lhs: Side, rhs: Side) -> Iterator[str]:
     codes = [{run.code_hash for run in side.runs} for side in (lhs, rhs)]
     if len(codes[0] | codes[1]) > 1:
         yield f"warning: the code differs: {_listed(codes[0])} against {_listed(codes[1])}"
-    shared = {run.run_id for run in lhs.runs} & {run.run_id for run in rhs.runs}
+    left, right = ({identity(run.manifest) for run in side.runs} for side in (lhs, rhs))
+    shared = left & right
     if shared:
         yield f"warning: {len(shared)} runs are on both sides"
     for side in (lhs, rhs):
-        resumed = sum(run.manifest.get("resumed_from") is not None for run in side.runs)
+        if dirty := sum(bool(run.manifest.get("dirty")) for run in side.runs):
+            yield f"warning: {shown(side.label)}: {dirty} runs of code with uncommitted changes"
+        seeds = {run.seed for run in side.finished}
+        if len(seeds) < len(side.finished):
+            told = f"{len(side.finished)} runs have {len(seeds)} different seeds"
+            yield f"{shown(side.label)}: {told}: they say little of the quality's spread"
+        resumed = sum(run.resumed for run in side.runs)
         if resumed:
             yield f"warning: {shown(side.label)}: {resumed} resumed runs: their times are partial"
         late = side.statuses.get("below_quality", 0)
         if late:
             yield f"{shown(side.label)}: {late} runs missed their target; their rates are shown"
         for damaged in side.damaged:
-            yield f"left out: {shown(damaged.path)}: {damaged.problem}"
+            yield f"left out: {shown(damaged.path)}: {shown(damaged.problem, 400)}"
     for name in SHARED:
         definitions = {r.metrics[name]["definition"] for r in lhs.finished + rhs.finished
                 if name in r.metrics}  # fmt: skip

@@ -122,8 +122,9 @@ def compare(
     without runs, or an unknown metric.
     """
     for side in (lhs, rhs):
-        if not side.runs:
-            raise BadInput(f"{shown(side.label)}: no run{_damage(side)}")
+        if not side.made:
+            going = " that has ended" if side.runs else ""
+            raise BadInput(f"{shown(side.label)}: no run{going}{_damage(side)}")
     names = {name: None for side in (lhs, rhs) for run in side.finished for name in run.metrics}
     quality = {run.quality["metric"] for run in lhs.finished + rhs.finished
                if run.quality and isinstance(run.quality.get("metric"), str)}  # fmt: skip
@@ -180,7 +181,7 @@ def _row(name: str, lhs: Side, rhs: Side) -> MetricRow:
 
 def _stability(lhs: Side, rhs: Side) -> MetricRow:
     """Return the shares of runs that ended as ok, tested with 1 for ok and 0 for others."""
-    left, right = ([float(run.status == "ok") for run in side.runs] for side in (lhs, rhs))
+    left, right = ([float(run.status == "ok") for run in side.made] for side in (lhs, rhs))
     shares = [sum(side) / len(side) for side in (left, right)]
     lows, highs = zip(*((min(side), max(side)) for side in (left, right)), strict=True)
     return MetricRow(

@@ -33,13 +33,13 @@ def load_published(path: Path) -> dict[str, Any]:
     """Return the document in ``path``; raise BadInput with its first problems."""
     try:
         if path.stat().st_size > _LARGEST:
-            raise BadInput(f"{path} is larger than {_LARGEST >> 20} MiB")
+            raise BadInput(f"{shown(path)} is larger than {_LARGEST >> 20} MiB")
         document = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read: {shown(error)}") from error
+        raise BadInput(f"{shown(path)} cannot be read: {shown(error)}") from error
     found = problems(document)
     if found:
-        raise BadInput(f"{path} is not a file of published figures: {'; '.join(found[:5])}")
+        raise BadInput(f"{shown(path)} is not a file of published figures: {'; '.join(found[:5])}")
     return dict(document)
 
 
@@ -47,7 +47,7 @@ def write_published(path: Path, document: Mapping[str, Any]) -> None:
     """Check and write atomically to ``path``; raise BadInput as ``load_published`` does."""
     found = problems(document)
     if found:
-        raise BadInput(f"not written to {path}: {'; '.join(found[:5])}")
+        raise BadInput(f"not written to {shown(path)}: {'; '.join(found[:5])}")
     write_atomic(path, json.dumps(document, indent=1, ensure_ascii=True) + "\n")
 
 

@@ -45,6 +45,8 @@ class Result:
     """system.json; empty for published figures."""
     running: bool = False
     """Whether a process of this host still writes it."""
+    earlier: frozenset[str] = frozenset()
+    """The precisions of the runs that it continues, as far as their records are beside it."""
 
     @property
     def run_id(self) -> str:
@@ -132,9 +134,16 @@ class Result:
 
     @property
     def precision(self) -> str | None:
-        """The precision in effect: that of ``amp`` on the device."""
+        """The precision in effect, that of ``amp`` on the device; resumed: ``bf16 after fp32``."""
         name = self._extras.get("precision")
-        return name if isinstance(name, str) else self._text("precision")
+        name = name if isinstance(name, str) else self._text("precision")
+        before = ", ".join(sorted(self.earlier - {name}))
+        return f"{name or 'unknown'} after {before}" if before else name
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it continues another run, so that its times are not those of a whole one."""
+        return self.manifest.get("resumed_from") is not None
 
     @property
     def recipe_hash(self) -> str | None:
@@ -199,7 +208,7 @@ class Result:
         Raises BadInput if it changed since the record was loaded.
         """
         try:
-            return verified(self.path, name, self.manifest.get("files"))
+            return verified(self.path, name, self.manifest)
         except Damage as error:
             raise BadInput(f"{shown(self.path)}: {error}; restore the record") from error
 
@@ -228,11 +237,10 @@ class Result:
         return count if isinstance(count, int) and not isinstance(count, bool) else None
 
 
-def verified(folder: Path, name: str, files: Any, *, grown: bool = False) -> bytes:
+def verified(folder: Path, name: str, manifest: Mapping[str, Any] | None = None) -> bytes:
     """Return the bytes of a record's file; raise Damage unless they are those of its manifest.
 
-    ``files`` are the manifest's sizes and checksums; None for a run that did not end. A file that
-    has ``grown`` since (a provisional record) is returned as it was.
+    A run that did not end has no checksums; files of a provisional record may have grown.
     """
     path = folder / name
     if path.is_symlink():
@@ -243,13 +251,15 @@ def verified(folder: Path, name: str, files: Any, *, grown: bool = False) -> byt
         raise Damage(f"{shown(name)} is missing") from None
     except (OSError, ValueError) as error:
         raise Damage(shown(f"{name} cannot be read: {error}")) from error
-    if files is None:
+    files = None if manifest is None else manifest.get("files")
+    if manifest is None or files is None:
         return content
     entry = files.get(name)
     demand(isinstance(entry, Mapping), f"{shown(name)} is not in the manifest's list of files")
-    if grown and isinstance(entry.get("bytes"), int):
-        content = content[: entry["bytes"]]
-    if len(content) != entry.get("bytes"):
+    size = number(entry.get("bytes"))
+    if size is not None and manifest.get("provisional") is True:
+        content = content[: int(size)]
+    if len(content) != size:
         raise Damage(shown(f"{name} has {len(content)} bytes, not {entry.get('bytes')}"))
     same = hashlib.sha256(content).hexdigest() == entry.get("sha256")
     demand(same, f"{shown(name)} differs from its checksum")

@@ -72,7 +72,7 @@ def load_results(
     damaged: list[Damaged] = []
     for path in map(Path, paths):
         if not path.exists():
-            raise BadInput(f"{path}: no such file or folder")
+            raise BadInput(f"{shown(path)}: no such file or folder")
         path = path.parent if path.name == MANIFEST else path
         if path.is_dir():
             _search(path, folders, files, damaged)
@@ -153,7 +153,7 @@ def _document(path: Path, content: bytes | None = None) -> dict[str, Any]:
 
 
 def _run(folder: Path) -> Result:
-    raw = verified(folder, MANIFEST, None)
+    raw = verified(folder, MANIFEST)
     manifest = _document(folder / MANIFEST, raw)
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
@@ -178,7 +178,30 @@ def _run(folder: Path) -> Result:
     for key in ("recipe", "impl", "run"):
         demand(isinstance(config.get(key), dict), f"config.json has no {key}")
     running = manifest.get("files") is None and is_written(folder)
-    return Result(folder, "run", manifest, config, system, running)
+    earlier = _earlier(folder, manifest, config)
+    return Result(folder, "run", manifest, config, system, running, earlier)
+
+
+def _earlier(
+    folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any]
+) -> frozenset[str]:
+    """Return the precisions of the runs that a run continues, by the records beside it."""
+    own, found, names = config["impl"].get("precision"), set(), {folder.name}
+    while (name := manifest.get("resumed_from")) not in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            break
+        names.add(name)
+        folder = folder.parent / name
+        try:
+            manifest = _document(folder / MANIFEST, verified(folder, MANIFEST))
+            asked = _document(folder / "config.json")["impl"]["precision"]
+        except (Damage, KeyError, TypeError):
+            break
+        extras = manifest.get("extras")
+        ran = extras.get("precision") if isinstance(extras, dict) else None
+        if isinstance(ran, str) or asked != own:  # else it was the same on the same device
+            found.add(str(ran or asked))
+    return frozenset(found)
 
 
 def _is_device(device: Any) -> bool:
@@ -197,17 +220,16 @@ def _sealed(folder: Path, manifest: Mapping[str, Any], raw: bytes) -> dict[str, 
     if files is None:
         unfinished = manifest["status"] == "interrupted" and manifest.get("checksum") is None
         demand(unfinished, f"{MANIFEST} says {manifest['status']}, but has no checksums")
-        return {name: verified(folder, name, None) for name in _READ[:2]}
+        return {name: verified(folder, name) for name in _READ[:2]}
     demand(is_sealed(raw.decode(), manifest), f"{MANIFEST} differs from its checksum")
     for name, entry in files.items():
         sound = "/" not in name and "\0" not in name and isinstance(entry, dict)
         demand(sound, f"{MANIFEST} has a malformed entry for the file {shown(name, 40)!r}")
     there = {file.name for file in record_files(folder)}
-    grown = manifest.get("provisional") is True
     return {
         name: content
         for name in (*files, *(name for name in _READ if name in there and name not in files))
-        for content in (verified(folder, name, files, grown=grown),)
+        for content in (verified(folder, name, manifest),)
         if name in _READ[:2]
     }
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -301,3 +303,89 @@ def test_random_records_are_compared(
         if result.p is not None:
             assert 0 < result.p <= 1 and result.lhs.low <= result.lhs.median <= result.lhs.high
             assert (result.verdict == "~") or result.p < 0.05
+
+
+def test_mixed_code_one_seed_and_uncommitted_changes_are_told(tmp_path: Path) -> None:
+    for number in range(6):
+        make_run(tmp_path / "a", {RATE: 1.0 + number}, code_hash=f"{number % 3:016x}", dirty=True)
+    b = group(tmp_path / "b", BASE)
+    found = of(tmp_path / "a", b)
+    assert found.exit_code == 2
+    assert any(text.startswith("code: ") and "mixes" in text for text in found.differences)
+    told = "\n".join(found.notes)
+    assert "6 runs of code with uncommitted changes" in told
+    assert "6 runs have 1 different seeds" in told
+    alike = group(tmp_path / "c", BASE, dirty=True, code_hash="0" * 16)
+    assert not of(alike, alike).differences  # one version, changed but the same
+
+
+def test_copies_of_a_run_are_one_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", {RATE: 2.0}, lines='{"kind": "run_start"}\n')
+    for number in range(5):
+        copy = folder.with_name(f"20260102T00000{number}Z_abcdefa_00000{number}")
+        shutil.copytree(folder, copy)
+        content = json.loads((copy / "manifest.json").read_text())
+        content |= {"run_id": copy.name, "created_utc": "2026-01-03T00:00:00Z", "seed": number}
+        (copy / "manifest.json").write_text(json.dumps(content))
+        seal(copy)
+    side = load_side(str(tmp_path / "a"))
+    assert len(side.runs) == 1 and len(side.damaged) == 5
+    assert all("is the same run as" in damaged.problem for damaged in side.damaged)
+    (tmp_path / "b").mkdir()
+    shutil.copytree(side.damaged[0].path, tmp_path / "b" / side.damaged[0].path.name)
+    assert any("on both sides" in note for note in of(tmp_path / "a", tmp_path / "b").notes)
+
+
+def test_a_resume_in_another_precision_is_another_precision(tmp_path: Path) -> None:
+    root = tmp_path / "a"
+    first = make_run(root, status="interrupted", finished=False, precision="fp32",
+                     config={"impl": {"precision": "fp32"}}, extras={})  # fmt: skip
+    second = make_run(root, {RATE: 1.0}, resumed_from=first.name,
+                      config={"impl": {"precision": "bf16"}})  # fmt: skip
+    third = make_run(root, {RATE: 1.0}, resumed_from=second.name,
+                     config={"impl": {"precision": "bf16"}})  # fmt: skip
+    whole = group(tmp_path / "b", BASE)
+    for folder in (second, third):
+        found = of(folder, whole)
+        assert found.differences == ["precision: bf16 after fp32 against bf16"]
+    same = make_run(root, {RATE: 1.0}, resumed_from=third.name + "x")
+    assert of(same, whole).differences == []
+    assert any("resumed" in note for note in of(same, whole).notes)
+
+
+@pytest.mark.parametrize("name", ["x\nlhs: valid", "\x1b[2Jx", "\u202ex", "a\u2028b"])
+def test_no_name_forges_a_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, odd = group(tmp_path / "a", BASE), tmp_path / name
+    shutil.copytree(good, odd / "1x-card")
+    broken = make_run(tmp_path / "c" / name, {RATE: 1.0})
+    (broken / "config.json").write_text("{")
+    out = str(tmp_path / "out")
+    for words in (
+        ["compare", str(good), str(odd)], ["compare", str(good), str(tmp_path / "c")],
+        ["compare", str(odd / "none"), str(good)], ["validate", str(odd)],
+        ["validate", str(odd / "none")], ["validate", str(tmp_path / "c")],
+        ["report", str(odd), str(tmp_path / "c"), "--out", out, "--no_references"],
+        ["report", str(odd / "none"), "--out", out], ["watch", "--once", str(odd)],
+        ["rcp", str(odd)], ["rcp", str(odd / "none")], ["import-mlperf", str(odd / "none")],
+        ["export-mlperf", str(odd), "--out", out, "--org", "A"],
+        ["export-mlperf", str(tmp_path / "c"), "--out", out, "--org", "A"],
+    ):  # fmt: skip
+        cli(words)
+        said = capsys.readouterr()
+        for line in (said.out + said.err).split("\n"):
+            assert line.isprintable() and not line.startswith("lhs: valid"), (words[0], line)
+
+
+def test_a_run_that_goes_on_is_no_failure(tmp_path: Path) -> None:
+    a, b = group(tmp_path / "a", BASE), group(tmp_path / "b", BASE)
+    going = make_run(b, status="interrupted", finished=False)
+    with (going / "steps.jsonl").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        found = of(a, b)
+        assert found.rhs.statuses == {"ok": 6, "running": 1}
+        assert row(found, "stability").rhs.median == 1.0
+        with pytest.raises(BadInput, match="no run that has ended"):
+            of(a, going)
+    assert of(a, b).rhs.statuses == {"ok": 6, "interrupted": 1}

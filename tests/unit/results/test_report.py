@@ -119,7 +119,7 @@ def test_medians_stability_and_missed_targets(tmp_path: Path) -> None:
     assert column(table, "Stability") == ["0.75", "0"]
     assert column(table, "Runs") == ["4", "1"]
     assert [row.cells[4].note for row in table.rows] == ["10 to 13", ""]
-    assert [row.cells[3].note for row in table.rows] == ["indicative", "indicative"]
+    assert [row.cells[3].note for row in table.rows] == ["indicative, 1 seed", "indicative"]
     assert [row.cells[8].note for row in table.rows] == ["3 of 4", "0 of 1"]
 
 
