@@ -143,6 +143,7 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
         extra["OMP_NUM_THREADS"] = str(max(1, int(report["cores"]) // processes))
     # torchrun sets these for each process; the rehearsal needs them, too.
     extra |= {"WORLD_SIZE": str(processes * nodes), "LOCAL_WORLD_SIZE": str(processes)}
+    extra |= {"RANK": "0", "LOCAL_RANK": "0"}
     return Launch(command, {**environment, **extra}, messages, rehearsal)
 
 

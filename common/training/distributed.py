@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from bertbench.common.config.launched import check_alone, meeting_point, ranks
 
 
 class _Joins(Protocol):
@@ -34,14 +35,12 @@ class World:
 
     @classmethod
     def from_env(cls) -> World:
-        """Read torchrun's variables; all absent means one process."""
-        env = os.environ
-        return cls(
-            rank=int(env.get("RANK", 0)),
-            size=int(env.get("WORLD_SIZE", 1)),
-            local_rank=int(env.get("LOCAL_RANK", 0)),
-            local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
-        )
+        """Read torchrun's variables; all absent means one process.
+
+        Raises BadInput where they are wrong, or another launcher started several processes.
+        """
+        check_alone()
+        return cls(*ranks())
 
     @property
     def is_main(self) -> bool:
@@ -54,6 +53,7 @@ class World:
         if self.size == 1:
             yield
             return
+        meeting_point()
         backend.init_process_group(collective, timeout=timedelta(minutes=10))
         try:
             yield
