@@ -94,6 +94,8 @@ class SquadOptions(DataOptions):
     eval_script: Path | None = None
     """A scoring program of yours (dataset and predictions as arguments, JSON as its last line),
     run beside our own scoring; its values are recorded apart."""
+    eval_script_minutes: float = 10.0
+    """The longest that it may take; it is ended then."""
     do_train: bool = True
     """Fine-tune; without it the starting weights answer."""
     do_predict: bool = True

@@ -107,6 +107,7 @@ RANGES = {
     "keep_n_most_recent_checkpoints": _FROM_1,
     "num_samples_per_checkpoint": _SAMPLES,
     "min_samples_to_start_checkpoints": _SAMPLES,
+    "eval_script_minutes": Range(0, 10**4, above=True),
     "max_minutes": Range(0, 10**7, above=True),
 }
 

@@ -314,11 +314,7 @@ def derive_batches(
     Raises:
         BadInput: the accumulation steps do not divide the batch, or no batch is known.
     """
-    if world is None:
-        text = os.environ.get("WORLD_SIZE") or "1"
-        if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-            raise BadInput(f"WORLD_SIZE is {shown(repr(text), 40)}: the launcher gives a number")
-        world = int(text)
+    world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
     per_device = values.pop("train_batch_size", None)
     accumulation = values.pop("gradient_accumulation_steps", None)
     total = global_batch

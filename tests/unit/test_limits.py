@@ -16,7 +16,7 @@ from bertbench.benchmarks import preset, presets, resolve
 from bertbench.common.config.batch_split import divisors
 from bertbench.common.config.limits import ANY, RANGES, check_ranges
 from bertbench.common.config.recipe import Recipe, recipe_hash
-from bertbench.common.config.reference_flags import derive_batches, fields
+from bertbench.common.config.reference_flags import fields
 from bertbench.common.errors import BadInput
 
 NAMES = ("mini", "squad_mini")
@@ -113,15 +113,6 @@ def test_no_recipe_with_infinity_or_nan_has_a_hash() -> None:
 def test_divisors_of_the_largest_batch_take_no_time() -> None:
     assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
     assert divisors(2**31 - 1) == [1, 2**31 - 1]
-
-
-@pytest.mark.parametrize("text", ["many", "0", "-1", "9" * 400, "1.5"])
-def test_the_launchers_number_is_one_line(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv("WORLD_SIZE", text)
-    with pytest.raises(BadInput, match="WORLD_SIZE is"):
-        derive_batches({}, {}, global_batch=16, world=None)
-    monkeypatch.setenv("WORLD_SIZE", "")
-    derive_batches({}, {}, global_batch=16, world=None)
 
 
 def test_a_flag_of_another_benchmark_names_it() -> None:
