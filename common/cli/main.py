@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from bertbench.common.cli.verbs import VERBS, usage
-from bertbench.common.config.parser import did_you_mean
+from bertbench.common.config.parser import did_you_mean, wants_json
 from bertbench.common.errors import BadInput, BertbenchError
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except BertbenchError as error:
-        if "--json" in rest:
+        if wants_json(rest):
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

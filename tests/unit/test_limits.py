@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ import pytest
 
 from bertbench import api
 from bertbench.benchmarks import preset, presets, resolve
+from bertbench.common.cli.main import main
 from bertbench.common.config.batch_split import divisors
 from bertbench.common.config.limits import ANY, RANGES, check_ranges
+from bertbench.common.config.parser import wants_json
 from bertbench.common.config.recipe import Recipe, recipe_hash
 from bertbench.common.config.reference_flags import fields
 from bertbench.common.errors import BadInput
@@ -113,6 +116,25 @@ def test_no_recipe_with_infinity_or_nan_has_a_hash() -> None:
 def test_divisors_of_the_largest_batch_take_no_time() -> None:
     assert divisors(36) == [1, 2, 3, 4, 6, 9, 12, 18, 36]
     assert divisors(2**31 - 1) == [1, 2**31 - 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        *((words, True) for words in ("--json", "--js", "--j", "--json=true", "--no_json --json")),
+        *((words, False) for words in ("", "--", "json", "--json=false", "--json --no-json")),
+        *((words, False) for words in ("--json_summary x", "--jsonx", "--json=0")),
+    ],
+)
+def test_an_error_is_json_however_json_is_asked_for(
+    capsys: pytest.CaptureFixture[str], words: str, asked: bool
+) -> None:
+    assert wants_json(words.split()) is asked
+    if asked:
+        assert main(["run", "mini", *words.split(), "--learning_rate", "nan"]) == 2
+        out, err = capsys.readouterr()
+        assert json.loads(out)["kind"] == "BadInput"
+        assert json.loads(out)["error"].startswith("--learning_rate") and "Traceback" not in err
 
 
 def test_a_flag_of_another_benchmark_names_it() -> None:
