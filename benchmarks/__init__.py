@@ -16,9 +16,11 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from bertbench.benchmarks.base import Benchmark
+from bertbench.common.config.limits import check_flags, check_ranges
 from bertbench.common.config.parser import did_you_mean, one_line_errors
 from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.config.recipe import Preset, Settings, origins
+from bertbench.common.config.reference_flags import UnknownFlag, fields
 from bertbench.common.errors import BadInput
 
 BUILT_IN = {
@@ -78,11 +80,15 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
     import tyro
 
     base = preset(name)
-    own, notes = load(base.benchmark).translate(list(flags), base)
+    try:
+        own, notes = load(base.benchmark).translate(list(flags), base)
+    except UnknownFlag as error:
+        raise BadInput(f"{error}{_owner(error.name)}") from None
     kinds = [(part, type(getattr(base, part))) for part in ("recipe", "impl", "run")]
     everything = dataclasses.make_dataclass("everything", kinds, kw_only=True, frozen=True)
     prog = f"bertbench run {name}"
     try:
+        check_flags(own)
         with one_line_errors(prog):
             chosen: Any = tyro.cli(
                 everything,
@@ -92,6 +98,8 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
                 use_underscores=True,
                 config=(tyro.conf.OmitArgPrefixes,),
             )
+        for part, _ in kinds:  # those of other packages may not check themselves
+            check_ranges(getattr(chosen, part))
     except ValueError as error:
         raise BadInput(str(error)) from error
     values = {part: getattr(chosen, part) for part, _ in kinds}
@@ -99,6 +107,13 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
         a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"
     }
     return Settings(preset=base, **values, origins=origins(values, base, given), notes=tuple(notes))
+
+
+def _owner(flag: str) -> str:
+    """Return the end of a message: the benchmarks that have the flag, or nothing."""
+    every = presets().values()
+    has = {p.benchmark for p in every if flag in fields(*map(type, (p.recipe, p.impl, p.run)))}
+    return f"; it is a flag of {', '.join(sorted(has))}" if has else ""
 
 
 def _others() -> tuple[dict[str, EntryPoint], list[str]]:

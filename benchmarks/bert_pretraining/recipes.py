@@ -70,37 +70,13 @@ class PretrainingRecipe(Recipe):
     """Copies of each document with different masks in the quick-start data set."""
 
     def __post_init__(self) -> None:
-        if self.max_predictions_per_seq < 1:
-            raise ValueError("max_predictions_per_seq must be at least 1")
+        super().__post_init__()
         if self.max_seq_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"max_seq_length {self.max_seq_length} exceeds the model's "
                 f"max_position_embeddings {self.model.max_position_embeddings}"
             )
-        if self.global_batch < 1 or self.max_steps < 1:
-            raise ValueError("global_batch and max_steps must be at least 1")
-        if self.max_samples_termination < 1 or self.num_eval_examples < 1:
-            raise ValueError("max_samples_termination and num_eval_examples must be at least 1")
-        if not 0 <= self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be 0 or above")
-        for name, low, high in (
-            *(("warmup_proportion", 0.0, 1.0), ("warmup_steps", 0, 2**40)),
-            *(("start_warmup_step", -(2**40), 2**40), ("lr_power", 0.0, 100.0)),
-            *(("weight_decay_rate", 0.0, 1e38), ("opt_epsilon", 1e-30, 1e38)),
-        ):
-            if not low <= getattr(self, name) <= high:
-                value = getattr(self, name)
-                raise ValueError(f"{name} is {value}: it must be from {low:g} to {high:g}")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {self.max_grad_norm}: it must be above 0")
-        if not (0 <= self.opt_lamb_beta_1 < 1 and 0 <= self.opt_lamb_beta_2 < 1):
-            raise ValueError("opt_lamb_beta_1 and opt_lamb_beta_2 must be from 0 to below 1")
         target = self.target_mlm_accuracy
-        if target is not None and not 0 < target <= 1:
-            raise ValueError(
-                f"target_mlm_accuracy is {target}: it must be a share, above 0 and at most 1, or "
-                f"None"
-            )
         if target is not None and self.eval_iter_samples < 1:
             raise ValueError(
                 f"the target_mlm_accuracy {target} is never looked at: give --eval_iter_samples, "

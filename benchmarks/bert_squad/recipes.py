@@ -8,7 +8,6 @@ that ``nvidia``, ``nvidia_2021`` and ``enflame`` set; each line names its source
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -73,23 +72,11 @@ class SquadRecipe(Recipe):
     """The F1 (in percent, of v1.1) that makes a run ok; None = no target."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.max_seq_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"max_seq_length {self.max_seq_length} exceeds the model's "
                 f"max_position_embeddings {self.model.max_position_embeddings}"
-            )
-        if self.global_batch < 1 or (self.max_steps is not None and self.max_steps < 1):
-            raise ValueError("global_batch and max_steps must be at least 1")
-        if not self.num_train_epochs > 0:
-            raise ValueError("num_train_epochs must be above 0; to only predict: --no_do_train")
-        if not 0 <= self.warmup_proportion <= 1:
-            raise ValueError("warmup_proportion is a share of the schedule: from 0 to 1")
-        if not 0 <= self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be 0 or above")
-        if not self.max_grad_norm > 0:
-            raise ValueError(
-                f"max_grad_norm is {self.max_grad_norm}: it must be above 0; not to clip: "
-                f"--gradient_clipping none"
             )
 
 
@@ -107,6 +94,8 @@ class SquadOptions(DataOptions):
     eval_script: Path | None = None
     """A scoring program of yours (dataset and predictions as arguments, JSON as its last line),
     run beside our own scoring; its values are recorded apart."""
+    eval_script_minutes: float = 10.0
+    """The longest that it may take; it is ended then."""
     do_train: bool = True
     """Fine-tune; without it the starting weights answer."""
     do_predict: bool = True
@@ -124,11 +113,6 @@ class SquadOptions(DataOptions):
     """Write nbest_predictions.json, too: about 50 MB for the dev set of v1.1."""
     json_summary: Path | None = None
     """A second copy of the DLLogger lines, which the record always has."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.skip_steps < 0:
-            raise ValueError(f"skip_steps is {self.skip_steps}: it must be 0 or above")
 
 
 MINILM = BertConfig(  # config.json of the wheel

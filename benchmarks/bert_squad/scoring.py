@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +30,9 @@ from bertbench.common.data.samples import ragged_index
 from bertbench.common.files import parse_json, shown
 from bertbench.common.measure.metric import Metric
 
-SCRIPT_TIMEOUT_S = 3600
+_MOST_OUTPUT = 1 << 20
+"""Bytes at the end of a script's output that are read."""
+_MOST_VALUES = 100
 _OFFICIAL = "over all questions, as the official script of SQuAD"
 QUALITY = {
     "exact_match": f"answers equal to a true one, after normalisation; {_OFFICIAL}",
@@ -104,46 +109,85 @@ def answer_and_score(
 
 
 def script_scores(
-    script: Path, dataset: Path, predictions: Mapping[str, str]
+    script: Path, dataset: Path, predictions: Mapping[str, str], minutes: float = 10.0
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the metrics that a user's script reports, and its whole output.
+    """Return the metrics that a user's script reports, and the plain values of its output.
 
-    v2.0's official script calls the first of the two ``exact``.
+    v2.0's official script calls the first of the two ``exact``. Whatever the script or the disk
+    does, nothing is raised: the second is then ``{"error": why}``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "predictions.json"
-        file.write_text(json.dumps(predictions), encoding="utf-8")
-        reported = run_script(script, dataset, file)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "predictions.json"
+            file.write_text(json.dumps(predictions), encoding="utf-8")
+            found = run_script(script, dataset, file, minutes)
+    except OSError as error:
+        found = {"error": shown(error)}
+    plain = [(shown(k, 60), v) for k, v in found.items() if isinstance(v, int | float | str | None)]
+    reported = {k: shown(v) if isinstance(v, str) else v for k, v in plain[:_MOST_VALUES]}
     metrics = {}
     for name, theirs in (("exact_match", "exact"), ("f1", "f1")):
         value = reported.get(name, reported.get(theirs))
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             metrics[f"eval_script_{name}"] = float(value)
     if not metrics and "error" not in reported:
         reported["error"] = "reports neither exact_match nor f1 as a number"
     return metrics, reported
 
 
-def run_script(script: Path, dataset: Path, predictions: Path) -> dict[str, Any]:
+def run_script(
+    script: Path, dataset: Path, predictions: Path, minutes: float = 10.0
+) -> dict[str, Any]:
     """Run ``script dataset predictions`` and read the JSON object that ends its output.
 
-    It may take several lines, as v2.0's official script prints it. A script that fails does not
-    lose the run: the result is then ``{"error": why}``.
+    It may take several lines, as v2.0's official script prints it. A script that fails, that goes
+    on for more than ``minutes`` (it is ended then, with all that it started) or prints something
+    else does not lose the run: the result is then ``{"error": why}``. Raises OSError where it
+    cannot be started.
     """
-    command = [sys.executable, str(script), str(dataset), str(predictions)]
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(dataset), str(predictions)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    out, err = _Tail(process.stdout), _Tail(process.stderr)
     try:
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace",
-            timeout=SCRIPT_TIMEOUT_S,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"error": shown(error)}
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        return {"error": f"exit code {done.returncode}: {shown(last)}"}
-    text = "\n" + done.stdout.strip()
+        code = process.wait(minutes * 60)
+    except subprocess.TimeoutExpired:
+        return {"error": f"it did not end within {minutes:g} minutes (--eval_script_minutes)"}
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it started, and itself where it goes on
+        process.wait()
+    text, errors = out.text(), err.text()
+    if code:
+        last = (errors.strip().splitlines() or [""])[-1]
+        how = f"exit code {code}" if code > 0 else f"ended by signal {-code}"
+        return {"error": f"{how}: {shown(last)}"}
+    text = "\n" + text.strip()
     try:
         return dict(parse_json(text[text.rindex("\n{") :], parse_constant=shown))
     except ValueError:
         last = text.splitlines()[-1]
         return {"error": f"its output does not end with a JSON object but with: {shown(last)}"}
+
+
+class _Tail(threading.Thread):
+    """Reads a stream to its end and keeps the last of it."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._stream, self._kept = stream, b""
+        self.start()
+
+    def run(self) -> None:
+        while chunk := os.read(self._stream.fileno(), 1 << 16):
+            self._kept += chunk
+            if len(self._kept) > 2 * _MOST_OUTPUT:
+                self._kept = self._kept[-_MOST_OUTPUT:]
+
+    def text(self) -> str:
+        """Return the end of what was printed; a process that left the group may hold it open."""
+        self.join(timeout=5)
+        return self._kept[-_MOST_OUTPUT:].decode("utf-8", errors="replace")

@@ -272,7 +272,10 @@ class SquadTask(Task):
         if self.run.eval_script is not None and self.run.do_eval and self.answers is not None:
             assert self.source.predict_file is not None
             scores, self.scores["eval_script"] = script_scores(
-                self.run.eval_script, self.source.predict_file, self.answers.predictions
+                self.run.eval_script,
+                self.source.predict_file,
+                self.answers.predictions,
+                self.run.eval_script_minutes,
             )
             return quality(scores)
         return []

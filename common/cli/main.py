@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import TextIO, cast
 
 from bertbench.common.cli.verbs import VERBS, usage
-from bertbench.common.config.parser import did_you_mean
+from bertbench.common.config.parser import did_you_mean, wants_json
 from bertbench.common.errors import BadInput, BertbenchError
 from bertbench.common.files import OutputLost, Stream, why
 
@@ -80,7 +80,7 @@ def _main(args: list[str], prog: str) -> int:
         print(f"{prog}: stopped", file=sys.stderr)
         return 130
     except BertbenchError as error:
-        if "--json" in rest:
+        if wants_json(rest):
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -55,4 +56,5 @@ def requested(global_batch: int, impl: Impl, world_size: int) -> Split:
 
 def divisors(n: int) -> Sequence[int]:
     """Return the divisors of n, ascending."""
-    return [m for m in range(1, n + 1) if n % m == 0]
+    small = [m for m in range(1, math.isqrt(n) + 1) if n % m == 0]
+    return [*small, *(n // m for m in reversed(small) if m * m != n)]

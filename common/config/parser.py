@@ -50,6 +50,18 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message}\n{self.format_usage().strip()}")
 
 
+def wants_json(words: Iterable[str]) -> bool:
+    """Return whether ``--json`` is among words that may not parse: abbreviated or with a value."""
+    asked = False
+    for word in words:
+        name, _, value = word.replace("-", "_").partition("=")
+        if len(name) > 2 and "__json".startswith(name):
+            asked = value.lower() not in ("false", "0")
+        elif name == "__no_json":
+            asked = False
+    return asked
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of a message: the closest of ``known``, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)

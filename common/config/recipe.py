@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bertbench.common.config.limits import check_ranges
 from bertbench.common.errors import BadInput
 
 
@@ -24,6 +25,9 @@ class Recipe:
 
     global_batch: int
     """Sequences per optimizer step, over all devices."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +58,7 @@ class Impl:
     """fp16 only: the first loss scale."""
 
     def __post_init__(self) -> None:
-        if self.eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size is {self.eval_batch_size}: it must be at least 1")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads is {self.num_threads}: it must be at least 1")
-        if not 1 <= self.init_loss_scale <= 2.0**100:
-            raise ValueError(
-                f"init_loss_scale is {self.init_loss_scale}: it must be at least 1, such as 65536"
-            )
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +97,7 @@ class RunOptions:
     """Folder for TensorBoard events, one folder a run; needs the package tensorboard."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            *(("log_freq", 1), ("keep_n_most_recent_checkpoints", 1)),
-            *(("num_samples_per_checkpoint", 0), ("min_samples_to_start_checkpoints", 0)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"seed is {self.seed}: it must be within 0 and 2**64 - 1")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes is {self.max_minutes}: it must be above 0, or None")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +184,12 @@ def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
     """Return the first 16 hex digits of the sha256 over the recipe and its inputs' hashes.
 
     ``inputs`` are the data set's and the checkpoint's hashes; two results are the same benchmark
-    only if this agrees.
+    only if this agrees. Raises BadInput for a recipe with a number that no record may hold.
     """
+    try:
+        check_ranges(recipe)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
     return hash_values(type(recipe).__name__, plain(recipe), inputs)
 
 

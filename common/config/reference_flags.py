@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bertbench.common.config.launched import number
 from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.files import shown
 
 Values = dict[str, str]
 """Values by the name of our field or of a derived quantity, in the order given."""
@@ -74,19 +76,22 @@ def each(names: str, meaning: Meaning) -> dict[str, Meaning]:
     return dict.fromkeys(names.split(), meaning)
 
 
-def as_float(text: str) -> float:
-    """Read a number. Raises BadInput for anything else."""
+def as_float(text: str, what: str = "number") -> float:
+    """Read a number. Raises BadInput for anything else, infinities included."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise BadInput(f"{text!r} is not a number") from None
+        raise BadInput(f"'{shown(text, 40)}' is not a number") from None
+    if not math.isfinite(value):
+        raise BadInput(f"'{shown(text, 40)}' is not a {what} that fits")
+    return value
 
 
 def as_whole(text: str) -> str:
     """Read a whole number. Raises BadInput for others; the references allow 7100.0 and 4.5e6."""
-    value = as_float(text)
-    if value != value or value in (float("inf"), float("-inf")) or value != int(value):
-        raise BadInput(f"{text!r} is not a whole number")
+    value = as_float(text, "whole number")
+    if value != int(value):
+        raise BadInput(f"'{shown(text, 40)}' is not a whole number")
     return str(int(value))
 
 
@@ -125,6 +130,14 @@ SHARED: dict[str, Meaning] = {
     ),
 }
 """Flags that the references of all benchmarks have, with one meaning."""
+
+
+class UnknownFlag(BadInput):
+    """A flag that the benchmark does not have; ``name`` is its name."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Flags:
@@ -194,14 +207,14 @@ class Flags:
             if word == "-h":
                 word = "--help"
             if not word.startswith("--"):
-                raise BadInput(f"{word!r} is not a flag; flags are written --name value")
+                raise BadInput(f"'{shown(word, 60)}' is not a flag; flags are written --name value")
             written, equals, joined = word[2:].partition("=")
             name = self._full_name(written)
             if name != written.replace("-", "_"):
                 notes.setdefault(f"read as --{name}", []).append(f"--{written}")
             value: str | None = joined if equals else None
             if value is not None and not self._takes_value(name) and not self._is_switch(name):
-                raise BadInput(f"--{written} takes no value, not {value!r}")
+                raise BadInput(f"--{written} takes no value, not {shown(repr(value), 40)}")
             if value is None and self._takes_value(name):
                 if not rest or rest[0].startswith("--"):
                     raise BadInput(f"--{written} needs a value")
@@ -219,7 +232,10 @@ class Flags:
             raise BadInput(f"--{written} is ambiguous: {', '.join('--' + n for n in starts)}")
         close = difflib.get_close_matches(name, self.names, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join('--' + n for n in close)}? " if close else ""
-        raise BadInput(f"unknown flag --{written}; {hint}`bertbench run RECIPE --help` lists all")
+        raise UnknownFlag(
+            f"unknown flag --{shown(written, 60)}; {hint}`bertbench run RECIPE --help` lists all",
+            name,
+        )
 
     def _is_switch(self, name: str) -> bool:
         """Return whether ``name`` is a yes-or-no field, or its negation."""
@@ -303,7 +319,10 @@ def derive_batches(
     accumulation = values.pop("gradient_accumulation_steps", None)
     total = global_batch
     if "global_batch" in values:
-        total = int(as_whole(values["global_batch"]))
+        try:
+            total = int(as_whole(values["global_batch"]))
+        except BadInput as error:
+            raise BadInput(f"--global_batch: {error}") from None
     if per_device is not None:
         total = int(per_device) * rows * world
         values["global_batch"] = str(total)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -192,6 +194,59 @@ def test_only_numbers_of_a_users_script_are_metrics(tmp_path, told, metrics):
     assert found == metrics
     assert ("error" in everything) == (not metrics)
     json.dumps(everything, allow_nan=False)
+
+
+HELD = "import subprocess; subprocess.Popen(['sleep', '60'])"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("print('{\"f1\": ' * 100_000)", "does not end with a JSON object"),
+        ("print('{\"f1\": ' + '[' * 100_000)", "does not end with a JSON object"),
+        ("print('{\"f1\": ' + '9' * 5000 + '}')", "does not end with a JSON object"),
+        ("print('{\"f1\": 1e999}')", "does not end with a JSON object"),
+        ("print('\\x1b[2J\\u202e')", "with: ?[2J?"),
+        ("import os; os.close(1); os.close(2)", "does not end with a JSON object"),
+        ("import sys; sys.stdout.buffer.write(b'\\xff\\xfe')", "does not end with a JSON object"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by signal 9"),
+        ("raise ValueError('no\\nsuch')", "exit code 1: such"),
+        ("input()", "exit code 1: EOFError"),
+        ("import sys; sys.stdout.write('x' * (64 << 20))", "but with: xxx"),
+        ("while True: pass", "it did not end within 0.02 minutes (--eval_script_minutes)"),
+        ("while True: print('{}')", "it did not end within 0.02 minutes"),
+        (f"{HELD}; import time; time.sleep(60)", "it did not end within 0.02 minutes"),
+        (HELD, "does not end with a JSON object"),
+        ("import signal\nsignal.signal(15, signal.SIG_IGN)\nwhile True: pass", "did not end"),
+        ("print('{\"f1\": {\"a\": ' * 1 + '{}' + '}}')", "reports neither"),
+        ("print('{\"f1\": ' + '[' * 400 + ']' * 400 + '}')", "reports neither"),
+    ],
+)
+def test_whatever_a_users_script_does_the_run_goes_on_in_time(tmp_path, code, error):
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    minutes = 0.02 if "did not end" in error else 1
+    began = time.monotonic()
+    found, everything = script_scores(script, tmp_path / "dataset", {"q": "\ud800"}, minutes)
+    assert time.monotonic() - began < 20
+    assert found == {} and error in everything["error"]
+    assert "\n" not in everything["error"] and everything["error"].isprintable()
+    assert len(json.dumps(everything, allow_nan=False, indent=1)) < 5000
+
+
+def test_what_a_users_script_prints_besides_numbers_is_bounded(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json\nprint(json.dumps({'f1': 2.5, **{f'k{i}': 'x' * 999 for i in range(900)}}))"
+    )
+    found, everything = script_scores(script, tmp_path / "dataset", {"q": "a"})
+    assert found == {"eval_script_f1": 2.5} and len(json.dumps(everything)) < 30_000
+
+
+def test_no_room_for_the_answers_of_a_users_script(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    found, everything = script_scores(tmp_path / "script.py", tmp_path / "dataset", {"q": "a"})
+    assert found == {} and "No such file" in everything["error"]
 
 
 def test_a_script_that_fails_is_told_at_the_end(tmp_path):
