@@ -10,6 +10,7 @@ length of ``input_ids``), *packed* since v2.1 (several samples end to end in one
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Collection, Iterator
@@ -160,17 +161,53 @@ def _padded(flat: IntArray, mask: IntArray) -> IntArray:
     return result
 
 
+class _File(io.FileIO):
+    """A file whose errors HDF5 does not see: after a failed write the library crashes at times."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        left = view
+        while left and not self.failure:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.failure = error
+        return len(view)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return size or 0
+
+
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[h5py.File]:
-    """Open a new HDF5 file under a temporary name; rename it to ``path`` at the end."""
+    """Open a new HDF5 file under a temporary name; rename it to ``path`` at the end.
+
+    Raises OSError with the file's name where the disk does not take it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
     os.close(handle)
+    stream = _File(name, "r+")
     try:
-        with h5py.File(name, "w") as file:
-            yield file
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        with stream:
+            with h5py.File(stream, "w") as file:
+                yield file
+            if stream.failure is None:
+                os.fsync(stream.fileno())
+        if stream.failure is None:
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+    except Exception:
+        if stream.failure is None:  # else HDF5's own error follows from it
+            raise
+    finally:
+        with contextlib.suppress(OSError):
+            Path(name).unlink(missing_ok=True)
+    if (failure := stream.failure) is not None:
+        raise OSError(failure.errno, failure.strerror, str(path)) from failure

@@ -30,7 +30,7 @@ from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_fixed, write_varlen
 from bertbench.common.data.shards import FORMAT, MANIFEST
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, host_cores, shown, sync, write_atomic
+from bertbench.common.files import file_sha256, host_cores, shown, write_atomic
 from bertbench.common.files import read_json as read_any_json
 from bertbench.common.prepare.spool import Mixture, open_spool, save_spool
 from bertbench.common.prepare.track import tracked
@@ -245,14 +245,10 @@ def _write_shard(job: _ShardJob) -> dict[str, Any]:
         samples = open_spool(Samples, job.spools[0])
     else:
         samples = open_spool(Mixture, job.work / "mixture").shard(job.number, job.spools)
-    try:
-        if job.layout.format == "varlen":
-            write_varlen(job.target, samples)
-        else:
-            write_fixed(job.target, samples, job.layout.max_seq_length, job.layout.max_predictions)
-    except RuntimeError as error:  # HDF5's, when it closes a file on a full disk
-        raise OSError(errno.EIO, str(error), str(job.target)) from error
-    sync(job.target)
+    if job.layout.format == "varlen":
+        write_varlen(job.target, samples)
+    else:
+        write_fixed(job.target, samples, job.layout.max_seq_length, job.layout.max_predictions)
     return {
         "samples": len(samples),
         "bytes": job.target.stat().st_size,

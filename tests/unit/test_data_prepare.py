@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -293,3 +295,179 @@ def test_mixture_takes_each_spools_samples_in_their_order(tmp_path):
         source = mixture.source[mixture.bounds[number] : mixture.bounds[number + 1]]
         assert rows(mixture.shard(number, spools)) == [left[spool].pop(0) for spool in source]
     assert left == [[], [], []]
+
+
+def one_each(count: int) -> list[list[str]]:
+    """Documents of one sentence: what a blank line after each sentence gives."""
+    return [[sentence] for document in articles(count) for sentence in document][:count]
+
+
+PAIRS = {
+    "a blank line after each sentence": (one_each(300), {}, "each of the 300 documents has one"),
+    "and none held out": (one_each(300), {"eval_fraction": 0}, "each of the 300 documents has one"),
+    "no blank line": (
+        [list(chain(*articles(50)))],
+        {},
+        "one document: separate documents with a blank",
+    ),
+    "no blank line, none held out": (
+        [list(chain(*articles(50)))],
+        {"eval_fraction": 0},
+        "one document: separate documents with a blank",
+    ),
+    "no text": ([["\n"]], {}, "holds no text"),
+    "one is left": (articles(9), {"num_eval_articles": 8}, r"1 of the 9 documents are to train on"),
+    "one is held out": (articles(9), {"num_eval_articles": 1}, "1 of the 9 documents are to eval"),
+    "documents of one sentence, but one": (
+        [*one_each(400), ["A b .", "B c ."]],
+        {"eval_fraction": 0},
+        r"training text: (99|100)\.\d% of the next sentences are random",
+    ),
+    "another language": (
+        [["\u0432\u043e\u0434\u0430 \u0438 \u0434\u043e\u043c ."] * 3] * 90,
+        {"eval_fraction": 0},
+        r"training text: 75\.0% of the text is not in the vocabulary",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_text_without_pairs_of_both_kinds_is_refused(options, tmp_path, name):
+    text, change, match = PAIRS[name]
+    path = write_plain(tmp_path / "mine", text)
+    with pytest.raises(BadInput, match=match):
+        prepare.prepare(replace(options, text=(path,), **change))
+    assert list(options.output.iterdir()) == []
+    prepare.prepare(options)  # the folder is free
+
+
+def test_held_out_documents_of_one_sentence_are_refused(options, tmp_path, monkeypatch):
+    single = one_each(9)
+    path = write_plain(tmp_path / "mine", [*single, *articles(60, seed=3)])
+    monkeypatch.setattr(parts.Document, "identity", lambda self: self.sentences not in single)
+    with pytest.raises(BadInput, match="9 of the 69 documents are to evaluate on, 9 of one sent"):
+        prepare.prepare(replace(options, text=(path,), num_eval_articles=9))
+
+
+def test_text_with_few_pairs_is_noted(options, tmp_path):
+    path = write_plain(tmp_path / "mine", [*one_each(300), *articles(15, seed=5)])
+    manifest = prepare.prepare(replace(options, text=(path,), eval_fraction=0))
+    (note,) = manifest["notes"]
+    assert "of the next sentences are random, where MLPerf's procedure gives 50 to 90%" in note
+    assert prepare.prepare(replace(options, output=tmp_path / "two"))["notes"] == []
+
+
+def test_every_part_has_two_documents(tmp_path, small_parts):
+    """A random next sentence comes from another document of the part."""
+    large = [[f"{word} a{n} ." for n in range(600)] for word in "ABCDE"]
+    files = [write_plain(tmp_path / str(number), [one]) for number, one in enumerate(large)]
+    found, _ = parts.split_text(files, tmp_path / "text", 0)
+    assert [part.documents for part in found] == [2, 3]
+    assert sum(part.sentences for part in found) == 3000
+    texts = [(tmp_path / "text" / f"{part.name}.txt").read_text() for part in found]
+    assert "".join(texts) == "".join("\n".join(one) + "\n\n" for one in large)
+    assert [part.bytes for part in found] == [len(text) for text in texts]
+
+
+def test_more_shards_than_samples_are_refused_before_the_work(options, monkeypatch):
+    monkeypatch.setattr(prepare, "make_part", None)
+    with pytest.raises(BadInput, match="--num_shards 5000 is more than the"):
+        prepare.prepare(replace(options, num_shards=5000))
+
+
+def test_the_same_text_twice_is_refused(options, tmp_path):
+    one = tmp_path / "text" / "wiki_00"
+    (tmp_path / "text" / "wiki_00 (1)").write_bytes(one.read_bytes())
+    with pytest.raises(BadInput, match=r"wiki_00 \(1\) and .*wiki_00 are the same text"):
+        prepare.prepare(options)
+
+
+def test_text_that_changes_meanwhile_is_refused(options, tmp_path, monkeypatch):
+    real = prepare.split_text
+
+    def then_change(*args):
+        found = real(*args)
+        write_wiki(tmp_path / "text" / "wiki_03", articles(9, seed=77))
+        return found
+
+    monkeypatch.setattr(prepare, "split_text", then_change)
+    with pytest.raises(BadInput, match="wiki_03 changed while it was read"):
+        prepare.prepare(options)
+
+
+def test_one_builds_at_a_time(options, monkeypatch):
+    real = prepare.make_part
+
+    def meanwhile(job):
+        with pytest.raises(BadInput, match="another process prepares"):
+            prepare.prepare(options)
+        return real(job)
+
+    monkeypatch.setattr(prepare, "make_part", meanwhile)
+    prepare.prepare(options)
+
+
+def test_another_vocabulary_in_the_same_folder(options):
+    """The tokenizer that a process keeps is of the vocabulary as it is."""
+    tokens = read_vocab(options.vocab)
+    first = prepare.prepare(options)["train"]["unknown"]
+    for path in sorted(options.output.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    write_vocab(options.vocab, [token for token in tokens if token != "the"])
+    assert prepare.prepare(options)["train"]["unknown"] > first
+
+
+@pytest.mark.parametrize("lost", ["out", "samples", "part"])
+def test_folders_that_go_away_end_in_one_line(options, tmp_path, monkeypatch, lost):
+    real = build._write_shard
+
+    def gone(job):
+        target = {"out": options.output, "samples": job.work / "samples", "part": job.spools[0]}
+        shutil.rmtree(target[lost])
+        return real(job)
+
+    monkeypatch.setattr(build, "_write_shard", gone)
+    with pytest.raises(BadInput) as caught:
+        prepare.prepare(options)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\1\0", b"not an array", None])
+def test_damaged_pieces_end_in_one_line(options, monkeypatch, damage):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(build, "_write_shard", lambda job: 1 / 0)
+        prepare.prepare(options)
+    path = options.output / ".work" / "samples" / "part-00000" / "split.npy"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    with pytest.raises(BadInput, match=r"is damaged .*delete .*work and prepare"):
+        prepare.prepare(options)
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 10**5, "9" * 5000, "{", "\0", '{"parameters": 3}'])
+def test_damaged_manifests_end_in_one_line(options, text):
+    options.output.mkdir()
+    (options.output / "manifest.json").write_text(text)
+    with pytest.raises(BadInput, match=r"is not JSON|made with other settings") as caught:
+        prepare.prepare(options)
+    assert str(caught.value).isprintable()
+
+
+def test_a_lost_shard_is_written_again(options, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(prepare, "finish", lambda *args, **kwargs: 1 / 0)
+        prepare.prepare(options)
+    before = all_files(options.output)
+    (options.output / "3_shards_uncompressed" / "part_1_of_3.hdf5").unlink()
+    (options.output / "3_shards_uncompressed" / ".x.tmp").write_bytes(b"of a killed process")
+    prepare.prepare(options)
+    assert all_files(options.output) == before
+    assert not list(options.output.rglob(".x.tmp"))
+
+
+def test_dry_run_refuses_what_is_not_text(options, tmp_path):
+    (tmp_path / "text" / "rows.csv").write_text("id,text\n1,It is\n2,So\n")
+    with pytest.raises(BadInput, match=r"rows\.csv is a table"):
+        prepare.plan(options)
