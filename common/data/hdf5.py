@@ -8,7 +8,7 @@ raises BadInput, which names file, dataset and row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -125,7 +125,8 @@ class _File:
         for start in range(0, self.num_rows, CHUNK_ROWS):
             yield read(start, min(start + CHUNK_ROWS, self.num_rows))
 
-    def _read(self, name: str, start: int, stop: int) -> IntArray:
+    def values(self, name: str, start: int, stop: int) -> IntArray:
+        """Read rows of a dataset; raises BadInput where the library cannot."""
         try:
             return self.datasets[name][start:stop]
         except (OSError, RuntimeError, MemoryError) as error:
@@ -136,7 +137,7 @@ class _File:
 
     def _ragged(self, name: str, start: int, stop: int) -> tuple[IntArray, IntArray]:
         """Return the flat values of vlen rows and their lengths, int64."""
-        rows = self._read(name, start, stop)
+        rows = self.values(name, start, stop)
         return np.concatenate(rows), np.fromiter(map(len, rows), np.int64, len(rows))
 
     def fail(self, name: str, row: int, what: str) -> NoReturn:
@@ -152,7 +153,7 @@ class _File:
             self.fail(name, int(rows[bad.argmax()]), what)
 
     def _fixed(self, start: int, stop: int) -> _Chunk:
-        read = {name: self._read(name, start, stop) for name in self.datasets}
+        read = {name: self.values(name, start, stop) for name in self.datasets}
         rows = np.arange(start, stop)
         mask, positions, labels = read[INPUT_MASK], read[MASKED_POSITIONS], read[MASKED_IDS]
         lengths = np.count_nonzero(mask, axis=1)
@@ -178,7 +179,7 @@ class _File:
         )
 
     def _varlen(self, start: int, stop: int) -> _Chunk:
-        return self._rows(start, stop, self._read(NEXT_SENTENCE, start, stop))
+        return self._rows(start, stop, self.values(NEXT_SENTENCE, start, stop))
 
     def _rows(self, start: int, stop: int, next_sentence: IntArray) -> _Chunk:
         """Read variable-length rows; ``next_sentence`` holds their labels, in any number."""
@@ -218,6 +219,8 @@ class _File:
             (PACKED_MASKED_LENGTHS, counts, row_counts),
         ):
             self.fail_first(name, sizes < 0, sample_rows, "has a negative length")
+            beyond = sizes > np.repeat(row_sizes, per_row)
+            self.fail_first(name, beyond, sample_rows, "has a length beyond the row")
             total = from_lengths(sizes)
             self._same_sizes(name, np.diff(total[bounds]), "the row", row_sizes, rows)
         # A masked position counts from the row's start; subtract where its sequence starts.
@@ -265,8 +268,11 @@ def parts(path: Path, limits: Limits, first: int | None = None) -> Iterator[Samp
                 break
 
 
-def count(path: Path) -> int:
-    """Count the samples of one file, without reading the text. Raises BadInput like ``read``."""
+def count(path: Path, alive: Callable[[], None] = lambda: None) -> int:
+    """Count the samples of one file, without reading the text; calls ``alive`` now and then.
+
+    Raises BadInput like ``read``.
+    """
     with open_file(path) as handle:
         file = _File(path, handle)
         if file.layout != "packed":
@@ -277,8 +283,18 @@ def count(path: Path) -> int:
         if offset is not None and dataset.id.get_storage_size() == size:
             # Contiguous: the row lengths lie side by side, a hundred times faster than the rows.
             rows = np.fromfile(path, VLEN_DESCRIPTOR, file.num_rows, offset=offset)
-            return int(rows["length"].sum(dtype=np.int64))
-        return sum(len(row) for row in dataset[:])
+            total = int(rows["length"].sum(dtype=np.int64))
+            if total > path.stat().st_size:
+                raise BadInput(
+                    f"{path}: dataset {PACKED_LENGTHS} is damaged, make or copy it again"
+                )
+            return total
+        total = 0
+        for start in range(0, file.num_rows, CHUNK_ROWS):
+            alive()
+            rows = file.values(PACKED_LENGTHS, start, min(start + CHUNK_ROWS, file.num_rows))
+            total += sum(map(len, rows))
+        return total
 
 
 def small_datasets(path: Path) -> str:

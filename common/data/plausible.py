@@ -161,10 +161,14 @@ class Inspection:
     def __init__(self, limits: Limits, held_out: Samples | None) -> None:
         """``held_out`` are some evaluation samples, at least one; None without evaluations."""
         self.limits = limits
-        self.held_out = None if held_out is None else hashes(held_out)[1]
+        self.held_out = np.zeros(0, np.uint64)
         self._counts: list[Counts] = []
         self._first: dict[Path, IntArray] = {}
         self._notes: dict[str, None] = {}
+        if held_out is not None:
+            self.held_out = hashes(held_out)[1]
+            for one in findings(Counts.of(held_out, limits)):
+                self._notes[f"evaluation data: {one.text}"] = None
 
     def __call__(self, path: Path, samples: Samples) -> None:
         """Look at a shard's first samples, once; raises BadInput for what cannot be."""
@@ -185,9 +189,7 @@ class Inspection:
 
     def notes(self) -> list[str]:
         """Return what is unusual in all that was loaded."""
-        if not self._counts:
-            return []
-        total = Counts.total(self._counts)
+        total = Counts.total(self._counts) if self._counts else Counts()
         return [*self._notes, *(f"training data: {one.text}" for one in findings(total))]
 
     def _repeats(self, first: IntArray) -> list[Finding]:
@@ -199,7 +201,7 @@ class Inspection:
         return []
 
     def _leaks(self, texts: IntArray) -> list[Finding]:
-        if self.held_out is None or len(self.held_out) < ENOUGH:
+        if len(self.held_out) < ENOUGH:
             return []
         share = float(np.isin(self.held_out, texts).mean())
         if share <= MAX_REPEATED:

@@ -80,7 +80,9 @@ def test_reads_each_layout(
     assert count(path) == len(plain)
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(n=st.integers(1, 20), seed=st.integers(0, 1000), wide=st.booleans())
 def test_writers_agree_with_a_literal_reader(tmp_path: Path, n: int, seed: int, wide: bool) -> None:
     vocab = 60000 if wide else 30522
