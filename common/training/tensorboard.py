@@ -8,6 +8,7 @@ theirs, and a record never does. The package ``tensorboard`` is an extra.
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ class TensorBoard(Observer):
         except OSError as error:
             raise BadInput(f"--tensorboard: cannot write into {folder}: {error}") from error
         self._step = 0
+        self._hook = threading.excepthook
+        threading.excepthook = self._thread_failed
+
+    def _thread_failed(self, failure: Any) -> None:
+        """Show the traceback of a thread, but of a writer's: the next event raises its error."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._hook(failure)
 
     def on_step(self, event: StepEvent) -> None:
         for names, group in ((_TRAIN, "train"), (_SPEED, "speed")):
@@ -64,8 +72,11 @@ class TensorBoard(Observer):
         self._writer.add_text("note", text, self._step)
 
     def close(self, summary: RunSummary) -> None:
-        self._writer.add_text("end", f"{summary.status}: {summary.reason}", summary.step)
-        self._writer.close()
+        try:
+            self._writer.add_text("end", f"{summary.status}: {summary.reason}", summary.step)
+            self._writer.close()
+        finally:
+            threading.excepthook = self._hook
 
     def _add(self, name: str, value: float | None, step: int) -> None:
         """Add a value that is known and finite."""

@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -147,21 +148,33 @@ def test_a_log_that_breaks_does_not_end_the_console(capsys: pytest.CaptureFixtur
 
 
 def test_an_event_file_that_breaks_does_not_end_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.summary.writer.record_writer import RecordWriter
+    hook = threading.excepthook
 
-    def write(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    class Writer:
+        def __init__(self, folder: str, **_: Any) -> None:
+            self.folder = folder
 
-    monkeypatch.setattr(RecordWriter, "write", write)
-    monkeypatch.setattr(RecordWriter, "flush", write)
+        def fail(self, *_: Any) -> None:
+            class Worker(threading.Thread):
+                __module__ = "tensorboard.summary"
+
+            thread = Worker(target=lambda: 1 / 0)  # fails as the writer's does
+            thread.start()
+            thread.join()
+            raise OSError(28, "No space left on device")
+
+        add_scalar = add_text = flush = close = fail
+
+    for module in ("common.run", "common.training.tensorboard"):
+        monkeypatch.setattr(f"bertbench.{module}.writer_class", lambda: Writer)
     flags = ("--tensorboard", str(tmp_path / "events"), "--output_dir", str(tmp_path / "out"))
     assert main(["run", "mini", *TINY, *flags]) == 0
-    assert any(
-        n.startswith("TensorBoard: No space left") for n in content(tmp_path / "out")["notes"]
-    )
+    notes = content(tmp_path / "out")["notes"]
+    assert notes.count("TensorBoard: No space left on device") == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is hook
 
 
 def test_a_small_disk_ends_a_run_in_one_line(tmp_path: Path) -> None:
