@@ -3,8 +3,8 @@
 
     python tests/hostile/campaign.py --seed S --n N [--kind KIND] [--jobs J]
 
-A kind is a kind of file (subjects.py); ``--n`` counts the cases of each. Each failure prints its own
-reproduction; the end counts the cases tried and right, by kind.
+A kind is a kind of file (subjects.py); ``--n`` counts the cases of each. Each failure prints its
+own reproduction; the end counts the cases tried and right, by kind.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def change_words(rng: random.Random, text: str, canary: Path) -> tuple[str, str]
     chance = rng.random()
     if not words or chance < 0.2:
         added = rng.choice(("\ufeff", "\x00" * 100, "x" * 2_000_000, "\n" * 100_000, "\x1b[2J\n",
-                            "<doc id=", "\u202e", "[MASK] [CLS] [SEP]\n", "\r", "{" * DEEP))  # fmt: skip
+                            "<doc id=", "\u202e", "[MASK] [SEP]\n", "\r", "{" * DEEP))  # fmt: skip
         at = rng.choice((0, len(text), rng.randrange(len(text) + 1)))
         return f"{added[:20]!r} at character {at}", text[:at] + added + text[at:]
     if chance < 0.35:
