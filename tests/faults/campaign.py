@@ -87,11 +87,10 @@ def main() -> int:
         forks.preload(known(base))
         needed = TARGETS if set(given.kind) - {"ranks"} else ["run"]
         before = forks.in_fork(lambda: inputs(base))
+        undisturbed = partial(clean_run, base, folder)
         clean = {
             name: Clean(**result)
-            for name, result in forks.map_forked(
-                needed, partial(clean_run, base, folder), given.jobs
-            )
+            for name, result in forks.map_forked(needed, undisturbed, given.jobs)
         }
         work = partial(
             one_case, seed=given.seed, base=base, folder=folder, clean=clean, before=before,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank of two is killed, stopped or interrupted; both must end soon, and the record says why."""
+"""One rank of two is killed, stopped or interrupted; both have to end soon, with a record."""
 
 from __future__ import annotations
 

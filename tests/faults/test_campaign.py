@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("script", ["tests/faults/campaign.py", "tests/hostile/campaign.py"])
 def test_faults_and_hostile_files_are_survived(script: str) -> None:
-    """Nothing lost, no wrong number, no hang, no traceback: each failure prints how to repeat it."""
+    """Nothing is lost, no number wrong, nothing hangs; failures print how to repeat them."""
     try:
         shim.build()
     except RuntimeError as error:

@@ -191,6 +191,22 @@ def change_kind(rng: random.Random, path: Path) -> str:
     return word
 
 
+def change_folder(rng: random.Random, file: Path) -> tuple[str, bool]:
+    """Put a stranger beside ``file``, or rename its folder; say whether the content is the same."""
+    names = ["x", ".x", "x\n0 errors: valid", "\x1b[2Jx", "\u202ex.json", "-rf", "a b", "x" * 250,
+             "telemetry.jsonl", f"{file.stem} (1){file.suffix}", f"{file.name}.1",
+             os.fsdecode(b"\xff\xfe.json"), "<script>x<", "CON", "...", "*"]  # fmt: skip
+    name = rng.choice(names)
+    if rng.random() < 0.3:
+        file.parent.rename(file.parent.with_name(name))
+        return f"folder named {name!r}", True
+    stray = file.with_name(name)
+    if stray.exists():
+        return "the same", True
+    stray.write_bytes(file.read_bytes())
+    return f"{name!r}: {change_kind(rng, stray) if rng.random() < 0.7 else 'a copy'}", False
+
+
 def bomb(rng: random.Random, path: Path) -> str:
     """Write a compressed file of one long line: 3 GB."""
     block = b"a" * (1 << 20)
