@@ -21,11 +21,13 @@ if __name__ == "__main__":
 
 from tests.faults import forks, kinds, shim
 from tests.faults.judge import Clean, inputs, numbers, records, tree
+from tests.faults.ranks import Ranks
 from tests.faults.shim import CALLS, Plan
 from tests.faults.tally import arguments, tally
 from tests.faults.targets import TARGETS, known, make_base
 
 NAME = "tests/faults/campaign.py"
+KINDS: dict[str, type[kinds.Kind]] = kinds.KINDS | {"ranks": Ranks}
 
 
 def clean_run(base: Path, folder: Path, name: str) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def one_case(
     rng = random.Random(f"{seed}-{kind}-{index}")
     case = folder / f"{kind}-{index}" / "case"
     shutil.copytree(base, case)
-    drawn = kinds.KINDS[kind](rng, case, clean)
+    drawn = KINDS[kind](rng, case, clean)
     ended = drawn.run(case)
     problems = drawn.problems(case, ended, before)
     if verbose:
@@ -76,17 +78,19 @@ def one_case(
 
 
 def main() -> int:
-    given = arguments(__doc__, kinds.KINDS)
+    given = arguments(__doc__, KINDS)
     forks.preload()
     with forks.workspace() as folder:
         base = folder / "base"
         base.mkdir()
         assert forks.in_fork(lambda: make_base(base) or True), "no base"
         forks.preload(known(base))
+        needed = TARGETS if set(given.kind) - {"ranks"} else ["run"]
         before = forks.in_fork(lambda: inputs(base))
+        undisturbed = partial(clean_run, base, folder)
         clean = {
             name: Clean(**result)
-            for name, result in forks.map_forked(TARGETS, partial(clean_run, base, folder), 1)
+            for name, result in forks.map_forked(needed, undisturbed, given.jobs)
         }
         work = partial(
             one_case, seed=given.seed, base=base, folder=folder, clean=clean, before=before,

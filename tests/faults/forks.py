@@ -75,6 +75,8 @@ def command(
 
 def start(argv: list[str], *, cwd: Path, before: Callable[[], None], base: Path) -> int:
     """Fork the process of a command and return its id; its output goes to files in ``base``."""
+    for name in ("out", "err"):
+        (base / name).write_bytes(b"")
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -240,5 +242,5 @@ def remove(path: Path) -> None:
     """Remove a folder with read-only folders in it."""
     for folder, _, _ in os.walk(path):
         with contextlib.suppress(OSError):
-            os.chmod(folder, 0o700)
+            Path(folder).chmod(0o700)
     shutil.rmtree(path, ignore_errors=True)

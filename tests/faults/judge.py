@@ -67,9 +67,8 @@ def streams(ended: Ended, *, signal: int = 0, rss: int = 0, timeout: float = TIM
         found.append(f"died of signal {-ended.code} ({_where(ended.err)})")
     elif ended.code >= 0 and ended.code not in CODES:
         found.append(f"exit code {ended.code}")
-    if match := TRACES.search(ended.text):
-        if -(ended.code or 0) != signal or not signal:
-            found.append(f"{match[0][:30]}: {_last_line(ended.text, match.start())}")
+    if (match := TRACES.search(ended.text)) and (-ended.code != signal or not signal):
+        found.append(f"{match[0][:9]}: {_last_line(ended.text, match.start())}")
     if rss and ended.rss > rss + MORE_MEMORY:
         found.append(f"memory: {ended.rss >> 20} MiB, undisturbed {rss >> 20}")
     return found
@@ -143,7 +142,7 @@ def judge(
     """Return the problems of a disturbed command in ``folder``."""
     found = streams(ended, signal=fault.signal, rss=clean.rss)
     if target.trains:
-        found += _trained(folder, ended, fault, clean)
+        found += trained(folder, ended, fault, clean)
     elif target.output:
         found += _written(folder, target, ended, clean)
     elif ended.code == clean.code and not fault.on_output and not fault.signal:
@@ -181,7 +180,8 @@ def _written(folder: Path, target: Target, ended: Ended, clean: Clean) -> Iterat
             yield f"neither old nor new: {target.output}/{name}"
 
 
-def _trained(folder: Path, ended: Ended, fault: Fault, clean: Clean) -> Iterator[str]:
+def trained(folder: Path, ended: Ended, fault: Fault, clean: Clean) -> Iterator[str]:
+    """Yield the problems of the records that a run left below new/."""
     from bertbench.common.results.validate import validate
 
     left = records(folder / "new")
@@ -231,7 +231,7 @@ def _metrics(case: Path) -> Iterator[dict[str, float]]:
         yield {m["name"]: m["value"] for m in manifest["metrics"]}
 
 
-def clock_problems(case: Path, ended: Ended) -> list[str]:
+def clock_problems(case: Path, ended: Ended, resumed: bool) -> list[str]:
     """Return the durations of a run that are longer than the run, or negative."""
     found = []
     for metrics in _metrics(case):
@@ -244,7 +244,10 @@ def clock_problems(case: Path, ended: Ended) -> list[str]:
         for line in log.read_text().splitlines():
             event = json.loads(line.removeprefix(":::MLLOG "))
             times.setdefault(event["key"], event["time_ms"])
-        for first, last in (("init_start", "init_stop"), ("run_start", "run_stop")):
+        spans = [("init_start", "init_stop")]
+        if not resumed:  # whose log holds the first run, and the pause
+            spans.append(("run_start", "run_stop"))
+        for first, last in spans:
             if first in times and last in times:
                 seconds = (times[last] - times[first]) / 1000
                 if not 0 <= seconds <= ended.seconds + 1:

@@ -136,7 +136,9 @@ class Clocks(Kind):
         self.words = f"the clock is {seconds:+} s off from reading {k} on"
 
     def problems(self, case: Path, ended: Ended, before: dict[str, str]) -> list[str]:
-        return super().problems(case, ended, before) + clock_problems(case, ended)
+        return super().problems(case, ended, before) + clock_problems(
+            case, ended, self.target == "resume"
+        )
 
 
 class Disks(Kind):

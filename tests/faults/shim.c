@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Preloaded library: the k-th matching call fails, raises a signal, moves a path or sets the clock.
 //
-// The plan is in memory that the tester shares (shim_arm), or in BERTBENCH_SHIM (for a new process).
+// The plan is in memory that the tester shares (shim_arm).
 // Disarmed, each function only forwards. Calls count when their path is below `prefix`; those on the
 // standard output and error count as CALL_STDIO.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -257,14 +255,4 @@ time_t time(time_t *t) {
     time_t now = real(NULL) + shift();
     if (t) *t = now;
     return now;
-}
-
-// BERTBENCH_SHIM=rank:call:action:value:k:from_then_on:prefix
-__attribute__((constructor)) static void from_environment(void) {
-    const char *text = getenv("BERTBENCH_SHIM"), *rank = getenv("RANK");
-    long wanted;
-    if (!text || !rank) return;
-    if (sscanf(text, "%ld:%ld:%ld:%ld:%ld:%ld:%1023s", &wanted, &own.call, &own.action, &own.value,
-               &own.k, &own.from_then_on, own.prefix) == 7 && wanted == atol(rank))
-        own.armed = 1;
 }

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.forks import Ended, command
+from tests.faults.forks import Ended, command, preload
 from tests.faults.shim import Plan
 
 TINY = """
@@ -92,10 +92,13 @@ def make_base(folder: Path) -> None:
     (folder / "squad" / "dev-v1.1.json").write_text(json.dumps(squad(1, 5)))
     (folder / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
     run(folder, [*PREPARE, "data"])
+    preload(known(folder))
     pretrain = [*MINI, "--data", "data", "--skip_checkpoint", "--output_dir"]
     for name, seed in (("a", 1), ("a", 2), ("b", 3), ("b", 4)):
         run(folder, [*pretrain, f"results/{name}", "--seed", str(seed)])
+        preload(known(folder))
     run(folder, [*SQUAD[:-1], "answers"])
+    preload(known(folder))
     (answers,) = folder.glob("answers/*/*/*")
     shutil.copy(answers / "predictions.json", folder)
     shutil.copy(next(folder.glob("results/a/*/*/*/result_0.txt")), folder / "log.txt")

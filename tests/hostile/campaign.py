@@ -3,8 +3,8 @@
 
     python tests/hostile/campaign.py --seed S --n N [--kind KIND] [--jobs J]
 
-A kind is a kind of file (subjects.py); ``--n`` counts the cases of each. Each failure prints its own
-reproduction; the end counts the cases tried and right, by kind.
+A kind is a kind of file (subjects.py); ``--n`` counts the cases of each. Each failure prints its
+own reproduction; the end counts the cases tried and right, by kind.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import os
 import random
 import shutil
 import sys
@@ -32,7 +33,7 @@ from tests.hostile.subjects import LEDGER, SUBJECTS, Subject, make_more
 NAME = "tests/hostile/campaign.py"
 TIMEOUT = 20.0
 SLOW = 60.0
-"""Seconds for ``repeat``, which starts new interpreters."""
+"""Seconds for what starts interpreters or a compiler."""
 
 
 def change(rng: random.Random, subject: Subject, case: Path, canary: Path) -> tuple[str, bool]:
@@ -40,6 +41,8 @@ def change(rng: random.Random, subject: Subject, case: Path, canary: Path) -> tu
     file = rng.choice(sorted(case.glob(subject.files)))
     data = file.read_bytes()
     chance = rng.random()
+    if subject.form == "folder":
+        return mutate.change_folder(rng, file)
     if chance < 0.08:
         return f"{file.name}: {mutate.change_kind(rng, file)}", False
     if subject.form == "hdf5" and chance < 0.55:
@@ -80,7 +83,14 @@ def _change_content(
 
 
 def one_case(
-    case_id: tuple[str, int], *, seed: int, base: Path, folder: Path, rss: int, verbose: bool
+    case_id: tuple[str, int],
+    *,
+    seed: int,
+    base: Path,
+    folder: Path,
+    rss: int,
+    scores: str,
+    verbose: bool,
 ) -> tuple[str, list[str]]:
     """Return the words of a case and its problems."""
     kind, index = case_id
@@ -91,8 +101,11 @@ def one_case(
     mutate.evil_yaml(canary)
     words, allowed = change(rng, subject, case, canary)
     argv = rng.choice(subject.commands)
-    timeout = SLOW if argv is LEDGER else TIMEOUT
-    ended = forks.command(argv, cwd=case, timeout=timeout)
+    timeout = SLOW if argv is LEDGER or kind == "library" else TIMEOUT
+    variables = {name: str(case / path) for name, path in subject.environment}
+    ended = forks.command(
+        argv, cwd=case, timeout=timeout, before=lambda: os.environ.update(variables)
+    )
     problems = streams(ended, rss=rss, timeout=timeout)
     if canary.exists():
         problems.insert(0, "code from the file was executed")
@@ -102,6 +115,8 @@ def one_case(
     if match := CONTROL.search(text):
         line = text[: match.end()].splitlines()[-1]
         problems.append(f"control character in its text: {line[-60:]!r}")
+    if kind == "features" and ended.code == 0 and scores not in ended.out:
+        problems.append("other scores from a damaged cache")
     if subject.sealed and not allowed and ended.code == 0 and _shows(kind, argv, ended.text):
         problems.append(f"exit code 0 without a word: {ended.out.strip()[-80:]!r}")
     if verbose:
@@ -114,6 +129,8 @@ def _shows(kind: str, argv: list[str], text: str) -> bool:
     """Whether a command relied on a damaged file and said nothing."""
     if argv[0] == "validate":
         return True
+    if kind == "record_folder":
+        return False  # nothing that is shown has changed
     if argv[0] in ("watch", "rcp") or (kind == "log" and argv[0] in ("compare", "report")):
         return False
     return not SAID.search(text)
@@ -129,9 +146,9 @@ def main() -> int:
         forks.preload(known(base))
         missing = [k for k, s in SUBJECTS.items() if not list(base.glob(s.files))]
         given.kind = [kind for kind in given.kind if kind not in missing]
-        rss = forks.in_fork(lambda: _memory(base, folder / "memory"))
+        rss, scores = forks.in_fork(lambda: _undisturbed(base, folder / "undisturbed"))
         work = partial(
-            one_case, seed=given.seed, base=base, folder=folder, rss=rss,
+            one_case, seed=given.seed, base=base, folder=folder, rss=rss, scores=scores,
             verbose=given.only is not None,
         )  # fmt: skip
         counts = tally(NAME, given, work)
@@ -139,10 +156,11 @@ def main() -> int:
     return int(any(tried > right for tried, right in counts.values()))
 
 
-def _memory(base: Path, case: Path) -> int:
-    """Return the bytes that an undisturbed run takes."""
+def _undisturbed(base: Path, case: Path) -> tuple[int, str]:
+    """Return the bytes that a run takes, and the line of its scores."""
     shutil.copytree(base, case)
-    return forks.command(list(TARGETS["run"].argv), cwd=case, timeout=120).rss
+    ended = forks.command(list(TARGETS["squad"].argv), cwd=case, timeout=120)
+    return ended.rss, next(line for line in ended.out.splitlines() if '"f1":' in line)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def change_words(rng: random.Random, text: str, canary: Path) -> tuple[str, str]
     chance = rng.random()
     if not words or chance < 0.2:
         added = rng.choice(("\ufeff", "\x00" * 100, "x" * 2_000_000, "\n" * 100_000, "\x1b[2J\n",
-                            "<doc id=", "\u202e", "[MASK] [CLS] [SEP]\n", "\r", "{" * DEEP))  # fmt: skip
+                            "<doc id=", "\u202e", "[MASK] [SEP]\n", "\r", "{" * DEEP))  # fmt: skip
         at = rng.choice((0, len(text), rng.randrange(len(text) + 1)))
         return f"{added[:20]!r} at character {at}", text[:at] + added + text[at:]
     if chance < 0.35:
@@ -189,6 +189,22 @@ def change_kind(rng: random.Random, path: Path) -> str:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     kinds[word]()
     return word
+
+
+def change_folder(rng: random.Random, file: Path) -> tuple[str, bool]:
+    """Put a stranger beside ``file``, or rename its folder; say whether the content is the same."""
+    names = ["x", ".x", "x\n0 errors: valid", "\x1b[2Jx", "\u202ex.json", "-rf", "a b", "x" * 250,
+             "telemetry.jsonl", f"{file.stem} (1){file.suffix}", f"{file.name}.1",
+             os.fsdecode(b"\xff\xfe.json"), "<script>x<", "CON", "...", "*"]  # fmt: skip
+    name = rng.choice(names)
+    if rng.random() < 0.3:
+        file.parent.rename(file.parent.with_name(name))
+        return f"folder named {name!r}", True
+    stray = file.with_name(name)
+    if stray.exists():
+        return "the same", True
+    stray.write_bytes(file.read_bytes())
+    return f"{name!r}: {change_kind(rng, stray) if rng.random() < 0.7 else 'a copy'}", False
 
 
 def bomb(rng: random.Random, path: Path) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ definition = "dense"
 source = "made up"
 date = "2026"
 """
-VALIDATE, SHOW = "validate", "show"
+EVAL_SCRIPT = """import os
+if os.path.isfile("eval.json"):
+    print(open("eval.json", errors="replace").read(1 << 22))
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Subject:
     """A checksum covers it, so any change must be found."""
     reseal: Callable[[Path, Path], None] | None = None
     """Make the checksums right again, of the file in the case's folder."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """Variables, of paths in the case's folder."""
 
 
 def reseal_record(case: Path, file: Path) -> None:
@@ -95,7 +101,7 @@ SUBJECTS = {
     "squad_train": Subject("squad/train-v1.1.json", [SQUAD], "json"),
     "vocabulary": Subject("vocab.txt", [SQUAD, [*PREPARE[:4], "--vocab", "vocab.txt",
                                                   *PREPARE[6:], "made"]], "text"),
-    "features": Subject("cache/*", [SQUAD], "tensors", True),
+    "features": Subject("cache/*", [SQUAD], "tensors"),
     "shard": Subject("data/*/*.hdf5", [CHECK, TRAIN, CHECK], "hdf5"),
     "data_manifest": Subject("data/manifest.json", [CHECK, TRAIN], "json"),
     "plain": Subject("text.txt", [[*PREPARE, "made"]], "text"),
@@ -117,6 +123,11 @@ SUBJECTS = {
     "peaks": Subject("peaks.toml", [[*SYNTHETIC, "--peaks", "peaks.toml"]], "text"),
     "calibration": Subject("new/*/calibration.json", [SYNTHETIC], "json"),
     "ledger": Subject("repeated/repeats/*.json", [LEDGER], "json"),
+    "record_folder": Subject(RECORD + "manifest.json", READERS, "folder", True),
+    "data_folder": Subject("data/*/*.hdf5", [CHECK, TRAIN], "folder"),
+    "library": Subject("kernels/native/*.so", [SYNTHETIC], "bytes",
+                       environment=(("BERTBENCH_CACHE", "kernels"),)),
+    "eval_script": Subject("eval.json", [[*SQUAD, "--eval_script", "eval.py"]], "json"),
     "system_info": Subject("info.json", [["export-mlperf", "results/a", "--out", "submission",
                            "--org", "me", "--system_info", "info.json"]], "json"),
 }  # fmt: skip
@@ -135,6 +146,12 @@ def make_more(base: Path) -> None:
         for i, d in enumerate(documents)))  # fmt: skip
     (base / "peaks.toml").write_text(PEAKS)
     (base / "info.json").write_text(json.dumps({"number_of_nodes": 1, "framework": "x"}))
+    (base / "eval.json").write_text('{"exact_match": 80.0, "f1": 82.5}')
+    (base / "eval.py").write_text(EVAL_SCRIPT)
+    (base / "kernels").mkdir()
+    os.environ["BERTBENCH_CACHE"] = str(base / "kernels")
+    run(base, [*SYNTHETIC[:-2], "built", "--skip_checkpoint"])
+    del os.environ["BERTBENCH_CACHE"]
     run(base, [*SQUAD])
     run(base, list(TARGETS["weights"].argv))
     run(base, list(TARGETS["import"].argv))
