@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bertbench.common.report import markdown
 from bertbench.common.report.page import Report
-from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.seals import MANIFEST
 from bertbench.common.results.store import load_results
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,8 @@ from bertbench.benchmarks.bert_squad.recipes import SquadOptions
 from bertbench.common.config.recipe import Settings
 from bertbench.common.files import write_atomic
 from bertbench.common.measure.clock import Clock
-from bertbench.common.results.record import MANIFEST, hide_home
+from bertbench.common.results.record import hide_home
+from bertbench.common.results.seals import MANIFEST
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from bertbench.common.launch.subprocess_runs import Outcome, Starter
 from bertbench.common.results import statistics
 from bertbench.common.results.comparable import Side, differences
 from bertbench.common.results.compare import Comparison, compare, render
-from bertbench.common.results.record import MANIFEST, STATUSES
+from bertbench.common.results.record import STATUSES
+from bertbench.common.results.seals import MANIFEST
 from bertbench.common.results.store import load_results
 
 COMPLETE = tuple(status for status in STATUSES if status != "interrupted")

@@ -12,8 +12,8 @@ from typing import Any
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_json, shown
-from bertbench.common.results.record import MANIFEST
 from bertbench.common.results.result import identity
+from bertbench.common.results.seals import MANIFEST
 from bertbench.common.results.statistics import ENOUGH
 from bertbench.common.results.store import find_runs
 from bertbench.common.results.validate import Problem, validate

@@ -25,8 +25,8 @@ from rich.text import Text
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, shown
-from bertbench.common.results.record import MANIFEST, STEPS
 from bertbench.common.results.result import number
+from bertbench.common.results.seals import MANIFEST, STEPS
 from bertbench.common.results.store import find_runs
 from bertbench.common.results.tail import File, LineSource, Pipe, json_object
 

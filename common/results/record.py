@@ -30,12 +30,9 @@ Paths below the user's home are written as ``~/...``: records are published.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import io
 import json
 import math
-import os
 import re
 import secrets
 import shutil
@@ -46,23 +43,14 @@ from typing import IO, Any, Protocol
 
 from bertbench.common.config.recipe import plain
 from bertbench.common.errors import BadInput, BertbenchError
-from bertbench.common.files import (
-    Lines,
-    file_sha256,
-    is_plain,
-    shown,
-    sync,
-    why,
-    write_atomic,
-)
+from bertbench.common.files import Lines, is_plain, shown, why, write_atomic
 from bertbench.common.measure.clock import Clock
 from bertbench.common.measure.code import code_hash
+from bertbench.common.results.seals import CHECKPOINTS, MANIFEST, STEPS, checksum, sealed
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "failed", "oom", "unsupported", "below_quality", "interrupted")
-MANIFEST, CHECKPOINTS, STEPS = "manifest.json", "checkpoints", "steps.jsonl"
-_CHECKSUM = re.compile(r'("checksum": ")[0-9a-f]{64}(?=")')
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _KEYS = (
     "schema_version", "checksum", "run_id", "system", "benchmark", "preset", "status", "reason",
@@ -257,7 +245,7 @@ class RunRecord(Observer):
 
     def _write(self) -> None:
         if self._manifest["finished_utc"] is not None:
-            sums = {name: _checksum(self.path / name) for name in sorted(self.own)}
+            sums = {name: checksum(self.path / name) for name in sorted(self.own)}
             self._manifest["files"] = {name: entry for name, entry in sums.items() if entry}
             self._manifest["checksum"] = "0" * 64
         write_atomic(self.path / MANIFEST, sealed(_json_text(self._manifest)))
@@ -330,67 +318,6 @@ def _new_folder(
         shutil.rmtree(work, ignore_errors=True)
         raise
     return path
-
-
-def record_files(path: Path) -> list[Path]:
-    """Return what lies in a record's folder beside its manifest and checkpoints."""
-    return sorted(p for p in path.iterdir() if p.name not in (MANIFEST, CHECKPOINTS))
-
-
-def is_written(path: Path) -> bool:
-    """Return whether a process of this host still writes the record: it holds a lock until it ends.
-
-    False where the file system has no locks.
-    """
-    try:
-        descriptor = os.open(path / STEPS, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def is_intact(file: Path, entry: Mapping[str, Any], *, provisional: bool = False) -> bool:
-    """Return whether a file has the size and the sha256 of its ``entry`` in a manifest.
-
-    Of a provisional record it may have grown. Raises OSError where it cannot be read.
-    """
-    size = file.stat().st_size
-    if size != entry["bytes"] and not (provisional and size > entry["bytes"]):
-        return False
-    return file_sha256(file, entry["bytes"]) == entry["sha256"]
-
-
-def _checksum(file: Path) -> dict[str, Any] | None:
-    """Return a file's entry in the manifest; None where there is none, or none that is plain."""
-    if not is_plain(file):
-        return None
-    sync(file)
-    size = file.stat().st_size
-    return {"bytes": size, "sha256": file_sha256(file, size)}
-
-
-def sealed(text: str) -> str:
-    """Return a manifest's text with its ``checksum``: the sha256 of the text with zeros there.
-
-    Text without a checksum is returned unchanged.
-    """
-    blank = _CHECKSUM.sub(rf"\g<1>{'0' * 64}", text, count=1)
-    digest = hashlib.sha256(blank.encode()).hexdigest()
-    return _CHECKSUM.sub(rf"\g<1>{digest}", text, count=1)
-
-
-def is_sealed(text: str, manifest: Mapping[str, Any]) -> bool:
-    """Return whether a manifest has the checksum of its ``text``; ``manifest`` is its content."""
-    found = _CHECKSUM.search(text)
-    return found is not None and sealed(text) == text and manifest["checksum"] == found[0][-64:]
 
 
 def hide_home(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from bertbench.common.errors import BadInput
 from bertbench.common.files import parse_json, read_bytes, shown
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.results.record import MANIFEST, STEPS
+from bertbench.common.results.seals import MANIFEST, STEPS
 
 HOST = "cpu_ref"
 """The backend whose processes share one device, the host's processors."""

@@ -20,16 +20,7 @@ from typing import Any
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_bytes, shown
 from bertbench.common.measure.code import ROOT
-from bertbench.common.results.record import (
-    CHECKPOINTS,
-    MANIFEST,
-    SCHEMA_VERSION,
-    STATUSES,
-    STEPS,
-    is_sealed,
-    is_written,
-    record_files,
-)
+from bertbench.common.results.record import SCHEMA_VERSION, STATUSES
 from bertbench.common.results.result import (
     Damage,
     Result,
@@ -39,6 +30,14 @@ from bertbench.common.results.result import (
     metrics_of,
     parse,
     verified,
+)
+from bertbench.common.results.seals import (
+    CHECKPOINTS,
+    MANIFEST,
+    STEPS,
+    is_sealed,
+    is_written,
+    record_files,
 )
 
 __all__ = ["KINDS", "REFERENCE", "Damaged", "Result", "find_runs", "load_results", "parse"]

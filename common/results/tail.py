@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from bertbench.common.results.record import MANIFEST, STEPS
 from bertbench.common.results.result import number
+from bertbench.common.results.seals import MANIFEST, STEPS
 
 _CHUNK = 1 << 24
 

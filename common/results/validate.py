@@ -19,14 +19,8 @@ import jsonschema
 from bertbench.common.errors import BadInput
 from bertbench.common.files import parse_json, read_bytes, read_json, shown
 from bertbench.common.results import protocol
-from bertbench.common.results.record import (
-    MANIFEST,
-    is_intact,
-    is_sealed,
-    is_written,
-    record_files,
-)
 from bertbench.common.results.result import LARGEST_LOG
+from bertbench.common.results.seals import MANIFEST, is_intact, is_sealed, is_written, record_files
 
 SCHEMAS = Path(__file__).parent / "schema"
 _MOST_PER_FILE = 5

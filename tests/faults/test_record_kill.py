@@ -26,7 +26,7 @@ from bertbench.common.results.record import RunRecord
 where, count = sys.argv[2], int(sys.argv[3])
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
-if where in ("_write_json", "file_sha256", "sealed"):
+if where in ("_write_json", "checksum", "sealed"):
     real = getattr(module, where)
     def dies(*args):
         global count
@@ -53,7 +53,7 @@ record.close(RunSummary(status="failed", reason="x", step=0, samples=0))
     [
         ("_write_json", 3, None),  # before the folder has its name: no record
         ("line", 0, "interrupted"),  # in the middle of a line
-        ("file_sha256", 2, "interrupted"),  # while closing
+        ("checksum", 2, "interrupted"),  # while closing
         ("sealed", 1, "interrupted"),  # just before the final manifest
         ("never", 0, "failed"),
     ],

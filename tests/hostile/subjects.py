@@ -59,7 +59,7 @@ class Subject:
 def reseal_record(case: Path, file: Path) -> None:
     """Write the manifest's checksums anew, as an author of a false record would."""
     from bertbench.common.files import file_sha256
-    from bertbench.common.results.record import sealed
+    from bertbench.common.results.seals import sealed
 
     manifest = file.parent / "manifest.json"
     text = manifest.read_text()

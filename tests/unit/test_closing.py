@@ -19,7 +19,6 @@ from bertbench.benchmarks.bert_pretraining.benchmark import BertPretraining
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common import files
-from bertbench.common.errors import BadInput
 from bertbench.common.mlperf.log import MlperfLog
 from bertbench.common.results import closing, record
 from bertbench.common.results.closing import Closing
@@ -74,9 +73,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 FAULTS: list[tuple[Any, str, Any, str]] = [
     (PretrainingSource, "hash", GONE, "the hash of the data is unknown: gone.hdf5: No such file"),
     (PretrainingSource, "checkpoint_hash", GONE, "the hash of the checkpoint is unknown"),
-    (closing, "find_calibration", RecursionError("too deep"), "mfu_calibrated is unknown"),
     (closing, "utilisation", ZeroDivisionError("division by zero"), "MFU is unknown: ZeroDiv"),
-    (closing.peaks, "peaks_of", BadInput("p.toml: gone"), "mfu is unknown: p.toml: gone"),
     (closing, "reading", ValueError("NaN"), "sensors are unknown: ValueError: NaN"),
     (closing, "summarise", KeyError("x"), "metrics of all processes are unknown: KeyError"),
     (CpuRef, "peak_memory", OSError(5, "Input/output error"), "peak memory is unknown: Input"),

@@ -23,7 +23,8 @@ from bertbench.common.config.recipe import Recipe, plain, recipe_hash
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.mlperf.log import MlperfLog
-from bertbench.common.results.record import RunRecord, hide_home, sealed
+from bertbench.common.results.record import RunRecord, hide_home
+from bertbench.common.results.seals import sealed
 from bertbench.common.results.validate import SCHEMAS, validate
 from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 

@@ -18,7 +18,7 @@ from unittest import mock
 from bertbench import backends
 from bertbench.common.cli.main import main as command_line
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.results.record import MANIFEST
+from bertbench.common.results.seals import MANIFEST
 from check.device import TINY_PRETRAINING, Check, choose_precision
 from check.figure import NotAvailable, SectionReport
 from check.section import Failed, alone, apart

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bertbench.common.measure.metric import SHARED, metric
-from bertbench.common.results.record import sealed
+from bertbench.common.results.seals import sealed
 
 _NUMBERS = itertools.count(1)
 

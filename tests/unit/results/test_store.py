@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from bertbench.common.errors import BadInput
 from bertbench.common.results import store
-from bertbench.common.results.record import sealed
 from bertbench.common.results.result import HOST
+from bertbench.common.results.seals import sealed
 from bertbench.common.results.store import Damaged, Result, load_results, parse
 from bertbench.common.results.validate import validate
 from tests.unit.results.constructed import device, make_run

@@ -13,7 +13,7 @@ import pytest
 
 from bertbench.common.cli.validate import main
 from bertbench.common.measure.metric import Metric, metric
-from bertbench.common.results.record import sealed
+from bertbench.common.results.seals import sealed
 from bertbench.common.results.store import load_results
 from bertbench.common.results.validate import validate
 from tests.unit.test_record import create, errors, forge, run
