@@ -21,6 +21,7 @@ from bertbench.common.data.shards import find_shards, locate, refuse_copies
 from bertbench.common.data.stream import TrainStream, eval_batches, first_samples
 from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
 from bertbench.common.errors import BadInput
+from bertbench.common.model.weight_files import why_no_file
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart
 from bertbench.common.training.distributed import World
 from bertbench.common.training.task import Source
@@ -169,8 +170,8 @@ def check_data(settings: Settings) -> None:
     Raises BadInput with the flag that is missing or too much.
     """
     recipe, run = _parts(settings)
-    if run.init_checkpoint is not None and not run.init_checkpoint.is_file():
-        raise BadInput(f"--init_checkpoint {run.init_checkpoint}: no such file")
+    if run.init_checkpoint is not None and (why := why_no_file(run.init_checkpoint)):
+        raise BadInput(f"--init_checkpoint {run.init_checkpoint}: {why}")
     ignored = _ignored(run)
     if ignored:
         given = "--synthetic" if run.synthetic else "--data or --input_dir"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from bertbench.common.errors import BadInput
+from bertbench.common.model.weight_files import why_no_file
 
 SQUAD_HOST = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 MD5 = {
@@ -100,10 +101,16 @@ def missing(
         (files.config is not None, files.config, "the model's shape (--config_file)"),
     ]
     return [
-        what if path is None else f"{what}: {path} does not exist"
+        what
+        if path is None
+        else f"{what}: {path} {_why(path, checkpoint=path == files.checkpoint)}"
         for needed, path, what in wanted
         if needed and (path is None or not path.is_file())
     ]
+
+
+def _why(path: Path, *, checkpoint: bool) -> str:
+    return (why_no_file(path) if checkpoint else None) or "does not exist"
 
 
 def sources(lacking: Iterable[str], *, layers: int, v2: bool = False) -> list[str]:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bertbench.common.errors import BadInput
+from bertbench.common.files import read_json, shown
 
 Gelu = Literal["erf", "tanh"]
 NormPosition = Literal["post", "pre"]
@@ -23,6 +24,43 @@ GELU_OF_HIDDEN_ACT: dict[str, Gelu] = {
 """``hidden_act`` of published configuration files -> its formula."""
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 """The sizes that identify a BERT; the vocabulary may be padded."""
+
+
+_MODEL_TYPES = ("bert", "megatron-bert")
+_OTHERWISE = {
+    "position_embedding_type": ("absolute",),
+    "attention_type": ("full", "original_full"),
+    **dict.fromkeys(
+        (
+            *("is_decoder", "add_cross_attention", "is_encoder_decoder", "relative_attention"),
+            *("position_buckets", "attention_window", "conv_kernel_size", "num_hidden_groups"),
+            *("rope_theta", "rotary_value", "use_bottleneck", "trigram_input", "pruned_heads"),
+            *("pre_layer_norm", "preln", "norm_first", "quantization_config"),
+        ),
+        (),
+    ),
+}
+"""Fields of published configurations that change the numbers, and the values with which they do
+not; absent, null, false, 0 and {} never do."""
+
+
+def refuse_other_models(path: Path, raw: dict[str, Any]) -> None:
+    """Raise BadInput where the configuration in ``path`` is of another architecture than BERT."""
+    kind, classes = raw.get("model_type"), raw.get("architectures")
+    if kind is None and isinstance(classes, list):
+        others = [c for c in classes if not re.match(r"(Megatron)?Bert", str(c))]
+        wrong = {"architectures": others} if others else {}
+    else:
+        wrong = {} if kind in (None, *_MODEL_TYPES) else {"model_type": kind}
+    width = raw.get("embedding_size")
+    if width is not None and width != raw.get("hidden_size"):
+        wrong["embedding_size"] = width
+    wrong |= {n: raw[n] for n, same in _OTHERWISE.items() if raw.get(n) and raw[n] not in same}
+    for name, value in wrong.items():
+        raise BadInput(
+            f"{path}: {name} is {shown(repr(value), 60)}: a model of another architecture, which a "
+            f"BERT would compute with other numbers. Give a BERT's configuration and weights"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +99,8 @@ class BertConfig:
                 f"BERT's: its inputs are of two segments, so give 2 or more"
             )
         for name in ("initializer_range", "layer_norm_eps"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise BadInput(f"model configuration: {name} is {value}: it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadInput(f"model configuration: {name} must be positive, and finite")
         if self.hidden_size % self.num_attention_heads:
             raise BadInput(
                 f"model configuration: hidden_size {self.hidden_size} is not a multiple of "
@@ -109,10 +146,14 @@ class BertConfig:
                     f"{path}: {name} is {theirs} but the recipe's model has {ours}: other numbers "
                     f"from the same weights. Pass --{name} {theirs}, or correct the file"
                 )
-        if not found.vocab_size <= self.vocab_size < found.vocab_size + 128:
+        if found.norm_position == "pre" and self.norm_position == "post":
+            raise BadInput(f"{path}: a pre-LN model, and the recipe's is post-LN: other numbers")
+        from bertbench.common.data.tokenization import is_padded  # only here: it takes a second
+
+        if not is_padded(*sorted((found.vocab_size, self.vocab_size))):
             raise BadInput(
                 f"{path}: vocab_size is {found.vocab_size} but the recipe's model has "
-                f"{self.vocab_size} rows; pass --vocab_size"
+                f"{self.vocab_size} rows; pass --vocab_size {found.vocab_size}"
             )
 
     @classmethod
@@ -123,14 +164,17 @@ class BertConfig:
 
         The file's ``hidden_act`` "gelu" means erf; MLPerf's own file says "gelu" and its code
         computes tanh, so its recipes pass ``gelu="tanh"``. ``pad_vocab_to`` rounds the vocabulary
-        up to a multiple (8 for MLPerf and NVIDIA checkpoints). Raises BadInput.
+        up to a multiple (8 for MLPerf and NVIDIA checkpoints). Raises BadInput, also for the
+        configuration of another architecture.
         """
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
         except (OSError, ValueError) as error:
-            raise BadInput(f"{path}: cannot be read as a model configuration: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else shown(error)
+            raise BadInput(f"{path}: cannot be read as a model configuration: {reason}") from error
         if not isinstance(raw, dict):
             raise BadInput(f"{path}: a model configuration must be a JSON object")
+        refuse_other_models(path, raw)
         try:
             written = _gelu(raw.get("hidden_act", "gelu"))
             return cls(
@@ -146,6 +190,7 @@ class BertConfig:
                 attention_dropout=_number(raw, "attention_probs_dropout_prob", float, 0.1),
                 initializer_range=_number(raw, "initializer_range", float, 0.02),
                 layer_norm_eps=_number(raw, "layer_norm_eps", float, 1e-12),
+                norm_position="pre" if raw.get("model_type") == "megatron-bert" else "post",
             )
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
@@ -176,13 +221,14 @@ def _number(raw: dict[str, Any], key: str, kind: type, default: float | None = N
     if value is None:
         raise BadInput(f"{key} is missing; is this a BERT configuration?")
     if isinstance(value, bool) or not isinstance(value, int | kind):
-        raise BadInput(f"{key} is {value!r}; it must be of type {kind.__name__}")
+        raise BadInput(f"{key} is {shown(repr(value), 60)}; it must be of type {kind.__name__}")
     return kind(value)
 
 
 def _gelu(hidden_act: object) -> Gelu:
     if not isinstance(hidden_act, str) or hidden_act not in GELU_OF_HIDDEN_ACT:
-        raise BadInput(f"hidden_act is {hidden_act!r}; supported: {', '.join(GELU_OF_HIDDEN_ACT)}")
+        given = shown(repr(hidden_act), 60)
+        raise BadInput(f"hidden_act is {given}; supported: {', '.join(GELU_OF_HIDDEN_ACT)}")
     return GELU_OF_HIDDEN_ACT[hidden_act]
 
 

@@ -40,8 +40,11 @@ _LAYER_MODULES = {
 # Pre-LN norms have other names in Hugging Face (MegatronBert).
 _PRE_NORM_MODULES = {"attention_norm": ("attention.ln",), "output_norm": ("ln",)}
 
-# DistributedDataParallel, torch.compile, NVIDIA's MLPerf model
-_WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.|bert_model_segment\.|heads_only_segment\.)+")
+# DistributedDataParallel, torch.compile, FSDP, activation checkpointing, NVIDIA's MLPerf model
+_WRAPPERS = re.compile(
+    r"^(?:(?:module|_forward_module|bert_model_segment|heads_only_segment)\.)+"
+    r"|(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _TO_HUGGINGFACE = (
     (r"^(embeddings\.|encoder\.layer\.|encoder\.ln\.|pooler\.)", r"bert.\1"),
     (r"\.gamma$", ".weight"),
@@ -67,9 +70,17 @@ def huggingface_names(name: str, norm_position: str) -> tuple[str, ...]:
 
     Our fused QKV has three. A name without counterpart, such as a task's head, is unchanged.
     """
-    name = _WRAPPERS.sub("", name)
+    name = unwrapped(name)
     names = _from_own(name, norm_position)
     return names if names != (name,) else (_rewrite(name, _TO_HUGGINGFACE),)
+
+
+def unwrapped(name: str) -> str:
+    """Return a name without what training software puts around a module."""
+    before = None
+    while name != before:
+        before, name = name, _WRAPPERS.sub("", name)
+    return name
 
 
 def to_nvidia(name: str) -> str:

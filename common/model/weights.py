@@ -1,28 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pretrained weights in and out: Hugging Face, NVIDIA, TensorFlow-converted and our own names.
 
-Everything is checked before anything is assigned, omissions are reported, and no code runs:
-``.pt`` files are read with ``weights_only``.
+Everything is checked before anything is assigned, omissions are reported, and no code in a file
+runs (weight_files.py).
 """
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bertbench.common.data.tokenization import is_padded
 from bertbench.common.errors import BadInput, Unsupported
-from bertbench.common.files import shown
+from bertbench.common.files import read_json, shown
 from bertbench.common.model.bert import BertEncoder
-from bertbench.common.model.config import BertConfig
+from bertbench.common.model.config import SIZES, BertConfig, refuse_other_models
 from bertbench.common.model.naming import (
     DECODER_BIAS,
     DECODER_WEIGHT,
@@ -31,10 +28,11 @@ from bertbench.common.model.naming import (
     Naming,
     huggingface_names,
     to_nvidia,
+    unwrapped,
 )
+from bertbench.common.model.weight_files import find_prefix, is_finite, is_weight, read_weights
 
-VOCAB_MULTIPLE = 8
-"""Vocabularies are padded to a multiple of this (30522 to 30528), which suits matrix units."""
+ENCODER = ("bert.embeddings.", "bert.encoder.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +46,7 @@ class WeightsReport:
     unexpected: tuple[str, ...]
     """Names in the file that the model has no use for."""
     notes: tuple[str, ...]
-    """Adaptations, in words: padding rows of the vocabulary."""
+    """Adaptations, in words: padding rows of the vocabulary, and where the weights were found."""
 
 
 @dataclass(slots=True)
@@ -61,6 +59,8 @@ class _File:
     """The same keys -> the names in the file."""
     unusable: set[str] = field(default_factory=set)
     """Names in the file of anything but dense floating-point tensors."""
+    notes: list[str] = field(default_factory=list)
+    """Where the file keeps the weights."""
 
 
 def load_pretrained(
@@ -71,9 +71,11 @@ def load_pretrained(
     The file must cover the part ``require`` completely. The vocabulary may be padded in one of the
     two only: rows that the file lacks become zero. Raises BadInput, with the model untouched, when
     that part is not covered, a shape differs, the encoder's depth differs, the decoder is untied,
-    or the file holds no weights.
+    a weight is not finite, the file holds no weights, or those of another architecture: one with
+    more tensors in its encoder, or one that a configuration beside the file describes.
     """
     config = _config(model)
+    _refuse_described_otherwise(path, config)
     file = _read(path, config.norm_position)
     targets: dict[str, Tensor] = {}
     for own, parameter in model.named_parameters():
@@ -84,7 +86,14 @@ def load_pretrained(
     missing = [name for name in targets if name not in used]
     _refuse_other_depth(file, config.num_hidden_layers)
     _refuse_uncovered(file, missing, len(targets), require)
-    notes = tuple(note for name in sorted(used) if (note := _check_shape(file, name, targets)))
+    _refuse_more_than_bert(file, targets)
+    notes = [note for name in sorted(used) if (note := _check_shape(file, name, targets))]
+    for name in used:
+        if not is_finite(file.tensors[name]):
+            raise BadInput(
+                f"{path}: {file.original[name]} holds NaN or infinity: the file is of a run that "
+                f"diverged, or damaged"
+            )
     tied = _check_tied_decoder(file)
 
     for name in used:
@@ -98,7 +107,7 @@ def load_pretrained(
         matched=tuple(sorted(matched)),
         missing=tuple(missing),
         unexpected=tuple(sorted(unexpected)),
-        notes=notes,
+        notes=(*file.notes, *notes),
     )
 
 
@@ -146,17 +155,19 @@ def _config(model: nn.Module) -> BertConfig:
 
 # -- reading ----------------------------------------------------------------------------------
 def _read(path: Path, norm_position: str) -> _File:
-    if not path.is_file():
-        what = "is a folder: name the weights file inside it" if path.is_dir() else "does not exist"
-        raise BadInput(f"{path}: {what} (.pt or .safetensors)")
-    raw = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    raw, key = read_weights(path)
+    prefix = find_prefix(path, map(str, raw))
     file = _File(path)
+    usual = {"", "model"}  # the form that NVIDIA's scripts write and read
+    for what, where in (("weights under", key), ("names without", prefix)):
+        if where not in usual:
+            file.notes.append(f"{what} {shown(where)!r}")
     for key, value in raw.items():
         label = shown(key)
-        if not _is_weight(value):
+        if not is_weight(value):
             file.unusable.add(label)
             continue
-        names = huggingface_names(str(key), norm_position)
+        names = huggingface_names(unwrapped(str(key)).removeprefix(prefix), norm_position)
         for name, tensor in zip(names, value.chunk(len(names)), strict=False):
             if name in file.tensors and not torch.equal(file.tensors[name], tensor):
                 raise BadInput(
@@ -165,45 +176,6 @@ def _read(path: Path, norm_position: str) -> _File:
                 )
             file.tensors[name], file.original[name] = tensor, label
     return file
-
-
-def _is_weight(value: object) -> bool:
-    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
-        return False
-    return value.is_floating_point() and value.ndim > 0
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise BadInput(
-            f"{path}: not a complete safetensors file ({shown(error)}); fetch it again"
-        ) from error
-
-
-def _read_torch(path: Path) -> Mapping[str, Any]:
-    try:
-        # Mapped, so that an optimizer's state in the same file costs no memory.
-        mmap = zipfile.is_zipfile(path)
-        raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise BadInput(
-            f"{path}: holds more than plain tensors, or is not a PyTorch file (convert a "
-            f"TensorFlow checkpoint first). Nothing in it was executed. If you trust its origin, "
-            f"save only the weights: "
-            f"torch.save({{'model': model.state_dict()}}, file), or a .safetensors file"
-        ) from error
-    except Exception as error:  # a damaged file makes torch raise almost anything
-        reason = shown(error) or type(error).__name__
-        raise BadInput(
-            f"{path}: cannot be read as a PyTorch weights file ({reason}); it may be cut short: "
-            f"fetch it again"
-        ) from error
-    inner = raw.get("model", raw) if isinstance(raw, Mapping) else None
-    if not isinstance(inner, Mapping):
-        raise BadInput(f"{path}: holds no dictionary of tensors, at the top or under 'model'")
-    return inner
 
 
 # -- checking ---------------------------------------------------------------------------------
@@ -217,9 +189,36 @@ def _refuse_other_depth(file: _File, layers: int) -> None:
         )
 
 
+def _refuse_described_otherwise(path: Path, config: BertConfig) -> None:
+    """Refuse weights beside which a configuration says that they are of another model."""
+    for name in ("config.json", "bert_config.json"):
+        beside = path.with_name(name)
+        try:
+            raw = read_json(beside)
+        except (OSError, ValueError):
+            continue
+        if isinstance(raw, dict) and {"model_type", "architectures", "hidden_size"} & raw.keys():
+            refuse_other_models(beside, raw)
+            if set(SIZES) <= raw.keys():
+                config.check_agrees(beside)
+
+
+def _refuse_more_than_bert(file: _File, targets: Mapping[str, Tensor]) -> None:
+    """Refuse tensors within the encoder that a BERT does not have, and would compute without."""
+    more = [
+        file.original[name]
+        for name in file.tensors
+        if name.startswith(ENCODER) and name not in targets and not name.endswith("_ids")
+    ]
+    if more:
+        raise BadInput(
+            f"{file.path}: {len(more)} tensors of its encoder are not a BERT's, such as {more[0]}: "
+            f"it is of another architecture, or has adapters that must be merged first"
+        )
+
+
 def _refuse_uncovered(file: _File, missing: list[str], total: int, require: str) -> None:
-    encoder = ("bert.embeddings.", "bert.encoder.")
-    needed = [name for name in missing if require == "all" or name.startswith(encoder)]
+    needed = [name for name in missing if require == "all" or name.startswith(ENCODER)]
     if needed:
         found = sorted(file.original.values())
         raise BadInput(
@@ -237,8 +236,7 @@ def _check_shape(file: _File, name: str, targets: Mapping[str, Tensor]) -> str |
     if source.shape == target.shape:
         return None
     have, want = len(source), len(target)
-    same_vocabulary = -(-have // VOCAB_MULTIPLE) == -(-want // VOCAB_MULTIPLE)
-    vocabulary = name in (WORD_EMBEDDING, DECODER_BIAS) and same_vocabulary
+    vocabulary = name in (WORD_EMBEDDING, DECODER_BIAS) and _are_padded(have, want)
     if vocabulary and source.shape[1:] == target.shape[1:]:
         did = "added as zeros" if want > have else "dropped"
         return f"{file.original[name]}: {abs(want - have)} padding rows {did}"
@@ -247,6 +245,12 @@ def _check_shape(file: _File, name: str, targets: Mapping[str, Tensor]) -> str |
         f"{list(target.shape)}. Choose the recipe and model configuration that the weights were "
         f"made with"
     )
+
+
+def _are_padded(have: int, want: int) -> bool:
+    """Return whether the two differ in padding: both of one multiple of 8, or one to a multiple."""
+    small, large = sorted((have, want))
+    return -(-small // 8) == -(-large // 8) or (large % 8 == 0 and is_padded(small, large))
 
 
 def _check_tied_decoder(file: _File) -> set[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
+from bertbench.common.model.weight_files import is_finite
 
 _LARGEST = 1 << 53
 """Of any count: beyond, it is not a number that was counted."""
@@ -115,13 +116,6 @@ def _check_tensor(name: str, saved: Tensor, wanted: Tensor) -> None:
         )
     if not is_finite(saved):
         raise BadInput(f"the checkpoint's {name} holds NaN or infinity: resume from an earlier one")
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether a tensor [...] holds neither NaN nor infinity; one pass, no copy."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    return all(math.isfinite(float(x)) for x in tensor.aminmax())
 
 
 def check_groups(saved: list[Any], current: list[dict[str, Any]]) -> list[dict[str, Any]]:

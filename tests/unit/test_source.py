@@ -37,7 +37,7 @@ def test_the_checkpoint_is_found_beside_the_data(root: Path, name: str) -> None:
     assert find_source(resolve("deepspark_416", asked)).init_checkpoint == root / name
     mine = root / "mine.pt"
     named = resolve("deepspark_416", [*asked, "--init_checkpoint", str(mine)])
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(BadInput, match=r"mine\.pt: does not exist"):
         find_source(named)
     mine.touch()
     assert find_source(named).init_checkpoint == mine

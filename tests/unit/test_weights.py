@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -167,7 +169,7 @@ def test_vocabulary_padding_both_ways(tmp_path):
     assert all(torch.equal(cut[name], t) for name, t in export_state_dict(narrow).items())
 
 
-@pytest.mark.parametrize("rows", [48, 64, 57, 40])
+@pytest.mark.parametrize("rows", [48, 72, 57, 40, 120, 65])
 def test_another_vocabulary_is_refused(tmp_path, rows):
     torch.save(export_state_dict(build(replace(CONFIG, vocab_size=rows))), tmp_path / "v.pt")
     with pytest.raises(BadInput, match=rf"v\.pt: .*word_embeddings.*\[{rows}, 16\].*\[56, 16\]"):
@@ -297,6 +299,204 @@ def test_missing_file_and_folder(tmp_path):
         load_pretrained(build(), tmp_path / "none.pt")
     with pytest.raises(BadInput, match="is a folder"):
         load_pretrained(build(), tmp_path)
+
+
+@pytest.mark.parametrize("rows", [64, 128, 1024])
+def test_a_vocabulary_padded_to_any_usual_multiple(tmp_path, rows):
+    wide, model = build(replace(CONFIG, vocab_size=rows), seed=1), build(seed=2)
+    torch.save(export_state_dict(wide), tmp_path / "wide.pt")
+    report = load_pretrained(model, tmp_path / "wide.pt", require="all")
+    word = model.encoder.embeddings.word.weight
+    assert torch.equal(word, wide.encoder.embeddings.word.weight[:56])
+    assert all(f"{rows - 56} padding rows dropped" in note for note in report.notes)
+
+
+# -- where the weights are in a file -------------------------------------------------------------
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["state_dict"], ["model_state_dict"], ["module"], ["model", "module"],
+        ["state_dict", "model", "module"],
+    ],
+    ids=".".join,
+)  # fmt: skip
+@pytest.mark.parametrize("epoch", [3, None])
+def test_weights_under_known_keys(tmp_path, keys, epoch):
+    source, model = build(seed=1), build(seed=2)
+    content = export_state_dict(source)
+    for key in reversed(keys):
+        content = {"epoch": epoch, "rng": torch.ones(3), "args": {"lr": 1.0}, key: content}
+    torch.save(content, tmp_path / "w.pt")
+    report = load_pretrained(model, tmp_path / "w.pt", require="all")
+    assert same(model, source)
+    assert report.notes == (f"weights under {'.'.join(keys)!r}",)
+
+
+def test_the_key_that_leads_to_weights_is_taken(tmp_path):
+    source, model = build(seed=1), build(seed=2)
+    torch.save(
+        {"model": {"name": "bert"}, "state_dict": export_state_dict(source)}, tmp_path / "w.pt"
+    )
+    assert load_pretrained(model, tmp_path / "w.pt").notes == ("weights under 'state_dict'",)
+    assert same(model.encoder, source.encoder)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "note"),
+    [
+        ("model.", "names without 'model.'"),
+        ("module.model.", "names without 'model.'"),
+        ("student.net.", "names without 'student.net.'"),
+        ("module._orig_mod.", None),
+        ("_forward_module.", None),
+        ("_fsdp_wrapped_module.module.", None),
+    ],
+)
+def test_names_within_other_modules(tmp_path, prefix, note):
+    for naming in (export_state_dict, lambda m: m.state_dict()):
+        source, model = build(seed=1), build(seed=2)
+        torch.save(rename(naming(source), (r"^", prefix)), tmp_path / "w.pt")
+        report = load_pretrained(model, tmp_path / "w.pt", require="all")
+        assert same(model, source)
+        assert report.notes == (() if note is None else (note,))
+
+
+def test_layers_wrapped_one_by_one(tmp_path):
+    source, model = build(seed=1), build(seed=2)
+    wrapped = (r"layer\.(\d)\.", r"layer.\1._fsdp_wrapped_module._checkpoint_wrapped_module.")
+    torch.save(rename(export_state_dict(source), wrapped), tmp_path / "w.pt")
+    load_pretrained(model, tmp_path / "w.pt", require="all")
+    assert same(model, source)
+
+
+# -- what is not a BERT --------------------------------------------------------------------------
+def both() -> State:
+    state = export_state_dict(build())
+    return rename(state, (r"^", "query.")) | rename(state, (r"^", "passage."))
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (
+            edited(lambda s: s.update({
+                f"bert.encoder.layer.{n}.attention.self.distance_embedding.weight": torch.ones(9, 8)
+                for n in (0, 1)
+            })),
+            r"2 tensors of its encoder are not a BERT's, such as .*distance_embedding",
+        ),
+        (
+            edited(lambda s: s.update({"bert.embeddings.projection.weight": torch.ones(16, 8)})),
+            "embeddings.projection.weight: it is of another architecture",
+        ),
+        (
+            edited(lambda s: s.update({
+                "bert.encoder.layer.0.attention.self.query.lora_A.weight": torch.ones(2, 16)
+            })),
+            "adapters that must be merged",
+        ),
+        (rename(export_state_dict(build()), (r"^bert\.", "roberta.")), "family RoBERTa"),
+        (rename(export_state_dict(build()), (r"^bert\.", "model.electra.")), "family ELECTRA"),
+        (both(), r"holds 2 BERTs \(passage\., query\.\)"),
+        (
+            edited(lambda s: s["bert.encoder.layer.1.output.dense.weight"].fill_(float("nan"))),
+            r"layer\.1\.output\.dense\.weight holds NaN or infinity",
+        ),
+        (
+            edited(lambda s: s["bert.pooler.dense.bias"].view(-1)[3:4].fill_(float("inf"))),
+            r"pooler\.dense\.bias holds NaN or infinity",
+        ),
+        (
+            edited(lambda s: s.update({
+                "bert.pooler.dense.bias": torch.full((16,), 1e300, dtype=torch.float64)
+            })),
+            r"pooler\.dense\.bias holds NaN or infinity",
+        ),
+    ],
+)  # fmt: skip
+def test_another_architecture_or_no_number_is_refused(tmp_path, state, says):
+    torch.save(state, tmp_path / "w.pt")
+    model = build(seed=2)
+    with pytest.raises(BadInput, match=rf"w\.pt: .*{says}"):
+        load_pretrained(model, tmp_path / "w.pt")
+    assert same(model, build(seed=2))
+
+
+DESCRIBED = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "vocab_size": 56,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("beside", "says"),
+    [
+        ({"model_type": "roberta"}, "model_type is 'roberta'"),
+        ({"architectures": ["CamembertModel"]}, "architectures is .*Camembert"),
+        (DESCRIBED | {"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        (DESCRIBED | {"is_decoder": True}, "is_decoder is True"),
+        (DESCRIBED | {"embedding_size": 8}, "embedding_size is 8"),
+        (DESCRIBED | {"num_hidden_groups": 1}, "num_hidden_groups is 1"),
+        (DESCRIBED | {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        (DESCRIBED | {"type_vocab_size": 1}, "type_vocab_size is 1"),
+        (DESCRIBED | {"num_attention_heads": 4}, "num_attention_heads is 4"),
+        (DESCRIBED | {"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
+        (DESCRIBED | {"model_type": "megatron-bert"}, "a pre-LN model"),
+        (DESCRIBED | {"model_type": "bert", "architectures": ["MyModel"]}, None),
+        (DESCRIBED | {"position_embedding_type": "absolute", "is_decoder": False}, None),
+        ({"preset": "mini", "recipe": {}}, None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", "bert_config.json"])
+def test_a_configuration_beside_the_weights(tmp_path, beside, says, name):
+    torch.save(export_state_dict(build(seed=1)), tmp_path / "w.pt")
+    (tmp_path / name).write_text(json.dumps(beside))
+    if says is None:
+        load_pretrained(build(), tmp_path / "w.pt")
+        return
+    with pytest.raises(BadInput, match=rf"{name}: .*{says}"):
+        load_pretrained(build(), tmp_path / "w.pt")
+
+
+# -- files that are read by other software -------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("w.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("model.onnx", b"\x08\x07", "an ONNX graph"),
+        ("w.h5", b"\x89HDF\r\n", "Keras"),
+        ("w.pt", b"<!DOCTYPE html>", "a web page"),
+        ("w.gguf", b"GGUF", "GGUF"),
+        ("w.pt.gz", b"\x1f\x8b", "unpack it first"),
+        ("bert_model.ckpt.index", b"\0", "a TensorFlow checkpoint: convert"),
+        ("bert_model.ckpt.data-00000-of-00001", b"\0", "a TensorFlow checkpoint: convert"),
+        ("model.safetensors.index.json", b"{}", "split over several files"),
+        ("pytorch_model-00001-of-00002.bin", b"PK", "split over several files"),
+        ("flax_model.msgpack", b"\0", "a Flax file"),
+        ("config.json", b"{}", "no file of weights"),
+    ],
+)
+def test_another_format_is_named_with_what_to_do(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=rf"{re.escape(name)}: .*{says}"):
+        load_pretrained(build(), tmp_path / name)
+
+
+def test_a_path_that_stands_for_several_files(tmp_path):
+    (tmp_path / "bert_model.ckpt.index").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"bert_model\.ckpt: is a TensorFlow checkpoint: convert"):
+        load_pretrained(build(), tmp_path / "bert_model.ckpt")
+    (tmp_path / "w.pt").touch()
+    with pytest.raises(BadInput, match=r"is a folder: name the .* inside it, such as w\.pt"):
+        load_pretrained(build(), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_bytes(b"{}")
+    with pytest.raises(BadInput, match="a folder whose model is split over several files"):
+        load_pretrained(build(), tmp_path)
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(BadInput, match="is not a plain file"):
+        load_pretrained(build(), tmp_path / "pipe.pt")
 
 
 def test_pre_norm_round_trip_and_no_nvidia_names(tmp_path):
