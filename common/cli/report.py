@@ -37,10 +37,11 @@ def main(argv: Sequence[str]) -> int:
         raise BadInput(f"no record in {', '.join(map(shown, paths))}: name a folder of results")
     report = Report(results, damaged)
     files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
+    pages = {files["html"]: html(report), files["markdown"]: text(report)}
     try:
         given.out.mkdir(parents=True, exist_ok=True)
-        write_atomic(files["html"], html(report))
-        write_atomic(files["markdown"], text(report))
+        for path, page in pages.items():
+            write_atomic(path, page)
     except OSError as error:
         why = f"cannot write into {shown(given.out)}: {error.strerror}"
         raise BadInput(f"{why}. Choose another --out.") from error

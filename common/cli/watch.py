@@ -24,7 +24,7 @@ from rich.text import Text
 
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
-from bertbench.common.files import clock, shown
+from bertbench.common.files import clock, parse_json, shown
 from bertbench.common.results.result import number
 from bertbench.common.results.seals import MANIFEST, STEPS
 from bertbench.common.results.store import find_runs
@@ -67,9 +67,9 @@ class View:
         if not line.strip():
             return
         try:
-            event = json.loads(line)
+            event = parse_json(line)
             kind = event["kind"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             self.damaged += 1
             return
         self.begun = True
@@ -233,7 +233,7 @@ def _goes_on(run: Path) -> bool:
     """Return whether a run has an open record and wrote something recently."""
     if json_object(run / MANIFEST).get("files") is not None:
         return False
-    newest = max(file.stat().st_mtime for file in run.iterdir())
+    newest = max(file.lstat().st_mtime for file in run.iterdir())
     return time.time() - newest < _DEAD_S
 
 

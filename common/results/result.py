@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +22,6 @@ HOST = "cpu_ref"
 LARGEST_LOG = 256 << 20
 """Bytes of a record's file of lines."""
 RUNNING = "running"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Damage(ValueError):
@@ -281,7 +279,7 @@ def identity(manifest: Mapping[str, Any]) -> str:
 
 
 def parse(text: str | bytes) -> Any:
-    """Parse untrusted JSON: a non-finite number becomes None, a broken character ``?``.
+    """Parse untrusted JSON: a non-finite number becomes None, an invisible character ``?``.
 
     Raises ValueError, also for too deep nesting.
     """
@@ -291,21 +289,24 @@ def parse(text: str | bytes) -> Any:
         "parse_int": lambda digits: _finite(digits, int),
     }
     value = parse_json(text, **hooks)
-    backslash = "\\ud" if isinstance(text, str) else b"\\ud"
-    return _whole(value) if backslash in text.lower() else value  # type: ignore[operator]
+    content = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    return value if content.isascii() and b"\\" not in content else _visible(value)
 
 
 def _finite(text: str, kind: type = float) -> Any:
     return kind(text) if len(text) < 300 and math.isfinite(float(text)) else None
 
 
-def _whole(value: Any) -> Any:
-    """Return ``value`` without surrogates, which cannot be encoded."""
+def _visible(value: Any) -> Any:
+    """Return ``value`` without control characters, other than line ends, and without surrogates."""
     if isinstance(value, str):
-        return _SURROGATE.sub("?", value)
+        plain = value if value.isprintable() else None
+        return plain or "".join(c if c.isprintable() or c in "\n\t" else "?" for c in value)
     if isinstance(value, list):
-        return [_whole(v) for v in value]
-    return {_whole(k): _whole(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_visible(v) for v in value]
+    if isinstance(value, dict):
+        return {_visible(k): _visible(v) for k, v in value.items()}
+    return value
 
 
 def metrics_of(content: Any, where: str = MANIFEST) -> dict[str, dict[str, Any]]:

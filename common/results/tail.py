@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
-import json
+import os
 import queue
+import stat
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from bertbench.common.results.result import number
-from bertbench.common.results.seals import MANIFEST, STEPS
+from bertbench.common.files import parse_json, read_json
+from bertbench.common.results.result import number, verified
+from bertbench.common.results.seals import MANIFEST, STEPS, is_sealed
 
-_CHUNK = 1 << 24
+_CHUNK = _LONGEST = 1 << 24
 
 
 class File:
@@ -30,8 +32,12 @@ class File:
     def lines(self) -> list[str]:
         """Return the new complete lines."""
         try:
-            with self._file.open("rb") as file:
-                inode, size = (s := self._file.stat()).st_ino, s.st_size
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                about = os.fstat(descriptor)
+                inode, size = about.st_ino, about.st_size
+                if not stat.S_ISREG(about.st_mode):
+                    return []
                 if inode != self._inode or size < self._offset:  # replaced or truncated
                     self._offset, self._inode, self._rest = 0, inode, b""
                 file.seek(self._offset)
@@ -40,6 +46,8 @@ class File:
             return []
         self._offset += len(chunk)
         *whole, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > _LONGEST:  # no line of a run: it counts as a damaged one
+            whole, self._rest = [*whole, b"?"], b""
         return [line.decode("utf-8", errors="replace") for line in whole]
 
     def facts(self) -> Mapping[str, Any]:
@@ -52,9 +60,21 @@ class File:
             facts["max_steps"] = recipe["max_steps"]
         if manifest:
             facts["title"] = f"{manifest.get('preset')} on {manifest.get('system')}"
-        if manifest.get("files") is not None:  # written when a run ends
-            facts["status"] = self._status = str(manifest.get("status"))
+        if self._status is None and manifest.get("files") is not None:  # written when a run ends
+            self._status = str(manifest.get("status")) if self._intact() else "damaged"
+        if self._status is not None:
+            facts["status"] = self._status
         return facts
+
+    def _intact(self) -> bool:
+        """Return whether manifest and lines have the checksums of a finished run."""
+        try:
+            raw = verified(self._folder, MANIFEST)
+            manifest = parse_json(raw)
+            verified(self._folder, self._file.name, manifest)
+            return is_sealed(raw.decode(), manifest)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
 
     def quiet_s(self) -> float | None:
         """Return the seconds since the last write; None if unknown."""
@@ -79,7 +99,7 @@ class Pipe:
         threading.Thread(target=self._read, args=(stream,), daemon=True).start()
 
     def _read(self, stream: IO[str]) -> None:
-        for line in stream:
+        for line in iter(lambda: stream.readline(_LONGEST), ""):
             self._queue.put(line)
         self._queue.put(None)
 
@@ -111,7 +131,7 @@ LineSource = File | Pipe
 def json_object(path: Path) -> dict[str, Any]:
     """Return a JSON file's object; empty if missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(path)
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

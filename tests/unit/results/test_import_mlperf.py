@@ -703,3 +703,79 @@ def test_our_own_logs(tmp_path: Path, spot: Path) -> None:
              for t in text]  # fmt: skip
     row = take(spot, later)
     assert "continues another" in row["missing"]["sequences_per_second_e2e"]
+
+
+# -- what no whole run's log says -------------------------------------------------------------
+
+
+def test_a_resumed_log_gives_no_time_to_target(spot: Path) -> None:
+    text = made()
+    text.insert(-8, line("resumed", 1_700_000_100_000, 900_000, step=10))
+    row = take(spot, text)
+    assert "time_to_target_s" not in row["metrics"]
+    assert "sequences_per_second_e2e" not in row["metrics"]
+    assert "was resumed" in row["missing"]["time_to_target_s"]
+    assert any("was resumed" in doubt for doubt in row["doubt"])
+    assert "not of one whole run" in row["metrics"]["run_time_s"]["definition"]
+
+
+def test_a_log_of_the_later_part_gives_no_time_to_target(spot: Path) -> None:
+    later = [t.replace('"key": "run_start", "value": null, "metadata": {',
+                       '"key": "run_start", "value": null, "metadata": {"samples_before": 99, ')
+             for t in made()]  # fmt: skip
+    row = take(spot, later)
+    assert "time_to_target_s" not in row["metrics"] and row["doubt"]
+
+
+def scaled(factor: float, shift: float = 0) -> list[str]:
+    """The made log with its times in another unit."""
+    return [
+        re.sub(r'"time_ms": (\d+)', lambda m: f'"time_ms": {int(m[1]) * factor + shift}', text)
+        for text in made()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "unit"),
+    [(1e-3, 0, "seconds?"), (1, -1_690_000_000_000, "no set clock?"), (1e-6, 0, "another unit"),
+     (10, 0, "another unit")],
+)  # fmt: skip
+def test_a_clock_of_another_unit_gives_a_doubt_and_no_durations(
+    spot: Path, factor: float, shift: float, unit: str
+) -> None:
+    row = take(spot, scaled(factor, shift))
+    assert any(unit in doubt for doubt in row["doubt"])
+    assert not {"run_time_s", "time_to_target_s", "init_s", "sequences_per_second_e2e"} & set(
+        row["metrics"]
+    )
+    assert import_log(spot)["source"]["date"] is None
+    assert all(e["seconds"] is None for e in row["evaluations"]) and row["quality"]["value"]
+
+
+def test_lines_without_end_are_read_in_pieces(spot: Path) -> None:
+    text = "\n".join(made())
+    huge = "x" * (2 << 20)
+    row = take(spot, f"{huge}\n{text}\n{huge}".encode())
+    assert row["status"] == "success" and not row["doubt"]
+    within = text.replace('"value": "ACME"', f'"value": "{huge}"')
+    row = take(spot, within.encode())
+    assert row["submitter"] is None and "cut or damaged" in " ".join(row["doubt"])
+    with pytest.raises(BadInput, match="none of its"):
+        take(spot, bytes(3 << 20))
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "9" * 5000, "1" + "0" * 400, "1e999", '{"a":' * 900 + "1" + "}" * 900,
+              '"\\ud800\\u202e\\u001b[2J"'],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["seed", "submission_platform", "eval_accuracy", "run_stop"])
+def test_a_hostile_value_is_one_line(
+    spot: Path, key: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = re.compile(rf'("key": "{key}", "value": ).*?(, "metadata")')
+    text = [place.sub(lambda m: m[1] + value + m[2], t) for t in made()]
+    spot.write_text("\n".join(text))
+    assert bertbench(["import-mlperf", str(spot), "--output", str(spot.parent / "out")]) in (0, 2)
+    said = capsys.readouterr()
+    for told_line in (said.out + said.err).split("\n"):
+        assert told_line.isprintable() and len(told_line) < 700

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -485,3 +487,87 @@ def test_rows_for_another_page_have_no_links_and_no_empty_columns(tmp_path: Path
     assert "](#" in linked[2] and "Power, W" in linked[0]
     assert "](#" not in plain[2] and "<a" not in plain[2] and "12.5" in plain[2]
     assert "Power, W" not in plain[0] and len({line.count(" | ") for line in plain[::2]}) == 1
+
+
+@pytest.mark.parametrize("fails", ["write_atomic", "html", "text", "fsync"])
+def test_a_failed_report_leaves_the_old_one_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    make_run(tmp_path / "results", figures(10.0))
+    words = ["report", str(tmp_path / "results"), "--out", str(tmp_path / "o"), "--no_references"]
+    assert cli(words) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()}
+    make_run(tmp_path / "results", figures(99.0))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    place = {
+        "write_atomic": "cli.report.write_atomic", "html": "report.page.html",
+        "text": "report.markdown.text", "fsync": "files.os.fsync",
+    }[fails]  # fmt: skip
+    monkeypatch.setattr(f"bertbench.common.{place}", full)
+    with contextlib.suppress(OSError):  # of a page that cannot be made
+        assert cli(words) == 2
+    assert {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()} == before
+
+
+def test_series_of_one_plot_are_told_apart(tmp_path: Path) -> None:
+    """Colour, marker and dash; beyond six series also a letter, in the plot and in the legend."""
+    for n in range(12):
+        make_run(tmp_path / "other", figures(1.0), preset=f"other{n}", seed=n,
+                 lines=steps(1.0), quality=quality(0.6))  # fmt: skip
+    for n in range(9):
+        for seed in range(1 + (n == 0)):
+            make_run(tmp_path / "many", figures(1.0), devices=[device(name=f"Chip {n}")],
+                     seed=seed, lines=steps(1.0), quality=quality(0.6))  # fmt: skip
+    found = entries(load_results([tmp_path], references=False)[0])
+    plots = learning(found, report_on(tmp_path)._events)
+    (plot,) = (p for p in plots if p.id.startswith("learning") and len(p.legend) == 9
+               and "samples" in p.id)  # fmt: skip
+    looks = [(str(picture), label[:2] if label[1:3] == "  " else "") for picture, label, _ in
+             plot.legend]  # fmt: skip
+    assert len(set(looks)) == 9
+    chips = [e.style for e in found if e.first.preset == "toy"]
+    assert sorted(chips[:6]) == list(range(6))
+    alone = lines("x", "t", "d", [Series(label=n, points=[(0, 1)]) for n in "ab"], x="x", y="y")
+    assert [label for _, label, _ in alone.legend] == ["a  a", "b  b"]
+
+
+def test_versions_of_the_code_are_no_repeats(tmp_path: Path) -> None:
+    for n in range(6):
+        make_run(tmp_path, figures(10.0 + n), code_hash=f"{n % 3}" * 16, dirty=True)
+    table = configurations(entries(load_results([tmp_path], references=False)[0]))
+    assert column(table, "Runs") == ["2"] * 3
+    for row in table.rows:
+        assert row.cells[3].note == "indicative, 1 seed, uncommitted changes"
+        assert "code " in row.cells[0].text and "95 %" not in row.cells[4].note
+
+
+def test_times_of_resumed_runs_are_marked(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", figures(10.0) | {"e2e_time_s": 300.0})
+    make_run(tmp_path / "a", figures(10.0) | {"e2e_time_s": 7.0}, resumed_from="x", seed=2)
+    make_run(tmp_path / "b", figures(10.0) | {"e2e_time_s": 7.0}, resumed_from="x", precision="fp9")
+    report = report_on(tmp_path)
+    (table,) = (t for s in report.sections for t in s.tables if t.id == "deepsparkhub-1")
+    assert column(table, "E2E") == ["300 s", "7 s"]
+    assert [row.cells[2].note for row in table.rows] == ["", "resumed: only the last part"]
+
+
+def test_a_run_that_goes_on_is_called_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, figures(10.0), quality=quality(0.6))
+    going = make_run(tmp_path, status="interrupted", finished=False, seed=9,
+                     reason="the process ended without finishing its record")  # fmt: skip
+    words = ["report", str(tmp_path), "--out", str(tmp_path / "o"), "--no_references"]
+    with (going / "steps.jsonl").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert cli(words) == 0
+        assert "1 runs, 1 running" in capsys.readouterr().out
+        told = (tmp_path / "o" / "report.md").read_text()
+        assert "running" in told and "without finishing" not in told and "interrupted" not in told
+        report = report_on(tmp_path)
+        assert column(configurations(report.real), "Stability") == ["1"]
+    assert cli(words) == 0
+    assert "interrupted" in (tmp_path / "o" / "report.md").read_text()

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bertbench.common.cli.main import main
 from bertbench.common.errors import BadInput
 from bertbench.common.results import store
 from bertbench.common.results.result import HOST
 from bertbench.common.results.seals import sealed
 from bertbench.common.results.store import Damaged, Result, load_results, parse
 from bertbench.common.results.validate import validate
-from tests.unit.results.constructed import device, make_run
+from tests.unit.results.constructed import device, make_run, seal
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +152,7 @@ def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
         ({"quality": {"value": "high"}}, "a malformed quality"),
         ({"files": []}, "no list of files"),
         ({"files": {"../../etc/passwd": {"bytes": 1}}}, "malformed entry"),
-        ({"files": {"a\0b": {"bytes": 1}}}, "malformed entry"),
+        ({"files": {"a\0b": {"bytes": 1}}}, "a?b is missing"),
         ({"files": {"gone": {"bytes": 1}}}, "gone is missing"),
     ],
 )
@@ -361,3 +362,129 @@ def test_parse_gives_json_or_refuses(text: str) -> None:
     except ValueError:
         return
     json.dumps(value, allow_nan=False).encode("utf-8")
+
+
+def finished(root: Path, **changed: Any) -> Path:
+    """A run with lines of steps and of telemetry, sealed."""
+    lines = "".join(
+        json.dumps({"kind": "step", "step": n, "loss": 1.5, "sequences_per_second": 10.0 + n})
+        + "\n"
+        for n in range(5)
+    )
+    folder = make_run(root, {"power_w": 1.0}, lines=lines, **changed)
+    (folder / "telemetry.jsonl").write_text('{"t": 1.0, "power_w": 50.0}\n' * 3)
+    seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "config.json", "system.json", "steps.jsonl", "telemetry.jsonl",
+             "console.log"],
+)  # fmt: skip
+def test_a_changed_byte_of_any_file_is_damage_to_every_verb(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path)
+    whole = (folder / name).read_bytes()
+    place = max(whole.rfind(b"1"), 1)  # a digit, where there is one: still JSON
+    (folder / name).write_bytes(whole[:place] + b"7" + whole[place + 1 :])
+    assert problem(folder) == f"{name} differs from its checksum"
+    assert main(["report", str(folder), "--out", str(tmp_path / "r"), "--no_references"]) == 0
+    assert "damaged" in capsys.readouterr().out
+    assert main(["compare", str(folder), str(folder)]) == 2
+    if name in ("manifest.json", "steps.jsonl"):
+        assert main(["watch", "--once", str(folder)]) == 1
+        assert "damaged" in capsys.readouterr().out
+
+
+def test_what_changes_after_it_was_loaded_is_not_shown(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    run = only(folder)
+    assert len(list(run.steps())) == 5 and len(list(run.telemetry())) == 3
+    (folder / "steps.jsonl").write_text((folder / "steps.jsonl").read_text().replace("1.5", "9.5"))
+    with pytest.raises(BadInput, match=r"steps.jsonl differs from its checksum"):
+        list(run.steps())
+
+
+@pytest.mark.parametrize("name", ["steps.jsonl", "telemetry.jsonl"])
+def test_lines_without_a_checksum_are_not_shown(tmp_path: Path, name: str) -> None:
+    folder = finished(tmp_path)
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    change(folder, files={k: v for k, v in files.items() if k != name})
+    assert problem(folder) == f"{name} is not in the manifest's list of files"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "link", "folder"])
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "steps.jsonl", "extra"])
+def test_what_is_no_file_stops_no_verb(
+    tmp_path: Path, kind: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(folder / name)
+    elif kind == "folder":
+        (folder / name).mkdir()
+    else:
+        (folder / name).symlink_to("/dev/zero" if kind == "device" else "/etc/hostname")
+    out = str(tmp_path / "r")
+    assert main(["validate", str(tmp_path)]) == 1
+    assert "NOT VALID" in capsys.readouterr().out
+    assert main(["report", str(tmp_path), "--out", out, "--no_references"]) == 0
+    main(["compare", str(tmp_path), str(tmp_path)])
+    main(["watch", "--once", str(tmp_path)])
+
+
+HOSTILE = {
+    "deep": "[" * 100_000,
+    "deep within": '{"a": ' * 500 + "1" + "}" * 500,
+    "digits": '{"a": ' + "9" * 5000 + "}",
+    "power": '{"a": 1' + "0" * 400 + "}",
+    "exponent": '{"a": 1e999}',
+    "infinity": '{"a": Infinity}',
+    "one line": "x" * (1 << 20),
+    "nothing": "",
+    "zeros": "\0" * 100,
+    "no text": "\udcff\udcfe",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("name", ["manifest.json", "config.json", "system.json", "steps.jsonl",
+                                  "telemetry.jsonl", "reference/x.json"])  # fmt: skip
+def test_hostile_json_is_one_line(
+    tmp_path: Path, name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path)
+    content = HOSTILE[text].encode("utf-8", "surrogateescape")
+    if name == "reference/x.json":
+        (tmp_path / "reference").mkdir()
+        (tmp_path / name).write_bytes(content)
+    else:
+        (folder / name).write_bytes(content)
+        if name != "manifest.json":
+            seal(folder)
+    for words in (
+        ["validate", str(tmp_path)], ["watch", "--once", str(tmp_path)],
+        ["compare", str(tmp_path), str(tmp_path)],
+        ["report", str(tmp_path), "--out", str(tmp_path / "r")],
+    ):  # fmt: skip
+        assert main(words) in (0, 1, 2)
+        said = capsys.readouterr()
+        assert max(map(len, (said.out + said.err).splitlines())) < 600
+    (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [{}, [], 5, None, True, "", "\u202ename\x1b[2J\nx"])
+@pytest.mark.parametrize("key", ["name", "backend", "driver", "memory_bytes", "index", "extras"])
+def test_a_device_of_any_description_hides_no_other_run(
+    tmp_path: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "a", {"sequences_per_second": 1.0}, preset="good")
+    make_run(tmp_path / "b", {"sequences_per_second": 1.0}, devices=[device() | {key: value}])
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r"), "--no_references"]) == 0
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "r" / name).read_text()
+        assert "good" in text and "\u202e" not in text and "\x1b" not in text
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    main(["validate", str(tmp_path)])
