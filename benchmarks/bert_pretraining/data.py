@@ -14,7 +14,7 @@ from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.hdf5 import Limits, count
 from bertbench.common.data.shards import dataset_hash, find_shards, locate
 from bertbench.common.data.stream import TrainStream, eval_batches
-from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
+from bertbench.common.data.synthetic import SyntheticStream, random_samples, synthetic_eval_batches
 from bertbench.common.errors import BadInput
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart
 from bertbench.common.training.distributed import World
@@ -125,12 +125,15 @@ def check_data(settings: Settings) -> None:
         given = "--synthetic" if run.synthetic else "--data or --input_dir"
         raise BadInput(f"{', '.join(ignored)} would be ignored beside {given}: leave one out")
     if run.synthetic:
+        random_samples(1, PretrainingSource(recipe=recipe, description="").limits, seed=0)
         if run.bert_config_path is not None:
             _check_config(recipe, run.bert_config_path)
         if run.verify_checkpoint:
             raise BadInput("--verify_checkpoint needs held-out samples: give --data or --eval_dir")
         return
     if _quick_start(settings):
+        if run.text is not None and not run.text.exists():
+            raise BadInput(f"--text {run.text} does not exist: name a text, an archive or a folder")
         return
     if run.data is None and run.input_dir is None:
         raise BadInput(
@@ -176,6 +179,15 @@ def find_source(settings: Settings) -> PretrainingSource:
         eval_files=files.held_out,
         init_checkpoint=files.checkpoint,
     )
+
+
+def stand_in(settings: Settings) -> PretrainingSource:
+    """Return synthetic samples with the run's starting weights; reads and fetches no data."""
+    recipe, run = _parts(settings)
+    files = _Files(checkpoint=run.init_checkpoint)
+    if not run.synthetic and not _quick_start(settings):
+        files = _locate(settings, run.data)
+    return PretrainingSource(recipe=recipe, description="", init_checkpoint=files.checkpoint)
 
 
 def _parts(settings: Settings) -> tuple[PretrainingRecipe, PretrainingOptions]:

@@ -44,6 +44,11 @@ class BertSquad(Benchmark):
 
         return find_source(settings)
 
+    def stand_in(self, settings: Settings) -> Source:
+        from bertbench.benchmarks.bert_squad.data import stand_in
+
+        return stand_in(settings)
+
     def build(self, settings: Settings, backend: Backend, world: World, source: Source) -> Task:
         from bertbench.benchmarks.bert_squad.data import SquadSource
         from bertbench.benchmarks.bert_squad.task import SquadTask

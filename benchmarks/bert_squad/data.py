@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -143,6 +143,14 @@ def find_source(settings: Settings) -> SquadSource:
         vocab_file=vocab,
         init_checkpoint=checkpoint,
         notes=tuple(notes),
+    )
+
+
+def stand_in(settings: Settings) -> SquadSource:
+    """Return synthetic features with the run's starting weights; reads and fetches no data."""
+    synthetic = _synthetic(settings)
+    return replace(
+        synthetic, init_checkpoint=check_files(settings).checkpoint or synthetic.init_checkpoint
     )
 
 
