@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             code = _main(args, prog)
-        except SystemExit as ended:  # after --help
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except SystemExit:  # after --help
+            out.flush()
+            raise
         if out.problem is None:  # a run has survived its terminal, and keeps its own exit code
             out.flush()
         return code
