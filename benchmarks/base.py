@@ -75,7 +75,7 @@ class Benchmark(ABC):
     def stand_in(self, settings: Settings) -> Source | None:
         """Return data that ``--dry_run`` can build a task with, and compute one made-up sequence.
 
-        It reads no sample and writes nothing; only its starting weights are those of the run.
+        It reads no sample and writes nothing; its starting weights are those that a flag names.
         None: the dry run makes the other checks.
         """
         return None

@@ -182,12 +182,9 @@ def find_source(settings: Settings) -> PretrainingSource:
 
 
 def stand_in(settings: Settings) -> PretrainingSource:
-    """Return synthetic samples with the run's starting weights; reads and fetches no data."""
+    """Return synthetic samples with the weights of --init_checkpoint; reads no data set."""
     recipe, run = _parts(settings)
-    files = _Files(checkpoint=run.init_checkpoint)
-    if not run.synthetic and not _quick_start(settings):
-        files = _locate(settings, run.data)
-    return PretrainingSource(recipe=recipe, description="", init_checkpoint=files.checkpoint)
+    return PretrainingSource(recipe=recipe, description="", init_checkpoint=run.init_checkpoint)
 
 
 def _parts(settings: Settings) -> tuple[PretrainingRecipe, PretrainingOptions]:

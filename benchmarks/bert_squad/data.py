@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -113,7 +113,7 @@ def find_source(settings: Settings) -> SquadSource:
     if run.json_summary is not None:
         opened(run.json_summary, "a").close()
     if run.synthetic:
-        return _synthetic(settings)
+        return synthetic_source(settings)
     train_file = files.train if run.do_train else None
     predict_file = files.predict if run.do_predict else None
     checkpoint = files.checkpoint
@@ -143,14 +143,6 @@ def find_source(settings: Settings) -> SquadSource:
         vocab_file=vocab,
         init_checkpoint=checkpoint,
         notes=tuple(notes),
-    )
-
-
-def stand_in(settings: Settings) -> SquadSource:
-    """Return synthetic features with the run's starting weights; reads and fetches no data."""
-    synthetic = _synthetic(settings)
-    return replace(
-        synthetic, init_checkpoint=check_files(settings).checkpoint or synthetic.init_checkpoint
     )
 
 
@@ -259,7 +251,7 @@ def _check_synthetic(settings: Settings) -> None:
     _feature_options(recipe)
 
 
-def _synthetic(settings: Settings) -> SquadSource:
+def synthetic_source(settings: Settings) -> SquadSource:
     """Return random tokens of real lengths with random answers: for speed only."""
     recipe, run = _parts(settings)
     number, questions = SYNTHETIC
