@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bertbench import backends, benchmarks
 from bertbench.backends import peaks
-from bertbench.backends.base import Backend, DeviceInfo, Telemetry
+from bertbench.backends.base import Backend, DeviceInfo
 from bertbench.benchmarks.base import Benchmark
 from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
@@ -27,20 +27,22 @@ from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.system import system_name
-from bertbench.common.measure.utilisation import Calibrated, find_calibration, utilisation
+from bertbench.common.measure.utilisation import find_calibration, utilisation
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
-from bertbench.common.training.checkpoint import Checkpoints, Saved, load
+from bertbench.common.training.built import Built
+from bertbench.common.training.checkpoint import Checkpoints, load
 from bertbench.common.training.console import ConsoleObserver
 from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.facts import RunFacts
 from bertbench.common.training.loop import Outcome, train
+from bertbench.common.training.peers import PeerLost, Peers
 from bertbench.common.training.progress import Progress
 from bertbench.common.training.resume import find_checkpoint
 from bertbench.common.training.summary import reading, summarise
-from bertbench.common.training.task import Plan, Source, Task
+from bertbench.common.training.task import Source, Task
 from bertbench.common.training.tensorboard import TensorBoard, writer_class
 
 EXIT_CODES = {"ok": 0, "interrupted": 130}
@@ -75,36 +77,9 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
     if settings.run.dry_run:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
-    with world.joined(backend, settings.impl.dist_backend):
-        code = (it := Run(settings, backend, world, benchmark, started, known)).execute()
+    with world.joined(backend, settings.impl.dist_backend) as peers:
+        code = (it := Run(settings, backend, world, benchmark, started, known)).execute(peers)
     return Finished(code, None if it.record is None else it.record.path)
-
-
-@dataclass(slots=True, kw_only=True)
-class Built:
-    """All that exists before the clock starts."""
-
-    source: Source
-    task: Task
-    plan: Plan
-    devices: list[DeviceInfo]
-    """Of each rank."""
-    telemetry: Telemetry | None
-    facts: RunFacts
-    resumed: Path | None
-    """The checkpoint that the run continues."""
-    saved: Saved | None
-    """Its content."""
-    calibrated: Calibrated | None = None
-
-    def sizes(self) -> rehearsal.Sizes:
-        """Return what a rank computes at a time."""
-        split = self.task.split
-        return rehearsal.Sizes(
-            micro_batch=split.micro_batch,
-            accumulation=split.accumulation,
-            eval_batch=self.task.eval_batch_size,
-        )
 
 
 class Run:
@@ -124,16 +99,19 @@ class Run:
         self.init_s: float | None = None
         self.clock, self.began = Clock(), time.monotonic()
 
-    def execute(self) -> int:
+    def execute(self, peers: Peers | None = None) -> int:
         """Return the exit code; raises DoesNotFit and other errors before there is a record."""
-        unexpected: Exception | None = None
+        unexpected: BaseException | None = None
+        if peers is not None:
+            peers.on_lost = self._lost
         try:
             outcome = self._train()
-        except Exception as error:
-            if self.record is None:  # refused: the caller prints the reason
+        except Exception as caught:
+            error = caught if peers is None else peers.explain(caught)
+            if self.record is None and (self.world.is_main or self.init_s is None):  # refused
                 if self.built is not None and isinstance(error, self.backend.oom_errors):
                     raise rehearsal.DoesNotFit(self._out_of_memory(self.built, error)) from error
-                raise
+                raise error from caught
             outcome = self._failed(error)
             if not isinstance(error, (BertbenchError, *self.backend.oom_errors)):
                 unexpected = error
@@ -288,7 +266,12 @@ class Run:
         count = len({(d.name, d.index) for d in built.devices})
         return self.settings.run.system or system_name(built.devices[0].name, count)
 
-    def _failed(self, error: Exception) -> Outcome:
+    def _lost(self, reason: str) -> None:
+        """Close the record where another rank is gone and this one's main thread waits for it."""
+        if self.record is not None:
+            self._close(self._failed(PeerLost(reason)))
+
+    def _failed(self, error: BaseException) -> Outcome:
         """Return the outcome of a run that ``error`` ended."""
         status, reason = "failed", str(error)
         if isinstance(error, rehearsal.DoesNotFit):
@@ -298,6 +281,8 @@ class Run:
             status, reason = "oom", self._out_of_memory(self.built, error)
         elif isinstance(error, Unsupported):
             status = "unsupported"
+        elif isinstance(error, PeerLost):
+            reason = f"step {self.progress.step}: {reason}"
         elif not isinstance(error, BertbenchError):
             reason = f"{type(error).__name__}: {error}"
         return Outcome(status=status, reason=reason, progress=self.progress)
@@ -318,6 +303,8 @@ class Run:
         # With a window every rank got this far, so every rank answers.
         metrics = [] if outcome.train_window is None else self._metrics(built, outcome)
         if self.record is None:
+            if outcome.status == "failed":
+                print(f"bertbench run: rank {self.world.rank}: {outcome.reason}", file=sys.stderr)
             return
         self._note(self.clock.contradictions())
         self._identify(built, self.record)

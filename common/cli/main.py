@@ -21,6 +21,8 @@ from bertbench.common.errors import BadInput, BertbenchError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code, 2 for every BertbenchError (BadInput, ...)."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if "WORLD_SIZE" in os.environ:  # before torch: a lost rank is one line, without C++ frames
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if args[:1] == ["help"] and len(args) > 1:
         args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):
