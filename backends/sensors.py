@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bertbench.common.config.launched import number
 from bertbench.common.errors import Unsupported
 
 TOOL_PERIOD_S = 1.0
@@ -173,9 +174,7 @@ def tool_sensors(read_tool: Callable[[], dict[str, float]], source: str) -> Sens
 
 def local_entries(value: str | None) -> list[str]:
     """Return ``visible_entry`` of each of the run's processes on this machine."""
-    return [
-        visible_entry(rank, value) for rank in range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    ]
+    return [visible_entry(rank, value) for rank in range(number("LOCAL_WORLD_SIZE"))]
 
 
 def reports_board(device: int, board: Sequence[int], run: Sequence[int]) -> bool:

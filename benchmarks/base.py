@@ -96,8 +96,8 @@ class Benchmark(ABC):
     ) -> Sequence[Observer]:
         """Return what writes the benchmark's own files into the record ``folder``.
 
-        ``began`` is the time (``time.time``) at which initialisation began, ``resumed`` the
-        checkpoint that the run continues.
+        ``began`` is the reading of ``time.monotonic`` at which initialisation began, ``resumed``
+        the checkpoint that the run continues.
         """
         return ()
 

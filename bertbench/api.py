@@ -26,7 +26,7 @@ def run(recipe: str, **options: object) -> Result:
 
     if "help" in options:
         raise BadInput("help is a word of the command line: see `bertbench run RECIPE --help`")
-    record = run_settings(resolve(recipe, flags(options)), started=time.time()).record
+    record = run_settings(resolve(recipe, flags(options)), started=time.monotonic()).record
     if record is None:
         raise BadInput("run needs a record to return: leave dry_run out, and call it on rank 0")
     return load_records(record)[0]

@@ -6,7 +6,7 @@
     python tools/trace_step.py squad_large_1 --precision bf16
 
 Runs the product's own model, loss, gradient clipping, gradient scaler and optimizer
-(train_step of common/training/loop.py over backends/cuda) on fake CUDA tensors, which have shapes
+(train_step of common/training/step.py over backends/cuda) on fake CUDA tensors, which have shapes
 and types but no memory. Prints, by phase and operation, the kernels launched and the bytes moved,
 the synchronisations with the line of code that causes them, and a roofline estimate with its
 assumptions. The numbers follow from shapes without measurement, so the same code gives the same

@@ -18,6 +18,7 @@ import torch
 from bertbench.backends.accelerator import Accelerator
 from bertbench.backends.hpu.telemetry import open_hlml
 from bertbench.backends.sensors import Sensors, visible_entry
+from bertbench.common.config.launched import number
 from bertbench.common.errors import Unsupported
 
 
@@ -28,7 +29,7 @@ class Hpu(Accelerator):
     visible_devices_env = "HABANA_VISIBLE_MODULES"
 
     def __init__(self, local_rank: int = 0) -> None:
-        self._local_rank, world = local_rank, int(os.environ.get("WORLD_SIZE", 1))
+        self._local_rank, world = local_rank, number("WORLD_SIZE")
         if local_rank and world == 1:
             raise Unsupported("hpu: which device to open comes from a launcher's variables only")
         if self.probe().ok:
@@ -76,7 +77,7 @@ class Hpu(Accelerator):
 
     def sensors(self) -> Sensors:
         visible = os.environ.get("HABANA_VISIBLE_MODULES")
-        if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        if number("WORLD_SIZE") > 1:
             return open_hlml(visible_entry(self._local_rank, visible))
         # Alone, a process opens whichever visible module is free.
         return open_hlml(visible if visible and visible.strip().isdecimal() else None)

@@ -83,6 +83,14 @@ class PretrainingRecipe(Recipe):
             raise ValueError("max_samples_termination and num_eval_examples must be at least 1")
         if not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}: it must be 0 or above")
+        for name, low, high in (
+            *(("warmup_proportion", 0.0, 1.0), ("warmup_steps", 0, 2**40)),
+            *(("start_warmup_step", -(2**40), 2**40), ("lr_power", 0.0, 100.0)),
+            *(("weight_decay_rate", 0.0, 1e38), ("opt_epsilon", 1e-30, 1e38)),
+        ):
+            if not low <= getattr(self, name) <= high:
+                value = getattr(self, name)
+                raise ValueError(f"{name} is {value}: it must be from {low:g} to {high:g}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}: it must be above 0")
         if not (0 <= self.opt_lamb_beta_1 < 1 and 0 <= self.opt_lamb_beta_2 < 1):

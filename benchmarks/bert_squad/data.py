@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from bertbench.benchmarks.bert_squad.layout import Files, locate, missing, opene
 from bertbench.benchmarks.bert_squad.minilm import minilm_file
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from bertbench.benchmarks.bert_squad.score import score
+from bertbench.common.config.launched import number
 from bertbench.common.config.recipe import Settings
 from bertbench.common.data.samples import from_lengths
 from bertbench.common.data.tokenization import read_vocab
@@ -226,7 +226,7 @@ def _feature_options(recipe: SquadRecipe) -> FeatureOptions:
 
 
 def _say(text: str) -> None:
-    if int(os.environ.get("RANK", 0)) == 0:
+    if number("RANK") == 0:
         print(text, file=sys.stderr)
 
 

@@ -16,7 +16,6 @@ not synchronise.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +25,7 @@ from bertbench.benchmarks.bert_squad.layout import opened
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions
 from bertbench.common.config.recipe import Settings
 from bertbench.common.files import write_atomic
+from bertbench.common.measure.clock import Clock
 from bertbench.common.results.record import MANIFEST, hide_home
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
@@ -68,7 +68,8 @@ class Outputs(Observer):
     ) -> None:
         self._task, self._settings, self._folder = task, settings, folder
         self._run = cast("SquadOptions", settings.run)
-        self._began = time.time()
+        self._clock = Clock()
+        self._began = self._clock.date()
         self._files: list[IO[str]] = [(folder / DLLOGGER).open("w", encoding="utf-8")]
         if self._run.json_summary is not None:
             # A resumed run keeps the first part's lines.
@@ -196,7 +197,7 @@ class Outputs(Observer):
         self._line(type="LOG", step=step, data=data)
 
     def _line(self, **values: Any) -> None:
-        now = time.time()
+        now = self._clock.date()
         head = {
             "timestamp": str(now),
             "datetime": datetime.fromtimestamp(now, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f"),

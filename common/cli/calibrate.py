@@ -43,6 +43,8 @@ def main(args: Sequence[str]) -> int:
     verb.add_argument("--num_threads", type=int, metavar="N", help="host threads; default: torch's")
     verb.add_argument("--quick", action="store_true", help="a quarter of the tokens, three spans")
     options = verb.parse_args(args)
+    if options.num_threads is not None and not 0 < options.num_threads <= 4096:
+        raise BadInput(f"--num_threads {options.num_threads}: give a number of threads from 1")
     backend = backends.resolve(options.backend)(0)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)

@@ -63,6 +63,8 @@ def _open_standard_streams() -> None:
 
 
 def _main(args: list[str], prog: str) -> int:
+    if "WORLD_SIZE" in os.environ:  # before torch: a lost rank is one line, without C++ frames
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if args[:1] == ["help"] and len(args) > 1:
         args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):

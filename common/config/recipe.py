@@ -56,6 +56,10 @@ class Impl:
             raise ValueError(f"eval_batch_size is {self.eval_batch_size}: it must be at least 1")
         if self.num_threads is not None and self.num_threads < 1:
             raise ValueError(f"num_threads is {self.num_threads}: it must be at least 1")
+        if not 1 <= self.init_loss_scale <= 2.0**100:
+            raise ValueError(
+                f"init_loss_scale is {self.init_loss_scale}: it must be at least 1, such as 65536"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bertbench.common.config.launched import number
 from bertbench.common.errors import BadInput, Unsupported
 
 Values = dict[str, str]
@@ -298,7 +298,7 @@ def derive_batches(
     Raises:
         BadInput: the accumulation steps do not divide the batch, or no batch is known.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1)) if world is None else world
+    world = number("WORLD_SIZE") if world is None else world
     per_device = values.pop("train_batch_size", None)
     accumulation = values.pop("gradient_accumulation_steps", None)
     total = global_batch

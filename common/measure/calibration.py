@@ -7,6 +7,7 @@ clocks under load and the library, and it needs no data sheet.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from bertbench.common.config.recipe import plain
+from bertbench.common.errors import Unsupported
 from bertbench.common.measure.system import describe_system
 from bertbench.common.measure.utilisation import CALIBRATION_VERSION
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
+    from bertbench.backends.timers import Timer
 
 
 MODELS = {"base": (768, 3072), "large": (1024, 4096)}
@@ -135,13 +138,16 @@ def _copy(backend: Backend, effort: Effort) -> dict[str, Any]:
 def measure_rates(
     backend: Backend, call: Callable[[], object], work: float, spans: int
 ) -> dict[str, float]:
-    """Return ``work`` of a call / its seconds: median and extremes over ``spans`` spans."""
+    """Return ``work`` of a call / its seconds: median and extremes over ``spans`` spans.
+
+    Raises Unsupported for a timer that reads what no work takes.
+    """
     call()
     once = backend.timer()
     once.start()
     call()
     once.stop()
-    calls = max(1, min(MOST_CALLS, round(SPAN_S / max(once.seconds()[0], 1e-9))))
+    calls = max(1, min(MOST_CALLS, round(SPAN_S / _read(backend, once)[0])))
     timer = backend.timer()
     end = time.monotonic() + BUDGET_S
     for done in range(spans):
@@ -152,7 +158,7 @@ def measure_rates(
         for _ in range(calls):
             call()
         timer.stop()
-    rates = [work * calls / seconds for seconds in timer.seconds()]
+    rates = [work * calls / seconds for seconds in _read(backend, timer)]
     return {
         "median": statistics.median(rates),
         "lowest": min(rates),
@@ -160,3 +166,10 @@ def measure_rates(
         "calls": calls,
         "spans": len(rates),
     }
+
+
+def _read(backend: Backend, timer: Timer) -> list[float]:
+    spans = timer.seconds()
+    if not all(0 < seconds < math.inf for seconds in spans):
+        raise Unsupported(f"{backend.name}: its timer reads {min(spans)} s for a span of work")
+    return spans

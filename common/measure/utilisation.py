@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bertbench.common.files import read_json, shown
 from bertbench.common.measure.metric import Metric, metric
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CALIBRATION = "calibration.json"
 CALIBRATION_VERSION = 1
+LOWEST, HIGHEST = 1e6, 1e19
+"""FLOP/s; the rates of devices are between them by far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class Calibrated:
     file: str
     date: str
     what: str
-    threads: int
+    threads: str
     torch: str
 
 
@@ -68,35 +70,52 @@ def utilisation(
         )
         share = flops_per_second / (calibrated.flops_per_second * devices)
         metrics.append(metric("mfu_calibrated", share, note=note))
-    return metrics
+    return [_doubted(m) if m.value > 1 else m for m in metrics]
+
+
+def _doubted(one: Metric) -> Metric:
+    return replace(one, definition=f"{one.definition}; above 1: that peak is not this device's")
 
 
 def find_calibration(
-    folders: Sequence[Path], device: Mapping[str, Any], precision: str
+    folders: Sequence[Path],
+    device: Mapping[str, Any],
+    precision: str,
+    notes: list[str] | None = None,
 ) -> Calibrated | None:
     """Return the calibration for this device and precision in the first of ``folders`` with one.
 
-    ``device`` is a DeviceInfo as plain values. Files of other devices and malformed ones are
-    ignored.
+    ``device`` is a DeviceInfo as plain values. Files of other devices are passed over, and so are
+    those that are no calibration; ``notes`` gets a line for each of these.
     """
     for folder in folders:
         file = folder / CALIBRATION
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
             same = content["schema_version"] == CALIBRATION_VERSION
             for key in ("backend", "name", "simulated"):
                 same = same and content["device"][key] == device[key]
             if not same or precision not in content["precisions"]:
                 continue
             best = content["precisions"][precision]["best"]
+            rate = best["flops_per_second"]
+            if type(rate) not in (int, float) or not LOWEST <= rate <= HIGHEST:
+                raise ValueError(f"a rate of {shown(rate, 40)} FLOP/s")
             return Calibrated(
-                flops_per_second=float(best["flops_per_second"]),
+                flops_per_second=float(rate),
                 file=f"{folder.name}/{CALIBRATION}",
-                date=content["created_utc"],
-                what=f"{best['model']} {best['layer']}, {best['product']}",
-                threads=content["threads"],
-                torch=content["torch"],
+                date=shown(content["created_utc"], 40),
+                what=shown(f"{best['model']} {best['layer']}, {best['product']}"),
+                threads=shown(content["threads"], 20),
+                torch=shown(content["torch"], 40),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if notes is not None:
+                why = f"it lacks {error}" if isinstance(error, KeyError) else error
+                notes.append(
+                    f"no calibration is used from {shown(file)}: {shown(why, 120)}; "
+                    f"`bertbench calibrate` writes it again"
+                )
     return None

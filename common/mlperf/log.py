@@ -20,6 +20,7 @@ from mlperf_logging.mllog import constants as key
 from mlperf_logging.mllog.mllog import MLLogger
 
 from bertbench.common.errors import BadInput
+from bertbench.common.measure.clock import Clock
 from bertbench.common.measure.code import PACKAGE
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
@@ -37,13 +38,13 @@ class MlperfLog(Observer):
     as ``eval_accuracy``; as in submissions since v2.0 its ``epoch_num`` is the number of samples
     trained. ``weights`` names the initialised tensors (rounds 1.1 to 2.1 require
     ``bert_tensors(24)``). ``caches_cleared``: the file cache was dropped before the start.
-    ``began`` is the time (seconds of ``time.time``) at which initialisation began, if that was
-    before this object was made.
+    ``began`` is the reading of ``time.monotonic`` at which initialisation began, if that was before
+    this object was made.
 
     A resumed run gives ``previous``, the log of the run it continues. Its lines up to the
     checkpoint are copied with their times, so that the result is one consistent log whose clock
-    includes the interruption. Raises BadInput if that log is missing; ``close`` raises the error
-    that ended the log early.
+    includes the interruption, and never goes back. Raises BadInput if that log is missing;
+    ``close`` raises the error that ended the log early.
     """
 
     def __init__(
@@ -83,38 +84,43 @@ class MlperfLog(Observer):
         }
         self._weights = weights
         self._caches_cleared, self._previous = caches_cleared, previous
-        self._began_ms = None if began is None else int(began * 1e3)
+        self._clock, self._began = Clock(), began
+        self._behind_ms = 0
+        """How far the clock was set back since the previous log."""
         self._samples = self._eval_samples = 0
         self._running = False
 
     def init_start(self) -> None:
         if self._previous is None:
-            self._log.event(key.CACHE_CLEAR, self._caches_cleared, time_ms=self._began_ms)
-            self._log.start(key.INIT_START, time_ms=self._began_ms)
+            self._put("event", key.CACHE_CLEAR, self._caches_cleared, at=self._began)
+            self._put("start", key.INIT_START, at=self._began)
             for name, value in self._facts.items():
-                self._log.event(name, value)
+                self._put("event", name, value)
 
     def init_stop(self) -> None:
         if self._previous is None:
             for tensor in self._weights:
-                self._log.event(key.WEIGHTS_INITIALIZATION, metadata={"tensor": tensor})
-            self._log.end(key.INIT_STOP)
+                self._put("event", key.WEIGHTS_INITIALIZATION, metadata={"tensor": tensor})
+            self._put("end", key.INIT_STOP)
 
     def run_start(self, *, step: int, samples: int) -> None:
         self._running, self._samples = True, samples
         if self._previous is not None:
-            for line in _until(self._previous, samples):
+            for line, time_ms in _until(self._previous, samples):
                 self._logger.info(line)
-            self._log.event("resumed", samples, {"step": step})
+                self._behind_ms = max(self._behind_ms, time_ms - int(self._clock.date() * 1e3))
+            behind = {"clock_set_back_ms": self._behind_ms} if self._behind_ms else {}
+            self._put("event", "resumed", samples, {"step": step, **behind})
             return
         # samples_before marks a log that does not cover the whole training.
-        self._log.start(key.RUN_START, metadata={"samples_before": samples} if samples else None)
-        self._log.start(key.EPOCH_START, metadata={"epoch_num": samples})
-        self._log.start(key.BLOCK_START, metadata=_EPOCH)
+        self._put("start", key.RUN_START, metadata={"samples_before": samples} if samples else None)
+        self._put("start", key.EPOCH_START, metadata={"epoch_num": samples})
+        self._put("start", key.BLOCK_START, metadata=_EPOCH)
 
     def on_step(self, event: StepEvent) -> None:
         self._samples = event.samples
-        self._log.event(
+        self._put(
+            "event",
             "tracked_stats",
             {
                 "throughput": event.sequences_per_second,
@@ -125,22 +131,22 @@ class MlperfLog(Observer):
         )
 
     def eval_start(self, *, step: int, samples: int) -> None:
-        self._log.start(key.EVAL_START, metadata={"epoch_num": samples})
+        self._put("start", key.EVAL_START, metadata={"epoch_num": samples})
 
     def on_eval(self, event: EvalEvent) -> None:
         self._samples = event.samples
         at = {"epoch_num": event.samples}
         self._eval_samples = int(event.metrics["num_samples"])
-        self._log.event(key.EVAL_ACCURACY, event.metrics["mlm_accuracy"], at)
-        self._log.end(key.EVAL_STOP, metadata=at)
+        self._put("event", key.EVAL_ACCURACY, event.metrics["mlm_accuracy"], at)
+        self._put("end", key.EVAL_STOP, metadata=at)
 
     def run_stop(self, *, step: int, samples: int, status: str) -> None:
         self._running = False
-        self._log.end(key.BLOCK_STOP, metadata={"first_epoch_num": 1})
-        self._log.end(key.EPOCH_STOP, metadata={"epoch_num": samples})
-        self._log.event(key.TRAIN_SAMPLES, samples)
-        self._log.event(key.EVAL_SAMPLES, self._eval_samples)
-        self._log.end(key.RUN_STOP, metadata={"status": status})
+        self._put("end", key.BLOCK_STOP, metadata={"first_epoch_num": 1})
+        self._put("end", key.EPOCH_STOP, metadata={"epoch_num": samples})
+        self._put("event", key.TRAIN_SAMPLES, samples)
+        self._put("event", key.EVAL_SAMPLES, self._eval_samples)
+        self._put("end", key.RUN_STOP, metadata={"status": status})
 
     def close(self, summary: RunSummary) -> None:
         if self._running:  # it ended with an exception
@@ -148,6 +154,15 @@ class MlperfLog(Observer):
         self._handler.close()
         if self._handler.problem is not None:
             raise self._handler.problem
+
+    def _put(
+        self, kind: Literal["event", "start", "end"], name: str, value: Any = None,
+        metadata: Mapping[str, Any] | None = None, *, at: float | None = None,
+    ) -> None:  # fmt: skip
+        """Write a line, dated by a clock that a new date of the machine does not move."""
+        time_ms = int(self._clock.date(at) * 1e3) + self._behind_ms
+        write = getattr(self._log, kind)
+        write(name, value, metadata=metadata, time_ms=time_ms, stack_offset=2)
 
 
 class _File(logging.FileHandler):
@@ -200,11 +215,12 @@ def read_log(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any] | None]
             yield number, event if intact else None
 
 
-def _until(path: Path, samples: int) -> Iterator[str]:
-    """Yield the lines of a log up to ``samples`` trained, without its end."""
+def _until(path: Path, samples: int) -> Iterator[tuple[str, int]]:
+    """Yield the lines of a log up to ``samples`` trained, without its end, and their times."""
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, event in read_log(lines):
         if event is None or event["key"] in _ENDS or event["key"] == key.RUN_STOP:
             continue
         if event["metadata"].get("epoch_num", 0) <= samples:
-            yield lines[number - 1]
+            time_ms = event.get("time_ms")
+            yield lines[number - 1], time_ms if isinstance(time_ms, int) else 0

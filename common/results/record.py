@@ -44,15 +44,8 @@ from typing import IO, Any, Protocol
 
 from bertbench.common.config.recipe import plain
 from bertbench.common.errors import BadInput, BertbenchError
-from bertbench.common.files import (
-    Lines,
-    file_sha256,
-    is_plain,
-    shown,
-    sync,
-    why,
-    write_atomic,
-)
+from bertbench.common.files import Lines, file_sha256, is_plain, shown, sync, why, write_atomic
+from bertbench.common.measure.clock import Clock
 from bertbench.common.measure.code import code_hash
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
@@ -95,6 +88,7 @@ class RunRecord(Observer):
         self._steps = Lines(path / "steps.jsonl")
         self._manifest = manifest
         self._readings = 0
+        self._clock = Clock()
 
     @classmethod
     def create(
@@ -230,7 +224,7 @@ class RunRecord(Observer):
             samples=summary.samples,
             metrics=[metric.as_dict() for metric in summary.metrics],
             extras={k: v for k, v in summary.extras.items() if self._is_json(k, v)},
-            finished_utc=_utc(datetime.now(timezone.utc)),
+            finished_utc=_utc(datetime.fromtimestamp(self._clock.date(), timezone.utc)),
             provisional=True,
         )
         if not provisional:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,10 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+from bertbench.common.config.launched import Ranks, check_alone, ranks
+from bertbench.common.training.peers import Peers
 
 
 class _Joins(Protocol):
@@ -34,14 +37,12 @@ class World:
 
     @classmethod
     def from_env(cls) -> World:
-        """Read torchrun's variables; all absent means one process."""
-        env = os.environ
-        return cls(
-            rank=int(env.get("RANK", 0)),
-            size=int(env.get("WORLD_SIZE", 1)),
-            local_rank=int(env.get("LOCAL_RANK", 0)),
-            local_size=int(env.get("LOCAL_WORLD_SIZE", 1)),
-        )
+        """Read torchrun's variables; all absent means one process.
+
+        Raises BadInput where they are wrong, or another launcher started several processes.
+        """
+        check_alone()
+        return cls(*ranks())
 
     @property
     def is_main(self) -> bool:
@@ -49,20 +50,38 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def joined(self, backend: _Joins, collective: str | None) -> Iterator[None]:
-        """Join the process group for the duration of the block."""
+    def joined(self, backend: _Joins, collective: str | None) -> Iterator[Peers | None]:
+        """Join the process group for the duration of the block; yield the watch over the others.
+
+        Raises BadInput or PeerLost where the ranks do not meet.
+        """
         if self.size == 1:
-            yield
+            yield None
             return
-        backend.init_process_group(collective, timeout=timedelta(minutes=10))
+        peers = Peers(Ranks(self.rank, self.size, self.local_rank, self.local_size))
         try:
-            yield
+            peers.meet()
+            store = PrefixStore("group", peers.store)
+            timeout = timedelta(minutes=10)
+            backend.init_process_group(
+                collective, timeout=timeout, store=store, rank=self.rank, world_size=self.size
+            )
+            yield peers
+        except BaseException as error:
+            known = peers.explain(error)
+            peers.leave(known)
+            if known is error:
+                raise
+            raise known from error
+        else:
+            peers.leave()
         finally:
             # DDP's reducer must not drop the last reference to the group: it would hold the
             # interpreter's lock while it joins gloo's threads, and one of these may be waiting for
             # that lock, to free an all-reduce that just ended (torch 2.13): a deadlock.
-            _LEFT.append(dist.group.WORLD)
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                _LEFT.append(dist.group.WORLD)
+                dist.destroy_process_group()
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add ``tensor`` [...] over all ranks, in place."""

@@ -2,7 +2,7 @@
 """The training loop that all benchmarks share; its story is ``Training.run``.
 
 A task says what to train (model, batches, loss, evaluation), a backend where. Observers read the
-events and cannot change the run. All maths of a step is in ``train_step``.
+events and cannot change the run. All maths of a step is in step.py.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bertbench.common.errors import BertbenchError
 from bertbench.common.measure.throughput import RateMeter, merge_ranks
-from bertbench.common.optim.clip import clip_, clip_each_, grad_norm
 from bertbench.common.training.checkpoint import Checkpoints
 from bertbench.common.training.distributed import Agreement, World
 from bertbench.common.training.evaluation import Stopped, evaluate
@@ -30,7 +28,8 @@ from bertbench.common.training.progress import (
     save_checkpoint,
     step_event,
 )
-from bertbench.common.training.stops import Faults, Interruption
+from bertbench.common.training.step import train_step
+from bertbench.common.training.stops import Faults, Interruption, check_weights
 from bertbench.common.training.task import Plan, Task
 
 if TYPE_CHECKING:
@@ -132,7 +131,9 @@ class Training:
                 if stop != GO_ON:
                     self._stop(stop)
                     break
-            out.train_window = merge_windows(self.world, self.meter.stop(), self.observers)
+            window = merge_windows(self.world, self.meter.stop(), self.observers)
+            self._check_end(World() if window is None else self.world)
+            out.train_window = window
             if self.plan.eval_at_end and out.status == "below_quality":
                 self._evaluate_at_end()
         out.run_s = self.clock() - self.started
@@ -144,6 +145,13 @@ class Training:
                 status="success" if out.status == "ok" else "aborted",
             )
         return out
+
+    def _check_end(self, world: World) -> None:
+        """Raise DivergedError where a run that was not interrupted has trained nothing usable."""
+        if self.out.steps_done and self.out.status != "interrupted":
+            check_weights(self.task.model, world, self.progress.step)
+            if self.out.status != "ok":
+                self.faults.check_scale(self.progress)
 
     def _at_limit(self) -> bool:
         plan, progress = self.plan, self.progress
@@ -208,6 +216,7 @@ class Training:
             *world.gather((lap, self.wait_s, self.faults.first_steps())), strict=True
         )
         self.faults.check(faults)
+        self.faults.check_scale()
         self.wait_s = 0.0
         self.out.data_wait_s += max(waits)
         values = dict(zip(task.sum_names, world.sum_(self.sums).tolist(), strict=True))
@@ -265,6 +274,7 @@ class Training:
         progress = self.progress
         self.meter.pause()
         self.faults.check(self.world.gather(self.faults.first_steps()))
+        check_weights(self.task.model, self.world, progress.step)
         while progress.next_checkpoint_samples <= progress.samples:
             progress.next_checkpoint_samples += self.plan.checkpoint_every_samples
         self.out.checkpoint_s += save_checkpoint(
@@ -297,91 +307,3 @@ class Training:
                 out.reason += f" before the target {target} ({shown})"
         if target is None and out.status == "below_quality":
             out.status = "ok"
-
-
-def train_step(
-    task: Task,
-    model: nn.Module,
-    batch: Any,
-    backend: Backend,
-    world: World,
-    plan: Plan,
-    scaler: torch.amp.GradScaler,
-    faults: Faults,
-) -> tuple[Tensor, Tensor | None]:
-    """Do one optimizer step over this rank's micro-batches.
-
-    All ranks agree on a loss or gradient that is not finite before the update, without another
-    collective: such a loss makes its own gradient NaN, and the gradients' all-reduce spreads NaN
-    and infinity to every rank. With loss scaling, every rank then skips the update. Without it,
-    every rank does the same update, since to skip it the host would have to wait for each step.
-    ``faults`` keeps the step's number on the device; ``train`` raises before the weights are used.
-
-    Returns:
-        The sums [len(task.sum_names)] of this rank's micro-batches, and the gradient's norm [] (of
-        all ranks, before clipping), or None without clipping.
-    """
-    total: Tensor | None = None
-    last = len(batch.micro_batches) - 1
-    for i, micro in enumerate(batch.micro_batches):
-        # Gradients travel once per step, with the last micro-batch's backward pass.
-        apart = world.size > 1 and (i < last or not plan.clip_after_allreduce)
-        with model.no_sync() if apart else contextlib.nullcontext():  # type: ignore[operator]
-            with backend.precision(plan.precision):
-                loss, sums = task.loss(model, micro.to(backend.device), batch)
-            # DDP averages over ranks, but the loss is already a share of the global mean. The
-            # second term is 0, or NaN where a sum is not finite.
-            scaler.scale(loss * (world.size + 0 * sums.sum())).backward()
-        total = sums if total is None else total + sums
-    assert total is not None
-    _check_sums(task, total)
-    faults.loss(total)
-
-    parameters = [p for p in task.model.parameters() if p.grad is not None]
-    scaler.unscale_(task.optimizer)
-    if world.size > 1 and not plan.clip_after_allreduce:
-        if plan.max_grad_norm is not None:
-            _clip(task.optimizer, plan, grad_norm(parameters))
-        _all_reduce_mean(parameters, world)
-        if scaler.is_enabled():
-            # Each rank checked its own gradients only: all must skip if one overflowed.
-            for found in scaler._found_inf_per_device(task.optimizer).values():
-                world.sum_(found)
-    norm = None
-    if plan.max_grad_norm is not None:
-        norm = grad_norm(parameters)
-        if not scaler.is_enabled():  # with a scaler, overflow skips the step instead
-            faults.gradient(norm)
-        _clip(task.optimizer, plan, norm)
-    scale = scaler.get_scale() if scaler.is_enabled() else None
-    backend.optimizer_step(task.optimizer, scaler)
-    faults.skipped = int(scale is not None and scaler.get_scale() < scale)
-    task.optimizer.zero_grad(set_to_none=True)
-    return total, norm
-
-
-def _check_sums(task: Task, sums: Tensor) -> None:
-    """Raise BertbenchError where the task's ``loss`` breaks its contract."""
-    if sums.shape != (len(task.sum_names),):
-        wanted = f"{len(task.sum_names)} sums ({', '.join(task.sum_names)})"
-        raise BertbenchError(f"{type(task).__name__}.loss: {list(sums.shape)} is not {wanted}")
-
-
-def _clip(optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor) -> None:
-    """Bound the gradients, whose norm together is ``norm`` [], in place."""
-    assert plan.max_grad_norm is not None
-    if plan.clipping == "per_parameter":
-        clip_each_(optimizer.param_groups, plan.max_grad_norm)
-    else:
-        clip_([p for g in optimizer.param_groups for p in g["params"]], norm, plan.max_grad_norm)
-
-
-def _all_reduce_mean(parameters: Sequence[Tensor], world: World) -> None:
-    """Average the gradients over ranks as DDP does, but after clipping."""
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-    world.sum_(flat).div_(world.size)
-    offset = 0
-    for p in parameters:
-        assert p.grad is not None
-        p.grad.copy_(flat[offset : offset + p.grad.numel()].view_as(p.grad))
-        offset += p.grad.numel()

@@ -22,7 +22,7 @@ from bertbench.common.config.batch_split import AUTO, divisors
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.training.distributed import World
 from bertbench.common.training.facts import MicroBatchChoice
-from bertbench.common.training.loop import train_step
+from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan, Task
 

@@ -6,12 +6,22 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bertbench.common.errors import DivergedError
+
+if TYPE_CHECKING:
+    from bertbench.common.training.distributed import World
+    from bertbench.common.training.progress import Progress
+
+
+LOWEST_SCALE = 1e-4
+"""A loss scale that no gradient needs: below it the numbers overflow by themselves."""
+MOST_SKIPPED = 10
+"""Steps that loss scaling skips in a row, at most, at the end of a healthy run."""
 
 
 class Faults:
@@ -25,7 +35,8 @@ class Faults:
     def __init__(self, device: torch.device, steps_done: int = 0) -> None:
         self._first = torch.zeros(len(self._KINDS), device=device, dtype=torch.int32)
         self._next = steps_done + 1
-        self.skipped = 0
+        self.skipped = self._in_a_row = 0
+        self._scale: float | None = None
 
     def loss(self, sums: Tensor) -> None:
         """Check the sums [N] of this step's losses."""
@@ -34,6 +45,32 @@ class Faults:
     def gradient(self, norm: Tensor) -> None:
         """Check the norm [] of this step's gradient."""
         self._mark(1, norm)
+
+    def scaled(self, before: float, after: float) -> None:
+        """Take the loss scales around this step's update: loss scaling skipped it if they fall."""
+        self.skipped, self._scale = int(after < before), after
+        self._in_a_row = self._in_a_row + 1 if self.skipped else 0
+
+    def check_scale(self, at_end: Progress | None = None) -> None:
+        """Raise DivergedError where loss scaling cannot find a scale; the same on every rank.
+
+        That is: the scale is below LOWEST_SCALE; and ``at_end`` of the run, every one of its steps
+        was skipped, or the last MOST_SKIPPED were.
+        """
+        if self._scale is None:
+            return
+        lost = self._in_a_row
+        if at_end is not None and lost and at_end.skipped_steps >= at_end.step:
+            which = f"all {at_end.step} steps"
+        elif self._scale < LOWEST_SCALE or (at_end is not None and lost >= MOST_SKIPPED):
+            which = f"the last {lost} steps"
+        else:
+            return
+        raise DivergedError(
+            f"step {self._next - 1}: {which} were skipped, since gradients overflow in fp16 (loss "
+            f"scale {self._scale:g}): nothing is trained. Use --precision bf16 or fp32, lower "
+            f"--init_loss_scale or --learning_rate, or train for more steps."
+        )
 
     def _mark(self, kind: int, value: Tensor) -> None:
         first = self._first[kind]
@@ -66,6 +103,19 @@ class Faults:
                 f"step {step}: the {causes} is not finite (NaN or infinity). Lower "
                 f"--learning_rate, lengthen --warmup_steps, or resume from an earlier checkpoint."
             )
+
+
+def check_weights(model: nn.Module, world: World, step: int) -> None:
+    """Raise DivergedError on every rank if a weight of any is not finite after this step.
+
+    An update can break them without a sign in loss or norm: unclipped, or with too large a rate.
+    """
+    finite = torch.stack([torch.isfinite(p.detach()).all() for p in model.parameters()]).all()
+    if not all(world.gather(bool(finite))):
+        raise DivergedError(
+            f"step {step}: the weights are not finite (NaN or infinity). Lower --learning_rate, "
+            f"clip the gradients, or resume from an earlier checkpoint."
+        )
 
 
 class Interruption:

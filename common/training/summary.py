@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from bertbench.common.measure.metric import Metric, metric
-from bertbench.common.measure.telemetry import Sampler
+from bertbench.common.measure.telemetry import Sampler, possible
 
 if TYPE_CHECKING:
     from bertbench.backends.base import PeakMemory, Telemetry
@@ -24,21 +24,28 @@ class Reading(NamedTuple):
     throttled_s: float | None = None
     temperature_max_c: float | None = None
     problem: str | None = None
-    """Why the sampling stopped early."""
+    """Why the sampling stopped early, or energy is unknown."""
 
 
 def reading(telemetry: Telemetry | None) -> Reading | None:
     """Read this process's sensors; None without any."""
     if telemetry is None:
         return None
-    basic = Reading(telemetry.source, telemetry.energy_j(), telemetry.power_w())
-    if not isinstance(telemetry, Sampler):
-        return basic
-    return basic._replace(
-        throttled_s=telemetry.throttled_s(),
-        temperature_max_c=telemetry.highest("temperature_c"),
-        problem=telemetry.problem,
-    )
+    source = str(telemetry.source)
+    if isinstance(telemetry, Sampler):
+        return Reading(
+            "; ".join((source, *telemetry.doubts())),
+            telemetry.energy_j(),
+            telemetry.power_w(),
+            throttled_s=telemetry.throttled_s(),
+            temperature_max_c=telemetry.highest("temperature_c"),
+            problem=telemetry.why_unknown(),
+        )
+    try:  # another package's, which is not trusted either
+        joules, watts = telemetry.energy_j(), telemetry.power_w()
+    except Exception as error:
+        return Reading(source, problem=f"{source}: {type(error).__name__}: {error}")
+    return Reading(source, possible("energy_j", joules) or None, possible("power_w", watts))
 
 
 def summarise(

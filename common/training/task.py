@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from bertbench.common.config.batch_split import requested, split
 from bertbench.common.config.recipe import Recipe, Settings
+from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256
 from bertbench.common.model.ops import Ops
 from bertbench.common.model.weights import WeightsReport, load_pretrained
@@ -130,6 +132,22 @@ class OptimizerOptions:
     eps: float
     weight_decay_rate: float
     """Not applied to biases and LayerNorm."""
+
+    def __post_init__(self) -> None:
+        """Raise BadInput for numbers with which no step can be taken."""
+        for name, value, low, high in (
+            ("learning rate", self.learning_rate, 0.0, 1e38),
+            *(
+                (f"beta {i}", beta, 0.0, math.nextafter(1, 0))
+                for i, beta in enumerate(self.betas, 1)
+            ),
+            ("epsilon", self.eps, 1e-30, 1e38),
+            ("weight decay", self.weight_decay_rate, 0.0, 1e38),
+        ):
+            if not low <= value <= high:
+                raise BadInput(
+                    f"the optimizer's {name} is {value}: it must be from {low:g} to {high:g}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

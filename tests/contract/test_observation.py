@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from bertbench.backends.base import Backend
+from bertbench.common.measure.telemetry import Sampler
 from tests.contract.helpers import Work
 
 RANGES = {
@@ -38,6 +39,8 @@ def test_telemetry_has_plausible_units_or_a_reason(backend: Backend, work: Work)
     telemetry.stop()
     wall = time.monotonic() - begin
     samples = telemetry.samples()
+    doubts = telemetry.doubts() if isinstance(telemetry, Sampler) else []
+    assert not doubts, f"{doubts}: convert the unit (the key names it), and leave out what is none"
     assert len(samples) >= 3, (
         f"{len(samples)} readings in {wall:.2f} s of {telemetry.source}: "
         f"{getattr(telemetry, 'problem', None) or 'sample every period_s'}"

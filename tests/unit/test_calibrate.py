@@ -144,3 +144,18 @@ def test_a_host_is_measured_with_less(monkeypatch) -> None:
 def test_it_runs_on_this_machine() -> None:
     found = calibration._product(CpuRef(), "fp32", Product("base", "qkv", "forward", 8, 24, 16), 1)
     assert found["flops_per_second"] > 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timer_that_reads_what_no_work_takes_gives_no_rate(
+    backend, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(Spans, "seconds", lambda self: [seconds for _ in self.found])
+    with pytest.raises(Unsupported, match="its timer reads"):
+        calibration.calibrate(backend, ["fp32"], SMALL)
+
+
+@pytest.mark.parametrize("threads", ["0", "-3", "1000000"])
+def test_threads_that_cannot_be_are_refused(capsys, threads: str) -> None:
+    assert cli.main(["calibrate", "--num_threads", threads]) == 2
+    assert "give a number of threads from 1" in capsys.readouterr().err

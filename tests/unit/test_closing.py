@@ -74,9 +74,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 FAULTS: list[tuple[Any, str, Any, str]] = [
     (PretrainingSource, "hash", GONE, "the hash of the data is unknown: gone.hdf5: No such file"),
     (PretrainingSource, "checkpoint_hash", GONE, "the hash of the checkpoint is unknown"),
-    (closing, "find_calibration", RecursionError("too deep"), "mfu_calibrated is unknown"),
+    (CpuRef, "device_count", RecursionError("too deep"), "MFU is unknown: RecursionError: too"),
     (closing, "utilisation", ZeroDivisionError("division by zero"), "MFU is unknown: ZeroDiv"),
-    (closing.peaks, "peaks_of", BadInput("p.toml: gone"), "mfu is unknown: p.toml: gone"),
+    (closing, "utilisation", BadInput("p.toml: gone"), "MFU is unknown: p.toml: gone"),
     (closing, "reading", ValueError("NaN"), "sensors are unknown: ValueError: NaN"),
     (closing, "summarise", KeyError("x"), "metrics of all processes are unknown: KeyError"),
     (CpuRef, "peak_memory", OSError(5, "Input/output error"), "peak memory is unknown: Input"),

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bertbench.backends import peaks
 from bertbench.backends.base import PRECISIONS
-from bertbench.backends.peaks import BUILT_IN, load, peaks_of
+from bertbench.backends.peaks import BUILT_IN, in_precision, load, of_device, peaks_of
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.utilisation import CALIBRATION, find_calibration, utilisation
 
@@ -145,3 +149,137 @@ def test_a_calibration_is_found_for_its_own_device_and_precision_only(tmp_path: 
     assert find_calibration([second], DEVICE, "bf16") is None
     calibration(second, schema_version=2)
     assert find_calibration([second], DEVICE, "bf16") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(OWN.replace("1e12", n) for n in ("0", "-1", "nan", "inf", "true", "1e-300", "1e40", "1")),
+        OWN.replace("1e12", "1" + "0" * 400),
+        OWN.replace("1e12", "1" + "0" * 5000),
+        OWN.replace("{fp32 = 1e12}", "[1e12]"),
+        OWN.replace("{fp32 = 1e12}", "1e12"),
+        OWN.replace("{fp32 = 1e12}", "{}"),
+        OWN.replace("'Chip .'", "5"),
+        OWN.replace("'Chip .'", f"'{'(' * 140}{')' * 140}{'(' * 20}'"),
+        OWN.replace("'Chip .'", f"'{'Chip ' * 1000}'"),
+        OWN.replace('"2026"', "2026-01-01"),
+        "peak = 5",
+        "peak = [5]",
+        "peak = [[]]",
+        "[peak]\ndevice = 'x'",
+        "peak = " + "[" * 100_000,
+        "\x00",
+        "",
+    ],
+)
+def test_a_file_that_gives_no_peak_is_one_line(tmp_path: Path, text: str) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(text)
+    with pytest.raises(BadInput) as error:
+        of_device("chip 7", own)
+    assert "own.toml" in str(error.value) and "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "large").write_bytes(b"#" * (17 << 20))
+    for name in ("pipe", "bytes", "large", ".", "none", "../../dev/zero"):
+        with pytest.raises(BadInput, match="cannot be read"):
+            load(tmp_path / name)
+    with pytest.raises(BadInput, match="cannot be read"):
+        load(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*b", "(a*)*b", "(.*)*(.*)*(.*)*=", "(a|aa)+b"])
+def test_an_expression_that_does_not_end_is_refused(
+    tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peaks, "_PATIENCE_S", 0.3)
+    own = tmp_path / "own.toml"
+    own.write_text(OWN.replace("Chip .", pattern))
+    begin = time.monotonic()
+    with pytest.raises(BadInput, match=r"do not end within 0\.3 s"):
+        of_device("a" * 60, own)
+    assert time.monotonic() - begin < 5
+    monkeypatch.setattr(peaks, "_PATIENCE_S", 30)
+    assert of_device("Tesla T4", own) == of_device("Tesla T4")  # where it ends, it counts
+
+
+def test_the_file_is_needed_at_the_start_only(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(OWN)
+    known = of_device("NVIDIA H100 PCIe", own)
+    own.unlink()
+    assert [p.flops_per_second for p in in_precision(known, "bf16")] == [7e14]
+    assert [p.flops_per_second for p in in_precision(known, "tf32")] == [378e12]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            dict.fromkeys(["rate"], r)
+            for r in (0, -1e12, 1e-300, 1e300, True, "1e12", None, [1e12])
+        ),
+        {"text": '{"schema_version": NaN}'},
+        {"text": "[" * 100_000},
+        {"text": '{"a":' * 100_000},
+        {"text": "[]"},
+        {"text": "5"},
+        {"text": "null"},
+        {"text": ""},
+        {"text": "\x00" * 100},
+        {"text": '{"schema_version": 1, "device": []}'},
+        {"text": '{"schema_version": 1, "device": "x"}'},
+        {"text": '{"schema_version": 1' + "0" * 5000 + "}"},
+        {"raw": "NaN"},
+        {"raw": "Infinity"},
+        {"raw": "1" + "0" * 400},
+        {"raw": "1e400"},
+        {"precisions": {"bf16": []}},
+        {"precisions": {"bf16": {"best": 2e12}}},
+        {"precisions": {"bf16": {"best": {}}}},
+        {"precisions": 5},
+        {"device": None},
+    ],
+)
+def test_a_calibration_that_gives_no_rate_is_passed_over_with_a_note(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    if "rate" in content:
+        folder = calibration(tmp_path / "a", content["rate"])
+    elif "raw" in content:
+        folder = calibration(tmp_path / "a", 123454321)
+        file = folder / CALIBRATION
+        file.write_text(file.read_text().replace("123454321", content["raw"]))
+    elif "text" in content:
+        folder = calibration(tmp_path / "a")
+        (folder / CALIBRATION).write_text(content["text"])
+    else:
+        folder = calibration(tmp_path / "a", **content)
+    notes: list[str] = []
+    good = calibration(tmp_path / "b", 1e12)
+    found = find_calibration([folder, good], DEVICE, "bf16", notes)
+    assert found is not None and found.flops_per_second == 1e12
+    (note,) = notes
+    assert "a/calibration.json" in note and "\n" not in note and len(note) < 500
+    assert find_calibration([folder], DEVICE, "bf16") is None
+
+
+def test_a_calibration_that_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    for name in ("pipe", "folder"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe" / CALIBRATION)
+    (tmp_path / "folder" / CALIBRATION).mkdir()
+    notes: list[str] = []
+    assert find_calibration([tmp_path / "pipe", tmp_path / "folder"], DEVICE, "bf16", notes) is None
+    assert len(notes) == 2
+
+
+def test_a_share_above_one_is_doubted() -> None:
+    peak = peaks_of("Tesla T4", "fp16")
+    (share,) = utilisation(100e12, devices=1, peaks=peak, calibrated=None)
+    assert share.value > 1 and share.definition.endswith("not this device's")

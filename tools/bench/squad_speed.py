@@ -29,7 +29,7 @@ from bench.timing import interleave
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.stream import answer_batches
 from bertbench.common.files import file_sha256
-from bertbench.common.training.loop import train_step
+from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults
 
 GOAL = 2.5

@@ -18,7 +18,7 @@ from bertbench.common.data.steps import StepBatch
 from bertbench.common.measure.flops import BACKWARD
 from bertbench.common.optim.clip import clip_, grad_norm
 from bertbench.common.training.distributed import World
-from bertbench.common.training.loop import train_step
+from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan
 from check.device import Check, choose_precision, free_memory

@@ -17,7 +17,7 @@ from bertbench.benchmarks import resolve
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.training.distributed import World
-from bertbench.common.training.loop import train_step
+from bertbench.common.training.step import train_step
 from tracing.device import FakeCuda, MarkedFaults, Phases, marked_backward
 from tracing.launches import LIMITS
 from tracing.process import pretend

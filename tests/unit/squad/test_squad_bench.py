@@ -31,7 +31,7 @@ from bertbench.benchmarks.bert_squad.stream import collate
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import BadInput
 from bertbench.common.training.checkpoint import Checkpoints
-from bertbench.common.training.loop import train_step
+from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults
 
 TINY = (
