@@ -72,6 +72,14 @@ class Benchmark(ABC):
         """
         return
 
+    def stand_in(self, settings: Settings) -> Source | None:
+        """Return data that ``--dry_run`` can build a task with, and compute one made-up sequence.
+
+        It reads no sample and writes nothing; its starting weights are those that a flag names.
+        None: the dry run makes the other checks.
+        """
+        return None
+
     def division(self, settings: Settings) -> Division | None:
         """Return MLPerf's division of a run; None where MLPerf has no such benchmark."""
         return None

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bertbench.benchmarks.base import Benchmark
 from bertbench.common.config.batch_split import AUTO, requested
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
+from bertbench.common.model.config import BertConfig
 from bertbench.common.results.record import check_name
 from bertbench.common.training.distributed import World
 from bertbench.common.training.facts import RunFacts
@@ -24,7 +26,7 @@ from bertbench.common.training.resume import find_checkpoint
 def dry_run(settings: Settings, backend: Backend, world: World, benchmark: Benchmark) -> None:
     """Print the run that would start; reads no sample and writes nothing.
 
-    Raises as the run would for its device, precision, batch, checkpoint and folder.
+    Raises as the run would for its device, precision, batch, checkpoint, folder, model and weights.
     """
     precision = backend.resolve_precision(settings.impl.precision)
     backend.verify_precision(precision)
@@ -35,6 +37,7 @@ def dry_run(settings: Settings, backend: Backend, world: World, benchmark: Bench
     _check_writable(settings.run.output_dir)
     if settings.run.system is not None:
         check_name("system", settings.run.system)
+    _compute_one(settings, backend, world, benchmark)
     content: dict[str, Any] = {
         "would_run": settings.preset.name,
         "division": benchmark.division(settings),
@@ -90,8 +93,30 @@ def _no_16_bit_reason(backend: Backend, requested: str, chosen: str) -> str | No
     return f"--precision auto: no bf16, {why}" if lacking else None
 
 
+def _compute_one(settings: Settings, backend: Backend, world: World, benchmark: Benchmark) -> None:
+    """Compute a made-up sequence with the run's weights; without any, one layer is enough."""
+    source = benchmark.stand_in(settings)
+    if source is None:
+        return
+    model = getattr(settings.recipe, "model", None)
+    if source.init_checkpoint is None and isinstance(model, BertConfig):
+        shallow = {"model": dataclasses.replace(model, num_hidden_layers=1)}
+        recipe = dataclasses.replace(settings.recipe, **shallow)  # type: ignore[arg-type]
+        settings = dataclasses.replace(settings, recipe=recipe)
+    task = benchmark.build(settings, backend, world, source)
+    step = task.made_up_step(1, 1)
+    (batch,) = step.micro_batches
+    with torch.no_grad(), backend.precision(task.precision):
+        task.loss(task.model, batch.to(backend.device), step)
+
+
 def _check_writable(folder: Path) -> None:
     """Raise BadInput where the folder of the records cannot be made or written."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise BadInput(f"--output_dir {folder}: {there} is not a folder that can be written to")
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # leaves nothing
+    except OSError as error:
+        raise BadInput(
+            f"--output_dir {folder}: {there} is not a folder that can be written to "
+            f"({error.strerror})"
+        ) from error

@@ -17,31 +17,33 @@ import torch
 
 from bertbench import backends, benchmarks
 from bertbench.backends import peaks
-from bertbench.backends.base import Backend, DeviceInfo, Telemetry
+from bertbench.backends.base import Backend, DeviceInfo
 from bertbench.benchmarks.base import Benchmark
 from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import Stream, host_cores, why
-from bertbench.common.measure.clock import Clock, process_began
+from bertbench.common.measure.clock import Clock, command_began
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.system import system_name
-from bertbench.common.measure.utilisation import Calibrated, find_calibration
+from bertbench.common.measure.utilisation import find_calibration
 from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
-from bertbench.common.training.checkpoint import Checkpoints, Saved
+from bertbench.common.training.built import Built
+from bertbench.common.training.checkpoint import Checkpoints
 from bertbench.common.training.console import ConsoleObserver
 from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.facts import RunFacts
 from bertbench.common.training.loop import train
+from bertbench.common.training.peers import PeerLost, Peers
 from bertbench.common.training.progress import Outcome, Progress, load_run
 from bertbench.common.training.resume import find_checkpoint
 from bertbench.common.training.stops import Interruption
-from bertbench.common.training.task import Plan, Source, Task
+from bertbench.common.training.task import Source
 from bertbench.common.training.tensorboard import TensorBoard, writer_class
 
 EXIT_CODES = {"ok": 0, "interrupted": 130}
@@ -60,7 +62,7 @@ class Finished:
 def run(settings: Settings, *, started: float | None = None) -> Finished:
     """Run a resolved recipe; raises BertbenchError where it is refused before it has a record.
 
-    ``e2e_time_s`` counts from ``started`` (``time.monotonic``; default: the process's start).
+    ``e2e_time_s`` counts from ``started`` (``time.monotonic``; default: the command's start).
     """
     benchmark = benchmarks.load(settings.preset.benchmark)
     benchmark.check(settings)  # first: it is refused the same on every device
@@ -76,36 +78,9 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
     if settings.run.dry_run:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
-    with world.joined(backend, settings.impl.dist_backend):
-        code = (it := Run(settings, backend, world, benchmark, started, known)).execute()
+    with world.joined(backend, settings.impl.dist_backend) as peers:
+        code = (it := Run(settings, backend, world, benchmark, started, known)).execute(peers)
     return Finished(code, None if it.record is None else it.record.path)
-
-
-@dataclass(slots=True, kw_only=True)
-class Built:
-    """All that exists before the clock starts."""
-
-    source: Source
-    task: Task
-    plan: Plan
-    devices: list[DeviceInfo]
-    """Of each rank."""
-    telemetry: Telemetry | None
-    facts: RunFacts
-    resumed: Path | None
-    """The checkpoint that the run continues."""
-    saved: Saved | None
-    """Its content."""
-    calibrated: Calibrated | None = None
-
-    def sizes(self) -> rehearsal.Sizes:
-        """Return what a rank computes at a time."""
-        split = self.task.split
-        return rehearsal.Sizes(
-            micro_batch=split.micro_batch,
-            accumulation=split.accumulation,
-            eval_batch=self.task.eval_batch_size,
-        )
 
 
 class Run:
@@ -117,33 +92,38 @@ class Run:
     ) -> None:  # fmt: skip
         self.settings, self.backend, self.world = settings, backend, world
         self.benchmark, self.peaks = benchmark, known
-        self.started = process_began() if started is None else started
+        self.started = command_began() if started is None else started
         self.record: RunRecord | None = None
         self.observers: list[Observer] = []
         self.built: Built | None = None
+        self.ended: RunSummary | None = None
+        """The result, from the moment that it is in the record."""
         self.progress, self.interruption = Progress(), Interruption()
         self.init_s: float | None = None
         self.clock, self.began = Clock(), time.monotonic()
 
-    def execute(self) -> int:
+    def execute(self, peers: Peers | None = None) -> int:
         """Return the exit code; raises DoesNotFit and other errors before there is a record.
 
         From the first step to the end of the record, signals wait until they do no harm.
         """
+        if peers is not None:
+            peers.on_lost = self._lost
         with contextlib.ExitStack() as stack:
-            return self._execute(stack)
+            return self._execute(stack, peers)
 
-    def _execute(self, stack: contextlib.ExitStack) -> int:
-        unexpected: Exception | None = None
+    def _execute(self, stack: contextlib.ExitStack, peers: Peers | None) -> int:
+        unexpected: BaseException | None = None
         try:
             start = self._start()
             stack.enter_context(self.interruption)
             outcome = start()
-        except Exception as error:
-            if self.record is None:  # refused: the caller prints the reason
+        except Exception as caught:
+            error = caught if peers is None else peers.explain(caught)
+            if self.record is None and (self.world.is_main or self.init_s is None):  # refused
                 if self.built is not None and isinstance(error, self.backend.oom_errors):
                     raise rehearsal.DoesNotFit(self._out_of_memory(self.built, error)) from error
-                raise
+                raise error from caught
             outcome = self._failed(error)
             if not isinstance(error, (BertbenchError, OSError, *self.backend.oom_errors)):
                 unexpected = error
@@ -304,7 +284,15 @@ class Run:
         count = len({(d.name, d.index) for d in built.devices})
         return self.settings.run.system or system_name(built.devices[0].name, count)
 
-    def _failed(self, error: Exception) -> Outcome:
+    def _lost(self, reason: str) -> None:
+        """Close the record where another rank is gone and this one's main thread waits for it."""
+        if self.record is not None and self.ended is not None:  # the result needs no other rank
+            self._note([f"the end of the run is not complete: {reason}"])
+            failure(self.record.close, self.ended)
+        elif self.record is not None:
+            self._close(self._failed(PeerLost(reason)))
+
+    def _failed(self, error: BaseException) -> Outcome:
         """Return the outcome of a run that ``error`` ended."""
         status, reason = "failed", str(error)
         if isinstance(error, rehearsal.DoesNotFit):
@@ -314,6 +302,8 @@ class Run:
             status, reason = "oom", self._out_of_memory(self.built, error)
         elif isinstance(error, Unsupported):
             status = "unsupported"
+        elif isinstance(error, PeerLost):
+            reason = f"step {self.progress.step}: {reason}"
         elif not isinstance(error, BertbenchError):
             reason = why(error)
         return Outcome(status=status, reason=reason, progress=self.progress)
@@ -331,16 +321,12 @@ class Run:
         """Seal the result at once, then measure the rest and finish console, log and record."""
         built, record = self.built, self.record
         assert built is not None
-        self._note(self.clock.contradictions())
         end = Closing(
             settings=self.settings,
             backend=self.backend,
             world=self.world,
-            task=built.task,
-            devices=built.devices,
-            telemetry=built.telemetry,
+            built=built,
             peaks=peaks.in_precision(self.peaks, built.plan.precision),
-            calibrated=built.calibrated,
             note=lambda text: self._note([text]),
             interruption=self.interruption,
         )
@@ -359,10 +345,15 @@ class Run:
             own = end.attempt("metrics are unknown", end.local_metrics, outcome, **measured)
             summary = replace(summary, metrics=tuple(own or ()))
             problem = failure(self._seal_provisional, end, record, summary)
+            self.ended = summary
         missing = "metrics of all processes are unknown"
         metrics = end.attempt(missing, end.metrics, outcome, **measured)
         if record is None:
+            if outcome.status == "failed":
+                text = f"bertbench run: rank {self.world.rank}: {outcome.reason}"
+                print(text, file=Stream(sys.stderr))
             return EXIT_CODES.get(outcome.status, 1)
+        self._note(self.clock.contradictions())
         end.identify(record, built.source)
         built.facts.telemetry_problems = end.problems
         built.facts.results = end.attempt("results are unknown", built.task.results) or {}

@@ -50,6 +50,11 @@ class BertPretraining(Benchmark):
 
         return find_source(settings)
 
+    def stand_in(self, settings: Settings) -> Source:
+        from bertbench.benchmarks.bert_pretraining.data import stand_in
+
+        return stand_in(settings)
+
     def build(self, settings: Settings, backend: Backend, world: World, source: Source) -> Task:
         from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
         from bertbench.benchmarks.bert_pretraining.task import PretrainingTask

@@ -19,7 +19,7 @@ from bertbench.common.data.reader import count, read
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.shards import find_shards, locate, refuse_copies
 from bertbench.common.data.stream import TrainStream, eval_batches, first_samples
-from bertbench.common.data.synthetic import SyntheticStream, synthetic_eval_batches
+from bertbench.common.data.synthetic import SyntheticStream, random_samples, synthetic_eval_batches
 from bertbench.common.errors import BadInput
 from bertbench.common.model.weight_files import why_no_file
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart
@@ -179,12 +179,15 @@ def check_data(settings: Settings) -> None:
     if run.synthetic:
         if recipe.model.type_vocab_size < 2:
             raise BadInput("--synthetic makes two segments: --type_vocab_size must be at least 2")
+        random_samples(1, PretrainingSource(recipe=recipe, description="").limits, seed=0)
         if run.bert_config_path is not None:
             _check_config(recipe, run.bert_config_path)
         if run.verify_checkpoint:
             raise BadInput("--verify_checkpoint needs held-out samples: give --data or --eval_dir")
         return
     if _quick_start(settings):
+        if run.text is not None and not run.text.exists():
+            raise BadInput(f"--text {run.text} does not exist: name a text, an archive or a folder")
         return
     if run.data is None and run.input_dir is None:
         raise BadInput(
@@ -233,6 +236,12 @@ def find_source(settings: Settings) -> PretrainingSource:
         opened=opened,
         init_checkpoint=files.checkpoint,
     )
+
+
+def stand_in(settings: Settings) -> PretrainingSource:
+    """Return synthetic samples with the weights of --init_checkpoint; reads no data set."""
+    recipe, run = _parts(settings)
+    return PretrainingSource(recipe=recipe, description="", init_checkpoint=run.init_checkpoint)
 
 
 def _parts(settings: Settings) -> tuple[PretrainingRecipe, PretrainingOptions]:

@@ -6,5 +6,8 @@
 # It accepts the flags of NVIDIA's and DeepSparkHub's run_pretraining.py; see --help.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-[ -f "$root/.venv/.bertbench" ] || bash "$root/init.sh"
+if [ ! -f "$root/.venv/.bertbench" ]; then
+    bash "$root/init.sh"
+    export BERTBENCH_INSTALLED_S="$SECONDS" # which the run does not count
+fi
 exec "$root/.venv/bin/python" -I -m bertbench.benchmarks.bert_pretraining.launch "$@"

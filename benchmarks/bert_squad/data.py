@@ -109,7 +109,7 @@ def find_source(settings: Settings) -> SquadSource:
     if run.json_summary is not None:
         opened(run.json_summary, "a").close()
     if run.synthetic:
-        return _synthetic(settings)
+        return synthetic_source(settings)
     train_file = files.train if run.do_train else None
     predict_file = files.predict if run.do_predict else None
     checkpoint = files.checkpoint
@@ -261,7 +261,7 @@ def _check_synthetic(settings: Settings) -> None:
     _feature_options(recipe)
 
 
-def _synthetic(settings: Settings) -> SquadSource:
+def synthetic_source(settings: Settings) -> SquadSource:
     """Return random tokens of real lengths with random answers: for speed only."""
     recipe, run = _parts(settings)
     number, questions = SYNTHETIC

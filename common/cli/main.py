@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             code = _main(args, prog)
-        except SystemExit as ended:  # after --help
-            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except SystemExit:  # after --help
+            out.flush()
+            raise
         if out.problem is None:  # a run has survived its terminal, and keeps its own exit code
             out.flush()
         return code
@@ -62,6 +63,8 @@ def _open_standard_streams() -> None:
 
 
 def _main(args: list[str], prog: str) -> int:
+    if "WORLD_SIZE" in os.environ:  # before torch: a lost rank is one line, without C++ frames
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if args[:1] == ["help"] and len(args) > 1:
         args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help", "help"):

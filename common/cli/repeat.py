@@ -4,16 +4,20 @@
 With ``--against`` two runs alternate (ABBA...), so that heat and other load affect both alike. The
 ledger ``<output_dir>/repeats/<id>.json`` lists the runs; its id is that of the command, which
 continues with the incomplete seeds when it is given again. A failed run is complete; an
-interrupted or killed one is not, nor is one whose record was deleted.
+interrupted or killed one is not, nor is one whose record was deleted. One process at a time makes
+the runs of a ledger, and all of the same code.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,8 +27,9 @@ from bertbench.common.cli.compare import add_comparison_flags
 from bertbench.common.cli.runs import run_words, settings_of, split_words, stoppable
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
-from bertbench.common.files import clock, shown, write_atomic
+from bertbench.common.files import clock, read_json, shown, why, write_atomic
 from bertbench.common.launch.subprocess_runs import Outcome, Starter
+from bertbench.common.measure.code import code_hash, git_state
 from bertbench.common.results import statistics
 from bertbench.common.results.comparable import Side, differences
 from bertbench.common.results.compare import Comparison, compare, render
@@ -55,17 +60,49 @@ class Ledger:
         key = [sides, first_seed, processes]
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
         ledger = cls(root / "repeats" / f"{name}.json", sides, first_seed, processes)
-        if fresh or not ledger.path.exists():
+        if fresh or not os.path.lexists(ledger.path):
             return ledger
         try:
-            ledger.runs = [dict(run) for run in json.loads(ledger.path.read_text("utf-8"))["runs"]]
-            for run in ledger.runs:
-                hash((run["side"], run["seed"], run["status"], run["record"]))
+            ledger.runs = [_entry(run) for run in read_json(ledger.path)["runs"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(
-                f"{ledger.path} is damaged ({shown(error)}): remove it, or use --fresh"
+                f"{ledger.path} is damaged ({why(error)}): remove it, or use --fresh"
             ) from error
         return ledger
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes off the ledger; raises BadInput where one is at work."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BadInput(
+                    f"the same command is at work already (ledger {self.path}): wait for its end, "
+                    f"or give the runs other seeds with --seed"
+                ) from error
+            yield
+
+    def other_code(self, seeds: Sequence[int]) -> str | None:
+        """Return how the code of a complete run differs from the present one; None if all agree.
+
+        Runs in older ledgers do not name theirs.
+        """
+        now = _code()
+        for name, seed in order(list(self.sides), seeds):
+            code = (self.find(name, seed) or {}).get("code", now)
+            if code != now:
+                return f"seed {seed} ran on code {_shown(code)}, and the code is now {_shown(now)}"
+        return None
+
+    def crashed(self, side: str, seeds: Sequence[int]) -> list[int]:
+        """Return the seeds of the runs that were killed, one for each, whatever came of them."""
+        return [
+            run["seed"]
+            for run in self.runs
+            if run["side"] == side and run["seed"] in seeds and run["status"] == "killed"
+        ]
 
     def find(self, side: str, seed: int) -> dict[str, Any] | None:
         """Return the complete run with this seed."""
@@ -85,9 +122,9 @@ class Ledger:
                 "exit_code": ended.exit_code,
                 "seconds": ended.seconds,
                 "started_utc": began.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "code": _code(),
             }
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, json.dumps(self.as_dict(), indent=1) + "\n")
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,6 +136,24 @@ class Ledger:
         """Return the complete runs of one side."""
         entries = [run for seed in seeds if (run := self.find(name, seed)) is not None]
         return Side(name, *load_results([run["record"] for run in entries], references=False))
+
+
+def _entry(run: Any) -> dict[str, Any]:
+    """Return a run of a ledger; raises TypeError where it is none."""
+    kinds: dict[str, Any] = {"side": str, "seed": int, "status": str, "record": (str, type(None))}
+    for key, kind in kinds.items():
+        if not isinstance(run, dict) or not isinstance(run[key], kind) or run[key] is True:
+            raise TypeError(f"a run has no valid {key}")
+    return dict(run)
+
+
+def _code() -> dict[str, Any]:
+    return {"commit": git_state()["commit"], "code_hash": code_hash()}
+
+
+def _shown(code: Any) -> str:
+    known = code if isinstance(code, dict) else {}
+    return f"{shown(known.get('code_hash'), 16)} of commit {shown(known.get('commit'), 12)}"
 
 
 def order(names: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
@@ -228,6 +283,11 @@ class Repeat:
         """
         if self.force:
             return False
+        if code := self.ledger.other_code(self.seeds):
+            self.refusal = [code]
+            self._say(f"not comparable, stopping: {code}")
+            self._say("--fresh repeats all runs; --force continues")
+            return True
         sides = [self.ledger.side(name, self.seeds) for name in self.ledger.sides]
         found = differences(sides[0], sides[-1]) if all(side.runs for side in sides) else []
         self.refusal = list(dict.fromkeys(found))
@@ -269,11 +329,16 @@ def main(argv: Sequence[str], *, starter: Starter | None = None) -> int:
         baseline = run_words("repeat", _shell_words(given.against))
         settings_of(baseline)
         sides = {AGAINST: baseline, RUN: words}
-    ledger = Ledger.open(
-        settings.run.output_dir, sides, settings.run.seed, given.devices, given.fresh
-    )
+    where = (settings.run.output_dir, sides, settings.run.seed, given.devices)
+    with Ledger.open(*where, fresh=True).locked():
+        ledger = Ledger.open(*where, given.fresh)
+        return _repeat(ledger, given, starter or Starter(verbose=given.verbose))
+
+
+def _repeat(ledger: Ledger, given: Any, starter: Starter) -> int:
+    """Make the runs of a ledger and print their summary; return the exit code."""
     out = sys.stderr if given.json else sys.stdout
-    work = Repeat(ledger, given.count, starter or Starter(verbose=given.verbose), given.force, out)
+    work = Repeat(ledger, given.count, starter, given.force, out)
     try:
         with stoppable():
             code = work.execute()
@@ -295,6 +360,7 @@ def _report(work: Repeat, given: Any) -> int:
         found[name] = summary(side, len(side.runs) + len(side.damaged) + silent[name])
         found[name]["records"] = [str(run.path) for run in side.runs]
         found[name]["without_result"] = silent[name]
+        found[name]["crashed"] = ledger.crashed(name, work.seeds)
     comparison: Comparison | None = None
     if AGAINST in sides and all(side.runs for side in sides.values()):
         comparison = compare(
@@ -307,6 +373,8 @@ def _report(work: Repeat, given: Any) -> int:
         for name in sides:
             print(f"\n{name}: {shown(shlex.join(ledger.sides[name]), 400)}")
             print(render_summary(found[name], figures=comparison is None))
+            if seeds := found[name]["crashed"]:
+                print(f"{len(seeds)} runs crashed so far: seed {', '.join(map(str, seeds))}")
         if comparison is not None:
             print(f"\n{render(comparison)}")
         print(f"ledger    {ledger.path}")

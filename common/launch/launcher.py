@@ -141,6 +141,7 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
         command = [*_torchrun(python, environment, processes, nodes), *command]
     if "OMP_NUM_THREADS" not in environment:
         extra["OMP_NUM_THREADS"] = str(max(1, int(report["cores"]) // processes))
+    environment.pop("BERTBENCH_INSTALLED_S", None)  # its processes are new ones
     # torchrun sets these for each process; the rehearsal needs them, too.
     extra |= {"WORLD_SIZE": str(processes * nodes), "LOCAL_WORLD_SIZE": str(processes)}
     extra |= {"RANK": "0", "LOCAL_RANK": "0"}

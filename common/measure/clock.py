@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -56,3 +57,18 @@ def process_began(
     except (OSError, ValueError, IndexError, AttributeError):  # no Linux
         age = time.time() - psutil.Process().create_time()
     return now() - max(age, 0.0)
+
+
+def command_began(
+    environment: Mapping[str, str] = os.environ,
+    began: Callable[[], float] = process_began,
+    now: Callable[[], float] = time.monotonic,
+) -> float:
+    """Return the reading of ``time.monotonic`` at the start of the command of this process.
+
+    A launcher script is the same process as the run that it becomes: where it installed the
+    environment before, BERTBENCH_INSTALLED_S holds the seconds that this took.
+    """
+    text = environment.get("BERTBENCH_INSTALLED_S", "")
+    installed = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
+    return min(began() + installed, now())

@@ -12,21 +12,22 @@ from dataclasses import dataclass, field
 from functools import partialmethod
 from typing import Any, ParamSpec, TypeVar
 
-from bertbench.backends.base import Backend, DeviceInfo, Telemetry
+from bertbench.backends.base import Backend
 from bertbench.backends.peaks import Peak
 from bertbench.common.config.recipe import Settings, recipe_hash
 from bertbench.common.errors import BertbenchError
 from bertbench.common.files import why
 from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.metric import Metric
-from bertbench.common.measure.utilisation import Calibrated, utilisation
+from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord
+from bertbench.common.training.built import Built
 from bertbench.common.training.distributed import World
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.progress import Outcome
 from bertbench.common.training.stops import Interruption
 from bertbench.common.training.summary import reading, summarise
-from bertbench.common.training.task import Source, Task
+from bertbench.common.training.task import Source
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -69,12 +70,9 @@ class Closing:
     settings: Settings
     backend: Backend
     world: World
-    task: Task
-    devices: Sequence[DeviceInfo]
-    telemetry: Telemetry | None
+    built: Built
     peaks: Sequence[Peak]
-    """Of the device, in the run's precision."""
-    calibrated: Calibrated | None
+    """Of one device, in the run's precision."""
     note: Callable[[str], None]
     interruption: Interruption
     """Held by the caller: a second Ctrl-C ends the part that it meets, and no other."""
@@ -108,7 +106,7 @@ class Closing:
         sensors, memory, all_reduce_s = self._gathered(outcome)
         quality = self._quality(outcome)
         if outcome.evals:
-            last, work = outcome.evals[-1], self.task.further_quality
+            last, work = outcome.evals[-1], self.built.task.further_quality
             quality += self.attempt("further scores are unknown", work, last) or []
         found = summarise(
             outcome, quality=quality, sensors=sensors, memory=memory, all_reduce_s=all_reduce_s,
@@ -126,12 +124,12 @@ class Closing:
     def _quality(self, outcome: Outcome) -> list[Metric]:
         if not outcome.evals:
             return []
-        return self.attempt("scores are unknown", self.task.quality, outcome.evals[-1]) or []
+        return self.attempt("scores are unknown", self.built.task.quality, outcome.evals[-1]) or []
 
     def _gathered(self, outcome: Outcome) -> tuple[list[Any], list[Any], float | None]:
         """Return sensors and peak memory of every rank, and the seconds of an all-reduce."""
         mine = (
-            self.attempt("sensors are unknown", reading, self.telemetry),
+            self.attempt("sensors are unknown", reading, self.built.telemetry),
             self.attempt("peak memory is unknown", self.backend.peak_memory),
         )
         if outcome.train_window is None:  # a process has left: it would not answer
@@ -147,7 +145,7 @@ class Closing:
 
     def _all_reduce_s(self) -> float | None:
         return gradient_all_reduce_s(
-            self.task.model.parameters(),
+            self.built.task.model.parameters(),
             world=self.world,
             device=self.backend.device,
             synchronize=self.backend.synchronize,
@@ -155,8 +153,8 @@ class Closing:
 
     def _utilisation(self, flops_per_second: float | None) -> list[Metric]:
         """Return the shares of the peaks known for this device; none for a simulated one."""
-        device, world = self.devices[0], self.world
-        if device.simulated or any(d.name != device.name for d in self.devices):
+        devices, world = self.built.devices, self.world
+        if devices[0].simulated or any(d.name != devices[0].name for d in devices):
             return []
         # Processes of one node may share a device (a host's processor), those of several do not.
         on_each = min(world.local_size, max(1, self.backend.device_count()))
@@ -164,7 +162,7 @@ class Closing:
             flops_per_second,
             devices=world.size // world.local_size * on_each,
             peaks=self.peaks,
-            calibrated=self.calibrated,
+            calibrated=self.built.calibrated,
         )
 
     def identify(self, record: RunRecord, source: Source | None) -> None:
@@ -179,7 +177,9 @@ class Closing:
             if len(self.failed) == failed:  # None is a hash, too: that of synthetic data
                 inputs[name] = value
         if source is not None:
-            for text in self.attempt("changes of data are unknown", self.task.closing_notes) or ():
+            for text in (
+                self.attempt("changes of data are unknown", self.built.task.closing_notes) or ()
+            ):
                 self.note(text)
         recipe = self.settings.recipe
         self.attempt(

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-from bertbench.common.config.launched import check_alone, meeting_point, ranks
+from bertbench.common.config.launched import Ranks, check_alone, ranks
+from bertbench.common.training.peers import Peers
 
 
 class _Joins(Protocol):
@@ -48,21 +50,38 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def joined(self, backend: _Joins, collective: str | None) -> Iterator[None]:
-        """Join the process group for the duration of the block."""
+    def joined(self, backend: _Joins, collective: str | None) -> Iterator[Peers | None]:
+        """Join the process group for the duration of the block; yield the watch over the others.
+
+        Raises BadInput or PeerLost where the ranks do not meet.
+        """
         if self.size == 1:
-            yield
+            yield None
             return
-        meeting_point()
-        backend.init_process_group(collective, timeout=timedelta(minutes=10))
+        peers = Peers(Ranks(self.rank, self.size, self.local_rank, self.local_size))
         try:
-            yield
+            peers.meet()
+            store = PrefixStore("group", peers.store)
+            timeout = timedelta(minutes=10)
+            backend.init_process_group(
+                collective, timeout=timeout, store=store, rank=self.rank, world_size=self.size
+            )
+            yield peers
+        except BaseException as error:
+            known = peers.explain(error)
+            peers.leave(known)
+            if known is error:
+                raise
+            raise known from error
+        else:
+            peers.leave()
         finally:
             # DDP's reducer must not drop the last reference to the group: it would hold the
             # interpreter's lock while it joins gloo's threads, and one of these may be waiting for
             # that lock, to free an all-reduce that just ended (torch 2.13): a deadlock.
-            _LEFT.append(dist.group.WORLD)
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                _LEFT.append(dist.group.WORLD)
+                dist.destroy_process_group()
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Add ``tensor`` [...] over all ranks, in place."""

@@ -132,7 +132,7 @@ class Training:
                     self._stop(stop)
                     break
             window = merge_windows(self.world, self.meter.stop(), self.observers)
-            self._check_end(window is not None)
+            self._check_end(World() if window is None else self.world)
             out.train_window = window
             if self.plan.eval_at_end and out.status == "below_quality":
                 self._evaluate_at_end()
@@ -146,10 +146,9 @@ class Training:
             )
         return out
 
-    def _check_end(self, peers: bool) -> None:
+    def _check_end(self, world: World) -> None:
         """Raise DivergedError where a run that was not interrupted has trained nothing usable."""
         if self.out.steps_done and self.out.status != "interrupted":
-            world = self.world if peers else World()
             check_weights(self.task.model, world, self.progress.step)
             if self.out.status != "ok":
                 self.faults.check_scale(self.progress)

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,12 +15,13 @@ import pytest
 
 from bertbench import api
 from bertbench.benchmarks.bert_squad.outputs import Outputs
-from bertbench.common.measure.clock import Clock, process_began
+from bertbench.common.measure.clock import Clock, command_began, process_began
 from bertbench.common.mlperf.log import MlperfLog, read_log
 from bertbench.common.results.validate import validate
 from bertbench.common.training.events import Observer
 
 HOUR = 3600.0
+ROOT = Path(__file__).parents[2]
 
 
 class Times:
@@ -184,3 +187,35 @@ def test_a_run_over_a_clock_that_is_set(
     log = times_of(record / "result_0.txt")
     assert log == sorted(log) and log[-1] - log[0] <= 1e3 * took
     assert [p for p in validate(record) if p.severity != "note"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "began"),
+    [
+        ("", 100.0), ("270", 370.0), ("0", 100.0), ("400", 500.0), ("401", 500.0),
+        ("999999999", 500.0), ("-3600", 100.0), ("x", 100.0), ("1e3", 100.0), ("9" * 5000, 100.0),
+    ],
+)  # fmt: skip
+def test_the_installation_is_not_part_of_a_run(text: str, began: float) -> None:
+    """The process began at 100 and it is 500: pip's seconds are left out, and nothing else."""
+    environment = {"BERTBENCH_INSTALLED_S": text} if text else {}
+    assert command_began(environment, lambda: 100.0, lambda: 500.0) == began
+
+
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize(
+    "script", ["bert_pretraining/train_bert_pretraining_amp_dist.sh", "bert_squad/launch.sh"]
+)
+def test_a_script_says_how_long_it_installed(tmp_path: Path, script: str, installed: bool) -> None:
+    copy = tmp_path / "benchmarks" / script
+    copy.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / script, copy)
+    (tmp_path / "init.sh").write_text("sleep 1.2")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/bash\necho "${BERTBENCH_INSTALLED_S-none}"')
+    python.chmod(0o755)
+    if installed:
+        (tmp_path / ".venv" / ".bertbench").touch()
+    done = subprocess.run(["bash", str(copy)], capture_output=True, text=True)
+    assert done.stdout.strip() in (["none"] if installed else ["1", "2"]), done.stderr

@@ -19,6 +19,7 @@ from bertbench.benchmarks.bert_pretraining.benchmark import BertPretraining
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common import files
+from bertbench.common.errors import BadInput
 from bertbench.common.mlperf.log import MlperfLog
 from bertbench.common.results import closing, record
 from bertbench.common.results.closing import Closing
@@ -73,7 +74,9 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 FAULTS: list[tuple[Any, str, Any, str]] = [
     (PretrainingSource, "hash", GONE, "the hash of the data is unknown: gone.hdf5: No such file"),
     (PretrainingSource, "checkpoint_hash", GONE, "the hash of the checkpoint is unknown"),
+    (CpuRef, "device_count", RecursionError("too deep"), "MFU is unknown: RecursionError: too"),
     (closing, "utilisation", ZeroDivisionError("division by zero"), "MFU is unknown: ZeroDiv"),
+    (closing, "utilisation", BadInput("p.toml: gone"), "MFU is unknown: p.toml: gone"),
     (closing, "reading", ValueError("NaN"), "sensors are unknown: ValueError: NaN"),
     (closing, "summarise", KeyError("x"), "metrics of all processes are unknown: KeyError"),
     (CpuRef, "peak_memory", OSError(5, "Input/output error"), "peak memory is unknown: Input"),

@@ -461,6 +461,22 @@ def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path)["dirty"] is True
 
 
+def test_a_checkout_of_another_user_keeps_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "m"]):
+        subprocess.run([*git, *arguments], check=True)
+    known = git_state(tmp_path)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    refused = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert "dubious ownership" in refused.stderr
+    assert git_state(tmp_path) == known and len(known["commit"]) == 40
+    link = tmp_path.with_name("link")
+    link.symlink_to(tmp_path)
+    assert git_state(link) == known
+
+
 class _Slow:
     """Two ranks; the other one is ``later`` seconds slower; each element takes a microsecond."""
 

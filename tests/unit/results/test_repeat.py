@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from bertbench.common.cli.main import main as cli
+from bertbench.common.cli.repeat import _code as code
 from bertbench.common.cli.repeat import main, order
 from bertbench.common.errors import BadInput
 from bertbench.common.launch.subprocess_runs import Starter
@@ -225,11 +226,86 @@ def test_a_broken_ledger_is_refused_with_the_fix(
 ) -> None:
     assert repeat(place, "1", "--json") == 0
     ledger = Path(told(capsys)["ledger"])
-    for content in ("{", "[]", '{"runs": [{}]}', '{"runs": [{"side": [], "seed": 1}]}'):
+    run = json.loads(ledger.read_text())["runs"][0]
+    wrong = [
+        "{", "[]", '{"runs": [{}]}', '{"runs": [{"side": [], "seed": 1}]}', "[" * 100_000, "null",
+        '{"runs": null}', '{"runs": {"a": 1}}', '{"runs": [7]}', '{"runs": [[["side", "run"]]]}',
+        *(
+            json.dumps({"runs": [run | {key: value}]})
+            for key, value in (
+                ("seed", "42"), ("seed", True), ("seed", None), ("seed", 42.0), ("record", 1),
+                ("record", {}), ("status", ["ok"]), ("status", None), ("side", 0),
+            )
+        ),
+    ]  # fmt: skip
+    for content in wrong:
         ledger.write_text(content)
         with pytest.raises(BadInput, match="or use --fresh"):
             repeat(place, "1")
+    ledger.unlink()
+    os.mkfifo(ledger)
+    with pytest.raises(BadInput, match="not a plain file"):
+        repeat(place, "1")
     assert repeat(place, "1", "--fresh") == 0
+
+
+@pytest.mark.parametrize("part", ["commit", "code_hash"])
+def test_a_group_is_of_one_code(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    assert repeat(place, "2") == 0
+    before = code()
+    monkeypatch.setattr("bertbench.common.cli.repeat._code", lambda: before | {part: "f" * 40})
+    assert repeat(place, "3", "--json") == 2
+    captured = capsys.readouterr()
+    assert f"and the code is now {'f' * 16 if part == 'code_hash' else ''}" in captured.err
+    assert "--fresh" in captured.err and len(started(place)) == 2
+    assert repeat(place, "3", "--force") == 0 and len(started(place)) == 3
+    assert repeat(place, "2", "--fresh") == 0 and len(started(place)) == 5
+    assert repeat(place, "3") == 0 and len(started(place)) == 6
+
+
+def test_code_that_changes_between_two_runs_stops_the_group(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = iter("aab")
+    monkeypatch.setattr("bertbench.common.cli.repeat._code", lambda: {"code_hash": next(codes)})
+    assert repeat(place, "3") == 2
+    assert "ran on code a of" in capsys.readouterr().out and len(started(place)) == 1
+
+
+def test_a_command_that_is_at_work_is_not_started_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behave(monkeypatch, seed42="hang")
+    words = ["2", "--", "run", "mini", "--output_dir", str(place / "out"), "--backend", "cpu_ref"]
+    code = (
+        "import sys; from bertbench.common.cli.repeat import main; from tests.unit.results."
+        "test_repeat import FAKES; sys.exit(main(sys.argv[1:], starter=FAKES))"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, *words], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not (place / "log.hanging").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for fresh in ([], ["--fresh"], ["--force"]):
+        with pytest.raises(BadInput, match="at work already"):
+            main([*fresh, *words], starter=FAKES)
+    first.terminate()
+    assert first.wait(60) == 130 and len(started(place)) == 1
+    behave(monkeypatch)
+    assert repeat(place, "2") == 0 and len(started(place)) == 3
+
+
+def test_a_crash_stays_in_the_summary(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    behave(monkeypatch, seed43="kill")
+    assert repeat(place, "2") == 1
+    behave(monkeypatch)
+    assert repeat(place, "2") == 0
+    assert "1 runs crashed so far: seed 43" in capsys.readouterr().out.split("[2/2]")[-1]
+    assert repeat(place, "2", "--json") == 0
+    assert told(capsys)["run"]["crashed"] == [43]
 
 
 def test_help_and_the_verb(capsys: pytest.CaptureFixture[str]) -> None:

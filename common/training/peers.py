@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other ranks: meet them, and notice when one is gone.
+
+A collective waits for a rank that was killed or stopped for as long as its timeout, ten minutes.
+So a thread of every rank beats once a second in the store through which they met; rank 0 watches
+all, the others watch rank 0. A silent rank is lost after ``BERTBENCH_PEER_TIMEOUT_S`` (60): the
+record is closed as failed, and every rank ends with one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from bertbench.common.config.launched import Ranks, meeting_point
+from bertbench.common.errors import BadInput, BertbenchError
+from bertbench.common.files import shown
+
+TIMEOUT = "BERTBENCH_PEER_TIMEOUT_S"
+TIMEOUT_S, FORMING = 60.0, 2.0
+"""Default, and how many times as long the ranks wait for each other at the start."""
+GRACE_S = 5.0
+"""The main thread has this long to notice the loss by itself."""
+
+
+class PeerLost(BertbenchError):
+    """Another rank ended or stopped: this one cannot go on."""
+
+
+def timeout_s() -> float:
+    """Return the seconds after which a silent rank is lost; BadInput for what is no time."""
+    text = os.environ.get(TIMEOUT, str(TIMEOUT_S))
+    with contextlib.suppress(ValueError):
+        if 1 <= float(text) < math.inf:
+            return float(text)
+    raise BadInput(f"{TIMEOUT}={shown(text, 20)} is no number of seconds from 1")
+
+
+class Peers:
+    """This rank's watch over the others, from ``meet`` to ``leave``."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        meeting_point()
+        self.ranks, self.timeout_s = ranks, timeout_s()
+        self.on_lost: Callable[[str], None] = lambda text: None
+        """Called in another thread, before the process ends."""
+        self.lost: str | None = None
+        self._agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._hosts = ranks.rank == 0 and not self._agent
+        self._left, self._losing = threading.Event(), threading.Lock()
+        self._period_s = min(1.0, self.timeout_s / 10)
+        self._answered = 0.0
+        """When the store last did: its process may be the one that was stopped."""
+        self._end = time.monotonic() + FORMING * self.timeout_s
+        self._address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self.store: Any = None
+        self._own: Any = None
+        """The watch's connection: another thread's wait must not hold it up."""
+        self._prefix = f"bertbench/{attempt}/"
+
+    def meet(self) -> None:
+        """Wait for every rank and begin to watch; raises PeerLost where one does not come.
+
+        Ctrl-C ends the wait at once, unlike torch's own.
+        """
+        try:
+            if not self._hosts:
+                self._wait(self._reachable, lambda: "rank 0, or its address, does not answer")
+            self.store = self._connect(self._hosts)
+            self._own = self._connect(False)
+            self._set(f"beat/{self.ranks.rank}", "0")
+            if self.ranks.rank == 0:
+                self._wait(lambda: not self._absent(), lambda: f"no rank {self._absent()[0]}")
+                self._set("all", "1")
+            self._wait(lambda: self._has("all"), lambda: "not every rank has come")
+        except BaseException as error:
+            self.leave(error)
+            if isinstance(error, RuntimeError):
+                raise PeerLost(f"the ranks cannot meet: {_line(error)}") from error
+            raise
+        self._answered = time.monotonic()
+        for work in (self._watch, self._guard):
+            threading.Thread(target=work, name="peers", daemon=True).start()
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """End the watch; the others are told of ``error``, and the store outlives them."""
+        self._left.set()
+        if self._own is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            if error is not None and self.lost is None:
+                self._set("ended", f"rank {self.ranks.rank} ended: {_line(error)}")
+            self._set(f"done/{self.ranks.rank}", "1")
+            end = time.monotonic() + (self.timeout_s if error is None else 2.0)
+            done = [f"{self._prefix}done/{rank}" for rank in range(self.ranks.size)]
+            while self._hosts and self.lost is None and time.monotonic() < end:
+                if self._own.check(done):
+                    break
+                time.sleep(0.05)
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Return PeerLost for an error that a lost rank causes here; others unchanged."""
+        inner = isinstance(error, RuntimeError) and not isinstance(error, BertbenchError)
+        if not inner or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+            return error
+        self._left.set()
+        end = time.monotonic() + 2.0  # whoever ended on purpose says so
+        while self.lost is None and time.monotonic() < end:
+            with contextlib.suppress(RuntimeError):
+                if self._has("ended"):
+                    self.lost = self._get("ended")
+            time.sleep(0.1)
+        if self.lost is None:
+            closed = "onnection" in str(error)
+            self.lost = f"another rank is gone: {'it hung up' if closed else _line(error)}"
+        return PeerLost(self.lost)
+
+    # -- the watch --------------------------------------------------------------------------------
+    def _watch(self) -> None:
+        mine, size = self.ranks.rank, self.ranks.size
+        watched = range(1, size) if mine == 0 else [0]
+        seen = dict.fromkeys(watched, ("", time.monotonic()))
+        beat = 0
+        while not self._left.wait(self._period_s):
+            self._answered = time.monotonic()
+            try:
+                self._set(f"beat/{mine}", str(beat := beat + 1))
+                for rank in watched:
+                    value, since = self._get(f"beat/{rank}"), seen[rank][1]
+                    if value != seen[rank][0] or self._has(f"done/{rank}"):
+                        seen[rank] = value, time.monotonic()
+                    elif time.monotonic() - since > self.timeout_s:
+                        self._set("ended", f"rank {rank} has not answered for {self.timeout_s:g} s")
+                text = self._get("ended") if self._has("ended") else None
+            except RuntimeError:
+                text = "rank 0 is gone"
+            if text is not None:
+                self._lose(text)
+                return
+
+    def _guard(self) -> None:
+        """Watch the watch, which waits for the store without a limit."""
+        while not self._left.wait(self._period_s):
+            if time.monotonic() - self._answered > self.timeout_s:
+                self._lose(f"rank 0 has not answered for {self.timeout_s:g} s")
+                return
+
+    def _lose(self, text: str) -> None:
+        """End the process, unless the main thread does so in time."""
+        with self._losing:
+            if self._left.is_set() or self.lost is not None:
+                return
+            self.lost = text
+        if self._left.wait(GRACE_S):
+            return
+        try:
+            self.on_lost(text)
+        finally:
+            sys.stdout.flush()
+            print(
+                f"bertbench run: rank {self.ranks.rank} ends: {text}", file=sys.stderr, flush=True
+            )
+            os._exit(1)
+
+    # -- the store --------------------------------------------------------------------------------
+    def _connect(self, host: bool) -> Any:
+        limit = timedelta(seconds=self.timeout_s)
+        return TCPStore(
+            *self._address, None, host, limit, wait_for_workers=False, multi_tenant=True
+        )
+
+    def _reachable(self) -> bool:
+        """Ask by a plain socket: torch writes a paragraph for every refusal."""
+        try:
+            socket.create_connection(self._address, timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    def _wait(self, done: Callable[[], bool], why: Callable[[], str]) -> None:
+        while not done():
+            if self._own is not None and self._has("ended"):
+                raise PeerLost(f"while the ranks met: {self._get('ended')}")
+            if time.monotonic() > self._end:
+                raise PeerLost(
+                    f"the ranks cannot meet: {why()} within {FORMING * self.timeout_s:g} s (twice "
+                    f"{TIMEOUT}) at {self._address[0]}:{self._address[1]}"
+                )
+            time.sleep(0.1)
+
+    def _absent(self) -> list[int]:
+        return [rank for rank in range(self.ranks.size) if not self._has(f"beat/{rank}")]
+
+    def _set(self, key: str, value: str) -> None:
+        self._own.set(self._prefix + key, value)
+
+    def _has(self, key: str) -> bool:
+        return bool(self._own.check([self._prefix + key]))
+
+    def _get(self, key: str) -> str:
+        return bytes(self._own.get(self._prefix + key)).decode("utf-8", "replace")
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped"
+    return shown((str(error).strip() or type(error).__name__).splitlines()[0])
