@@ -105,7 +105,7 @@ class Peers:
             self._set(f"done/{self.ranks.rank}", "1")
             end = time.monotonic() + (self.timeout_s if error is None else 2.0)
             done = [f"{self._prefix}done/{rank}" for rank in range(self.ranks.size)]
-            while self._hosts and self.lost is None and time.monotonic() < end:
+            while self._hosts and self._answered and not self.lost and time.monotonic() < end:
                 if self._own.check(done):
                     break
                 time.sleep(0.05)
@@ -167,12 +167,14 @@ class Peers:
             return
         try:
             self.on_lost(text)
-        finally:
             sys.stdout.flush()
+        except Exception as error:  # a disk that is full, or a reader that has left
+            text += f"; and its record is not closed: {_line(error)}"
+        with contextlib.suppress(Exception):
             print(
                 f"bertbench run: rank {self.ranks.rank} ends: {text}", file=sys.stderr, flush=True
             )
-            os._exit(1)
+        os._exit(1)
 
     # -- the store --------------------------------------------------------------------------------
     def _connect(self, host: bool) -> Any:
