@@ -144,14 +144,20 @@ def read_bytes(path: Path, limit: int = LARGEST_JSON) -> bytes:
     is larger; none of them can stop or fill the process.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise ValueError("it is not a plain file")
+    # A read takes room for all that it asks for, so it asks for what is there, not for the limit.
+    parts: list[bytes] = []
+    size, step = 0, min(status.st_size, limit) + (1 << 16)
     with os.fdopen(descriptor, "rb") as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
+        while size <= limit and (part := stream.read(step)):
+            parts.append(part)
+            size += len(part)
+    if size > limit:
         raise ValueError(f"it is larger than {limit >> 20} MiB")
-    return content
+    return b"".join(parts)
 
 
 def parse_json(text: str | bytes, **hooks: Any) -> Any:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -93,7 +93,7 @@ RANGES = {
     "start_warmup_step": Range(-(2**31), 2**31 - 1),
     "warmup_proportion": _SHARE,
     "lr_power": Range(0, 1000),
-    "init_loss_scale": Range(0, 2**32, above=True),
+    "init_loss_scale": Range(1, 2**100),
     # evaluation and target
     "eval_iter_start_samples": _SAMPLES,
     "eval_iter_samples": _SAMPLES,
@@ -115,11 +115,17 @@ RANGES = {
 def check_ranges(settings: Any) -> None:
     """Raise ValueError, naming flag and range, for a number in a dataclass that is out of it."""
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            check_ranges(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            _check(field.name, value, value)
+        _check_all(field.name, getattr(settings, field.name))
+
+
+def _check_all(name: str, value: Any) -> None:
+    if dataclasses.is_dataclass(value):
+        check_ranges(value)
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            _check_all(name, inner)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        _check(name, value, value)
 
 
 def check_flags(words: Sequence[str]) -> None:

@@ -69,10 +69,13 @@ def kind(raw: bytes) -> str | None:
 
 
 def _unpacked(raw: bytes, limit: int) -> bytes:
+    content = bytearray()
     try:
-        content = gzip.GzipFile(fileobj=io.BytesIO(raw)).read(limit + 1)
+        stream = gzip.GzipFile(fileobj=io.BytesIO(raw))
+        while len(content) <= limit and (part := stream.read(1 << 20)):
+            content += part
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError("is gzip that is damaged or cut short: fetch it again") from error
     if len(content) > limit:
         raise ValueError(f"is larger than {limit >> 20} MiB when unpacked")
-    return content
+    return bytes(content)

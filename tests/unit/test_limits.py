@@ -7,7 +7,8 @@ import dataclasses
 import json
 import math
 import typing
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,8 @@ class Other(Recipe):
     """A recipe of another package, with a number of its own, that forgets its base's checks."""
 
     ratio: float = 1.0
+    rates: tuple[float, ...] = ()
+    by_name: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         pass
@@ -104,6 +107,10 @@ def test_no_recipe_with_infinity_or_nan_has_a_hash() -> None:
     for value in (float("nan"), float("-inf")):
         with pytest.raises(BadInput, match="--ratio is"):
             recipe_hash(Other(global_batch=1, ratio=value))
+        with pytest.raises(BadInput, match="--rates is"):
+            recipe_hash(Other(global_batch=1, rates=(0.1, value)))
+        with pytest.raises(BadInput, match="--by_name is"):
+            recipe_hash(Other(global_batch=1, by_name={"a": value}))
         model: Any = replace(preset("mini").recipe.model)  # type: ignore[attr-defined]
         object.__setattr__(model, "layer_norm_eps", value)
         inside = dataclasses.make_dataclass(

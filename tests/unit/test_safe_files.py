@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,20 @@ def test_only_plain_files_within_a_size_are_read(tmp_path):
     with pytest.raises(ValueError, match="larger"):
         read_bytes(tmp_path / "large", 10)
     assert read_json(tmp_path / "large", 11) == 11111111111
+    assert b"MemTotal" in read_bytes(Path("/proc/meminfo"))  # its size is said to be 0
     with pytest.raises(FileNotFoundError):
         read_bytes(tmp_path / "none")
+
+
+def test_a_large_limit_takes_no_room(tmp_path):
+    (tmp_path / "small").write_bytes(b"1")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), before[1]))
+    try:
+        assert read_bytes(tmp_path / "small", 1 << 40) == b"1"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_a_failed_replacement_leaves_the_old_text_and_nothing_else(tmp_path, monkeypatch):
