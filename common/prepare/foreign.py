@@ -57,8 +57,8 @@ _FIRST: tuple[tuple[str, str, str], ...] = (
         "name the folder that it makes",
     ),
     (r"(?i)<!doctype html|<html\b|<head\b|<body\b", "HTML", _EXTRACT),
-    (
-        r"<[?!]|<(?!(?:unk|s|pad|mask)>)[A-Za-z][\w:.-]*(\s+[\w:.-]+\s*=|\s*/?>\s*(<|$))",  # not a chat's <name> Text.
+    (  # but not a chat's <name> and text
+        r"<[?!]|<(?!(?:unk|s|pad|mask)>)[A-Za-z][\w:.-]*(\s+[\w:.-]+\s*=|\s*/?>\s*(<|$))",
         "XML or other markup",
         _EXTRACT,
     ),
