@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import tyro
@@ -14,6 +15,7 @@ import tyro
 from bertbench.common.cli.verbs import VERBS as TABLE
 from bertbench.common.config.parser import did_you_mean, one_line_errors
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 from bertbench.common.prepare import check, pack
 from bertbench.common.prepare import from_text as prepare
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart, quickstart_plan
@@ -62,6 +64,11 @@ def main(argv: Sequence[str]) -> int:
         close = did_you_mean(args[0], VERBS)
         raise BadInput(f"unknown verb {args[0]!r}{close}\nverbs of data: {', '.join(VERBS)}")
     kind, description, work = VERBS[args[0]]
+    for arg in args[1:]:
+        if arg[:1] == "-" and Path(arg).exists():
+            raise BadInput(
+                f"{shown(arg)} is a file, but reads as an option: name it ./{shown(arg)}"
+            )
     prog = f"bertbench data {args[0]}"
     with one_line_errors(prog):
         given = tyro.cli(

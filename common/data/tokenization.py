@@ -9,6 +9,7 @@ end. Each distinct word is therefore tokenised once and looked up afterwards.
 from __future__ import annotations
 
 import ctypes
+import re
 import weakref
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,10 @@ SPECIAL = (PAD, UNK, CLS, SEP, MASK)
 _FUNCTIONS = ("wordpiece_new", "wordpiece_free", "wordpiece_encode", "wordpiece_learn")
 LARGEST_VOCAB = 64 << 20
 """Bytes of a vocabulary's file."""
+LONGEST = 100
+"""Characters of a word: BERT's tokeniser makes a longer one [UNK]."""
+_BREAKS = r"\s!-/:-@\[-`{-~\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
+_ENDLESS = re.compile(f"[^{_BREAKS}]{{{LONGEST + 1},}}")
 
 
 def read_vocab(path: Path, *, pads: bool = True) -> list[str]:
@@ -107,7 +112,7 @@ class BertTokenizer:
         self.unk = ids[UNK]
         # Special tokens are not registered: "[MASK]" written in a text is text.
         self._plain = _pipeline(
-            models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=100), lowercase
+            models.WordPiece(ids, unk_token=UNK, max_input_chars_per_word=LONGEST), lowercase
         )
         self.implementation = "c"
         self._words: _Words | None = None
@@ -209,8 +214,9 @@ def train_vocab(
 
     The special tokens come first, then the most frequent characters that make up ``coverage`` of
     the text, alone and as continuation, then the trainer's merges. A small text gives fewer than
-    ``size`` tokens. Words with a rarer character become [UNK]. Raises BadInput when ``size`` is
-    too small for the characters.
+    ``size`` tokens. Words with a rarer character become [UNK], as do words of more than LONGEST
+    characters, which are not trained on: time grows with the square of their length. Raises
+    BadInput when ``size`` is too small for the characters.
     """
     counts: Counter[str] = Counter()
     normalize = _normalizer(lowercase).normalize_str
@@ -238,10 +244,17 @@ def train_vocab(
         limit_alphabet=len(characters),
         show_progress=False,
     )
-    chunks = (list(lines[start : start + 1000]) for start in range(0, len(lines), 1000))
+    chunks = ([*map(_bounded, lines[at : at + 1000])] for at in range(0, len(lines), 1000))
     tokenizer.train_from_iterator(chunks, trainer)
     ids = tokenizer.get_vocab()
     return sorted(ids, key=ids.__getitem__)
+
+
+def _bounded(line: str) -> str:
+    """Return ``line`` without words that are always [UNK]."""
+    if len(line) <= LONGEST or max(map(len, line.split()), default=0) <= LONGEST:
+        return line
+    return _ENDLESS.sub(" ", line)
 
 
 def _normalizer(lowercase: bool) -> normalizers.BertNormalizer:

@@ -39,6 +39,7 @@ DOCUMENT_LIMIT = 64 << 20
 _DOC = re.compile(r"<doc(|\s.*)>")
 _ATTRIBUTE = re.compile(r"""\s([\w:-]+)\s*=\s*(?:"(.*?)"(?=\s+[\w:-]+\s*=|\s*$)|'([^']*)')""")
 _DOC_LINE = re.compile(r"</?doc(\s|>|$)")
+_TAG = re.compile(r"</?(?!(?:unk|s|pad|mask|sep|cls|bos|eos)>)[A-Za-z][\w:.-]*(\s[^<>]*)?/?>")
 _JSON = re.compile(r'\{\s*("|\}?$)')
 
 
@@ -95,10 +96,10 @@ def _plain(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Document
     sentences, size = [first], len(first)
     for line in reader:
         if line:
-            if line[0] == "<" and _DOC_LINE.match(line):
+            if line[0] == "<" and (_DOC_LINE.match(line) or _TAG.fullmatch(line)):
                 raise BadInput(
-                    f"{lines.where}: {shown(line, 60)!r} in text without <doc> lines before it: "
-                    f"delete what is before the first <doc> line"
+                    f"{lines.where}: {shown(line, 60)!r} in plain text: delete such lines, and "
+                    f"what is before the first <doc> line if there is one"
                 )
             size += len(line)
             _require_size(lines, size)
@@ -183,6 +184,8 @@ def _json(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Document]
                 f"(jq -c . FILE)"
             ) from error
         text = fields.get("text")
+        if text is None and "text" in fields:
+            text = ""
         if not isinstance(text, str) or (not text.isascii() and _unpaired(text)):
             what = 'no "text"' if text is None else '"text" that is not text'
             raise BadInput(

@@ -31,18 +31,22 @@ _BINARY: tuple[tuple[bytes, str, str], ...] = (
         "out",
     ),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it (7z x FILE) and name the folder"),
-    (rb"Rar!", "a rar archive", "unpack it (unrar x FILE) and name the folder"),
+    (rb"Rar!\x1a", "a rar archive", "unpack it (unrar x FILE) and name the folder"),
     (rb"\x04\x22\x4d\x18", "lz4-compressed", "unpack it (lz4 -d FILE)"),
     (rb"\x1f[\x9d\xa0]", "compressed by compress(1)", "unpack it (gzip -d FILE)"),
-    (rb"LZIP", "lzip-compressed", "unpack it (lzip -d FILE)"),
-    (rb"PAR1|ARROW1|FEA1|ORC|Obj\x01", "a binary table (Parquet, Arrow, ORC or Avro)", _ROWS),
+    (rb"LZIP[\0-\x1f]", "lzip-compressed", "unpack it (lzip -d FILE)"),
+    (
+        rb"(PAR1|ARROW1|FEA1|ORC|Obj)[\0-\x1f]",
+        "a binary table (Parquet, Arrow, ORC or Avro)",
+        _ROWS,
+    ),
     (rb"\x89HDF", "an HDF5 file", "it is a prepared data set: use `bertbench run --data FOLDER`"),
-    (rb"SQLite format 3", "an SQLite database", _ROWS),
-    (rb"%PDF", "a PDF document", "extract its text (pdftotext FILE)"),
+    (rb"SQLite format 3\0", "an SQLite database", _ROWS),
+    (rb"%PDF-", "a PDF document", "extract its text (pdftotext FILE)"),
     (rb"%!PS", "a PostScript document", _AS_TEXT),
     (rb"\xd0\xcf\x11\xe0", "an office document", _AS_TEXT),
     (rb"\{\\rtf", "an RTF document", _AS_TEXT),
-    (rb"\x7fELF|\x89PNG|\xff\xd8\xff|GIF8", "a program or a picture", "name text files only"),
+    (rb"\x7fELF|\x89PNG|\xff\xd8\xff|GIF8[79]a", "a program or a picture", "name text files only"),
 )
 _EXTRACT = "extract its text first"
 _FIRST: tuple[tuple[str, str, str], ...] = (
@@ -53,8 +57,8 @@ _FIRST: tuple[tuple[str, str, str], ...] = (
         "name the folder that it makes",
     ),
     (r"(?i)<!doctype html|<html\b|<head\b|<body\b", "HTML", _EXTRACT),
-    (
-        r"<[?!]|<[A-Za-z][\w:.-]*(\s+[\w:.-]+\s*=|\s*/?>\s*(<|$))",  # not a chat's <name> Text.
+    (  # but not a chat's <name> and text
+        r"<[?!]|<(?!(?:unk|s|pad|mask)>)[A-Za-z][\w:.-]*(\s+[\w:.-]+\s*=|\s*/?>\s*(<|$))",
         "XML or other markup",
         _EXTRACT,
     ),
@@ -75,7 +79,8 @@ _MARKUP = re.compile(
     r"|^#{1,6} \S|^```|\]\(https?:|^!\[|^\|.*\|$"  # markdown
     r"|\\(?:begin|end|section|subsection|cite|ref|textbf|emph)\{"
     r"|^\d+:\d\d:\d\d[,.]\d+ -->"
-    r'|^[{\[].*".*[}\]],?$'  # JSON
+    r"|\*\*\S[^*]*\*\*"
+    r"|^[{\[].*[\"'].*[}\]],?$"  # JSON, or Python's
 )
 
 
@@ -141,8 +146,13 @@ def _is_table(lines: Sequence[str], delimiter: str) -> bool:
         return False
     body = [row for row in rows if len(row) == width]
     inner = [cell for row in body for cell in row[1:]]
-    if sum(cell[:1] == " " for cell in inner) > 0.05 * len(inner):
+    if delimiter != "|" and sum(cell[:1] == " " for cell in inner) > 0.05 * len(inner):
         return False
-    header = all(re.fullmatch(r"[\w .-]{0,39}[\w)]", cell) for cell in rows[0])
-    columns = zip(*body[1:], strict=True)
-    return header or any(all(re.fullmatch(r"[\d.:/+-]+", c) for c in column) for column in columns)
+    if all(re.fullmatch(r"[\w .-]{0,39}[\w) ]", cell) for cell in rows[0]):
+        return True  # names of columns
+    quoted = sum(line.startswith('"') and f'"{delimiter}' in line for line in lines)
+    return quoted > 0.9 * len(rows) or any(
+        all(re.fullmatch(r" *[\d.:/+-]+ *", cell) for cell in column)
+        or len(set(column)) <= 0.1 * len(column)
+        for column in zip(*body[1:], strict=True)
+    )

@@ -87,7 +87,8 @@ class Statistics:
         if (share := self.random_next / self.samples) > MOST_RANDOM_NEXT:
             what = (
                 f"{share:.1%} of the next sentences are random, where MLPerf's procedure gives 50 "
-                f"to {MOST_RANDOM_NEXT:.0%}: most documents have one sentence"
+                f"to {MOST_RANDOM_NEXT:.0%}: most documents have one sentence, or sentences fill "
+                f"--max_seq_length"
             )
             found.append((what, share > 1 - RAREST_NEXT))
         if (share := self.unknown / max(1, self.wordpieces)) > MOST_UNKNOWN:

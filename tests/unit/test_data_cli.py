@@ -92,6 +92,26 @@ def test_refusals_exit_2(prepare_flags, tmp_path, capsys):
     assert "no train data" in capsys.readouterr().err
 
 
+def test_a_path_that_reads_as_an_option(prepare_flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").rename(tmp_path / "-dash.txt")
+    prepare_flags[3] = "-dash.txt"
+    assert main(prepare_flags) == 2
+    assert "-dash.txt is a file, but reads as an option: name it ./-dash.txt" in (
+        capsys.readouterr().err
+    )
+    prepare_flags[3] = "./-dash.txt"
+    assert main(prepare_flags) == 0
+
+
+def test_text_with_few_pairs_is_said_aloud(prepare_flags, tmp_path, capsys):
+    single = [[s] for d in articles(300) for s in d][:300]
+    write_plain(tmp_path / "text.txt", [*single, *articles(15, seed=5)])
+    prepare_flags[prepare_flags.index("--eval_fraction") + 1] = "0"
+    assert main(prepare_flags) == 0
+    assert "note: training text: 9" in capsys.readouterr().err
+
+
 def test_help_of_each_verb(capsys):
     for verb in ("prepare", "pack", "check", "quickstart"):
         with pytest.raises(SystemExit) as stopped:

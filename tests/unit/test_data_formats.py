@@ -84,6 +84,7 @@ ALIKE = {
     "json": json_lines().encode(),
     "json of other characters": json_lines(ensure_ascii=False).encode("utf-16"),
     "json of text only": json_lines([{"text": row["text"]} for row in ROWS]).encode(),
+    "json with empty rows": json_lines([{"text": None}, *ROWS, {"text": ""}]).encode(),
     "json with the title again": json_lines(
         [{**row, "text": f"{row['title']}\n\n{row['text']}"} for row in ROWS]
     ).encode(),
@@ -143,6 +144,11 @@ REFUSED = {
     "rows.csv": ("id,title,text\n" + '1,T,"It is. So, it was."\n' * 9, r"CSV or TSV.*JSON lines"),
     "no head.csv": ('7,"It is.",x\n8,"It, too.",y\n9,"So.",z\n', "CSV or TSV"),
     "long cells.csv": (f'id,text\n1,"{"x " * 90_000}"\n2,"y"\n', "CSV or TSV"),
+    "labels.csv": ('"It is so, and so.",good\n"It was.",bad\n' * 30, "CSV or TSV"),
+    "quoted.csv": ('"It is so, and so.","x y."\n"It was.","z, z."\n', "CSV or TSV"),
+    "bars": ("1 | It is. | x\n2 | It was. | y\n", r"CSV or TSV"),
+    "python": ("{'id': 1, 'text': 'It is.'}\n" * 3, "hold markup"),
+    "tags": ("It is.\n" * 3000 + "<br/>\nSo.\n", "line 3001: '<br/>' in plain text"),
     "half.csv": ("id;text\n1;It is\n2;So\n", "CSV or TSV"),
     "rows.tsv": ("1\tIt is.\n2\tSo, it was.\n\n3\tx\n", "CSV or TSV"),
     "conll": (("# text = It is\n" + "1\tIt\tit\tPRON\n" * 7 + "\n") * 9, "CSV or TSV"),
@@ -151,6 +157,7 @@ REFUSED = {
     "array of text": (json.dumps(["It is.", "So."]), "a JSON array"),
     "object.json": (json.dumps({"data": ROWS}, indent=1), "line 1 is not JSON.*jq -c"),
     "other fields": (json_lines([{"id": 1, "content": "It is."}]), r'no "text" .*id, content'),
+    "fields": (json_lines([{"text": {"en": "x"}}]), '"text" that is not text'),
     "text of another kind": (json_lines([{"text": ["It is."]}]), '"text" that is not text'),
     "half a pair": ('{"text": "It is \\ud800."}\n', '"text" that is not text'),
     "deep": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON.*too deeply"),
@@ -218,6 +225,9 @@ def test_refused_by_name_in_one_line(tmp_path, name):
         "\u4eca\u5929,\u5929\u6c14\u597d.",
         "C# and #1 are names.",
         "formula a_{1} = b | c",
+        "ORCA is a whale.",
+        "PAR10 is a score.",
+        "<unk>",
     ],
 )
 def test_prose_is_not_refused(tmp_path, line):

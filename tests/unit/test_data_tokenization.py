@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -178,3 +179,16 @@ def test_training_leaves_rare_characters_out_and_says_when_size_is_too_small():
     assert "\u4e2d" in train_vocab(lines, 20, coverage=1.0)
     with pytest.raises(BadInput, match=r"a vocabulary of 8 does not hold the 9 .* at least"):
         train_vocab(lines, 8)
+
+
+def test_words_without_end_are_not_trained_on():
+    """They become [UNK], and the trainer's time grows with the square of their length."""
+    lines = [" ".join(d) for d in articles(30)]
+    endless = ["x" * 10**6, "\u0301" * 10**5, "ab" * 10**5 + "."]
+    words = "".join(chr(0x4E00 + n % 50) for n in range(3000))
+    started = time.monotonic()
+    found = train_vocab([*lines, *endless, words, words], 400)
+    assert time.monotonic() - started < 30
+    assert chr(0x4E00) in found  # no word of those lines is long
+    assert "xx" not in "".join(found)
+    assert found == train_vocab([*lines, *endless, words, words], 400)
