@@ -20,7 +20,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from bertbench.common.data.hdf5 import Limits
-from bertbench.common.data.identity import DataSet, known_sha256, signature
+from bertbench.common.data.identity import DataSet, signature
 from bertbench.common.data.plausible import (
     MASKED_LM_PROB,
     MAX_REPEATED,
@@ -33,6 +33,7 @@ from bertbench.common.data.samples import IntArray
 from bertbench.common.data.shards import COPY_OF, MANIFEST, Kind, copies, locate
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256
 from bertbench.common.prepare.build import each, processes_for, read_manifest
 from bertbench.common.prepare.pack import PROCESS_BYTES
 from bertbench.common.prepare.track import tracked
@@ -99,7 +100,7 @@ def check(options: CheckOptions) -> Report:
     paths = {str(path): path for files in kinds.values() for path in files}
     size = sum(path.stat().st_size for path in paths.values())
     processes = options.processes or processes_for(size, PROCESS_BYTES)
-    examine = partial(_examine, limits=limits)
+    examine = partial(_examine, limits=limits, with_sha256=bool(manifest))
     results = dict(tracked(each(examine, paths, processes), "check files", len(paths)))
     problems = [
         Problem(_name(Path(name), root), result.error)
@@ -178,9 +179,9 @@ def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
     return Limits(**{name: value for name, value in known.items() if value})
 
 
-def _examine(path: Path, limits: Limits) -> _FileResult:
+def _examine(path: Path, limits: Limits, with_sha256: bool) -> _FileResult:
     try:
-        sha256 = known_sha256(path)
+        sha256 = file_sha256(path) if with_sha256 else None  # not from a cache: disks forget
         samples = read(path, limits)
     except (BadInput, OSError) as error:
         none = np.zeros(0, np.uint64)
