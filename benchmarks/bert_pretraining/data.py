@@ -13,7 +13,7 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.data import reader
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.hdf5 import Limits
-from bertbench.common.data.identity import DataSet, remember, signature
+from bertbench.common.data.identity import DataSet, remember
 from bertbench.common.data.plausible import Counts, Inspection, findings, refuse_impossible
 from bertbench.common.data.reader import count, read
 from bertbench.common.data.samples import Samples
@@ -59,7 +59,6 @@ class PretrainingSource(Source):
             max_seq_length=self.recipe.max_seq_length,
             max_predictions=self.recipe.max_predictions_per_seq,
             vocab_size=self.recipe.model.vocab_size,
-            type_vocab_size=self.recipe.model.type_vocab_size,
         )
 
     def hash(self) -> str | None:
@@ -130,10 +129,10 @@ class PretrainingSource(Source):
 
     def _read(self, path: Path, first: int | None) -> Samples:
         """Read a file whose bytes are those of its manifest, where it has one."""
-        sha256, before = self.opened.unverified(path), signature(path)
+        sha256 = self.opened.unverified(path)
         samples = read(path, self.limits, first, sha256=sha256)
         if sha256 is not None:
-            remember(path, sha256, before)
+            remember(path, sha256, self.opened.signatures[path])
         return samples
 
     def _check_held_out(self) -> Samples:
@@ -177,8 +176,6 @@ def check_data(settings: Settings) -> None:
         given = "--synthetic" if run.synthetic else "--data or --input_dir"
         raise BadInput(f"{', '.join(ignored)} would be ignored beside {given}: leave one out")
     if run.synthetic:
-        if recipe.model.type_vocab_size < 2:
-            raise BadInput("--synthetic makes two segments: --type_vocab_size must be at least 2")
         random_samples(1, PretrainingSource(recipe=recipe, description="").limits, seed=0)
         if run.bert_config_path is not None:
             _check_config(recipe, run.bert_config_path)

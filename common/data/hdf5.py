@@ -50,7 +50,6 @@ class Limits:
     max_seq_length: int = 512
     max_predictions: int = 76
     vocab_size: int = 30522
-    type_vocab_size: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,7 +326,7 @@ def _checked(file: _File, chunk: _Chunk, limits: Limits, edge: tuple[int, int] |
     token_rows, masked_rows = np.repeat(rows, lengths), np.repeat(rows, counts)
     for name, values, where, low, high in (
         (INPUT_IDS, chunk.ids, token_rows, 0, limits.vocab_size - 1),
-        (SEGMENT_IDS, chunk.segments, token_rows, 0, min(limits.type_vocab_size, 2) - 1),
+        (SEGMENT_IDS, chunk.segments, token_rows, 0, 1),
         (MASKED_POSITIONS, chunk.positions, masked_rows, 1, np.repeat(lengths, counts) - 1),
         (MASKED_IDS, chunk.labels, masked_rows, 1, limits.vocab_size - 1),
         (NEXT_SENTENCE, chunk.next_sentence, rows, 0, 1),

@@ -99,8 +99,8 @@ class DataSet:
         files = sorted(self.signatures, key=lambda p: natural(p.name))
         foreign = [path for path in files if path not in self.checksums]
         whole = sum(self.signatures[path][0] for path in foreign) <= FULL_BYTES
-        blocks = max(MIN_BLOCKS, BLOCKS // len(files))
-        work = known_sha256 if whole else partial(_sampled, blocks=blocks)
+        blocks = max(MIN_BLOCKS, BLOCKS // max(1, len(files)))
+        work = _sha256 if whole else partial(_sampled, blocks=blocks)
         try:
             with ThreadPoolExecutor(host_cores()) as pool:
                 digests = self.checksums | dict(zip(foreign, pool.map(work, foreign), strict=True))
@@ -110,7 +110,7 @@ class DataSet:
         return Identity(_combined(files, [digests[path] for path in files]), kind)
 
 
-def known_sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:
     """Return a file's sha256, from the user's cache where it has not changed since."""
     found = _known_sha256(path)
     if found is None:

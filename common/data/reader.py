@@ -136,8 +136,9 @@ class _Child:
 
 def start() -> None:
     """Start a reading process ahead of its use; touches no data."""
-    if not _idle:
-        _idle.append(_Child())
+    with contextlib.suppress(OSError):
+        if not _idle:
+            _idle.append(_Child())
 
 
 @atexit.register
@@ -147,13 +148,22 @@ def stop() -> None:
         _idle.pop().close()
 
 
+os.register_at_fork(after_in_child=_idle.clear)  # a pipe has one reader
+
+
+def _take(path: Path) -> _Child:
+    """Return a process for one file; raises BadInput where none starts."""
+    with contextlib.suppress(IndexError):
+        return _idle.pop()
+    try:
+        return _Child()
+    except OSError as error:
+        raise BadInput(f"{path}: no process to read it starts ({error.strerror})") from error
+
+
 def _ask(verb: str, path: Path, **job: Any) -> Iterator[Any]:
     """Yield the child's answers about a file."""
-    try:
-        child = _idle.pop()
-    except IndexError:
-        child = _Child()
-    whole = False
+    child, whole = _take(path), False
     try:
         request = {"verb": verb, "path": str(path), "seconds": (COMPUTE_S, DEADLINE_S), **job}
         os.write(child.send.fileno(), json.dumps(request).encode() + b"\n")

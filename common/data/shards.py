@@ -116,27 +116,33 @@ def quick_hash(files: Sequence[Path]) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(files, key=lambda p: natural(p.name)):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-        digest.update(_blocks(path))
+        size, blocks = _blocks(path)
+        digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape") + blocks)
     return digest.hexdigest()
 
 
-def _blocks(path: Path) -> bytes:
-    """Return what lies at the beginning, middle and end of a file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        found = b""
-        for start in (0, size // 2, max(0, size - HASH_BLOCK)):
-            file.seek(start)
-            found += file.read(HASH_BLOCK)
-    return found
+def _blocks(path: Path) -> tuple[int, bytes]:
+    """Return the size of a file, and what lies at its beginning, middle and end.
+
+    Raises BadInput where it cannot be read.
+    """
+    try:
+        size, found = path.stat().st_size, b""
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - HASH_BLOCK)):
+                file.seek(start)
+                found += file.read(HASH_BLOCK)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    return size, found
 
 
 def copies(files: Sequence[Path], *, by_name: bool = False) -> dict[Path, Path]:
     """Return second copies of other ``files``, with the first.
 
     Known by the names that browsers, wget and file managers give and, unless ``by_name``, by their
-    bytes, which are read whole only where size and three blocks are equal. Raises OSError.
+    bytes, which are read whole only where size and three blocks are equal. Raises BadInput for
+    a file that cannot be read.
     """
     known, found = set(files), {}
     alike: dict[tuple[int, bytes], list[Path]] = {}
@@ -146,14 +152,20 @@ def copies(files: Sequence[Path], *, by_name: bool = False) -> dict[Path, Path]:
         if first != path and first in known:
             found[path] = first
         elif not by_name:
-            group = alike.setdefault((path.stat().st_size, _blocks(path)), [])
-            same = (p for p in group if filecmp.cmp(p, path, shallow=False))
-            first = next(same, path)
+            group = alike.setdefault(_blocks(path), [])
+            first = next((p for p in group if _equal(p, path)), path)
             if first != path:
                 found[path] = first
             else:
                 group.append(path)
     return found
+
+
+def _equal(one: Path, two: Path) -> bool:
+    try:
+        return filecmp.cmp(one, two, shallow=False)
+    except OSError as error:
+        raise BadInput(f"{two}: cannot be read ({error.strerror})") from error
 
 
 def refuse_copies(files: Sequence[Path], *, by_name: bool = False) -> None:
@@ -169,9 +181,12 @@ def _search(root: Path, kind: Kind) -> list[Path]:
 
 
 def _parts(folder: Path, kind: Kind) -> list[Path]:
-    if not folder.is_dir():
+    try:
+        files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file()]
+    except (NotADirectoryError, FileNotFoundError):
         return []
-    files = [p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file()]
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be listed ({error.strerror})") from error
     found = [p for p in files if "part" in p.name] or [
         p for p in files if p.suffix in SUFFIXES and any(n in p.name for n in OTHER_NAMES[kind])
     ]

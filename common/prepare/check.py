@@ -20,7 +20,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from bertbench.common.data.hdf5 import Limits
-from bertbench.common.data.identity import DataSet, known_sha256, signature
+from bertbench.common.data.identity import DataSet, signature
 from bertbench.common.data.plausible import (
     MASKED_LM_PROB,
     MAX_REPEATED,
@@ -30,12 +30,16 @@ from bertbench.common.data.plausible import (
 )
 from bertbench.common.data.reader import read
 from bertbench.common.data.samples import IntArray
-from bertbench.common.data.shards import COPY_OF, Kind, copies, locate
+from bertbench.common.data.shards import COPY_OF, MANIFEST, Kind, copies, locate
 from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256
 from bertbench.common.prepare.build import each, processes_for, read_manifest
 from bertbench.common.prepare.pack import PROCESS_BYTES
 from bertbench.common.prepare.track import tracked
+
+PARAMETERS = ("max_seq_length", "max_predictions_per_seq", "masked_lm_prob")
+"""Of the manifest's, those that a check uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +94,13 @@ def check(options: CheckOptions) -> Report:
     """Read all files once and report; raises BadInput when there is no data set."""
     root = options.data_root
     found = locate(root)
-    manifest = read_manifest(root)
+    manifest = _manifest(root)
     limits = _limits(options, manifest)
     kinds: dict[Kind, list[Path]] = {"train": found.train_files, "eval": found.eval_files}
     paths = {str(path): path for files in kinds.values() for path in files}
     size = sum(path.stat().st_size for path in paths.values())
     processes = options.processes or processes_for(size, PROCESS_BYTES)
-    examine = partial(_examine, limits=limits)
+    examine = partial(_examine, limits=limits, with_sha256=bool(manifest))
     results = dict(tracked(each(examine, paths, processes), "check files", len(paths)))
     problems = [
         Problem(_name(Path(name), root), result.error)
@@ -132,13 +136,31 @@ def check(options: CheckOptions) -> Report:
 def plan(options: CheckOptions) -> dict[str, Any]:
     """Return which files :func:`check` would read against which limits; reads none."""
     found = locate(options.data_root)
-    limits = _limits(options, read_manifest(options.data_root))
+    limits = _limits(options, _manifest(options.data_root))
     return {
         "train_files": len(found.train_files),
         "eval_files": len(found.eval_files),
         "bytes": sum(p.stat().st_size for p in (*found.train_files, *found.eval_files)),
         "limits": asdict(limits),
     }
+
+
+def _manifest(root: Path) -> dict[str, Any]:
+    """Return the manifest, {} without one; raises BadInput where its values are of other types."""
+    manifest = read_manifest(root)
+    try:
+        parts = (dict(manifest.get(name) or {}) for name in ("parameters", "vocab", "files"))
+        parameters, vocab, files = parts
+        numbers = [vocab.get("size"), *(parameters.get(name) for name in PARAMETERS)]
+        sound = all(n is None or 0 < n <= 1 << 31 for n in numbers) and all(
+            isinstance(one["samples"], int) and isinstance(one["sha256"], str)
+            for one in files.values()
+        )
+    except (TypeError, ValueError, KeyError, AttributeError):
+        sound = False
+    if not sound:
+        raise BadInput(f"{root / MANIFEST} is damaged: build the data set again")
+    return manifest
 
 
 def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
@@ -157,9 +179,9 @@ def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
     return Limits(**{name: value for name, value in known.items() if value})
 
 
-def _examine(path: Path, limits: Limits) -> _FileResult:
+def _examine(path: Path, limits: Limits, with_sha256: bool) -> _FileResult:
     try:
-        sha256 = known_sha256(path)
+        sha256 = file_sha256(path) if with_sha256 else None  # not from a cache: disks forget
         samples = read(path, limits)
     except (BadInput, OSError) as error:
         none = np.zeros(0, np.uint64)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import h5py
 import pytest
 
 from bertbench.common.cli.main import main
@@ -31,6 +32,8 @@ def test_a_run_leaves_a_valid_record_and_a_compliant_open_log(runs):
     assert content["status"] == "ok" and content["step"] == 12 and content["samples"] == 96
     assert losses(record)[-1] < losses(record)[0]
     assert [e["samples"] for e in lines(record, "eval")] == [32, 64, 96]
+    assert len(content["inputs"]["data"]) == 64
+    assert content["extras"]["data_hash_kind"] == "manifest"
     named = {m["name"]: m["value"] for m in content["metrics"]}
     window = sum(s["window_s"] for s in lines(record, "step"))
     assert named["sequences_per_second"] == pytest.approx(
@@ -71,6 +74,22 @@ def test_training_goes_on_with_its_own_data_only(runs, tmp_path):
     for flags in (("--data", str(other)), ("--synthetic",)):
         record = runs.run(*resume, *flags, code=1)
         assert "resume with the same seed and data" in manifest(record)["reason"]
+
+
+def test_data_that_shows_its_answers_is_no_result(runs, tmp_path):
+    root = tmp_path / "shown"
+    shutil.copytree(runs.data, root)
+    (root / "manifest.json").unlink()
+    for path in root.glob("*/part_*"):
+        with h5py.File(path, "a") as file:
+            for row in range(len(file["input_ids"])):
+                ids, at = file["input_ids"][row], file["masked_lm_positions"][row]
+                ids[at] = file["masked_lm_ids"][row]
+                file["input_ids"][row] = ids
+    content = manifest(runs.run("--data", str(root), code=1))
+    assert content["status"] == "failed" and content["step"] == 0
+    assert "the inputs show 100.0% of the tokens to be predicted" in content["reason"]
+    assert content["extras"]["data_hash_kind"] == "content"
 
 
 def test_two_ranks_give_the_losses_of_one(runs):

@@ -90,6 +90,16 @@ def test_identical_shards(data):
     assert "row 0 is row 0 of 4_shards_uncompressed/part_0_of_4.hdf5" in found[0][1]
 
 
+def test_repeats_are_found_beside_samples_of_other_lengths(data):
+    """A hash of a sample must not depend on the longest one of its file."""
+    one = read(shard(data, 0), Limits())
+    short = one.take(np.flatnonzero(one.lengths < one.lengths.max())[:30])
+    write_varlen(shard(data, 1), short)
+    ((name, message),) = problems(data)
+    assert name.endswith("part_1_of_4.hdf5")
+    assert "30 of 30 samples occur before" in message
+
+
 def test_samples_of_one_shard_mixed_into_another(data):
     one, two = read(shard(data, 0), Limits()), read(shard(data, 2), Limits())
     mixed = Samples.concatenate([two, one.take(np.arange(20, 10, -1))])
@@ -197,6 +207,27 @@ def test_against_the_manifest(prepared, tmp_path):
     assert "in the manifest, but missing" in found[f"{prefix}/part_2_of_4.hdf5"]
     assert "is not in the manifest" in found[f"{prefix}/party.hdf5"]
     assert "1 of 4 shards are missing" in found[prefix]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parameters": [1]},
+        {"parameters": {"max_seq_length": "64"}},
+        {"vocab": {"size": -5}},
+        {"vocab": 3},
+        {"files": {"x": {"samples": "3", "sha256": "0"}}},
+        {"files": {"x": {"samples": 3}}},
+        {"files": {"x": None}},
+    ],
+)
+def test_manifests_with_other_types(prepared, tmp_path, change):
+    root = tmp_path / "data"
+    shutil.copytree(prepared, root)
+    content = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps(content | change))
+    with pytest.raises(BadInput, match=r"manifest.json is damaged: build the data set again"):
+        check(CheckOptions(data_root=root))
 
 
 def test_no_data_at_all(tmp_path):

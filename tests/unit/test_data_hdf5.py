@@ -334,3 +334,67 @@ def test_take_and_concatenate() -> None:
     assert [astuple(p) for p in taken] == [astuple(plain[r]) for r in rows]
     halves = [samples.take(np.arange(7)), samples.take(np.arange(7, 20))]
     assert to_plain(type(samples).concatenate(halves)) == plain
+
+
+def retype(name: str, dtype: str, row: int, at: int, value: int) -> Callable[[Path], None]:
+    """Another integer type, with a value that only it can hold."""
+
+    def apply(path: Path) -> None:
+        with h5py.File(path, "a") as file:
+            rows = [np.array(values, dtype) for values in file[name][:]]
+            rows[row][at] = value
+            ragged = h5py.check_vlen_dtype(file[name].dtype) is not None
+            del file[name]
+            kind = h5py.vlen_dtype(np.dtype(dtype)) if ragged else np.dtype(dtype)
+            made = file.create_dataset(name, (len(rows), *([] if ragged else rows[0].shape)), kind)
+            for number, values in enumerate(rows):
+                made[number] = values
+
+    return apply
+
+
+HUGE = 1 << 64
+
+
+@pytest.mark.parametrize(
+    ("layout", "damage"),
+    [
+        ("fixed", retype("input_ids", "u8", 7, 2, HUGE - 1)),
+        ("fixed", retype("input_ids", "i8", 7, 2, 1 << 40)),
+        ("fixed", retype("masked_lm_positions", "u8", 7, 0, HUGE - 5)),
+        ("fixed", retype("masked_lm_ids", "u4", 7, 0, (1 << 32) - 1)),
+        ("fixed", retype("segment_ids", "u8", 7, 4, HUGE - 1)),
+        ("fixed", retype("input_mask", "u8", 7, 3, HUGE - 1)),
+        ("varlen", retype("segment_ids", "i8", 7, 4, 1 << 32)),
+        ("packed", retype("masked_lm_positions", "u8", 3, 0, HUGE - 1)),
+        ("packed", retype("packed_input_len", "u8", 3, 0, HUGE - 1)),
+        ("packed", retype("packed_input_len", "i8", 3, 0, (1 << 63) - 1)),
+        ("packed", retype("packed_masked_lm_len", "i8", 3, 1, (1 << 62))),
+        ("packed", retype("next_sentence_labels", "i8", 3, 1, 1 << 32)),
+    ],
+)
+def test_values_that_wrap_in_a_narrower_type(
+    tmp_path: Path, layout: str, damage: Callable[[Path], None]
+) -> None:
+    bad_file(tmp_path / "part", layout)
+    damage(tmp_path / "part")
+    with pytest.raises(BadInput, match=r"dataset \w+, row [37]: "):
+        read(tmp_path / "part", LIMITS)
+
+
+def test_lengths_whose_sum_wraps(tmp_path: Path) -> None:
+    """Three lengths of 2**62 and more whose sum modulo 2**64 is the row's."""
+    bad_file(tmp_path / "part", "packed")
+    with h5py.File(tmp_path / "part", "a") as file:
+        total = len(file["input_ids"][3])
+    rows = [np.int64(1 << 62)] * 3 + [np.int64((1 << 62) + total)]
+    with h5py.File(tmp_path / "part", "a") as file:
+        for name in ("packed_input_len", "packed_masked_lm_len", "next_sentence_labels"):
+            old = file[name][:]
+            del file[name]
+            made = file.create_dataset(name, (len(old),), h5py.vlen_dtype(np.dtype("i8")))
+            for number, values in enumerate(old):
+                made[number] = values
+            made[3] = rows if name == "packed_input_len" else [0, 0, 0, 1]
+    with pytest.raises(BadInput, match=r"dataset packed_\w+, row 3: has a length beyond the row"):
+        read(tmp_path / "part", LIMITS)

@@ -74,3 +74,21 @@ def test_quick_hash_is_stable_and_notices(tmp_path: Path) -> None:
         copies[2].write_bytes(data)
         hashes.add(quick_hash(copies))
     assert len(hashes) == 4
+
+
+def test_names_of_deeplearningexamples(tmp_path: Path) -> None:
+    """They have no `part`; training and evaluation files lie in one folder or two."""
+    train = [f"books_wiki_en_corpus_training_{i}.hdf5" for i in (0, 2, 10)]
+    held_out = "books_wiki_en_corpus_test_0.hdf5"
+    for name in (*train, held_out, "training.log", "vocab.txt"):
+        (tmp_path / name).touch()
+    assert [p.name for p in find_shards(tmp_path, "train")] == train
+    assert [p.name for p in find_shards(tmp_path, "eval")] == [held_out]
+    (tmp_path / "part_0").touch()  # MLPerf's rule comes first
+    assert [p.name for p in find_shards(tmp_path, "train")] == ["part_0"]
+
+
+def test_other_names_are_named(tmp_path: Path) -> None:
+    (tmp_path / "wiki_0.h5").touch()
+    with pytest.raises(BadInput, match=r"no train data: .*`part` in their name \(as wiki_0.h5 has"):
+        find_shards(tmp_path, "train")
