@@ -22,9 +22,11 @@ MADE = ("new", "made", "weights", "published", "cache", "page", "repeated")
 """What a command may write, in the case's folder."""
 TRACES = re.compile(
     r"Traceback \(most recent call last\)|Exception ignored|Fatal Python error|terminate called|"
-    r"\[rank\d\]:.*Error|AddressSanitizer|free\(\): |malloc\(\): |corrupted"
+    r"\[rank\d\]:.*Error|AddressSanitizer|free\(\): |malloc\(\): |corrupted (?:size|top|double)"
 )
-SAID = re.compile(r"damaged|cannot be read|cannot read|unreadable|could not|left out", re.I)
+SAID = re.compile(
+    r"damaged|cannot be read|cannot read|unreadable|could not|left out|checksum", re.I
+)
 """Words with which a command says that its result lacks something."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f]")
 
