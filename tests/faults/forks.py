@@ -148,7 +148,7 @@ def _become(argv: list[str], cwd: Path, before: Callable[[], None], base: Path) 
 
 
 def _show(error: BaseException) -> None:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         traceback.print_exception(error)
 
 
@@ -162,12 +162,13 @@ def _finalise(code: Any) -> int:
         except BaseException as error:
             _show(error)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (OSError, ValueError) as error:
         with contextlib.suppress(OSError):
             os.write(2, f"Exception ignored in: <stdout>: {error}\n".encode())
         code = 120
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.flush()
     return code if isinstance(code, int) else 0 if code is None else 1
 

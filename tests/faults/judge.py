@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.forks import Ended
+from tests.faults.forks import Ended, command
 from tests.faults.targets import Target
 
 CODES = (0, 1, 2, 130)
 MORE_MEMORY = 1500 << 20
-TIMEOUT = 30.0
-MADE = ("new", "made", "weights", "published", "cache", "page")
+MADE = ("new", "made", "weights", "published", "cache", "page", "repeated")
 """What a command may write, in the case's folder."""
 TRACES = re.compile(
     r"Traceback \(most recent call last\)|Exception ignored|Fatal Python error|terminate called|"
-    r"\[rank\d\]:.*Error|AddressSanitizer|free\(\): |malloc\(\): |corrupted"
+    r"\[rank\d\]:.*Error|AddressSanitizer|free\(\): |malloc\(\): |corrupted (?:size|top|double)"
 )
-SAID = re.compile(r"damaged|cannot be read|cannot read|unreadable|could not|left out", re.I)
+SAID = re.compile(
+    r"damaged|cannot be read|cannot read|unreadable|could not|left out|checksum", re.I
+)
 """Words with which a command says that its result lacks something."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f]")
 
@@ -58,7 +59,7 @@ class Fault:
     """What it took away."""
 
 
-def streams(ended: Ended, *, signal: int = 0, rss: int = 0, timeout: float = TIMEOUT) -> list[str]:
+def streams(ended: Ended, *, signal: int = 0, rss: int = 0, timeout: float = 30) -> list[str]:
     """Return the problems of how a command ended and of its text."""
     if ended.code is None:
         return [f"no end within {timeout:.0f} s ({_where(ended.err)})"]
@@ -140,11 +141,11 @@ def judge(
     before: dict[str, str],
 ) -> list[str]:  # fmt: skip
     """Return the problems of a disturbed command in ``folder``."""
-    found = streams(ended, signal=fault.signal, rss=clean.rss)
+    found = streams(ended, signal=fault.signal, rss=clean.rss, timeout=target.timeout)
     if target.trains:
         found += trained(folder, ended, fault, clean)
     elif target.output:
-        found += _written(folder, target, ended, clean)
+        found += _written(folder, target, ended, fault, clean)
     elif ended.code == clean.code and not fault.on_output and not fault.signal:
         missing = [line for line in clean.lines if line not in ended.out.splitlines()]
         if missing and not SAID.search(ended.text):
@@ -162,7 +163,9 @@ def judge(
     return found
 
 
-def _written(folder: Path, target: Target, ended: Ended, clean: Clean) -> Iterator[str]:
+def _written(
+    folder: Path, target: Target, ended: Ended, fault: Fault, clean: Clean
+) -> Iterator[str]:
     assert target.output
     now = tree(folder / target.output)
     shown = {k: v for k, v in now.items() if not any(p.startswith(".") for p in Path(k).parts)}
@@ -171,6 +174,8 @@ def _written(folder: Path, target: Target, ended: Ended, clean: Clean) -> Iterat
             if name not in now or digest not in ("", now[name]):
                 yield f"exit code 0, but {name} is {'other' if name in now else 'missing'}"
                 return
+    if fault.struck and not fault.signal and not fault.path.startswith(target.output):
+        return  # an input that could not be read: the output lacks it, and says so
     old = clean.record.get("old", {})
     complete = "manifest.json" in now or target.output != "made"
     for name, digest in shown.items():
@@ -178,6 +183,17 @@ def _written(folder: Path, target: Target, ended: Ended, clean: Clean) -> Iterat
             yield f"left behind: {target.output}/{name}"
         elif complete and clean.tree[name] not in ("", digest) and old.get(name) != digest:
             yield f"neither old nor new: {target.output}/{name}"
+
+
+def again(folder: Path, target: Target, clean: Clean) -> list[str]:
+    """Return the problems of the same command, undisturbed, after a fault."""
+    assert target.output
+    ended = command(list(target.argv), cwd=folder, timeout=target.timeout)
+    now = tree(folder / target.output)
+    other = [k for k, v in clean.tree.items() if k not in now or v not in ("", now[k])]
+    if ended.code not in (0, 2) or other:
+        return [f"again: exit code {ended.code}, {other[:2]} differ: {ended.err.strip()[-160:]}"]
+    return []
 
 
 def trained(folder: Path, ended: Ended, fault: Fault, clean: Clean) -> Iterator[str]:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tests.faults.forks import Ended, command
-from tests.faults.judge import TIMEOUT, Clean, Fault, clock_problems, judge, sensor_problems
+from tests.faults.judge import Clean, Fault, again, clock_problems, judge, sensor_problems
 from tests.faults.shim import Plan
 from tests.faults.targets import TARGETS, pick, use_sensor
 
@@ -46,13 +46,13 @@ class Kind:
         self.plan.arm()
 
     def run(self, case: Path) -> Ended:
-        argv = list(TARGETS[self.target].argv)
-        return command(argv, cwd=case, timeout=TIMEOUT, before=self.before)
+        target = TARGETS[self.target]
+        return command(list(target.argv), cwd=case, timeout=target.timeout, before=self.before)
 
     def path(self, case: Path) -> str:
         """Return where the fault struck, relative to the case's folder."""
         found = os.fsdecode(self.plan.fired_path)
-        return found.removeprefix(f"{case}/") if found.startswith(str(case)) else ""
+        return found.removeprefix(f"{case}/") if found.startswith(f"{case}/") else ""
 
     def problems(self, case: Path, ended: Ended, before: dict[str, str]) -> list[str]:
         fault = Fault(
@@ -62,8 +62,9 @@ class Kind:
             on_output=self.call == "stdio",
             moved=self.moved,
         )
-        clean = self.clean[self.target]
-        return judge(case, TARGETS[self.target], ended, fault, clean, before)
+        clean, target = self.clean[self.target], TARGETS[self.target]
+        found = judge(case, target, ended, fault, clean, before)
+        return found + (again(case, target, clean) if target.again else [])
 
     def struck(self) -> bool:
         return self.plan.fired > 0

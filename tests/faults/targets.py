@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.forks import Ended, command, preload
+from tests.faults.forks import Ended, command, preload, remove
 from tests.faults.shim import Plan
 
 TINY = """
@@ -52,9 +52,10 @@ class Target:
     """It writes a record below new/."""
     output: str | None = None
     """The file or folder it writes; None: its standard output is the result."""
-    old_output: bool = False
-    """An earlier output stands there, which stays whole until the new one is."""
-    weight: int = 2
+    again: bool = False
+    """After a fault the same command has to give the whole output."""
+    weight: float = 2
+    timeout: float = 30
 
 
 TARGETS = {
@@ -63,20 +64,23 @@ TARGETS = {
     "squad": Target(tuple(SQUAD), trains=True, weight=6),
     "resume": Target((*MINI, "--data", "data", "--output_dir", "new", "--resume", "stopped"),
                      trains=True, weight=4),
-    "prepare": Target((*PREPARE, "made"), output="made", weight=4),
+    "prepare": Target((*PREPARE, "made"), output="made", again=True, weight=4),
     "check": Target(tuple("data check data --max_seq_length 64 --max_predictions_per_seq 10 "
                           "--vocab_size 256".split())),
     "score": Target(("score", "squad", "--dataset", "squad/dev-v1.1.json",
                      "--predictions", "predictions.json")),
     "report": Target(("report", "results", "--out", "page", "--no_references"), output="page",
-                     old_output=True),
+                     again=True),
     "compare": Target(("compare", "results/a", "results/b", "--metric", "sequences_per_second")),
     "validate": Target(("validate", "results")),
     "watch": Target(("watch", "stopped", "--once")),
-    "weights": Target(("export-weights", "stopped", "--output", "weights"), output="weights"),
+    "weights": Target(("export-weights", "stopped", "--output", "weights"), output="weights",
+                      again=True),
     "import": Target(("import-mlperf", "log.txt", "--output", "published", "--round", "5.0",
                       "--submitter", "x", "--devices", "1", "--device", "d", "--system", "s"),
-                     output="published"),
+                     output="published", again=True),
+    "repeat": Target(("repeat", "2", "--", *MINI, "--synthetic", "--output_dir", "repeated",
+                      "--skip_checkpoint"), weight=0.25, timeout=90),
     "dry_run": Target((*MINI, "--data", "data", "--output_dir", "new", "--dry_run")),
 }  # fmt: skip
 
@@ -108,15 +112,19 @@ def make_base(folder: Path) -> None:
 
 
 def _stopped(folder: Path) -> None:
-    """Leave ``stopped``: a run of six steps that was interrupted after its first checkpoint."""
+    """Leave ``stopped``: a run that a signal stopped after a checkpoint, before its last step."""
     plan = Plan.shared()
-    plan.set("rename", "signal", signal.SIGTERM, k=5, prefix=folder / "half")
     argv = [*TARGETS["run"].argv[:-1], "half"]
-    ended = command(list(argv), cwd=folder, timeout=120, before=plan.arm)
-    if ended.code != 130:
-        raise RuntimeError(f"{ended.code}, not 130: {ended.text}")
-    (record,) = folder.glob("half/*/*/*")
-    record.rename(folder / "stopped")
+    for k in range(4, 12):
+        plan.set("rename", "signal", signal.SIGTERM, k=k, prefix=folder / "half")
+        ended = command(list(argv), cwd=folder, timeout=120, before=plan.arm)
+        for step in folder.glob("half/*/*/*/checkpoints/step_0000000[2-4]"):
+            if ended.code == 130:
+                step.parent.parent.rename(folder / "stopped")
+                shutil.rmtree(folder / "half")
+                return
+        remove(folder / "half")
+    raise RuntimeError(f"no checkpoint after a signal: {ended.code}, {ended.text}")
 
 
 def run(folder: Path, argv: list[str]) -> Ended:

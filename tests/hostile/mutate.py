@@ -124,12 +124,27 @@ def _places(value: Any) -> Any:
         yield from _places(child)
 
 
+def forge(value: Any) -> tuple[str, str]:
+    """Make a record's figures a hundred times better, and take its checksums away."""
+    for metric in value["metrics"]:
+        metric["value"] *= 100
+    return "figures x 100 without checksums", json.dumps(value | {"files": None}, indent=1) + "\n"
+
+
 def change_lines(rng: random.Random, text: str, canary: Path) -> tuple[str, str]:
     """Change the JSON in one line; text before it (as in MLPerf's log) stays."""
     lines = text.splitlines()
     found = [i for i, line in enumerate(lines) if "{" in line]
     if not found:
         return "no JSON lines", text + "{"
+    named = [i for i in found if '"submission_' in lines[i]]
+    if named and rng.random() < 0.25:  # by which MLPerf's checker chooses the code that it runs
+        i = rng.choice(named)
+        where = rng.choice((f"..{canary.parent}", f"{'../' * 20}{canary.parent}", canary.parent))
+        start = lines[i].index("{")
+        event = json.loads(lines[i][start:]) | {"value": f"{where}/evil".replace("//", "/")}
+        lines[i] = lines[i][:start] + json.dumps(event)
+        return f"{event['key']} names a file with code", "\n".join(lines) + "\n"
     i = rng.choice(found)
     start = lines[i].index("{")
     words, changed = change_json(rng, json.loads(lines[i][start:]), canary)
