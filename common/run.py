@@ -24,11 +24,12 @@ from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import Stream, why
+from bertbench.common.launch.threads import OtherWork, host_threads
 from bertbench.common.measure.clock import Clock, command_began
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.system import system_name
-from bertbench.common.measure.threads import OtherWork, host_threads
 from bertbench.common.measure.utilisation import find_calibration
+from bertbench.common.report.tensorboard import TensorBoard, writer_class
 from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training import rehearsal
@@ -45,7 +46,6 @@ from bertbench.common.training.progress import Outcome, Progress, load_run
 from bertbench.common.training.resume import find_checkpoint
 from bertbench.common.training.stops import Interruption
 from bertbench.common.training.task import Source
-from bertbench.common.training.tensorboard import TensorBoard, writer_class
 
 EXIT_CODES = {"ok": 0, "interrupted": 130}
 """Every other status is 1."""

@@ -18,9 +18,9 @@ from bertbench import backends
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import write_atomic
+from bertbench.common.launch.threads import host_threads
 from bertbench.common.measure.calibration import Effort, calibrate
 from bertbench.common.measure.system import system_name
-from bertbench.common.measure.threads import host_threads
 from bertbench.common.measure.utilisation import CALIBRATION
 from bertbench.common.training.rehearsal import is_worthwhile
 

@@ -10,8 +10,8 @@ import pytest
 
 from bertbench.common import files
 from bertbench.common.files import cgroup_cores, host_cores
-from bertbench.common.measure import threads
-from bertbench.common.measure.threads import OtherWork, host_threads
+from bertbench.common.launch import threads
+from bertbench.common.launch.threads import OtherWork, host_threads
 from bertbench.common.results.scaling import NOT_CREDIBLE, ScalingPoint, as_dict, relate, render
 
 

@@ -14,8 +14,8 @@ import pytest
 from bertbench.benchmarks import resolve
 from bertbench.common.cli.main import main
 from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.report.tensorboard import TensorBoard, writer_class
 from bertbench.common.training.events import RunSummary
-from bertbench.common.training.tensorboard import TensorBoard, writer_class
 from tests.unit.test_record import eval_event, step_event
 
 SUMMARY = RunSummary(status="ok", reason="target reached", step=6, samples=48)
