@@ -255,11 +255,11 @@ def _mlperf(
         yield "error", LOG, "missing: the manifest promises an MLPerf log"
         return
     try:
-        text = read_whole(log)
+        content = read_whole(log)
     except BadInput as error:
         yield "error", LOG, str(error)
         return
-    events = [e for _, e in read_log(log_lines(text, "utf-8")) if e is not None]
+    events = [e for _, e in read_log(log_lines(content, "utf-8")) if e is not None]
     for key, wanted in (
         ("seed", manifest["seed"]),
         ("global_batch_size", manifest["global_batch"]),
