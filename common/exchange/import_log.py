@@ -115,10 +115,6 @@ def import_log(path: Path, origin: Origin | None = None) -> dict[str, Any]:
     }
     run.missing.update({name: why for name, why in reasons.items() if row[name] is None})
     run.missing = row["missing"] = dict(sorted(run.missing.items()))
-    day = None
-    if run.day_ms is not None:
-        moment = datetime.fromtimestamp(run.day_ms / _MILLISECONDS, timezone.utc)
-        day = moment.date().isoformat()
     return {
         "schema_version": 1,
         "kind": "mlperf",
@@ -126,10 +122,17 @@ def import_log(path: Path, origin: Origin | None = None) -> dict[str, Any]:
             "title": f"MLPerf log {shown(path.name)} of {system}",
             "url": origin.repository,
             "commit": None,
-            "date": day,
+            "date": _day(run.day_ms),
         },
         "rows": [row],
     }
+
+
+def _day(time_ms: float | None) -> str | None:
+    """Return the date of a time in milliseconds since 1970."""
+    if time_ms is None:
+        return None
+    return datetime.fromtimestamp(time_ms / _MILLISECONDS, timezone.utc).date().isoformat()
 
 
 def _names(run: ImportedRun, origin: Origin, log: Events) -> tuple[str, str | None]:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bertbench.common.config.recipe import hash_values
-from bertbench.common.mlperf.compliance import check_log
-from bertbench.common.mlperf.log import read_log
+from bertbench.common.errors import BadInput
+from bertbench.common.mlperf.compliance import check_log, read_whole
+from bertbench.common.mlperf.log import log_lines, read_log
 from bertbench.common.results.comparable import leaves
 
 Finding = tuple[Literal["error", "note"], str, str]
@@ -253,7 +254,12 @@ def _mlperf(
     if not log.exists():
         yield "error", LOG, "missing: the manifest promises an MLPerf log"
         return
-    events = [e for _, e in read_log(log.read_text("utf-8").splitlines()) if e is not None]
+    try:
+        content = read_whole(log)
+    except BadInput as error:
+        yield "error", LOG, str(error)
+        return
+    events = [e for _, e in read_log(log_lines(content, "utf-8")) if e is not None]
     for key, wanted in (
         ("seed", manifest["seed"]),
         ("global_batch_size", manifest["global_batch"]),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
@@ -24,7 +25,8 @@ from bertbench.common.errors import BadInput
 from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.mlperf.log import MlperfLog
 from bertbench.common.results.record import RunRecord, hide_home
-from bertbench.common.results.seals import sealed
+from bertbench.common.results.seals import is_written, sealed
+from bertbench.common.results.store import load_results
 from bertbench.common.results.validate import SCHEMAS, validate
 from bertbench.common.training.events import EvalEvent, RunSummary, StepEvent
 
@@ -488,3 +490,18 @@ def test_the_schemas_are_schemas() -> None:
         schema = json.loads(file.read_text())
         assert schema["$schema"].endswith("2020-12/schema")
         jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_a_record_is_held_as_long_as_its_process_writes_it(tmp_path: Path) -> None:
+    record = create(tmp_path)
+    assert is_written(record.path)
+    (run_now,), _ = load_results([record.path], references=False)
+    assert (run_now.status, run_now.reason) == ("running", "it goes on")
+    assert next(p.text for p in validate(record.path)).startswith("the run goes on")
+    path = record.path
+    del record  # as a process that is gone
+    gc.collect()
+    assert not is_written(path)
+    (ended,), _ = load_results([path], references=False)
+    assert ended.status == "interrupted"
+    assert not is_written(run(tmp_path / "closed")) and not is_written(tmp_path / "none")

@@ -21,6 +21,7 @@ from bertbench.common.cli.repeat import _code as code
 from bertbench.common.cli.repeat import main, order
 from bertbench.common.errors import BadInput
 from bertbench.common.launch.subprocess_runs import Starter
+from bertbench.common.results.record import sealed
 
 ROOT = Path(__file__).parents[3]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_runner.py")))
@@ -104,7 +105,7 @@ def test_runs_of_another_recipe_behind_the_same_words_are_no_repeats(
     assert repeat(place, "1", "--json") == 0
     (record,) = told(capsys)["run"]["records"]
     file = Path(record) / "manifest.json"
-    file.write_text(file.read_text().replace('"simulated": false', '"simulated": true'))
+    file.write_text(sealed(file.read_text().replace('"simulated": false', '"simulated": true')))
     assert repeat(place, "2", "--json") == 2
     captured = capsys.readouterr()
     assert "mixes" in captured.err and "--fresh" in captured.err

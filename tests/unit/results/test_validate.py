@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -139,6 +140,37 @@ def test_repeats_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([str(tmp_path), "--json"]) == 0
     counts = [entry["repeats"] for entry in json.loads(capsys.readouterr().out)]
     assert sorted(counts) == [1, 6, 6, 6, 6, 6, 6]
+
+
+def test_copies_under_other_names_are_one_repeat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(tmp_path)
+    for number in range(5):
+        copy = first.with_name(f"20260102T00000{number}Z_abcdefa_00000{number}")
+        shutil.copytree(first, copy)
+        change = {"run_id": copy.name, "finished_utc": "2026-01-02T00:00:00Z"}
+        forge(copy, "manifest.json", lambda m, change=change: m.update(change))
+    main([str(tmp_path), "--json"])
+    counts = [entry["repeats"] for entry in json.loads(capsys.readouterr().out)]
+    assert sorted(counts) == [0, 0, 0, 0, 0, 1]
+    main([str(tmp_path)])
+    assert "1 run of toy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["steps", "metrics", "seed", "samples", "extras", "notes"])
+@pytest.mark.parametrize("value", [10**300, [[[[]]]], {"a": {}}, "x\n/run: valid"])
+def test_hostile_values_are_findings(
+    tmp_path: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run(tmp_path, mlperf=None)
+    if key == "steps":
+        forge(path, "steps.jsonl", lambda lines: [*lines[:1], {**lines[1], "loss": value}])
+    else:
+        forge(path, "manifest.json", lambda m: m.update({key: value}))
+    assert main([str(path)]) in (0, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert not any(line.startswith("/run: valid") or not line.isprintable() for line in lines)
 
 
 def test_runs_with_other_kernels_are_not_repeats(
