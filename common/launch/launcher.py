@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from bertbench.common.config.recipe import Preset
 from bertbench.common.errors import BadInput, BertbenchError, Unsupported
+from bertbench.common.files import Stream
 
 CPU = "cpu_ref"
 Report = Mapping[str, Any]
@@ -260,8 +261,9 @@ def doctor(python: str, backend: str, environment: Mapping[str, str]) -> dict[st
 
 
 def _become(launch: Launch) -> NoReturn:
+    out = Stream(sys.stdout)  # a reader that has left does not stop the run
     for text in [*launch.messages, shlex.join(launch.command)]:
-        print(f"launch: {text}", flush=True)
+        print(f"launch: {text}", file=out, flush=True)
     if launch.rehearsal is not None:
         command, output = launch.rehearsal, subprocess.DEVNULL
         code = subprocess.run(command, env=launch.environment, stdout=output).returncode

@@ -333,3 +333,17 @@ def test_a_peer_that_has_left_costs_no_result() -> None:
         "the rates of all processes are unknown: RuntimeError: Connection closed by peer"
     ]
     assert Outcome(status="ok", reason="", progress=Progress()).train_window is None
+
+
+@pytest.mark.parametrize(
+    "printed",
+    ["'{\"f1\": ' + '[' * 100000", "'{\"f1\": ' + '9' * 5000 + '}'", "'{\"f1\": 1e999}'",
+     "'[1]'", "''", "'{\"f1\": \"\\x1b[2J\"'"],
+)  # fmt: skip
+def test_an_evaluation_script_may_print_anything(tmp_path: Path, printed: str) -> None:
+    from bertbench.benchmarks.bert_squad.scoring import script_scores
+
+    script = tmp_path / "script.py"
+    script.write_text(f"print({printed})")
+    metrics, reported = script_scores(script, script, {})
+    assert metrics == {} and reported["error"].isprintable()
