@@ -128,6 +128,18 @@ def test_a_rank_that_ends_says_why(two: tuple[Peers, Peers], exits: list[int]) -
     assert exits == []  # the main thread knows: the watch leaves the end to it
 
 
+def test_a_rank_that_fails_tells_the_others_before_it_closes_its_record(
+    two: tuple[Peers, Peers], exits: list[int]
+) -> None:
+    error = MemoryError("out of memory")
+    assert two[0].explain(error) is error
+    until(lambda: exits)
+    assert exits == [1] and two[1].lost == "rank 0 ended: out of memory"
+    begin = time.monotonic()
+    two[0].leave()
+    assert time.monotonic() - begin < 3 and exits == [1]
+
+
 def test_a_rank_that_is_killed_hangs_up(two: tuple[Peers, Peers], exits: list[int]) -> None:
     two[1]._left.set()
     known = two[0].explain(RuntimeError("[gloo/pair.cc:537] Connection reset by peer"))
