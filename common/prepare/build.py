@@ -63,6 +63,7 @@ def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 f"choose another --output, or delete that folder"
             )
         if path.name == MANIFEST:
+            shutil.rmtree(work, ignore_errors=True)  # of a build that was stopped at its very end
             return found
     if not work.is_dir():
         if output.is_dir() and any(output.iterdir()):
