@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -192,14 +191,10 @@ def _new_file(path: Path) -> Iterator[h5py.File]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    stream = _File(name, "r+")
+    stream = _File(handle, "r+")
     try:
-        with stream:
-            with h5py.File(stream, "w") as file:
-                yield file
-            if stream.failure is None:
-                os.fsync(stream.fileno())
+        with stream, h5py.File(stream, "w") as file:
+            yield file
         if stream.failure is None:
             Path(name).chmod(0o644)
             Path(name).replace(path)

@@ -30,7 +30,7 @@ from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_fixed, write_varlen
 from bertbench.common.data.shards import FORMAT, MANIFEST
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256, host_cores, shown, write_atomic
+from bertbench.common.files import file_sha256, host_cores, shown, sync, write_atomic
 from bertbench.common.files import read_json as read_any_json
 from bertbench.common.prepare.spool import Mixture, open_spool, save_spool
 from bertbench.common.prepare.track import tracked
@@ -64,6 +64,7 @@ def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 f"choose another --output, or delete that folder"
             )
         if path.name == MANIFEST:
+            shutil.rmtree(work, ignore_errors=True)  # of a build that was stopped at its very end
             return found
     if not work.is_dir():
         if output.is_dir() and any(output.iterdir()):
@@ -249,6 +250,7 @@ def _write_shard(job: _ShardJob) -> dict[str, Any]:
         write_varlen(job.target, samples)
     else:
         write_fixed(job.target, samples, job.layout.max_seq_length, job.layout.max_predictions)
+    sync(job.target)
     return {
         "samples": len(samples),
         "bytes": job.target.stat().st_size,

@@ -467,6 +467,24 @@ def test_a_lost_shard_is_written_again(options, monkeypatch):
     assert not list(options.output.rglob(".x.tmp"))
 
 
+def test_a_fault_at_the_very_end_leaves_whole_data(options, monkeypatch):
+    real = build.write_json
+
+    def then_full(path, content):
+        real(path, content)
+        if path.name == build.MANIFEST:
+            raise OSError(28, "No space left on device")
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(BadInput, match=r"out: No space left .*free"),
+    ):
+        patch.setattr(build, "write_json", then_full)
+        prepare.prepare(options)
+    prepare.prepare(options)
+    assert not (options.output / build.WORK).exists()
+
+
 def test_dry_run_refuses_what_is_not_text(options, tmp_path):
     (tmp_path / "text" / "rows.csv").write_text("id,text\n1,It is\n2,So\n")
     with pytest.raises(BadInput, match=r"rows\.csv is a table"):
