@@ -252,7 +252,7 @@ def test_a_file_on_which_the_library_never_returns(
     start = time.monotonic()
     with pytest.raises(BadInput, match=r"part_3.hdf5: the HDF5 library did not return within"):
         read(path, LIMITS)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50
     write_varlen_slowly(path, plain_samples(3))
     assert len(read(path, LIMITS)) == 3  # the next file has a new process
 
