@@ -33,6 +33,8 @@ from bertbench.common.model.naming import (
 from bertbench.common.model.weight_files import find_prefix, is_finite, is_weight, read_weights
 
 ENCODER = ("bert.embeddings.", "bert.encoder.")
+POSITION = "bert.embeddings.position_embeddings.weight"
+_ROBERTA_ROWS = (130, 258, 514, 1026, 2050, 4098)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +212,12 @@ def _refuse_more_than_bert(file: _File, targets: Mapping[str, Tensor]) -> None:
         for name in file.tensors
         if name.startswith(ENCODER) and name not in targets and not name.endswith("_ids")
     ]
+    rows = len(file.tensors[POSITION])
+    if rows in _ROBERTA_ROWS:
+        raise BadInput(
+            f"{file.path}: {file.original[POSITION]} has {rows} rows, as a RoBERTa has, whose "
+            f"positions count from 2: it computes other numbers than a BERT. Give a BERT's weights"
+        )
     if more:
         raise BadInput(
             f"{file.path}: {len(more)} tensors of its encoder are not a BERT's, such as {more[0]}: "

@@ -422,6 +422,14 @@ def test_another_architecture_or_no_number_is_refused(tmp_path, state, says):
     assert same(model, build(seed=2))
 
 
+def test_a_position_table_that_counts_from_two(tmp_path):
+    """A bare RoBERTa has a BERT's names; this is all that its file says."""
+    config = replace(CONFIG, max_position_embeddings=514)
+    torch.save(bare_encoder(export_state_dict(build(config))), tmp_path / "w.pt")
+    with pytest.raises(BadInput, match=r"w\.pt: .*514 rows, as a RoBERTa has"):
+        load_pretrained(build(config), tmp_path / "w.pt")
+
+
 DESCRIBED = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
     "vocab_size": 56,
