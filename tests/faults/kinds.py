@@ -109,6 +109,8 @@ class Syscalls(Kind):
             if self.stream == "full":
                 writer = os.open("/dev/full", os.O_WRONLY)
             os.dup2(writer, self.number)
+            stream = os.fdopen(self.number, "w", buffering=self.number - 1 or -1, closefd=False)
+            setattr(sys, "stdout" if self.number == 1 else "stderr", stream)
         super().before()
 
     def struck(self) -> bool:
