@@ -19,22 +19,19 @@ from typing import Any
 import jsonschema
 
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown, write_atomic
+from bertbench.common.files import read_bytes, shown, write_atomic
 from bertbench.common.measure.metric import SHARED
 from bertbench.common.results.result import parse
 
 SCHEMA = Path(__file__).parent / "schema" / "published-1.json"
 NOT_STATED = "not stated"
 """The definition of a figure without one in its source."""
-_LARGEST = 16 << 20
 
 
 def load_published(path: Path) -> dict[str, Any]:
     """Return the document in ``path``; raise BadInput with its first problems."""
     try:
-        if path.stat().st_size > _LARGEST:
-            raise BadInput(f"{shown(path)} is larger than {_LARGEST >> 20} MiB")
-        document = parse(path.read_text(encoding="utf-8"))
+        document = parse(read_bytes(path))
     except (OSError, ValueError) as error:
         raise BadInput(f"{shown(path)} cannot be read: {shown(error)}") from error
     found = problems(document)
