@@ -116,7 +116,8 @@ INLINE vf select16(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & 
 INLINE vf vexp(vf x) {
     x = select16(x < -87.0f, splat(-87.0f), x);
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    vi whole = (vi)(x * 1.44269504f + magic) - (vi)splat(magic);
+    // Unsigned: infinity and NaN go through, and their sums wrap.
+    vi whole = (vi)((vu)(x * 1.44269504f + magic) - (vu)splat(magic));
     vf n = __builtin_convertvector(whole, vf);
     vf r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     vf p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -125,7 +126,7 @@ INLINE vf vexp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    return (vf)((vi)p + (whole << 23));
+    return (vf)((vu)p + ((vu)whole << 23));
 }
 
 // -- dropout: which elements survive is a function of (seed, row, column) alone ------------------
