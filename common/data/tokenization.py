@@ -78,10 +78,12 @@ def read_vocab(path: Path, *, pads: bool = True) -> list[str]:
 def is_padded(tokens: int, rows: int) -> bool:
     """Return whether ``rows`` of an embedding may be for ``tokens``, the rest being padding.
 
-    Software pads a vocabulary to a multiple of 8 up to one of 1,024 (128 on 8 devices).
+    Software pads a vocabulary to a multiple of 8 up to one of 1,024 (128 on 8 devices). More rows
+    of padding than tokens are another model's.
     """
     multiples = (2**power for power in range(3, 11))
-    return 0 <= rows - tokens < 8 or rows in (-(-tokens // m) * m for m in multiples)
+    more = rows - tokens
+    return 0 <= more < 8 or (more < tokens and rows in (-(-tokens // m) * m for m in multiples))
 
 
 def _in_order(lines: list[str]) -> list[str]:

@@ -125,7 +125,8 @@ def test_where_nothing_pads_or_masks_only_what_is_used_must_be_there(tmp_path):
     [
         *((30522, rows, True) for rows in (30522, 30528, 30592, 30720, 30525)),
         *((30522, rows, False) for rows in (30521, 30530, 31090, 21128, 65536)),
-        *((104, 128, True), (104, 112, True), (104, 256, True), (104, 120, False)),
+        *((104, 128, True), (104, 112, True), (104, 256, False), (104, 120, False)),
+        *((32, 64, False), (33, 64, True)),
     ],
 )
 def test_rows_may_be_padded_to_any_usual_multiple(tokens, rows, fits):
