@@ -204,7 +204,43 @@ def clock(seconds: float) -> str:
 
 
 def host_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of cores that this process may use: by its affinity and its cgroup.
+
+    Of a fraction none: threads that spin for each other are throttled together.
+    """
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    limit = cgroup_cores()
+    return cores if limit is None else max(1, min(cores, int(limit)))
+
+
+def cgroup_cores(root: Path = Path("/")) -> float | None:
+    """Return how many cores' time the process's cgroups allow; None without a limit."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            base = root / "sys/fs/cgroup" / controllers
+            here = base / path.strip("/")
+            # Above the process's own group, too; in a container its mount may begin at that group.
+            for folder in {here, *(p for p in here.parents if p.is_relative_to(base)), base}:
+                limits += [cores for cores in (_quota(folder),) if cores is not None]
+    return min(limits, default=None)
+
+
+def _quota(folder: Path) -> float | None:
+    """Return the cores that a cgroup of version 2 or 1 allows, if it limits them."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        if (both := folder / "cpu.max").is_file():
+            quota, period = both.read_text(encoding="utf-8").split()
+        else:
+            quota, period = (
+                (folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")
+                for name in ("quota", "period")
+            )
+        cores = int(quota) / int(period)  # "max" and -1: no limit
+        return cores if cores > 0 else None
+    return None

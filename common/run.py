@@ -23,10 +23,11 @@ from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain
 from bertbench.common.errors import BertbenchError, Unsupported
-from bertbench.common.files import Stream, host_cores, why
+from bertbench.common.files import Stream, why
 from bertbench.common.measure.clock import Clock, command_began
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.system import system_name
+from bertbench.common.measure.threads import OtherWork, host_threads
 from bertbench.common.measure.utilisation import find_calibration
 from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
@@ -68,7 +69,7 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
     benchmark.check(settings)  # first: it is refused the same on every device
     world = World.from_env()
     backend = backends.resolve(settings.run.backend)(world.local_rank)
-    torch.set_num_threads(settings.impl.num_threads or max(1, host_cores() // world.local_size))
+    torch.set_num_threads(settings.impl.num_threads or host_threads(world.local_size))
     backend.resolve_collective(settings.impl.dist_backend)  # refused with one process, too
     if settings.impl.micro_batch == AUTO:
         rehearsal.check_auto(backend)
@@ -100,7 +101,7 @@ class Run:
         """The result, from the moment that it is in the record."""
         self.progress, self.interruption = Progress(), Interruption()
         self.init_s: float | None = None
-        self.clock, self.began = Clock(), time.monotonic()
+        self.clock, self.began, self.other_work = Clock(), time.monotonic(), OtherWork()
 
     def execute(self, peers: Peers | None = None) -> int:
         """Return the exit code; raises DoesNotFit and other errors before there is a record.
@@ -249,6 +250,7 @@ class Run:
         first = built.devices[0]
         folders = [run.output_dir / s for s in (self._system(built), system_name(first.name, 1))]
         built.calibrated = find_calibration(folders, plain(first), built.plan.precision, notes)
+        notes += self.other_work.notes(self.world.local_size)
         self._note([*settings.notes, *built.task.notes, *notes])
         if built.saved is not None and (before := built.saved[1]["world_size"]) != self.world.size:
             ranks = f"{self.world.size} processes, saved on {before}"

@@ -20,6 +20,7 @@ from bertbench.common.errors import BadInput
 from bertbench.common.files import write_atomic
 from bertbench.common.measure.calibration import Effort, calibrate
 from bertbench.common.measure.system import system_name
+from bertbench.common.measure.threads import host_threads
 from bertbench.common.measure.utilisation import CALIBRATION
 from bertbench.common.training.rehearsal import is_worthwhile
 
@@ -40,14 +41,13 @@ def main(args: Sequence[str]) -> int:
         help="writes DIR/SYSTEM/calibration.json, which runs read",
     )  # fmt: skip
     verb.add_argument("--system", metavar="NAME", help="default: from the device's name, for one")
-    verb.add_argument("--num_threads", type=int, metavar="N", help="host threads; default: torch's")
+    verb.add_argument("--num_threads", type=int, metavar="N", help="host threads; default: a run's")
     verb.add_argument("--quick", action="store_true", help="a quarter of the tokens, three spans")
     options = verb.parse_args(args)
     if options.num_threads is not None and not 0 < options.num_threads <= 4096:
         raise BadInput(f"--num_threads {options.num_threads}: give a number of threads from 1")
     backend = backends.resolve(options.backend)(0)
-    if options.num_threads is not None:
-        torch.set_num_threads(options.num_threads)
+    torch.set_num_threads(options.num_threads or host_threads(1))
     info = backend.describe()
     content = calibrate(backend, options.precision, effort(backend, options.quick))
     path = options.output_dir / (options.system or system_name(info.name, 1)) / CALIBRATION

@@ -22,7 +22,7 @@ from bertbench.common.cli.runs import settings_of, split_words, stoppable
 from bertbench.common.cli.verbs import parser
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput, Unsupported
-from bertbench.common.files import clock, shown, write_atomic
+from bertbench.common.files import clock, host_cores, shown, write_atomic
 from bertbench.common.launch import launcher as launch
 from bertbench.common.launch.subprocess_runs import Outcome, Starter
 from bertbench.common.results.scaling import (
@@ -60,6 +60,8 @@ class Plan:
     output_dir: Path
     quiet: list[str]
     notes: list[str]
+    threads: int
+    """Host threads of each process, the same for every number of devices."""
 
     def batch(self, devices: int) -> int:
         return self.base_batch * (devices if self.weak else 1)
@@ -67,7 +69,7 @@ class Plan:
     def command(self, devices: int, seconds: float | None) -> list[str]:
         """Return the words of one run; ``seconds`` limits its training."""
         words = [*self.words, "--backend", self.backend]
-        words += ["--global_batch", str(self.batch(devices))]
+        words += ["--global_batch", str(self.batch(devices)), "--num_threads", str(self.threads)]
         if seconds is not None:
             words += [*self.quiet, "--max_minutes", f"{seconds / 60:.3f}"]
         return words
@@ -102,6 +104,9 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
         )
     if shares_host and devices[-1] > 1:
         notes.append(f"{chosen.name}: {HOST_NOTE}")
+    # One process with all of the host's threads would be no baseline for several that share them.
+    threads = settings.impl.num_threads or max(1, host_cores() // devices[-1])
+    notes.append(f"{threads} host threads in each process, whatever the number of devices")
     quiet = []
     if given.synthetic:
         quiet = ["--synthetic", "--skip_checkpoint"]
@@ -121,6 +126,7 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
         output_dir=settings.run.output_dir,
         quiet=quiet,
         notes=notes,
+        threads=threads,
     )
 
 

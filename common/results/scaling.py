@@ -31,6 +31,12 @@ DEFINITIONS = {
 }
 HOST_NOTE = "processes share the host's processors: this tests the path, not the scaling"
 
+MOST_EFFICIENT = 1.05
+NOT_CREDIBLE = (
+    "an efficiency above 1.05 is not credible: the run on one device was slowed down, by other "
+    "work on the machine or by threads that waited for each other; repeat it when idle (--repeats)"
+)
+
 
 @dataclass
 class ScalingPoint:
@@ -100,6 +106,8 @@ def relate(rows: Sequence[ScalingPoint], weak: bool, shares_host: bool) -> None:
             row.note = f"not comparable with one device: {'; '.join(unlike)}"
             continue
         row.efficiency = _finite(row.rate / (row.devices * one.rate))
+        if row.efficiency is not None and row.efficiency > MOST_EFFICIENT:
+            row.note = "; ".join(filter(None, (row.note, NOT_CREDIBLE)))
         row.beyond_s = row.step_s - one.step_s / (1 if weak else row.devices)
 
 
@@ -142,7 +150,8 @@ def render(found: dict[str, Any]) -> str:
     definitions = found["definitions"]
     lines += [
         "",
-        f"scalability  {_number(value, '.3f')} = {scaled['definition']}",
+        f"scalability  {_number(value, '.3f')}{'?' * (NOT_CREDIBLE in (scaled['note'] or ''))} = "
+        f"{scaled['definition']}",
         *([f"  {scaled['note']}"] if scaled["note"] else []),
         f"sequences/s  {definitions[RATE]}" + ("; median of runs" if found["repeats"] > 1 else ""),
         f"efficiency   {definitions['efficiency']}",
@@ -170,14 +179,15 @@ def render(found: dict[str, Any]) -> str:
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     quality = row["quality"] or {}
-    shared = "*" if row["note"] == HOST_NOTE else ""
+    shared = "*" if (row["note"] or "").startswith(HOST_NOTE) else ""
+    doubt = "?" if NOT_CREDIBLE in (row["note"] or "") else ""
     return (
         f"{row['devices']}{shared}",
         str(row["global_batch"]),
         "-" if row["micro_batch"] is None else shown(row["micro_batch"], 8),
         _number(row["rate"], ".5g"),
         _number(row["rate_per_device"], ".5g"),
-        _number(row["efficiency"], ".3f"),
+        _number(row["efficiency"], ".3f") + doubt,
         _number(row["step_s"], ".4g"),
         _number(row["beyond_s"], "+.3g"),
         _number(row["gradient_all_reduce_s"], ".3g"),

@@ -96,24 +96,29 @@ class Peers:
 
     def leave(self, error: BaseException | None = None) -> None:
         """End the watch; the others are told of ``error``, and the store outlives them."""
+        if error is not None:
+            self._tell(error)
+        patience_s = 2.0 if self._left.is_set() else self.timeout_s  # they are ending, too
         self._left.set()
         if self._own is None:
             return
         with contextlib.suppress(RuntimeError):
-            if error is not None and self.lost is None:
-                self._set("ended", f"rank {self.ranks.rank} ended: {_line(error)}")
             self._set(f"done/{self.ranks.rank}", "1")
-            end = time.monotonic() + (self.timeout_s if error is None else 2.0)
+            end = time.monotonic() + patience_s
             done = [f"{self._prefix}done/{rank}" for rank in range(self.ranks.size)]
-            while self._hosts and self.lost is None and time.monotonic() < end:
+            while self._hosts and self._answered and not self.lost and time.monotonic() < end:
                 if self._own.check(done):
                     break
                 time.sleep(0.05)
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return PeerLost for an error that a lost rank causes here; others unchanged."""
+        """Return PeerLost for an error that a lost rank causes here; others unchanged.
+
+        The others are told of these: they need not wait, and this rank ends by itself.
+        """
         inner = isinstance(error, RuntimeError) and not isinstance(error, BertbenchError)
         if not inner or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+            self._tell(error)
             return error
         self._left.set()
         end = time.monotonic() + 2.0  # whoever ended on purpose says so
@@ -126,6 +131,12 @@ class Peers:
             closed = "onnection" in str(error)
             self.lost = f"another rank is gone: {'it hung up' if closed else _line(error)}"
         return PeerLost(self.lost)
+
+    def _tell(self, error: BaseException) -> None:
+        self._left.set()
+        if self._own is not None and self.lost is None and not isinstance(error, PeerLost):
+            with contextlib.suppress(RuntimeError):
+                self._set("ended", f"rank {self.ranks.rank} ended: {_line(error)}")
 
     # -- the watch --------------------------------------------------------------------------------
     def _watch(self) -> None:
@@ -167,12 +178,14 @@ class Peers:
             return
         try:
             self.on_lost(text)
-        finally:
             sys.stdout.flush()
+        except Exception as error:  # a disk that is full, or a reader that has left
+            text += f"; and its record is not closed: {_line(error)}"
+        with contextlib.suppress(Exception):
             print(
                 f"bertbench run: rank {self.ranks.rank} ends: {text}", file=sys.stderr, flush=True
             )
-            os._exit(1)
+        os._exit(1)
 
     # -- the store --------------------------------------------------------------------------------
     def _connect(self, host: bool) -> Any:
