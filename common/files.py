@@ -108,7 +108,7 @@ class Stream:
     """
 
     def __init__(self, stream: Any, *, strict: bool = False) -> None:
-        self._stream, self._strict = stream, strict
+        self._stream, self.strict = stream, strict
         self.problem = "it is closed" if stream is None else None
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # what its encoding lacks
@@ -128,7 +128,7 @@ class Stream:
                     self.problem = self._stream.problem
             except (OSError, ValueError, OutputLost) as error:
                 self.problem = shown(getattr(error, "strerror", None) or error)
-        if self._strict and self.problem is not None:
+        if self.strict and self.problem is not None:
             raise OutputLost(self.problem)
 
     def __getattr__(self, name: str) -> Any:

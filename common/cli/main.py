@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{prog}: cannot write to standard output: {out.problem}", file=err)
         return 1
     finally:
+        out.strict = False  # for whoever kept it, as handlers of loggers do
         err.flush()
         sys.stdout, sys.stderr = before
         for stream in (stream for stream in (out, err) if stream.problem is not None):

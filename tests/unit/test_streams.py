@@ -72,6 +72,18 @@ def test_a_verb_whose_output_is_lost_ends_in_one_line(words: str, code: int, mes
     assert not message or len(done.stderr.strip().splitlines()) <= 2
 
 
+def test_a_reader_that_leaves_in_training_is_a_note(tmp_path: Path) -> None:
+    words = " ".join(["run", "mini", *TINY, "--max_steps", "30", "--output_dir", str(tmp_path)])
+    done = subprocess.run(
+        ["bash", "-c", SHELL + words + " | head -1; echo ${PIPESTATUS[0]}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[1:] == ["0"] and "Traceback" not in done.stderr
+    (folder,) = tmp_path.glob("box/*/*")
+    assert "step 30/30" in (folder / "console.log").read_text()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "ok"
+
+
 def test_a_reader_that_leaves_is_no_error_message() -> None:
     done = subprocess.run(
         ["bash", "-c", SHELL + "list | true; echo ${PIPESTATUS[0]}"],
