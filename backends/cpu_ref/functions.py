@@ -152,9 +152,7 @@ class Attention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, tokens: Tokens, heads: int, drop: Dropout, save: bool
     ) -> Tensor:
         """Return [T, H] from qkv [T, 3H]; ``save`` keeps the probabilities for backward."""
-        qkv = qkv.contiguous()
-        if qkv.data_ptr() % VECTOR:  # a part of a larger tensor
-            qkv = qkv.clone()
+        qkv = _aligned(qkv)
         rows, width = qkv.shape
         lengths = tokens.lengths
         # Probabilities of all sequences: [heads, L, L rounded up to 16] each.
@@ -175,7 +173,7 @@ class Attention(torch.autograd.Function):
         qkv, out, saved, inverse = ctx.saved_tensors
         grad = torch.empty_like(qkv)
         call(
-            "attention", qkv, *ctx.fixed, out, saved, inverse, dy.contiguous(), grad, *ctx.drop,
+            "attention", qkv, *ctx.fixed, out, saved, inverse, _aligned(dy), grad, *ctx.drop,
         )  # fmt: skip
         return grad, None, None, None, None
 
@@ -282,6 +280,12 @@ class CrossEntropy(torch.autograd.Function):
         dx = (dlogits @ ctx.weight) * small
         dweight = _weight_grad(dlogits, x * small)
         return dx, dweight, _column_sums(dlogits) * scale, None, None, None, None
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """Return x [...] as whole vectors: a part of a larger tensor is copied."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % VECTOR else x
 
 
 def _weight_grad(dy: Tensor, x: Tensor) -> Tensor:

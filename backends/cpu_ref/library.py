@@ -71,7 +71,7 @@ _LONGEST_ROW = 1 << 16
 """Columns at most of the kernels that keep a row on the stack."""
 _ROW_ON_STACK = ("embed_forward", "norm_forward", "norm_backward")
 VECTOR = 64
-"""Bytes that attention's ``qkv`` is aligned to: it is read as whole vectors."""
+"""Bytes that attention's ``qkv`` and ``dout`` are aligned to: they are read as whole vectors."""
 
 
 class _Parameter(NamedTuple):
@@ -231,7 +231,7 @@ def _absent(p: _Parameter, kind_of: dict[str, Any]) -> bool:
 def _mask(p: _Parameter, kind: Any) -> int:
     if not p.shape or kind is None:
         return 0
-    return (VECTOR if p.name == "qkv" else kind[0].itemsize) - 1
+    return (VECTOR if p.name in ("qkv", "dout") else kind[0].itemsize) - 1
 
 
 def _wrong(p: _Parameter, kind: Any, sizes: dict[str, int], halves: set[int | None]) -> str | None:
