@@ -45,7 +45,7 @@ class Ranks(NamedTuple):
 def ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     """Return torchrun's numbers; without any, those of the only process.
 
-    Raises BadInput where they are no numbers, contradict each other or are there in part.
+    Raises BadInput where they are not numbers, contradict each other or are there in part.
     """
     env = os.environ if environment is None else environment
     rank, size = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
@@ -96,13 +96,13 @@ def meeting_point(environment: Mapping[str, str] | None = None) -> None:
         raise BadInput(f"MASTER_ADDR is not set, but WORLD_SIZE is above 1: {_FIX}")
     port = _number(env, "MASTER_PORT", 1)
     if port is None or port > 65535:
-        raise BadInput(f"MASTER_PORT={shown(env.get('MASTER_PORT', ''), 20)} is no port: {_FIX}")
+        raise BadInput(f"MASTER_PORT={shown(env.get('MASTER_PORT', ''), 20)} is not a port: {_FIX}")
 
 
 def number(name: str) -> int:
     """Return one of torchrun's numbers alone, 0 for a rank and 1 for a size that is not set.
 
-    Raises BadInput where it is no number.
+    Raises BadInput unless it is a number.
     """
     least = 1 if name.endswith("SIZE") else 0
     found = _number(os.environ, name, least)
@@ -117,6 +117,6 @@ def _number(env: Mapping[str, str], name: str, least: int) -> int | None:
     good = text.isascii() and text.isdecimal() and len(text) < 10
     if not good or not least <= int(text) <= MOST:
         raise BadInput(
-            f"{name}={shown(text, 20)!r} is no whole number from {least}: {_FIX}, or unset it"
+            f"{name}={shown(text, 20)!r} is not a whole number from {least}: {_FIX}, or unset it"
         )
     return int(text)

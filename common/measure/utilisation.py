@@ -86,7 +86,7 @@ def find_calibration(
     """Return the calibration for this device and precision in the first of ``folders`` with one.
 
     ``device`` is a DeviceInfo as plain values. Files of other devices are passed over, and so are
-    those that are no calibration; ``notes`` gets a line for each of these.
+    those that are not a calibration; ``notes`` gets a line for each of these.
     """
     for folder in folders:
         file = folder / CALIBRATION

@@ -75,7 +75,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def foreign_words(events: Iterable[tuple[int, dict[str, Any] | None]]) -> list[str]:
-    """Return the lines whose division or benchmark is no known word.
+    """Return the lines whose division or benchmark is not a known word.
 
     MLPerf's checkers make paths of them, and execute code from the files there.
     """

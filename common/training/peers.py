@@ -39,12 +39,12 @@ class PeerLost(BertbenchError):
 
 
 def timeout_s() -> float:
-    """Return the seconds after which a silent rank is lost; BadInput for what is no time."""
+    """Return the seconds after which a silent rank is lost; BadInput for another text."""
     text = os.environ.get(TIMEOUT, str(TIMEOUT_S))
     with contextlib.suppress(ValueError):
         if 1 <= float(text) < math.inf:
             return float(text)
-    raise BadInput(f"{TIMEOUT}={shown(text, 20)} is no number of seconds from 1")
+    raise BadInput(f"{TIMEOUT}={shown(text, 20)} is not a number of seconds from 1")
 
 
 class Peers:
