@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO
 
 from bertbench.common.errors import BadInput
-from bertbench.common.model.weight_files import why_no_file
 
 SQUAD_HOST = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 MD5 = {
@@ -110,7 +109,11 @@ def missing(
 
 
 def _why(path: Path, *, checkpoint: bool) -> str:
-    return (why_no_file(path) if checkpoint else None) or "does not exist"
+    if checkpoint:
+        from bertbench.common.model.weight_files import why_no_file  # only here: it loads torch
+
+        return why_no_file(path) or "does not exist"
+    return "does not exist"
 
 
 def sources(lacking: Iterable[str], *, layers: int, v2: bool = False) -> list[str]:

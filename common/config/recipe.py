@@ -143,17 +143,6 @@ class Settings:
     notes: tuple[str, ...] = ()
     """Notes on flags that were accepted but have no effect."""
 
-    def __post_init__(self) -> None:
-        """Raise BadInput for an infinity or NaN: a record cannot hold it, nor a hash cover it."""
-        for part in ("recipe", "impl", "run"):
-            try:
-                json.dumps(plain(getattr(self, part)), allow_nan=False, default=str)
-            except ValueError as error:
-                raise BadInput(
-                    f"{self.preset.name}: a value of its {part} is infinite or not a number: give "
-                    f"a finite one, or leave it unset"
-                ) from error
-
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values for config.json."""
         return {

@@ -30,6 +30,8 @@ TARGET = 0.720
 DIVISIONS = ("closed", "open")
 _TIMEOUT_S = 300
 _LARGEST = 64 << 20
+_LONGEST = 1 << 16
+"""Characters of an event; real ones have a few hundred."""
 _SEPARATOR = "\n" + "-" * 30 + "\n"
 _COUNT = re.compile(r"Required (EXACTLY|AT_LEAST)_ONE occurrence of (.+?)(?: but found (\d+)(.*))?")
 _CHECK = re.compile(r"CHECK for '(\S+)' failed in line (\d+):\n.*?\nfailed test: (.*?)\n")
@@ -75,9 +77,10 @@ def read_whole(path: Path) -> bytes:
 
 
 def foreign_words(events: Iterable[tuple[int, dict[str, Any] | None]]) -> list[str]:
-    """Return the lines whose division or benchmark is not a known word.
+    """Return the lines whose division or benchmark is not a known word, and those without end.
 
-    MLPerf's checkers make paths of them, and execute code from the files there.
+    MLPerf's checkers make paths of the words, and execute code from the files there; on a value of
+    megabytes they take hours.
     """
     from mlperf_logging.benchmark_meta import get_result_file_counts
 
@@ -85,11 +88,16 @@ def foreign_words(events: Iterable[tuple[int, dict[str, Any] | None]]) -> list[s
         "submission_division": DIVISIONS,
         "submission_benchmark": tuple(get_result_file_counts("training")),
     }
-    return [
-        f"line {number}: {event['key']} is {shown(repr(event['value']), 60)}, not one of MLPerf's"
-        for number, event in events
-        if event is not None and event["value"] not in known.get(event["key"], (event["value"],))
-    ]
+    found = []
+    for number, event in events:
+        if event is None:
+            continue
+        if event["value"] not in known.get(event["key"], (event["value"],)):
+            value = shown(repr(event["value"]), 60)
+            found.append(f"line {number}: {event['key']} is {value}, not one of MLPerf's")
+        if len(json.dumps(event)) > _LONGEST:
+            found.append(f"line {number} has more than {_LONGEST} characters: it is not MLPerf's")
+    return found
 
 
 def _own_checks(

@@ -15,6 +15,7 @@ import logging
 import os
 import resource
 import runpy
+import signal
 import struct
 import sys
 import sysconfig
@@ -28,7 +29,7 @@ _LIMITS = {
 }
 _MAIN = {"compliance_checker": "mlp_compliance", "package_checker": "package_checker"}
 _READ, _WRITE = 0b1100, 0b111 << 1 | 1 << 8 | 1 << 5
-_NO_NEW_PRIVILEGES = 38
+_PARENT_DEATH, _NO_NEW_PRIVILEGES = 1, 38
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _NEW_USER_AND_NETWORK = 0x50000000
 _ALL_FILES, _ALL_TCP = (1 << 13) - 1, 0b11
@@ -42,6 +43,7 @@ def limit() -> None:
         with contextlib.suppress(ValueError, OSError):  # a system without this limit
             resource.setrlimit(kind, (most, most))
     if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGKILL, 0, 0, 0)
         ctypes.CDLL(None).unshare(_NEW_USER_AND_NETWORK)  # where the system lets its users
 
 

@@ -92,6 +92,7 @@ class Ranks(Kind):
 
 def _join(rank: int, port: str) -> None:
     os.environ |= {
+        "BERTBENCH_PEER_TIMEOUT_S": "8",
         "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
     }  # fmt: skip

@@ -225,7 +225,7 @@ def test_training_goes_on_with_its_own_questions_only(runs, capsys, tmp_path):
 
 
 def test_a_run_that_fails_says_how_far_it_came(runs):
-    record = runs.run("--max_steps", "6", "--learning_rate", "1e38", "--log_freq", "2", code=1)
+    record = runs.run("--max_steps", "6", "--learning_rate", "1e6", "--log_freq", "2", code=1)
     told = manifest(record)
     assert told["status"] == "failed" and "not finite" in told["reason"]
     assert 0 < told["step"] <= 6 and told["samples"] == 8 * told["step"]

@@ -227,5 +227,5 @@ def test_a_port_that_is_taken_is_one_line(exits: list[int]) -> None:
 @pytest.mark.parametrize("text", ["", "0", "-5", "nan", "inf", "soon", "1e400", "0.5"])
 def test_a_timeout_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(module.TIMEOUT, text)
-    with pytest.raises(BadInput, match="no number of seconds"):
+    with pytest.raises(BadInput, match="not a number of seconds"):
         timeout_s()

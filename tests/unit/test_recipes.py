@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +12,7 @@ from bertbench.benchmarks.bert_pretraining.mlperf import log_values, why_not_clo
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS, mlperf_eval_interval
 from bertbench.common.cli.main import main
 from bertbench.common.config.batch_split import split
-from bertbench.common.config.recipe import Impl, Preset, Recipe, RunOptions, Settings, recipe_hash
+from bertbench.common.config.recipe import recipe_hash
 from bertbench.common.errors import BadInput
 from bertbench.common.mlperf.compliance import check_log
 from bertbench.common.mlperf.log import MlperfLog, bert_tensors
@@ -97,20 +97,3 @@ def test_split_takes_the_largest_fitting_micro_batch_or_what_is_asked():
         split(recipe.global_batch, 5, 56, 8)
     with pytest.raises(BadInput, match="NPROC"):
         split(recipe.global_batch, None, 56, 9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Anyones(Recipe):
-    global_batch: int = 8
-    rates: tuple[float, ...] = (0.1, 1e-6)
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_no_setting_is_infinite(value):
-    preset = Preset(name="any", benchmark="b", summary="s", recipe=Anyones())
-    parts = {"recipe": Anyones(rates=(0.1, value)), "impl": Impl(), "run": RunOptions()}
-    with pytest.raises(BadInput, match="any: a value of its recipe is infinite or not a number"):
-        Settings(preset=preset, **parts)
-    Settings(preset=preset, **(parts | {"recipe": Anyones()}))
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        recipe_hash(parts["recipe"])

@@ -45,16 +45,16 @@ def program() -> None:
         found[name] = traced(flags)
     from unittest import mock
 
-    import bertbench.common.training.loop
+    import bertbench.common.training.step
 
-    real = bertbench.common.training.loop.grad_norm
+    real = bertbench.common.training.step.grad_norm
 
     def waiting_norm(params: Any) -> Any:
         norm = real(params)
         float(norm)  # the line that must be found
         return norm
 
-    with mock.patch.object(bertbench.common.training.loop, "grad_norm", waiting_norm):
+    with mock.patch.object(bertbench.common.training.step, "grad_norm", waiting_norm):
         found["waiting"] = traced(())
     print(json.dumps(found))
 
@@ -307,7 +307,7 @@ def test_the_gradient_scaler_reads_three_numbers_a_step(found: dict[str, Any]) -
     waits = found["fp16"]["synchronisations"]
     assert [one["count"] for one in waits] == [1, 1, 1]
     assert sorted(one["where"].split(":")[0] for one in waits) == [
-        "backends/base.py", "common/training/loop.py", "common/training/loop.py",
+        "backends/base.py", "common/training/step.py", "common/training/loop.py",
     ]  # fmt: skip
     assert [step["synchronisations"] for step in found["fp16"]["steps"]] == [3, 3, 3]
 

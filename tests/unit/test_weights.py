@@ -301,14 +301,15 @@ def test_missing_file_and_folder(tmp_path):
         load_pretrained(build(), tmp_path)
 
 
-@pytest.mark.parametrize("rows", [64, 128, 1024])
-def test_a_vocabulary_padded_to_any_usual_multiple(tmp_path, rows):
-    wide, model = build(replace(CONFIG, vocab_size=rows), seed=1), build(seed=2)
+@pytest.mark.parametrize(("tokens", "rows"), [(56, 64), (100, 128), (600, 640), (600, 1024)])
+def test_a_vocabulary_padded_to_any_usual_multiple(tmp_path, tokens, rows):
+    wide = build(replace(CONFIG, vocab_size=rows), seed=1)
+    model = build(replace(CONFIG, vocab_size=tokens), seed=2)
     torch.save(export_state_dict(wide), tmp_path / "wide.pt")
     report = load_pretrained(model, tmp_path / "wide.pt", require="all")
     word = model.encoder.embeddings.word.weight
-    assert torch.equal(word, wide.encoder.embeddings.word.weight[:56])
-    assert all(f"{rows - 56} padding rows dropped" in note for note in report.notes)
+    assert torch.equal(word, wide.encoder.embeddings.word.weight[:tokens])
+    assert all(f"{rows - tokens} padding rows dropped" in note for note in report.notes)
 
 
 # -- where the weights are in a file -------------------------------------------------------------

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -507,8 +506,7 @@ def test_a_failed_report_leaves_the_old_one_whole(
         "text": "report.markdown.text", "fsync": "files.os.fsync",
     }[fails]  # fmt: skip
     monkeypatch.setattr(f"bertbench.common.{place}", full)
-    with contextlib.suppress(OSError):  # of a page that cannot be made
-        assert cli(words) == 2
+    assert cli(words) == (1 if fails in ("html", "text") else 2)  # a page that cannot be made
     assert {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()} == before
 
 
