@@ -307,7 +307,7 @@ def test_the_gradient_scaler_reads_three_numbers_a_step(found: dict[str, Any]) -
     waits = found["fp16"]["synchronisations"]
     assert [one["count"] for one in waits] == [1, 1, 1]
     assert sorted(one["where"].split(":")[0] for one in waits) == [
-        "backends/base.py", "common/training/step.py", "common/training/loop.py",
+        "backends/base.py", "common/training/step.py", "common/training/step.py",
     ]  # fmt: skip
     assert [step["synchronisations"] for step in found["fp16"]["steps"]] == [3, 3, 3]
 
