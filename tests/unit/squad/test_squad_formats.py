@@ -207,7 +207,7 @@ def test_a_mark_without_meaning_is_refused(tmp_path, mark):
     [
         dumped(GOLD),
         b"\xef\xbb\xbf" + dumped(GOLD),
-        gzip.compress(dumped(GOLD)),
+        gzip.compress(dumped(GOLD), mtime=0),
         dumped([{"id": i, "prediction_text": text} for i, text in GOLD.items()]),
         dumped([{"id": int(i), "prediction_text": text} for i, text in GOLD.items()]),
         b"\n".join(dumped({"id": i, "prediction_text": text}) for i, text in GOLD.items()),
