@@ -40,7 +40,10 @@ class OtherWork:
 
     def notes(self, local_size: int) -> list[str]:
         """Return a note if they are; ``local_size`` processes work as much as this one."""
-        (begin, busy, own), (now, busy_now, own_now) = self._before, self._read()
+        before, after = self._before, self._read()
+        if before is None or after is None:
+            return []
+        (begin, busy, own), (now, busy_now, own_now) = before, after
         seconds, processors = now - begin, os.cpu_count() or 1
         if seconds < _SHORTEST_S:
             return []
@@ -53,12 +56,15 @@ class OtherWork:
             f"wait for each other (--num_threads)"
         ]
 
-    def _read(self) -> tuple[float, float, float]:
-        """Return the time, and the processors' seconds of all processes and of this one."""
+    def _read(self) -> tuple[float, float, float] | None:
+        """Return the time, and the processors' seconds of all processes and of this one.
+
+        None where the system does not say: a 0 would be taken for hours of other work.
+        """
         try:
             every, own = psutil.cpu_times(), psutil.Process().cpu_times()
         except (OSError, psutil.Error):
-            return time.monotonic(), 0.0, 0.0
+            return None
         return (
             time.monotonic(),
             every.user + every.system,

@@ -118,6 +118,15 @@ def test_other_work_is_noted(
         assert "3.5 of the machine's 4 processors" in found[0]
 
 
+@pytest.mark.parametrize("readings", [(None, (10.0, 1e6, 1.0)), ((0.0, 1.0, 1.0), None)])
+def test_a_system_that_does_not_say_has_no_other_work(
+    monkeypatch: pytest.MonkeyPatch, readings: tuple[object, ...]
+) -> None:
+    each = iter(readings)
+    monkeypatch.setattr(OtherWork, "_read", lambda self: next(each))
+    assert OtherWork().notes(1) == []
+
+
 def test_this_machine_can_be_asked() -> None:
     assert isinstance(OtherWork().notes(1), list)
 
