@@ -88,7 +88,10 @@ def _own(peaks: list[Peak], device: str, file: Path) -> list[Peak]:
             f"on the name {shown(device)!r}: write the names with fewer * and +"
         ) from error
     except (OSError, ValueError) as error:
-        raise BadInput(f"--peaks {shown(file)}: its expressions cannot be matched") from error
+        raise BadInput(
+            f"--peaks {shown(file)}: its regular expressions cannot be matched: write the devices' "
+            f"names without them"
+        ) from error
     return [peak for peak, fit in zip(peaks, fits, strict=True) if fit]
 
 
