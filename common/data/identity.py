@@ -200,7 +200,7 @@ def _checksums_of(manifest: Path) -> dict[str, str]:
             return {}
         result = {str(name): entry["sha256"] for name, entry in content["files"].items()}
         if not all(map(_is_sha256, result.values())):
-            raise ValueError("a sha256 is none")
+            raise ValueError("a sha256 is not 64 hexadecimal digits")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(
             f"{manifest} is damaged ({type(error).__name__}: {error}): build the data set again"
