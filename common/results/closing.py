@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What remains to be measured and identified of a run whose training has ended.
+"""Measure and identify the rest of a run whose training has ended.
 
 The result is there already (``RunRecord.seal``). Nothing here may lose it: every part is tried on
 its own, and a part that fails leaves its values unknown and a note.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint holds is checked before it is used: its state by a schema, its tensors by the
-model and the optimizer that they are for.
+"""Check a checkpoint before it is used: its state by a schema, its tensors by the model and the
+optimizer that they are for.
 
-Checksums only say that a file is as it was written; this says that it can be continued from.
+Checksums show that a file is as it was written; these checks, that a run can continue from it.
 """
 
 from __future__ import annotations
