@@ -8,7 +8,7 @@ The window is synchronised at both ends, so that it counts exactly the work issu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -160,6 +160,24 @@ def merge_ranks(windows: Iterable[Window], *, counts_are_global: bool = False) -
     steps, *counts, seconds = zip(*windows, strict=True)
     combine: Callable[[Iterable[int]], int] = max if counts_are_global else sum
     return Window._make((max(steps), *map(combine, counts), max(seconds)))
+
+
+class RankWindows:
+    """Merges successive windows of all ranks so that they add up to the slowest rank's seconds.
+
+    A window ends when the ranks meet, which the fast ones reach first; their wait is part of their
+    next window. The slowest of each window would count that wait twice, so a window's seconds are
+    those by which the longest sum of a rank's seconds has grown.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+
+    def merge(self, windows: Sequence[Window]) -> Window:
+        """Return the next window of all ranks, given each rank's own; see ``merge_ranks``."""
+        before = self._seconds or [0.0] * len(windows)
+        self._seconds = [s + w.seconds for s, w in zip(before, windows, strict=True)]
+        return merge_ranks(windows)._replace(seconds=max(self._seconds) - max(before))
 
 
 def _plus(a: Window, b: Window, times: int = 1) -> Window:

@@ -23,7 +23,7 @@ LOG = "result_0.txt"
 _RATES = ("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second")
 _POSITIVE = (*_RATES, "model_flops_per_second", "power_w", "energy_j", "peak_memory_bytes")
 _TOLERANCE = 0.01
-"""Of rates: with several ranks, the slowest one differs from window to window."""
+"""Of rates: before 2026-11-26, windows of several ranks overlapped by the wait for the slowest."""
 _WARM_UP = 0.02
 """The share of a rate that its first window may cost without a note."""
 _LAST_REPORT_S = 0.1

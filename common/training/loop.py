@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bertbench.common.measure.throughput import RateMeter, merge_ranks
+from bertbench.common.measure.throughput import RankWindows, RateMeter
 from bertbench.common.training.checkpoint import Checkpoints
 from bertbench.common.training.distributed import Agreement, World
 from bertbench.common.training.evaluation import Stopped, evaluate
@@ -100,6 +100,7 @@ class Training:
         self.out = Outcome(status="below_quality", reason="", progress=progress)
         self.out.skipped = plan.skip_steps
         self.meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)
+        self.windows = RankWindows()
         self.interruption = interruption
         self.faults = Faults(backend.device, progress.step)
         self.sums = torch.zeros(len(task.sum_names), device=backend.device)
@@ -220,9 +221,12 @@ class Training:
         self.wait_s = 0.0
         self.out.data_wait_s += max(waits)
         values = dict(zip(task.sum_names, world.sum_(self.sums).tolist(), strict=True))
+        window = self.windows.merge(laps)
+        if self._warm_up_ends():
+            self.windows = RankWindows()
         event = step_event(
-            task, self.plan, self.progress, values, self.norm, self.scaler, merge_ranks(laps),
-            max(waits), self.clock() - self.started,
+            task, self.plan, self.progress, values, self.norm, self.scaler, window, max(waits),
+            self.clock() - self.started,
         )  # fmt: skip
         for o in self.observers:
             o.on_step(event)

@@ -19,7 +19,7 @@ from bertbench.common.measure.communication import BUCKET_BYTES, REPEATS, gradie
 from bertbench.common.measure.metric import SHARED, metric
 from bertbench.common.measure.system import describe_system
 from bertbench.common.measure.telemetry import Sampler, energy
-from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
+from bertbench.common.measure.throughput import RankWindows, RateMeter, Window, merge_ranks
 from bertbench.common.training.progress import Outcome, Progress
 from bertbench.common.training.summary import reading, summarise
 
@@ -169,6 +169,29 @@ def test_ranks_add_and_the_slowest_counts() -> None:
     assert merge_ranks([w(10), w(20)]).steps == 100
     assert merge_ranks([w(10), w(20)]).model_flops_per_second == 60
     assert merge_ranks(iter([w(10), w(20)]), counts_are_global=True) == w(20)
+
+
+def test_windows_of_ranks_add_up_to_the_slowest_ranks_seconds() -> None:
+    """In turn, one rank takes 3 s; the other takes 1 s and waits 2 s in its next window."""
+    clocks = [Async(0), Async(0)]
+    meters = [RateMeter(synchronize=c.synchronize, clock=c.clock) for c in clocks]
+    for meter in meters:
+        meter.start()
+    merged, windows, overlapping = RankWindows(), [], 0.0
+    for slow in (1, 0, 1, 0, 1):
+        laps = []
+        for rank, (clock, meter) in enumerate(zip(clocks, meters, strict=True)):
+            clock.now += 3 if rank == slow else 1
+            meter.add(samples=2)
+            laps.append(meter.lap())
+        windows.append(merged.merge(laps))
+        overlapping += merge_ranks(laps).seconds
+        for clock in clocks:  # they meet
+            clock.now = max(c.now for c in clocks)
+    total = merge_ranks([meter.stop() for meter in meters])
+    assert [w.seconds for w in windows] == [3.0] * 5
+    assert sum(w.seconds for w in windows) == total.seconds == 15 < overlapping
+    assert sum(w.samples for w in windows) == total.samples == 20
 
 
 # -- energy ----------------------------------------------------------------------------------
