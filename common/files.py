@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -14,7 +15,7 @@ import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bertbench.common.errors import BertbenchError
 
@@ -26,9 +27,14 @@ _DEEPEST = 100
 
 
 def file_sha256(path: Path, length: int | None = None) -> str:
-    """Return the sha256 of a file's bytes, or of its first ``length``, in hexadecimal."""
+    """Return the sha256 of a plain file's bytes, or of its first ``length``, in hexadecimal.
+
+    Raises OSError where it cannot be read, and for a device, a pipe or a folder.
+    """
     digest, left = hashlib.sha256(), math.inf if length is None else length
-    with path.open("rb") as stream:
+    if (stream := _open_plain(path)) is None:
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    with stream:
         while chunk := stream.read(int(min(1 << 20, left))):
             digest.update(chunk)
             left -= len(chunk)
@@ -143,21 +149,27 @@ def read_bytes(path: Path, limit: int = LARGEST_JSON) -> bytes:
     Raises OSError where it cannot be read, ValueError for a device, a pipe, a folder or a file that
     is larger; none of them can stop or fill the process.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
+    if (stream := _open_plain(path)) is None:
         raise ValueError("it is not a plain file")
     # A read takes room for all that it asks for, so it asks for what is there, not for the limit.
     parts: list[bytes] = []
-    size, step = 0, min(status.st_size, limit) + (1 << 16)
-    with os.fdopen(descriptor, "rb") as stream:
+    with stream:
+        size, step = 0, min(os.fstat(stream.fileno()).st_size, limit) + (1 << 16)
         while size <= limit and (part := stream.read(step)):
             parts.append(part)
             size += len(part)
     if size > limit:
         raise ValueError(f"it is larger than {limit >> 20} MiB")
     return b"".join(parts)
+
+
+def _open_plain(path: Path) -> BinaryIO | None:
+    """Open a file; None for a device, pipe or folder: opening or reading may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    return None
 
 
 def parse_json(text: str | bytes, **hooks: Any) -> Any:

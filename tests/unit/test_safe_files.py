@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from bertbench.common import files
-from bertbench.common.files import parse_json, read_bytes, read_json, shown, write_atomic
+from bertbench.common.files import (
+    file_sha256,
+    parse_json,
+    read_bytes,
+    read_json,
+    shown,
+    write_atomic,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +51,8 @@ def test_only_plain_files_within_a_size_are_read(tmp_path):
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(ValueError, match="not a plain file"):
             read_bytes(path)
+        with pytest.raises(OSError, match="not a plain file"):
+            file_sha256(path)
     with pytest.raises(ValueError, match="larger"):
         read_bytes(tmp_path / "large", 10)
     assert read_json(tmp_path / "large", 11) == 11111111111
