@@ -18,7 +18,7 @@ from bertbench.common.config.reference_flags import BATCHES, Flags, derive_batch
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
-    from bertbench.common.training.distributed import World
+    from bertbench.common.distributed.world import World
     from bertbench.common.training.events import Observer
     from bertbench.common.training.task import Source, Task
 

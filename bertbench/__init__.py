@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Settings,
     )
     from bertbench.common.data.batch import Tokens
+    from bertbench.common.distributed.world import World
     from bertbench.common.errors import BadInput, BertbenchError, DivergedError, Unsupported
     from bertbench.common.measure.flops import encoder_flops
     from bertbench.common.measure.metric import Metric
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from bertbench.common.results.compare import Comparison
     from bertbench.common.results.result import Result
     from bertbench.common.results.validate import Problem, validate
-    from bertbench.common.training.distributed import World
     from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
     from bertbench.common.training.task import OptimizerOptions, Plan, Source, Task
 
@@ -71,7 +71,7 @@ _MODULES = {
     "common.results.compare": ("Comparison",),
     "common.results.result": ("Result",),
     "common.results.validate": ("Problem", "validate"),
-    "common.training.distributed": ("World",),
+    "common.distributed.world": ("World",),
     "common.training.events": ("EvalEvent", "Observer", "RunSummary", "StepEvent"),
     "common.training.task": ("OptimizerOptions", "Plan", "Source", "Task"),
 }

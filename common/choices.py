@@ -15,10 +15,10 @@ from bertbench.backends.base import Backend
 from bertbench.benchmarks.base import Benchmark
 from bertbench.common.config.batch_split import AUTO, requested
 from bertbench.common.config.recipe import Settings
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.model.config import BertConfig
 from bertbench.common.results.record import check_name
-from bertbench.common.training.distributed import World
 from bertbench.common.training.facts import RunFacts
 from bertbench.common.training.resume import find_checkpoint
 

@@ -22,6 +22,8 @@ from bertbench.benchmarks.base import Benchmark
 from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain
+from bertbench.common.distributed.peers import PeerLost, Peers
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import Stream, why
 from bertbench.common.launch.threads import OtherWork, host_threads
@@ -36,12 +38,10 @@ from bertbench.common.training import rehearsal
 from bertbench.common.training.built import Built
 from bertbench.common.training.checkpoint import Checkpoints
 from bertbench.common.training.console import ConsoleObserver
-from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.facts import RunFacts
 from bertbench.common.training.loop import train
-from bertbench.common.training.peers import PeerLost, Peers
 from bertbench.common.training.progress import Outcome, Progress, load_run
 from bertbench.common.training.resume import find_checkpoint
 from bertbench.common.training.stops import Interruption

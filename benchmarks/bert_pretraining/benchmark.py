@@ -20,7 +20,7 @@ from bertbench.common.errors import BadInput
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
-    from bertbench.common.training.distributed import World
+    from bertbench.common.distributed.world import World
     from bertbench.common.training.events import Observer
     from bertbench.common.training.task import Source, Task
 

@@ -20,10 +20,10 @@ from bertbench.common.data.samples import Samples
 from bertbench.common.data.shards import find_shards, locate, refuse_copies
 from bertbench.common.data.stream import TrainStream, eval_batches, first_samples
 from bertbench.common.data.synthetic import SyntheticStream, random_samples, synthetic_eval_batches
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.model.weight_files import why_no_file
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart
-from bertbench.common.training.distributed import World
 from bertbench.common.training.task import Source
 
 PROBED_SAMPLES = 2048

@@ -19,6 +19,7 @@ from bertbench.common.data.collate import collate
 from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.steps import StepBatch
 from bertbench.common.data.synthetic import MASKED_SHARE, equal_samples, typical_length
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.flops import pretraining_flops
 from bertbench.common.measure.metric import Metric
@@ -26,7 +27,6 @@ from bertbench.common.model.config import Gelu
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.schedule import learning_rate
-from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent
 from bertbench.common.training.task import OptimizerOptions, Plan, Task
 

@@ -29,6 +29,7 @@ from bertbench.benchmarks.bert_squad.stream import (
     share,
 )
 from bertbench.common.config.recipe import Settings
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.flops import span_flops
 from bertbench.common.measure.metric import Metric
@@ -36,7 +37,6 @@ from bertbench.common.model.config import SIZES, Gelu
 from bertbench.common.model.ops import Ops
 from bertbench.common.model.weights import WeightsReport
 from bertbench.common.optim.schedule import warmup_linear
-from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent
 from bertbench.common.training.task import OptimizerOptions, Plan, Task
 

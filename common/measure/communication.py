@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from bertbench.common.training.distributed import World
+    from bertbench.common.distributed.world import World
 
 
 BUCKET_BYTES = 25 << 20

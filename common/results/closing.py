@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from bertbench.backends.base import Backend
 from bertbench.backends.peaks import Peak
 from bertbench.common.config.recipe import Settings, recipe_hash
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError
 from bertbench.common.files import why
 from bertbench.common.measure.communication import gradient_all_reduce_s
@@ -22,7 +23,6 @@ from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training.built import Built
-from bertbench.common.training.distributed import World
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.progress import Outcome
 from bertbench.common.training.stops import Interruption

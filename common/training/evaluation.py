@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError
 from bertbench.common.measure.throughput import RateMeter, Window, merge_ranks
-from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent, Observer
 from bertbench.common.training.progress import Progress
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bertbench.common.distributed.world import Agreement, World
 from bertbench.common.measure.throughput import RankWindows, RateMeter
 from bertbench.common.training.checkpoint import Checkpoints
-from bertbench.common.training.distributed import Agreement, World
 from bertbench.common.training.evaluation import Stopped, evaluate
 from bertbench.common.training.events import Observer
 from bertbench.common.training.progress import (

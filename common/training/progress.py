@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown, why
 from bertbench.common.measure.throughput import Window, merge_ranks
@@ -23,7 +24,6 @@ from bertbench.common.training.checkpoint import (
     restore_optimizer,
     step_of,
 )
-from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent, Observer, StepEvent
 from bertbench.common.training.saved import (
     check_length,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from bertbench.common.config.batch_split import AUTO, divisors
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError, Unsupported
-from bertbench.common.training.distributed import World
 from bertbench.common.training.facts import MicroBatchChoice
 from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError
 from bertbench.common.optim.clip import clip_, clip_each_, grad_norm
-from bertbench.common.training.distributed import World
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan, Task
 

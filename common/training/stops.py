@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bertbench.common.errors import DivergedError
 
 if TYPE_CHECKING:
-    from bertbench.common.training.distributed import World
+    from bertbench.common.distributed.world import World
     from bertbench.common.training.progress import Progress
 
 

@@ -24,8 +24,8 @@ from bertbench.common.optim.lamb import parameter_groups
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
+    from bertbench.common.distributed.world import World
     from bertbench.common.measure.metric import Metric
-    from bertbench.common.training.distributed import World
     from bertbench.common.training.events import EvalEvent
 
 

@@ -21,8 +21,8 @@ from bertbench import benchmarks
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks.base import Benchmark
 from bertbench.common.cli.main import main
+from bertbench.common.distributed.world import World
 from bertbench.common.results.validate import validate
-from bertbench.common.training.distributed import World
 from bertbench.common.training.task import Plan, Source, Task
 
 PLAIN = ("--backend", "cpu_ref", "--precision", "fp32", "--num_threads", "1")

@@ -13,7 +13,7 @@ from torch import nn
 
 from bertbench import backends
 from bertbench.backends.base import Backend
-from bertbench.common.training.distributed import World
+from bertbench.common.distributed.world import World
 from tests.contract.helpers import GRADIENT_TOLERANCE
 from tests.contract.tiny_task import exact_precision
 from tests.ports import free_port

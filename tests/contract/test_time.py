@@ -13,7 +13,7 @@ import torch
 
 from bertbench.backends.base import Backend
 from bertbench.backends.timers import HostTimer
-from bertbench.common.training.distributed import World
+from bertbench.common.distributed.world import World
 from bertbench.common.training.events import Observer
 from bertbench.common.training.loop import train
 from tests.contract.helpers import TRIES, Work

@@ -17,7 +17,7 @@ from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.config.recipe import Settings
 from bertbench.common.data.synthetic import SyntheticStream
-from bertbench.common.training.distributed import World
+from bertbench.common.distributed.world import World
 from bertbench.common.training.events import Observer, StepEvent
 from bertbench.common.training.loop import train
 from bertbench.common.training.task import Plan

@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.optim.factory import build_optimizer
 from bertbench.common.optim.lamb import parameter_groups
 from bertbench.common.training import checkpoint
 from bertbench.common.training.checkpoint import Checkpoints, load, rank_group, verify
-from bertbench.common.training.distributed import World
 from bertbench.common.training.progress import Progress, load_run, restore
 from bertbench.common.training.resume import find_checkpoint
 

@@ -19,6 +19,7 @@ from bertbench.benchmarks.bert_pretraining.benchmark import BertPretraining
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common import files
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.mlperf.log import MlperfLog
 from bertbench.common.results import closing, record
@@ -28,7 +29,6 @@ from bertbench.common.results.store import load_results
 from bertbench.common.results.validate import validate
 from bertbench.common.run import run
 from bertbench.common.training.console import ConsoleObserver
-from bertbench.common.training.distributed import World
 from bertbench.common.training.progress import Outcome
 
 TINY = """--synthetic --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2

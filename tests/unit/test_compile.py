@@ -26,11 +26,11 @@ from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.collate import collate
 from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.synthetic import random_samples
+from bertbench.common.distributed.world import World
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import ComputeTypeOps, Ops
 from bertbench.common.training.checkpoint import Checkpoints
-from bertbench.common.training.distributed import World
 from bertbench.common.training.loop import train
 from bertbench.common.training.progress import Progress, restore
 from tests.contract.tiny_task import Curve, tiny_task

@@ -16,9 +16,9 @@ from sample_files import plain_samples, write_fixed_slowly, write_varlen_slowly
 from bertbench.benchmarks import resolve
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource, find_source
 from bertbench.common.data import identity
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256
-from bertbench.common.training.distributed import World
 
 FLAGS = """--max_seq_length 48 --max_predictions_per_seq 8 --num_eval_examples 20
     --vocab_size 30522 --target_mlm_accuracy None""".split()

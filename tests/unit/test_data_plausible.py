@@ -21,11 +21,11 @@ from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.plausible import Counts, Inspection, findings, hashes, masked_at
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_fixed, write_varlen
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.prepare.check import CheckOptions, check
 from bertbench.common.prepare.from_text import PrepareOptions, prepare
 from bertbench.common.prepare.masking import MaskingOptions
-from bertbench.common.training.distributed import World
 
 LIMITS = Limits(max_seq_length=64, max_predictions=10, vocab_size=200)
 FLAGS = """--max_seq_length 64 --max_predictions_per_seq 10 --vocab_size 200 --num_eval_examples 50

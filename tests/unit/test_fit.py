@@ -16,9 +16,9 @@ from bertbench.benchmarks import resolve
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.cli import main as cli
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import Unsupported
 from bertbench.common.training import rehearsal
-from bertbench.common.training.distributed import World
 from bertbench.common.training.events import Observer
 from bertbench.common.training.loop import train
 from bertbench.common.training.rehearsal import (

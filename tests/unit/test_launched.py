@@ -8,8 +8,8 @@ import os
 import pytest
 
 from bertbench.common.config.launched import RANKS, SIZES, Ranks, check_alone, meeting_point, ranks
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
-from bertbench.common.training.distributed import World
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}

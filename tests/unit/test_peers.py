@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bertbench.common.config.launched import Ranks
+from bertbench.common.distributed import peers as module
+from bertbench.common.distributed.peers import PeerLost, Peers, timeout_s
 from bertbench.common.errors import BadInput
-from bertbench.common.training import peers as module
-from bertbench.common.training.peers import PeerLost, Peers, timeout_s
 from tests.ports import free_port
 
 

@@ -16,10 +16,10 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import DivergedError
 from bertbench.common.optim.clip import clip_each_
 from bertbench.common.training.checkpoint import Checkpoints
-from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import percentile
 from bertbench.common.training.events import Observer
 from bertbench.common.training.loop import train

@@ -13,8 +13,8 @@ from bertbench.benchmarks.bert_pretraining.data import find_source
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.config.recipe import Settings
+from bertbench.common.distributed.world import World
 from bertbench.common.optim.clip import clip_, grad_norm
-from bertbench.common.training.distributed import World
 from bertbench.common.training.loop import train
 
 OVERHEAD_GOAL, WAIT_GOAL = 0.03, 0.01

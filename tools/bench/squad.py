@@ -18,10 +18,10 @@ from bertbench.benchmarks.bert_squad.data import find_source
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.task import SquadTask
 from bertbench.common.config.recipe import Settings
+from bertbench.common.distributed.world import World
 from bertbench.common.model.weights import export_state_dict
 from bertbench.common.optim.factory import build_optimizer
 from bertbench.common.optim.lamb import parameter_groups
-from bertbench.common.training.distributed import World
 from bertbench.common.training.task import Plan
 
 RECIPE = "squad_mini"

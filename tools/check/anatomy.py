@@ -15,9 +15,9 @@ from bertbench.benchmarks import resolve
 from bertbench.benchmarks.bert_pretraining.data import find_source
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common.data.steps import StepBatch
+from bertbench.common.distributed.world import World
 from bertbench.common.measure.flops import BACKWARD
 from bertbench.common.optim.clip import clip_, grad_norm
-from bertbench.common.training.distributed import World
 from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan

@@ -13,8 +13,8 @@ from bertbench.benchmarks.bert_squad.data import find_source
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.stream import answer_batches
 from bertbench.benchmarks.bert_squad.task import SquadTask
+from bertbench.common.distributed.world import World
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.training.distributed import World
 from bertbench.common.training.evaluation import evaluate
 from bertbench.common.training.progress import Progress
 from check.device import TINY_SQUAD, Check, choose_precision, free_memory

@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from bertbench.benchmarks import load as load_benchmark
 from bertbench.benchmarks import resolve
 from bertbench.common.config.recipe import Settings
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput, Unsupported
-from bertbench.common.training.distributed import World
 from bertbench.common.training.step import train_step
 from tracing.device import FakeCuda, MarkedFaults, Phases, marked_backward
 from tracing.launches import LIMITS

@@ -17,9 +17,9 @@ from bertbench.benchmarks.bert_squad.recipes import PRESETS, SquadOptions
 from bertbench.benchmarks.bert_squad.stream import FeatureStream, answer_batches, share
 from bertbench.benchmarks.bert_squad.task import SquadTask
 from bertbench.common.config.recipe import Settings
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.model.config import BertConfig
-from bertbench.common.training.distributed import World
 
 NUMBER = 27
 MODEL = BertConfig(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from bertbench.common.config.launched import Ranks, check_alone, ranks
-from bertbench.common.training.peers import Peers
+from bertbench.common.distributed.peers import Peers
 
 
 class _Joins(Protocol):
