@@ -88,6 +88,9 @@ def _main(args: list[str], prog: str) -> int:
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"{prog}: out of memory: {why(error)}", file=sys.stderr)
+        return 1
     except OSError as error:  # a disk or a file system: no bug of ours, and no input's fault
         print(f"{prog}: {why(error)}", file=sys.stderr)
         return 1

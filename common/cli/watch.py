@@ -118,7 +118,9 @@ class View:
 
     @property
     def ended_badly(self) -> bool:
-        """Whether the run has ended in another way than ok."""
+        """Whether the run has ended in another way than ok, or cannot be read."""
+        if self.source.problem is not None:
+            return True
         if "status" in self.facts:
             return bool(self.facts["status"] != "ok")
         return self.over and self.stopped != "success"
@@ -149,6 +151,7 @@ class View:
             else None,
             "checkpoints": self.checkpoints,
             "damaged_lines": self.damaged,
+            "problem": self.source.problem,
         }
 
 
@@ -190,6 +193,8 @@ def _lines(view: View) -> Iterator[Text]:
     if view.damaged:
         text = f"{view.damaged} damaged line{'s' * (view.damaged > 1)} skipped"
         yield Text(_INDENT + text, style="yellow")
+    if view.source.problem is not None:
+        yield Text(f"{_INDENT}cannot be read: {view.source.problem}", style="red")
 
 
 def bars(values: Iterable[float]) -> str:

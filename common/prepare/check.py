@@ -122,6 +122,8 @@ def check(options: CheckOptions) -> Report:
         problems += _repeated({n: r for n, r in good.items() if root / n not in twice})
         problems += _implausible(root, files, list(good.values()), manifest)
         identity = DataSet(signatures={p: signature(p) for p in files}, checksums={}).identity()
+        if files and identity.hash is None:
+            problems.append(Problem("", f"{kind}: {identity.note}"))
         statistics[kind] = {
             "files": len(files),
             "bytes": sum(path.stat().st_size for path in files),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from bertbench.common.files import parse_json, read_json
+from bertbench.common.files import parse_json, read_json, why
 from bertbench.common.results.result import number, verified
 from bertbench.common.results.seals import MANIFEST, STEPS, is_sealed
 
@@ -28,6 +28,8 @@ class File:
         self.name = self._folder.resolve().name if self._file.name == STEPS else path.name
         self._offset, self._inode, self._rest = 0, -1, b""
         self._status: str | None = None
+        self.problem: str | None = None
+        """Why the file that is there cannot be read now."""
 
     def lines(self) -> list[str]:
         """Return the new complete lines."""
@@ -42,8 +44,10 @@ class File:
                     self._offset, self._inode, self._rest = 0, inode, b""
                 file.seek(self._offset)
                 chunk = file.read(_CHUNK)
-        except OSError:
+        except OSError as error:
+            self.problem = None if isinstance(error, FileNotFoundError) else why(error)
             return []
+        self.problem = None
         self._offset += len(chunk)
         *whole, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > _LONGEST:  # no line of a run: it counts as a damaged one
@@ -92,6 +96,7 @@ class Pipe:
     """Lines from another program, read by a thread; its methods are those of File."""
 
     name = "standard input"
+    problem = None
 
     def __init__(self, stream: IO[str]) -> None:
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()

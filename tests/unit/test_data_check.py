@@ -15,6 +15,7 @@ from sample_files import plain_samples, to_samples
 from text_files import articles, write_plain, write_vocab
 
 from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.identity import DataSet, Identity
 from bertbench.common.data.plausible import hashes
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_varlen
@@ -179,6 +180,12 @@ def test_foreign_and_cut_files(data):
     shard(data, 1).write_bytes(content[: len(content) // 2])
     names = [name.rsplit("/", 1)[1] for name, _ in problems(data)]
     assert names == ["part_0_of_4.hdf5", "part_1_of_4.hdf5"]
+
+
+def test_data_that_cannot_be_hashed(data, monkeypatch):
+    unknown = Identity(None, None, "no hash of the data: shard: Too many open files")
+    monkeypatch.setattr(DataSet, "identity", lambda self: unknown)
+    assert problems(data) == [("", f"{kind}: {unknown.note}") for kind in ("train", "eval")]
 
 
 def test_missing_shard(data):

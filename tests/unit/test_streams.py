@@ -12,10 +12,12 @@ import sys
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from bertbench.common.cli.main import main
+from bertbench.common.cli.verbs import VERBS
 from bertbench.common.files import OutputLost, Stream
 from bertbench.common.results.validate import validate
 from bertbench.common.training.console import ConsoleObserver
@@ -45,6 +47,14 @@ class Terminal(io.TextIOWrapper):
         if self.left < 0:
             raise OSError(5, "Input/output error")
         return super().write(text)
+
+
+def test_a_verb_without_memory_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(VERBS["list"].__class__, "load", Mock(side_effect=MemoryError("4 GiB")))
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err == "bertbench list: out of memory: MemoryError: 4 GiB\n"
 
 
 @pytest.mark.parametrize(

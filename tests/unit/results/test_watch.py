@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -79,6 +82,21 @@ def test_a_file_is_followed_as_it_grows(tmp_path: Path) -> None:
     said = text_of(view)
     assert "step 2" in said and "102.0 seq/s" in said and "at most 1:01 left" in said
     assert "mlm_accuracy 0.5000 of 0.72" in said and "reached" not in said
+
+
+def test_lines_that_cannot_be_read_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "steps.jsonl"
+    file.write_text(step(1))
+    view = seen(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", Mock(side_effect=PermissionError(errno.EACCES, "Denied", "f")))
+        view.update()
+        assert "cannot be read: f: Denied" in text_of(view)
+        assert view.as_dict()["problem"] == "f: Denied" and view.ended_badly
+    view.update()
+    assert view.as_dict()["problem"] is None and not view.ended_badly
 
 
 def test_characters_cut_between_two_looks_are_whole(tmp_path: Path) -> None:
