@@ -244,7 +244,7 @@ def silent(exits: list[int]) -> Iterator[None]:
 @pytest.mark.usefixtures("silent")
 def test_a_rank_0_stopped_before_the_ranks_meet_is_given_up_in_time() -> None:
     begin = time.monotonic()
-    with pytest.raises(PeerLost, match="the ranks cannot meet: .*"):
+    with pytest.raises(PeerLost, match="the ranks cannot meet"):
         rank(1).meet()
     assert time.monotonic() - begin < module.FORMING * 1 + 3
 
