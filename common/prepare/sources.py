@@ -181,6 +181,13 @@ def texts(path: Path) -> Iterator[Lines]:
         ) from error
 
 
+def glance(path: Path) -> None:
+    """Read the beginning of the first text of a file; raises what :func:`texts` raises there."""
+    for lines in texts(path):
+        next(iter(lines), None)
+        break
+
+
 class _Stream(io.RawIOBase):
     """A stream whose first bytes are known, and which ends with BadInput after ``most`` bytes."""
 
