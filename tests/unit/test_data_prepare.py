@@ -503,6 +503,7 @@ HOLES = 20 << 30
         ("text.txt.gz", b"", "cannot be read"),
         ("text.txt.gz", b"One sentence.\n", "cannot be read"),
         ("text.txt.xz", b"", "cannot be read"),
+        ("text.tar", b"", "cannot be read"),
         ("vocab.txt", b"", "is larger than 64 MiB"),
     ],
 )
