@@ -28,6 +28,9 @@ GAP_S = 10.0
 """Longest time that one reading of power may stand for; MLPerf requires a reading a second."""
 STUCK_S = 1.0
 """A counter that has not moved for so long does not count."""
+BLUR = 0.05
+"""Share of the windows' seconds by which the readings at their ends may differ in what they took:
+no one knows when within its reading a counter was read."""
 _SLACK_S = 0.2
 """Counters are updated ten times a second or more often."""
 _POSSIBLE = {
@@ -60,6 +63,8 @@ class Sampler:
         self._read, self._period_s, self._clock = read, period_s, clock
         self._patience_s, self._prompt_s = patience_s, min(PROMPT_S, patience_s)
         self._readings: list[dict[str, float]] = []
+        self._took: list[float] = []
+        """Seconds that each reading took."""
         self._windows: list[tuple[float, float]] = []
         """First and last second of each; the last one of a window that goes on is infinite."""
         self._refused: dict[str, str] = {}
@@ -174,14 +179,34 @@ class Sampler:
                 f"the energy counter stood still, went back or was unreadable {odd} times: power "
                 f"x time counts there"
             )
+        if self._blurred() and any("energy_j" in sample for sample in self._readings):
+            found.append("the energy counter's readings took times too different for windows so short")
         return found
 
     def _cut(self) -> list[list[dict[str, float]]]:
-        """Return each window's readings, with those at its ends in proportion to the time."""
-        return [
+        """Return each window's readings, with those at its ends in proportion to the time.
+
+        They have no counter where its readings cannot be placed in time.
+        """
+        windows = [
             _between(self._readings, *part, *window)
             for part, window in zip(self._slices(), self._windows, strict=True)
         ]
+        if self._blurred():
+            return [[{k: s[k] for k in s if k != "energy_j"} for s in w] for w in windows]
+        return windows
+
+    def _blurred(self) -> bool:
+        """Return whether the readings at the windows' ends took too different times; see BLUR."""
+        blur = total = 0.0
+        for (first, last), (begin, end) in zip(self._slices(), self._windows, strict=True):
+            exact = [self._readings[i]["t"] for i in (first, last - 1) if first < last]
+            early = first - 1 if begin not in exact else first
+            late = last if end not in exact else last - 1
+            sooner = max(self._took[max(0, early) : first + 1], default=0.0)
+            later = max(self._took[max(0, last - 1) : late + 1], default=0.0)
+            blur, total = blur + abs(later - sooner), total + end - begin
+        return blur > BLUR * total
 
     def _slices(self) -> list[tuple[int, int]]:
         """Return of each window the index of its first reading, and that behind its last."""
@@ -246,6 +271,7 @@ class Sampler:
             return self._thread is own
 
     def _take(self) -> None:
+        begin = time.monotonic()
         try:
             reading = dict(self._read())
         except Exception as error:
@@ -261,6 +287,7 @@ class Sampler:
             else:
                 sample[key] = number
         if self.problem is None:  # nobody waits any more for a reading that hung
+            self._took.append(time.monotonic() - begin)
             self._readings.append(sample)
 
 
