@@ -285,6 +285,19 @@ def test_mixture_is_a_permutation_and_uniform():
     assert Mixture.draw(sizes, 4, 1).source.tolist() != mixture.source.tolist()
 
 
+def test_a_spool_that_cannot_be_listed_is_not_damaged(tmp_path, monkeypatch):
+    """Damaged pieces are removed; these are all right."""
+    save_spool(tmp_path / "mixture", Mixture.draw([3], 1, 0))
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError):
+        open_spool(Mixture, tmp_path / "mixture")
+
+
 def test_mixture_takes_each_spools_samples_in_their_order(tmp_path):
     samples = [to_samples(plain_samples(n, seed=n)) for n in (9, 1, 20)]
     spools = [tmp_path / str(number) for number in range(3)]
