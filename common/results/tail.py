@@ -28,8 +28,18 @@ class File:
         self.name = self._folder.resolve().name if self._file.name == STEPS else path.name
         self._offset, self._inode, self._rest = 0, -1, b""
         self._status: str | None = None
-        self.problem: str | None = None
-        """Why the file that is there cannot be read now."""
+        self._problems: dict[str, str] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """Why a file that is there cannot be read now."""
+        return next(iter(self._problems.values()), None)
+
+    def _read(self, done: str, error: OSError | None = None) -> None:
+        """Keep the error of a file that is there, or forget it."""
+        self._problems.pop(done, None)
+        if error is not None and not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            self._problems[done] = why(error)
 
     def lines(self) -> list[str]:
         """Return the new complete lines."""
@@ -45,9 +55,9 @@ class File:
                 file.seek(self._offset)
                 chunk = file.read(_CHUNK)
         except OSError as error:
-            self.problem = None if isinstance(error, FileNotFoundError) else why(error)
+            self._read(STEPS, error)
             return []
-        self.problem = None
+        self._read(STEPS)
         self._offset += len(chunk)
         *whole, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > _LONGEST:  # no line of a run: it counts as a damaged one
@@ -56,8 +66,7 @@ class File:
 
     def facts(self) -> Mapping[str, Any]:
         """Return the known ones of ``max_steps``, ``title``, and a finished run's ``status``."""
-        manifest = json_object(self._folder / MANIFEST)
-        config = json_object(self._folder / "config.json")
+        manifest, config = (self._object(name) for name in (MANIFEST, "config.json"))
         facts: dict[str, Any] = {}
         recipe = config.get("recipe")
         if isinstance(recipe, dict) and number(recipe.get("max_steps")):
@@ -69,6 +78,16 @@ class File:
         if self._status is not None:
             facts["status"] = self._status
         return facts
+
+    def _object(self, name: str) -> dict[str, Any]:
+        """Return a JSON file's object; empty if missing, unreadable or damaged."""
+        try:
+            value = json_object(self._folder / name)
+        except OSError as error:
+            self._read(name, error)
+            return {}
+        self._read(name)
+        return value
 
     def _intact(self) -> bool:
         """Return whether manifest and lines have the checksums of a finished run."""
@@ -134,9 +153,9 @@ LineSource = File | Pipe
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; empty if missing or damaged."""
+    """Return a JSON file's object; empty if missing or damaged. Raises OSError if unreadable."""
     try:
         value = read_json(path)
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

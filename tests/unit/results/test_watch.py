@@ -24,6 +24,7 @@ from bertbench.common.cli import watch
 from bertbench.common.cli.main import main
 from bertbench.common.cli.watch import View, bars, render, sources
 from bertbench.common.errors import BadInput
+from bertbench.common.results import tail
 from bertbench.common.results.tail import File, Pipe
 from tests.unit.results.mlperf_runs import make
 from tests.unit.test_record import create, step_event
@@ -97,6 +98,10 @@ def test_lines_that_cannot_be_read_are_said(
         assert view.as_dict()["problem"] == "f: Denied" and view.ended_badly
     view.update()
     assert view.as_dict()["problem"] is None and not view.ended_badly
+    with monkeypatch.context() as patch:
+        patch.setattr(tail, "read_json", Mock(side_effect=OSError(errno.EMFILE, "Too many", "m")))
+        view.update()
+        assert "cannot be read: m: Too many" in text_of(view) and "step 1" in text_of(view)
 
 
 def test_characters_cut_between_two_looks_are_whole(tmp_path: Path) -> None:
