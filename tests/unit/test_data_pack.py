@@ -272,3 +272,10 @@ def test_a_source_that_changes_meanwhile_is_refused(options, monkeypatch):
     monkeypatch.setattr(pack, "_draw", then_change)
     with pytest.raises(BadInput, match="changed while it was read"):
         pack.pack(options)
+
+
+def test_a_finished_pack_that_was_damaged_is_not_well(options):
+    pack.pack(options)
+    next(options.output.glob("4_*/part_2*")).unlink()
+    with pytest.raises(BadInput, match=r"part_2_of_4\.hdf5 is missing: .*delete .*out, and run"):
+        pack.pack(options)
