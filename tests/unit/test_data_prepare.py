@@ -378,6 +378,24 @@ def test_text_without_pairs_of_both_kinds_is_refused(options, tmp_path, name):
     prepare.prepare(options)  # the folder is free
 
 
+@pytest.mark.parametrize("change", [{"eval_fraction": 0.02}, {"num_eval_articles": 12}])
+@pytest.mark.parametrize("names", [1, 3])
+@pytest.mark.parametrize("form", ["json", "wiki"])
+def test_names_that_repeat_are_said(options, tmp_path, names, form, change):
+    path, text = tmp_path / "mine", [" ".join(one) for one in articles(300)]
+    with path.open("w") as file:
+        for number, one in enumerate(text):
+            name = number % names
+            row = json.dumps({"id": name, "title": "news", "text": one})
+            doc = f'<doc id="{name}" title="news">\n{one}\n</doc>'
+            file.write(f"{row if form == 'json' else doc}\n")
+    given = replace(options, text=(path,), **change)
+    with pytest.raises(BadInput, match=f"300 documents have {names} different names .*news"):
+        prepare.prepare(given)
+    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in text))
+    assert prepare.prepare(given)["eval"]["documents"] > 0
+
+
 def test_held_out_documents_of_one_sentence_are_refused(options, tmp_path, monkeypatch):
     single = one_each(9)
     path = write_plain(tmp_path / "mine", [*single, *articles(60, seed=3)])
