@@ -100,7 +100,10 @@ def _pack(options: pack.PackOptions, report: Reporting) -> int:
         return _show("would pack", content, report)
     if not report.json:
         _show("packing", content, report)
-    return _show(f"packed into {options.output}", pack.pack(options), report)
+    manifest = pack.pack(options)
+    for note in manifest.get("notes", []):
+        print(f"note: {note}", file=sys.stderr)
+    return _show(f"packed into {options.output}", manifest, report)
 
 
 def _check(options: check.CheckOptions, report: Reporting) -> int:

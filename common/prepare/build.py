@@ -50,7 +50,8 @@ def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """Return the manifest when ``output`` is complete; else make or take over its work folder.
 
     ``identity`` has ``parameters`` and ``inputs``: pieces of two runs fit together only when both
-    are equal. Raises BadInput when the folder holds something else, naming the difference.
+    are equal. Raises BadInput when the folder holds something else, naming the difference, or files
+    that are no longer those of its manifest.
     """
     work = output / WORK
     for path in (output / MANIFEST, work / "identity.json"):
@@ -64,6 +65,11 @@ def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 f"choose another --output, or delete that folder"
             )
         if path.name == MANIFEST:
+            if damage := find_damage(output, found):
+                raise BadInput(
+                    f"{damage}: the finished data was damaged: delete {shown(output)}, and run the "
+                    f"same command again"
+                )
             shutil.rmtree(work, ignore_errors=True)  # of a build that was stopped at its very end
             return found
     if not work.is_dir():
@@ -73,6 +79,31 @@ def claim(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             )
         work.mkdir(parents=True)
     write_json(work / "identity.json", identity)
+    return None
+
+
+def find_damage(output: Path, manifest: dict[str, Any]) -> str | None:
+    """Return what is wrong with the first file that is not as its ``manifest`` says, or None.
+
+    Reads the files whole where their sizes are right.
+    """
+    try:
+        listed = dict(manifest["files"])
+        vocab = manifest["vocab"].get("sha256")
+        sums = {name: (one["bytes"], one["sha256"]) for name, one in listed.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return f"{shown(output / MANIFEST)} does not say what its files are"
+    if vocab is not None:
+        sums["vocab.txt"] = (None, vocab)
+    for name, (size, _) in sums.items():
+        path = output / name
+        if not path.is_file():
+            return f"{shown(path)} is missing"
+        if size is not None and path.stat().st_size != size:
+            return f"{shown(path)} has {path.stat().st_size:,} bytes, its manifest says {size:,}"
+    for name, (_, sha256) in sums.items():
+        if file_sha256(output / name) != sha256:
+            return f"{shown(output / name)} has not the sha256 that its manifest says"
     return None
 
 

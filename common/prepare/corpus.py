@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read text as a stream of documents, each a list of sentences.
 
-Three layouts are recognised by the first line that is not blank:
+Four layouts are recognised by the first line that is not blank:
 
 * plain: one sentence a line, a blank line between documents (MLPerf's own layout);
 * WikiExtractor: ``<doc id= url= title=>`` ... ``</doc>`` with any attributes, a paragraph a line.
   The line that repeats the title is dropped, and paragraphs are split by ``split_sentences``;
+* WikiText (WikiText-2 and -103): ``= Title =`` and a paragraph a line. Its ``= = Heading = =`` is
+  left out, and its ``@-@`` undone;
 * JSON lines: one object a line, whose ``text`` has a paragraph a line, as WikiExtractor's
   ``--json`` and Hugging Face's exports.
 
@@ -40,6 +42,9 @@ _DOC = re.compile(r"<doc(|\s.*)>")
 _ATTRIBUTE = re.compile(r"""\s([\w:-]+)\s*=\s*(?:"(.*?)"(?=\s+[\w:-]+\s*=|\s*$)|'([^']*)')""")
 _DOC_LINE = re.compile(r"</?doc(\s|>|$)")
 _TAG = re.compile(r"</?(?!(?:unk|s|pad|mask|sep|cls|bos|eos)>)[A-Za-z][\w:.-]*(\s[^<>]*)?/?>")
+_TITLE = re.compile(r"= (?!=)(.+)(?<!=) =")
+_HEADING = re.compile(r"(?:= ){2,}.+(?: =){2,}")
+_JOINED = re.compile(r" @([-,.])@ ")
 _JSON = re.compile(r'\{\s*("|\}?$)')
 
 
@@ -70,6 +75,8 @@ def documents(path: Path) -> Iterator[Document]:
             continue
         if first.startswith("<doc") and _DOC_LINE.match(first):
             layout = _wiki(lines, first, reader)
+        elif _TITLE.fullmatch(first):
+            layout = _wikitext(lines, first, reader)
         elif _JSON.match(first):
             layout = _json(lines, first, reader)
         else:
@@ -169,6 +176,24 @@ def _sentences(body: list[str], title: str | None) -> list[str]:
     elif body and body[start] == title:
         start += 1
     return [sentence for line in body[start:] if line for sentence in split_sentences(line)]
+
+
+def _wikitext(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Document]:
+    title: str | None = first
+    while title is not None:
+        sentences: list[str] = []
+        size, heading = 0, None
+        for line in reader:
+            if _TITLE.fullmatch(line):
+                heading = line
+                break
+            size += len(line)
+            _require_size(lines, size)
+            if not _HEADING.fullmatch(line):
+                sentences += split_sentences(_JOINED.sub(r"\1", line))
+        if sentences:
+            yield Document(key=title[2:-2], sentences=sentences)
+        title = heading
 
 
 def _json(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Document]:

@@ -75,12 +75,18 @@ _FIRST: tuple[tuple[str, str, str], ...] = (
 _MARKUP = re.compile(
     r"</[A-Za-z][\w:.-]*\s*>|<[A-Za-z][\w:.-]*\s+[\w:.-]+\s*=|<!--|<\?xml|&lt;/?\w"
     r"|(?i:<(?:br|p|hr|li|div|span|td|tr|h\d|b|i|ref)\s*/?>)"
-    r"|\[\[[^\[\]]+\]\]|\{\{\w|^\{\||^\|[-}]|'''"  # wikitext
+    r"|\[\[[^\[\]]+\]\]|\{\{\w|\{\{[^{}]+\}\}|^\{\||^\|[-}]|'''|^={2,6}[^=]+={2,6}$"  # wikitext
     r"|^#{1,6} \S|^```|\]\(https?:|^!\[|^\|.*\|$"  # markdown
     r"|\\(?:begin|end|section|subsection|cite|ref|textbf|emph)\{"
     r"|^\d+:\d\d:\d\d[,.]\d+ -->"
     r"|\*\*\S[^*]*\*\*"
     r"|^[{\[].*[\"'].*[}\]],?$"  # JSON, or Python's
+    r"|&(?:[A-Za-z]{2,8}|#\d{1,6}|#x[\dA-Fa-f]{1,6});"  # HTML's entities
+    r"|^(?:- )?[\w-]+: ?(?:[>|][-+]?|\d+|\".*\"|'.*'|true|false|null)$"  # YAML; a play has names
+    r"|^(?:- )?(?:id|title|text|content|body|url|label|date|source): \S"
+    r"|^[\w.-]+ ?= ?[\"'].*[\"']$"  # TOML, or a shell's
+    r"|^__label__\S|^\.\. [\w-]+::"  # fastText, reStructuredText
+    r"|^(?:\S+[/_][A-Z$.,:]{1,5} ){3}"  # words with their parts of speech
 )
 
 
@@ -110,7 +116,12 @@ def refuse_first_line(name: str, line: str) -> None:
 
 
 def require_prose(name: str, lines: Sequence[str]) -> None:
-    """Raise BadInput when the first ``lines`` of a file are markup, JSON or a table."""
+    """Raise BadInput when the first ``lines`` of a file are markup, JSON, a table or tags."""
+    if _is_tagged(lines):
+        raise BadInput(
+            f"{shown(name)} has one word and its tags a line (CoNLL), not text: write the words of "
+            f"a sentence on one line"
+        )
     for delimiter, what in (("\t", "tabs"), (",", "commas"), (";", "semicolons"), ("|", "|")):
         if _is_table(lines, delimiter):
             raise BadInput(
@@ -130,6 +141,10 @@ def _is_table(lines: Sequence[str], delimiter: str) -> bool:
 
     In prose, commas are before spaces, and lines differ in how many they have.
     """
+    if delimiter == "\t":  # a quotation mark is one, and need not be closed
+        widths = Counter(len(line.split("\t")) for line in lines if line)
+        width, common = max(widths.items(), key=lambda one: one[1], default=(0, 0))
+        return width > 1 and widths.total() > 1 and common >= 0.8 * widths.total()
     limit = csv.field_size_limit(sum(map(len, lines)) + len(lines))
     try:
         rows = [row for row in csv.reader((f"{x}\n" for x in lines), delimiter=delimiter) if row]
@@ -140,8 +155,6 @@ def _is_table(lines: Sequence[str], delimiter: str) -> bool:
     width, common = Counter(map(len, rows)).most_common(1)[0]
     if width < 2:
         return False
-    if delimiter == "\t":
-        return common >= 0.8 * len(rows)
     if common < 0.95 * len(rows):
         return False
     body = [row for row in rows if len(row) == width]
@@ -155,4 +168,19 @@ def _is_table(lines: Sequence[str], delimiter: str) -> bool:
         all(re.fullmatch(r" *[\d.:/+-]+ *", cell) for cell in column)
         or len(set(column)) <= 0.1 * len(column)
         for column in zip(*body[1:], strict=True)
+    )
+
+
+def _is_tagged(lines: Sequence[str]) -> bool:
+    """Return whether lines are a word each, with equally many tags that are in capitals."""
+    rows = [line.split(" ") for line in lines if line]
+    width, common = Counter(map(len, rows)).most_common(1)[0] if rows else (0, 0)
+    if not 2 <= width <= 12 or len(rows) < 20 or common < 0.95 * len(rows):
+        return False
+    *others, tags = zip(*(row for row in rows if len(row) == width), strict=True)
+    capitals = sum(bool(re.fullmatch(r"[A-Z][A-Z\d$|+:=]{0,5}(-\w+)?", tag)) for tag in tags)
+    return (
+        capitals > 0.7 * common
+        and len(set(tags)) < max(10, 0.1 * common)
+        and max(len(set(column)) for column in others) > len(set(tags))
     )

@@ -14,13 +14,16 @@ The result depends on the parameters and the text alone, not on processes or res
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertbench.common.data.plausible import SIGMAS
 from bertbench.common.data.tokenization import LARGEST_VOCAB, read_vocab, train_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, shown, write_atomic
@@ -281,12 +284,29 @@ def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list
         below = held_out_below(read, options.num_eval_articles)
     split = tracked(files, "split text", len(files))
     parts, evaluation = split_text(split, work / "text", below)
+    _require_names(options, files, sum(part.documents for part in parts), evaluation.documents)
     _require_pairs(options, parts, evaluation)
     require_fewer(
         options.num_shards, options.masking.dupe_factor * sum(part.sentences for part in parts)
     )
     write_json(record, {"parts": [asdict(part) for part in parts], "eval": asdict(evaluation)})
     return parts, evaluation
+
+
+def _require_names(options: PrepareOptions, files: Sequence[Path], train: int, held: int) -> None:
+    """Raise BadInput where far from as many documents as asked are held out for like names."""
+    total = train + held
+    wanted = options.num_eval_articles or options.eval_fraction * total
+    if abs(held - wanted) <= SIGMAS * math.sqrt(wanted) and 0 < held < total:
+        return
+    named = Counter(one.key for path in files for one in documents(path) if one.key)
+    if wanted and named and len(named) <= 0.5 * named.total():
+        key, times = named.most_common(1)[0]
+        raise BadInput(
+            f"{named.total()} documents have {len(named)} different names ({shown(key, 40)!r} is "
+            f"that of {times}), by which they are held out: give each its own id or title, or "
+            f"leave both out: then its text counts"
+        )
 
 
 def _require_pairs(options: PrepareOptions, parts: Sequence[Part], evaluation: Part) -> None:

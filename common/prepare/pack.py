@@ -5,15 +5,17 @@ A run converges after 2.3 to 2.8 million of the 156.7 million samples, and stops
 Pack draws that many at random, each at most once, from fixed, varlen or packed files, and writes
 them in random order as varlen files beside the evaluation set. At MLPerf's mean length of 254
 tokens a sample takes 1.06 kB instead of 3.68 kB: 4.5 million are 4.8 GB (4.4 GiB). Every sample
-read is checked on the way. One input file is in memory at a time in each process.
+read is checked on the way, and what a run refuses of shards is refused here, since it could not be
+seen in their mixture. One input file is in memory at a time in each process.
 """
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,18 @@ import numpy as np
 from tyro.conf import Positional
 
 from bertbench.common.data.hdf5 import Limits
+from bertbench.common.data.identity import DataSet, signature
+from bertbench.common.data.plausible import (
+    ENOUGH,
+    MAX_REPEATED,
+    Counts,
+    hashes,
+    refuse_impossible,
+)
 from bertbench.common.data.reader import count, read
-from bertbench.common.data.samples import Samples
+from bertbench.common.data.samples import IntArray, Samples
 from bertbench.common.data.schema import write_varlen
-from bertbench.common.data.shards import DataRoot, locate, quick_hash
+from bertbench.common.data.shards import DataRoot, locate, refuse_copies
 from bertbench.common.errors import BadInput
 from bertbench.common.files import write_atomic
 from bertbench.common.prepare.build import (
@@ -32,6 +42,7 @@ from bertbench.common.prepare.build import (
     ShardLayout,
     alone,
     claim,
+    each,
     each_recorded,
     faults_in_one_line,
     finish,
@@ -42,7 +53,7 @@ from bertbench.common.prepare.build import (
     write_shards,
 )
 from bertbench.common.prepare.parts import EVAL_NAME, Statistics, count_samples
-from bertbench.common.prepare.spool import save_spool
+from bertbench.common.prepare.spool import open_spool, save_spool
 from bertbench.common.prepare.track import tracked
 
 PROCESS_BYTES = 200_000_000
@@ -92,7 +103,11 @@ class PackOptions:
 class _Draw:
     """``take`` random samples of ``files``, in random order; None: all, in their order."""
 
+    where: Path
+    """For messages."""
     files: tuple[Path, ...]
+    sha256s: tuple[str | None, ...]
+    """That the source's manifest has of them."""
     spool: Path
     take: int | None
     seed: tuple[int, int]
@@ -104,7 +119,14 @@ def plan(options: PackOptions) -> dict[str, Any]:
 
     Writes no output. Raises BadInput when the source has no such data or too few samples.
     """
-    return _plan(options, locate(options.data_root).train_files)[0]
+    return _plan(options, _source(options).train_files)[0]
+
+
+def _source(options: PackOptions) -> DataRoot:
+    """Return the files to read; raises BadInput for second copies of others."""
+    source = locate(options.data_root)
+    refuse_copies([*source.train_files, *source.eval_files])
+    return source
 
 
 def _plan(options: PackOptions, files: Sequence[Path]) -> tuple[dict[str, Any], list[int]]:
@@ -144,28 +166,49 @@ def pack(options: PackOptions) -> dict[str, Any]:
 
 def _pack(options: PackOptions) -> dict[str, Any]:
     started = time.monotonic()
-    source = locate(options.data_root)
+    source = _source(options)
+    opened = DataSet.open([*source.train_files, *source.eval_files])
     output = options.output
     names = ("samples", "seed", "num_shards", "max_seq_length", "max_predictions_per_seq")
     identity = {
         "parameters": {name: getattr(options, name) for name in (*names, "vocab_size")},
-        "inputs": {"dataset_hash": quick_hash([*source.train_files, *source.eval_files])},
+        "inputs": _inputs(opened),
     }
     finished = claim(output, identity)
     if finished is not None:
         return finished
     with alone(output):
-        return _build(options, source, identity, started)
+        return _build(options, source, opened, identity, started)
+
+
+def _inputs(opened: DataSet) -> dict[str, Any]:
+    """Return what names the source's content: a manifest's word is not taken for it."""
+    found = replace(opened, checksums={}).identity()
+    if found.hash is None:
+        raise BadInput(f"{found.note}")
+    inputs = {"dataset_hash": found.hash, "hash_kind": found.kind}
+    if found.kind == "sampled":  # which can miss a change, but not its time
+        times = [state[:2] for state in opened.signatures.values()]
+        inputs["times"] = hashlib.sha256(repr(times).encode()).hexdigest()
+    return inputs
 
 
 def _build(
-    options: PackOptions, source: DataRoot, identity: dict[str, Any], started: float
+    options: PackOptions,
+    source: DataRoot,
+    opened: DataSet,
+    identity: dict[str, Any],
+    started: float,
 ) -> dict[str, Any]:
     output = options.output
     before, sizes = _plan(options, source.train_files)
-    draws = _draws(options, source, sizes, before["samples_after"])
+    draws = _draws(options, source, opened, sizes, before["samples_after"])
     processes = options.processes or processes_for(before["bytes_before"], PROCESS_BYTES)
     results = each_recorded(_draw, draws, processes, output / WORK, "draw samples, files", _spool)
+    for path, was in opened.signatures.items():
+        if signature(path) != was:
+            raise BadInput(f"{path} changed while it was read: pack again into another --output")
+    notes = _repeats(draws, processes)
     train_names = [name for name in draws if name != EVAL_NAME]
     written = write_shards(
         output,
@@ -188,6 +231,7 @@ def _build(
         **identity,
         vocab={"size": options.vocab_size},
         before=before,
+        notes=notes,
         train=Statistics.total(results[name] for name in train_names).described(),
         eval=Statistics(**results.get(EVAL_NAME, {})).described(),
         files=written,
@@ -195,7 +239,7 @@ def _build(
 
 
 def _draws(
-    options: PackOptions, source: DataRoot, sizes: list[int], wanted: int
+    options: PackOptions, source: DataRoot, opened: DataSet, sizes: list[int], wanted: int
 ) -> dict[str, _Draw]:
     """Return what to draw of each training file that gives samples, and of the evaluation set."""
     # How many each file gives is drawn first, so that files can be read independently.
@@ -204,13 +248,25 @@ def _draws(
 
     folder, limits = options.output / WORK / "samples", options.limits()
     draws: dict[str, _Draw] = {}
+
+    def draw(
+        name: str, where: Path, files: Sequence[Path], take: int | None, seed: tuple[int, int]
+    ) -> None:
+        draws[name] = _Draw(
+            where=where,
+            files=tuple(files),
+            sha256s=tuple(opened.unverified(path) for path in files),
+            spool=folder / name,
+            take=take,
+            seed=seed,
+            limits=limits,
+        )
+
     for number, (path, take) in enumerate(zip(source.train_files, takes, strict=True)):
         if take:
-            name, seed = f"file-{number:05d}", (options.seed, number)
-            draws[name] = _Draw((path,), folder / name, int(take), seed, limits)
+            draw(f"file-{number:05d}", path, [path], int(take), (options.seed, number))
     if source.eval_files:
-        files = tuple(source.eval_files)
-        draws[EVAL_NAME] = _Draw(files, folder / EVAL_NAME, None, (0, 0), limits)
+        draw(EVAL_NAME, source.eval_files[0].parent, source.eval_files, None, (0, 0))
     return draws
 
 
@@ -219,9 +275,54 @@ def _spool(job: _Draw) -> Path:
 
 
 def _draw(job: _Draw) -> dict[str, int]:
-    samples = Samples.concatenate([read(path, job.limits) for path in job.files])
+    files = zip(job.files, job.sha256s, strict=True)
+    samples = Samples.concatenate([read(path, job.limits, sha256=known) for path, known in files])
+    refuse_impossible(f"{job.where}", Counts.of(samples, job.limits))
     if job.take is not None:
         generator = np.random.Generator(np.random.PCG64(job.seed))
         samples = samples.take(generator.permutation(len(samples))[: job.take])
     save_spool(job.spool, samples)
     return count_samples(samples)
+
+
+def _repeats(draws: Mapping[str, _Draw], processes: int) -> list[str]:
+    """Return which drawn samples occur before; raises BadInput where they are most of a file.
+
+    16 bytes a sample are in memory.
+    """
+    spools = {name: job.spool for name, job in draws.items()}
+    found = dict(tracked(each(_hashes, spools, processes), "compare samples, files", len(spools)))
+    held_out = found.pop(EVAL_NAME, None)
+    names = [name for name in draws if name in found]  # in the order of the files
+    again = _again(np.concatenate([found[name][0] for name in names]))
+    ends = np.cumsum([len(found[name][0]) for name in names])
+    before = "of the samples drawn occur before, in it or in another shard"
+    doubts = [
+        (draws[name].where, part, before)
+        for name, part in zip(names, np.split(again, ends[:-1]), strict=True)
+    ]
+    if held_out is not None:
+        where = draws[EVAL_NAME].where
+        trained = np.concatenate([found[name][1] for name in names])
+        doubts.append((where, _again(held_out[0]), "of the samples occur before"))
+        leaks = np.isin(held_out[1], trained)
+        doubts.append((where, leaks, "of the samples have the text of a training sample"))
+    notes = []
+    for where, seen, what in doubts:
+        text = f"{where}: {seen.mean():.1%} {what}; `bertbench data check` examines all data"
+        if seen.mean() > 0.5 and len(seen) >= ENOUGH:
+            raise BadInput(text)
+        if seen.mean() > MAX_REPEATED:
+            notes.append(text)
+    return notes
+
+
+def _hashes(spool: Path) -> tuple[IntArray, IntArray]:
+    return hashes(open_spool(Samples, spool))
+
+
+def _again(values: IntArray) -> IntArray:
+    """Return bool [n], whether a value occurs before."""
+    seen = np.ones(len(values), bool)
+    seen[np.unique(values, return_index=True)[1]] = False
+    return seen

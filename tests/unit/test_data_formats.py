@@ -88,6 +88,10 @@ ALIKE = {
     "json with the title again": json_lines(
         [{**row, "text": f"{row['title']}\n\n{row['text']}"} for row in ROWS]
     ).encode(),
+    "wikitext-103": "".join(
+        f" \n = T{i} = \n \n = = History = = \n \n {' '.join(d)} \n = = = Old = = = \n"
+        for i, d in enumerate(TEXT)
+    ).encode(),
     "gz": gzip.compress(PLAIN.encode()),
     "two.gz": gzip.compress(PLAIN[:40].encode()) + gzip.compress(PLAIN[40:].encode()),
     "upper.TXT.GZ": gzip.compress(PLAIN.encode()),
@@ -126,6 +130,7 @@ ZIP = io.BytesIO()
 with zipfile.ZipFile(ZIP, "w") as made:
     made.writestr("a.txt", PLAIN)
 
+TAGGED = "".join(f"{word} {{}}\n" for word in ("Anna", "runs", "fast", ".")) + "\n"
 REFUSED = {
     "dump.xml": (DUMP, r"is a raw Wikipedia dump \(XML\).*WikiExtractor"),
     "dump without head": (DUMP.replace("<mediawiki", "<!-- x -->\n<mediawiki"), "markup"),
@@ -152,6 +157,17 @@ REFUSED = {
     "half.csv": ("id;text\n1;It is\n2;So\n", "CSV or TSV"),
     "rows.tsv": ("1\tIt is.\n2\tSo, it was.\n\n3\tx\n", "CSV or TSV"),
     "conll": (("# text = It is\n" + "1\tIt\tit\tPRON\n" * 7 + "\n") * 9, "CSV or TSV"),
+    "mrpc.tsv": ('1\t"It is.\tIt was.\n0\tSo.\t"Was it.\n1\tIt.\tSo it was.\n' * 9, "CSV or TSV"),
+    "ner": (TAGGED.format("B-PER", "O", "O", "O") * 9, r"one word and its tags a line \(CoNLL\)"),
+    "conll-2003": (TAGGED.format("NNP B O", "VBZ O O", "RB O O", ". O O") * 9, "CoNLL"),
+    "brown": ("The/AT river/NN runs/VBZ ./.\n" * 9, "hold markup"),
+    "rows.yaml": ("- id: 1\n  title: T\n  text: >\n    It is.\n    So.\n\n" * 9, "hold markup"),
+    "maps.yaml": ("- title: The T\n  text: It is. So it was.\n" * 9, "hold markup"),
+    "entities": ("&nbsp;It is.\nIt&#39;s so.\nSo &quot;it&quot; was.\n\n" * 9, "hold markup"),
+    "fasttext": ("__label__3 It is.\n__label__1 So.\n" * 9, "hold markup"),
+    "headings": ("== Head ==\n* It is.\n* So.\n\n" * 9, "hold markup"),
+    "templates": ("It {{ is | so }}.\nSo it was.\n\n" * 9, "hold markup"),
+    "settings.toml": ('title = "T"\ntext = "It is."\n\n' * 9, "hold markup"),
     "array.json": (json.dumps(ROWS), "a JSON array.*jq -c"),
     "array of lines.json": (json.dumps(ROWS, indent=1), "a JSON array"),
     "array of text": (json.dumps(["It is.", "So."]), "a JSON array"),
@@ -228,6 +244,15 @@ def test_refused_by_name_in_one_line(tmp_path, name):
         "ORCA is a whale.",
         "PAR10 is a score.",
         "<unk>",
+        "AT&T; and R&D; too.",
+        "x = 3 = y",
+        "= is a sign.",
+        "HAMLET:",
+        "Anna: So it is.",
+        "- Anna: So it is.",
+        "* a point",
+        "TCP/IP and AC/DC are names.",
+        "It was 5 O",
     ],
 )
 def test_prose_is_not_refused(tmp_path, line):
@@ -235,6 +260,33 @@ def test_prose_is_not_refused(tmp_path, line):
     text = "\n\n".join("\n".join(d) for d in articles(20))
     path.write_text(f"{line}\n{line}\n\n{text}")
     assert read(path)[0].sentences == [line, line]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["HAMLET:", "Words , words , words .", "POLONIUS:", "What is the matter ?"],
+        ["Anna: So it is.", "Bert: It was!", "Anna: Yes?"],
+        ["* It is.", "* So it was.", "1. First.", "- Third: so."],
+        ["JOHN SMITH", "ANNA MILLER", "MARY STONE"],
+        ["It is.", "He ran.", "She sang."],
+        ["---", "It is so.", "* * *", "=====", "So it was."],
+        ['"It is', "and so on.", 'It was so."'],
+    ],
+)
+def test_prose_of_any_shape_is_not_refused(tmp_path, lines):
+    """Plays, dialogues, lists, names, sentences of equal length: all of a text."""
+    path = tmp_path / "a"
+    path.write_text("\n\n".join("\n".join(lines) for _ in range(30)))
+    assert [d.sentences for d in read(path)] == [lines] * 30
+
+
+def test_wikitext_is_read_by_its_titles(tmp_path):
+    text = " = A = \n \n It has 1 @,@ 000 up @-@ to @-@ date towns . So it was . \n = = B = = \n\n"
+    (tmp_path / "wiki.test.tokens").write_text(f"{text} Its end . \n = C = \n x . \n")
+    one, two = read(tmp_path / "wiki.test.tokens")
+    assert (one.key, two.key) == ("A", "C")
+    assert one.sentences == ["It has 1,000 up-to-date towns .", "So it was .", "Its end ."]
 
 
 @pytest.mark.parametrize(

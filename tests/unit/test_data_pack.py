@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +12,12 @@ import pytest
 from sample_files import plain_samples, to_samples, write_packed_slowly
 from text_files import rows
 
+from bertbench.common.data import identity
 from bertbench.common.data.hdf5 import Limits, read
+from bertbench.common.data.plausible import masked_at
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.schema import write_fixed, write_varlen
-from bertbench.common.data.shards import locate
+from bertbench.common.data.shards import locate, quick_hash
 from bertbench.common.errors import BadInput
 from bertbench.common.prepare import build, pack
 from bertbench.common.prepare.pack import PackOptions
@@ -139,3 +143,139 @@ def test_a_bad_row_stops_it_before_anything_is_trained_on(options):
     with pytest.raises(BadInput, match=r"part_\d_of_4\.hdf5: dataset input_ids, row \d+: value"):
         pack.pack(replace(options, vocab_size=1000))
     assert not (options.output / build.MANIFEST).exists()
+
+
+@pytest.mark.parametrize("name", ["part_0_of_4 (1).hdf5", "part_0_of_4.hdf5.1", "part_9_of_4.hdf5"])
+def test_second_copies_are_refused_before_anything_is_written(options, name):
+    folder = options.data_root / "2048_shards_uncompressed"
+    shutil.copy(folder / "part_0_of_4.hdf5", folder / name)
+    for work in (pack.pack, pack.plan):
+        with pytest.raises(BadInput, match=r"a second copy of part_0_of_4\.hdf5: remove it"):
+            work(options)
+    assert not options.output.exists()
+
+
+def varlen_set(root, train, held_out=()):
+    for number, samples in enumerate(train):
+        write_varlen(root / "train" / f"part_{number}_of_{len(train)}.hdf5", samples)
+    for number, samples in enumerate(held_out):
+        write_varlen(root / "eval" / f"part_eval_{number}.hdf5", samples)
+    return PackOptions(data_root=root, output=root / "out", samples=None, processes=1)
+
+
+def some(n, seed=0):
+    return to_samples(plain_samples(n, seed))
+
+
+def shown(samples):
+    """The inputs show the tokens to be predicted."""
+    ids = samples.input_ids.copy()
+    ids[masked_at(samples)] = samples.masked_labels
+    return replace(samples, input_ids=ids)
+
+
+def of_one_kind(samples):
+    return replace(samples, next_sentence_labels=np.ones_like(samples.next_sentence_labels))
+
+
+REPEATED = some(60, 5).take(np.tile(np.arange(10), 6))
+SOUND = [some(60, seed) for seed in range(4)]
+USELESS = {
+    "one shard shows its labels": ([*SOUND, shown(some(60, 9))], [], r"part_4.*inputs show"),
+    "one shard of one kind": ([*SOUND, of_one_kind(some(60, 9))], [], r"part_4.*labels are alike"),
+    "evaluation data that shows": (SOUND, [some(9, 8), shown(some(60, 9))], "eval: the inputs"),
+    "the same samples in another order": (
+        [*SOUND, SOUND[1].take(np.arange(60)[::-1])],
+        [],
+        r"part_4.*100\.0% of the samples drawn occur before",
+    ),
+    "a shard of few samples": ([*SOUND, REPEATED], [], r"part_4.*83\.3% of .* occur before"),
+    "an evaluation set of few": (SOUND, [REPEATED], "eval: 83.3% of the samples occur before"),
+    "evaluation on what is trained on": (
+        SOUND,
+        [Samples.concatenate([one.take(np.arange(15)) for one in SOUND])],
+        r"eval: 100\.0% of the samples have the text of a training sample",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USELESS)
+def test_what_a_run_would_refuse_is_not_hidden_in_a_mixture(tmp_path, name):
+    train, held_out, match = USELESS[name]
+    options = varlen_set(tmp_path, train, held_out)
+    with pytest.raises(BadInput, match=match):
+        pack.pack(options)
+    assert not (options.output / build.MANIFEST).exists()
+
+
+def test_some_repeats_are_noted_and_none_of_sound_data(tmp_path):
+    assert pack.pack(varlen_set(tmp_path / "a", SOUND, [some(60, 9)]))["notes"] == []
+    few = Samples.concatenate([some(60, 7), SOUND[0].take(np.arange(6))])
+    (note,) = pack.pack(varlen_set(tmp_path / "b", [*SOUND, few]))["notes"]
+    assert "part_4_of_5.hdf5: 9.1% of the samples drawn occur before" in note
+
+
+def changed_in_the_middle(path, limits):
+    """Turn a row's labels round, outside the blocks that a quick hash reads."""
+    before, raw = quick_hash([path]), bytearray(path.read_bytes())
+    samples = read(path, limits)
+    for row in range(len(samples) // 4, len(samples)):
+        span = slice(*samples.masked_offsets[row : row + 2])
+        found = samples.masked_labels[span].astype("<i2").tobytes()
+        at = raw.find(found)
+        if len(found) > 8 and at > 8192 and abs(at - len(raw) // 2) > 8192:
+            raw[at : at + len(found)] = samples.masked_labels[span][::-1].astype("<i2").tobytes()
+            break
+    path.write_bytes(raw)
+    assert quick_hash([path]) == before
+    assert rows(read(path, limits)) != rows(samples)
+
+
+def test_a_changed_source_is_not_the_finished_pack(tmp_path):
+    options = varlen_set(tmp_path, [some(900), some(50, 1)])
+    first = pack.pack(options)
+    assert pack.pack(options) == first
+    changed_in_the_middle(tmp_path / "train" / "part_0_of_2.hdf5", options.limits())
+    with pytest.raises(BadInput, match=r"other inputs.*another --output"):
+        pack.pack(options)
+    assert pack.pack(replace(options, output=tmp_path / "new"))["files"] != first["files"]
+
+
+def test_large_sources_are_told_apart_by_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "FULL_BYTES", 1000)
+    monkeypatch.setattr(identity, "BLOCKS", 1)
+    options = varlen_set(tmp_path, [some(900), some(50, 1)])
+    first = pack.pack(options)
+    assert first["inputs"]["hash_kind"] == "sampled"
+    assert pack.pack(options) == first
+    os.utime(tmp_path / "train" / "part_0_of_2.hdf5")
+    with pytest.raises(BadInput, match="other inputs"):
+        pack.pack(options)
+
+
+def test_a_source_that_differs_from_its_manifest_is_refused(tmp_path):
+    pack.pack(varlen_set(tmp_path, [some(900), some(50, 1)]))
+    options = PackOptions(data_root=tmp_path / "out", output=tmp_path / "again", samples=None)
+    changed_in_the_middle(next((tmp_path / "out").glob("1_*/*")), options.limits())
+    with pytest.raises(BadInput, match="its manifest says"):
+        pack.pack(options)
+
+
+def test_a_source_that_changes_meanwhile_is_refused(options, monkeypatch):
+    real = pack._draw
+
+    def then_change(job):
+        found = real(job)
+        os.utime(job.files[0])
+        return found
+
+    monkeypatch.setattr(pack, "_draw", then_change)
+    with pytest.raises(BadInput, match="changed while it was read"):
+        pack.pack(options)
+
+
+def test_a_finished_pack_that_was_damaged_is_not_well(options):
+    pack.pack(options)
+    next(options.output.glob("4_*/part_2*")).unlink()
+    with pytest.raises(BadInput, match=r"part_2_of_4\.hdf5 is missing: .*delete .*out, and run"):
+        pack.pack(options)

