@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +166,7 @@ def count_of(event: Event) -> int | None:
     return whole(event.metadata.get("samples_count", event.metadata.get("epoch_num")))
 
 
-def are_samples(counts: list[int | None], batch: int | None) -> bool:
+def are_samples(counts: Sequence[int | None], batch: int | None) -> bool:
     """Return whether the counts of evaluations are samples.
 
     Rounds from 2.0 on log samples as epoch_num, earlier ones epochs. An epoch is 156 million
