@@ -34,6 +34,7 @@ from bertbench.common.measure.utilisation import find_calibration
 from bertbench.common.report.tensorboard import TensorBoard, writer_class
 from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
+from bertbench.common.results.store import earlier_precisions
 from bertbench.common.training import rehearsal
 from bertbench.common.training.built import Built
 from bertbench.common.training.checkpoint import Checkpoints
@@ -206,6 +207,7 @@ class Run:
     def _open_record(self, built: Built) -> None:
         """Create record, console and the benchmark's own files, and print the choices."""
         settings, run, resumed = self.settings, self.settings.run, built.resumed
+        earlier = resumed.resolve().parent.parent if resumed else None
         division = self.benchmark.division(settings)
         self.record = record = RunRecord.create(
             run.output_dir,
@@ -217,7 +219,8 @@ class Run:
             world_size=self.world.size,
             mlperf=None if division is None else {"division": division, "ruleset": "5.0.0"},
             command=sys.argv[1:],
-            resumed_from=str(resumed.parent.parent.name) if resumed else None,
+            resumed_from=earlier.name if earlier else None,
+            earlier_precisions=earlier_precisions(earlier, settings.impl.precision),
         )
         console = ConsoleObserver(
             max_steps=built.plan.max_steps,

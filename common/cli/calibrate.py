@@ -7,7 +7,11 @@ load and the library, which data sheets leave out.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +21,12 @@ import torch
 from bertbench import backends
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
-from bertbench.common.files import write_atomic
+from bertbench.common.files import shown, why, write_atomic
 from bertbench.common.launch.threads import host_threads
 from bertbench.common.measure.calibration import Effort, calibrate
 from bertbench.common.measure.system import system_name
 from bertbench.common.measure.utilisation import CALIBRATION
+from bertbench.common.results.record import check_name
 from bertbench.common.training.rehearsal import is_worthwhile
 
 if TYPE_CHECKING:
@@ -29,7 +34,10 @@ if TYPE_CHECKING:
 
 
 def main(args: Sequence[str]) -> int:
-    """Measure, write and print the rates; raises BadInput if the file cannot be written."""
+    """Measure, write and print the rates; returns 1 if the disk refused the file in the end.
+
+    Raises BadInput, before anything is measured, for a folder that cannot be written.
+    """
     verb = parser("calibrate")
     verb.add_argument("--backend", default="auto", help="auto takes the first working accelerator")
     verb.add_argument(
@@ -46,20 +54,38 @@ def main(args: Sequence[str]) -> int:
     options = verb.parse_args(args)
     if options.num_threads is not None and not 0 < options.num_threads <= 4096:
         raise BadInput(f"--num_threads {options.num_threads}: give a number of threads from 1")
+    if options.system is not None:
+        check_name("system", options.system)
     backend = backends.resolve(options.backend)(0)
     torch.set_num_threads(options.num_threads or host_threads(1))
-    info = backend.describe()
-    content = calibrate(backend, options.precision, effort(backend, options.quick))
-    path = options.output_dir / (options.system or system_name(info.name, 1)) / CALIBRATION
+    system = options.system or system_name(backend.describe().name, 1)
+    path = options.output_dir / system / CALIBRATION
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise BadInput(
+            f"cannot write {shown(path)}: {why(error)}. Choose another --output_dir."
+        ) from error
+    content = calibrate(backend, options.precision, effort(backend, options.quick))
+    problem = None
+    try:
         write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error}. Choose another --output_dir.") from error
+        problem = why(error)
     if options.json:
-        print(json.dumps(content | {"file": str(path)}))
+        print(json.dumps(content | {"file": None if problem else str(path)}))
     else:
         print(render(content))
+    if problem is not None:
+        print(
+            f"bertbench calibrate: {shown(path)} could not be written: {problem}", file=sys.stderr
+        )
+        return 1
+    if not options.json:
         print(f"wrote {path}")
     return 0
 

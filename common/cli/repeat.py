@@ -184,7 +184,10 @@ def summary(side: Side, made: int) -> dict[str, Any]:
             }
         )
     reached = side.statuses.get("ok", 0)
-    targeted = any(run.quality and run.quality.get("target") is not None for run in side.runs)
+    targeted = any(  # one without an evaluation missed its target, too
+        run.status == "below_quality" or (run.quality and run.quality.get("target") is not None)
+        for run in side.runs
+    )
     return {
         "statuses": side.statuses,
         "stability": {
@@ -193,7 +196,7 @@ def summary(side: Side, made: int) -> dict[str, Any]:
             "n": made,
             "definition": "runs that reached their target / runs made"
             if targeted
-            else "runs that ended as ok (no target was set) / runs made",
+            else "runs that ended as ok (no evaluation had a target) / runs made",
         },
         "metrics": metrics,
     }
@@ -279,7 +282,8 @@ class Repeat:
     def _incomparable(self) -> bool:
         """Report differences between the two sides, or between the runs of one side.
 
-        One side's runs differ if its words now mean another recipe, data set or device.
+        One side's runs differ if its words now mean another recipe, data set or device, or
+        another machine shares the folder.
         """
         if self.force:
             return False

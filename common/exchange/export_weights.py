@@ -22,11 +22,12 @@ from torch import Tensor
 
 from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import read_json, shown, sync
+from bertbench.common.files import shown, sync
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
 from bertbench.common.model.weights import other_names
 from bertbench.common.training.checkpoint import load, resolve
+from bertbench.common.training.resume import run_config
 
 HEADS = {"qa_outputs.weight": "BertForQuestionAnswering", DECODER_BIAS: "BertForPreTraining"}
 """Name of a head's weight -> Hugging Face's class with that head."""
@@ -120,7 +121,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 def _recipe(path: Path) -> tuple[dict[str, Any], BertConfig]:
     """Return the recipe in a run's ``config.json``, and its model."""
     try:
-        recipe = read_json(path)["recipe"]
+        recipe = run_config(path)["recipe"]
         return recipe, BertConfig(**recipe["model"])
     except OSError as error:
         raise BadInput(

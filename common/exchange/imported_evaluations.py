@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ from bertbench.common.mlperf.events import Event, Events, shown_lines, whole
 
 _SAME_EVALUATION_MS = 1000.0
 """Ranks report one evaluation within this time; two evaluations are further apart."""
+_COUNTED = ("eval_accuracy", "tracked_stats", "block_start", "block_stop")
+"""Keys whose lines count the run's progress."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,55 @@ def evaluations_of(
     return found
 
 
+def set_back(log: Events, batch: int | None) -> str | None:
+    """Return the doubt about a clock that was set back while the run was logged, or None.
+
+    Order in the file alone proves nothing: ranks' logs are joined, and evaluations beside training
+    are written late, with the time of their weights. A line that follows in the file and in
+    progress, but not in time, is no such line.
+    """
+    series = [log.of(key) for key in _COUNTED]
+    both = series[0] + series[1]
+    counts = [count for event in both if (count := count_of(event)) is not None]
+    if are_samples(sorted(counts), batch):  # of one unit, so that their lines can be compared
+        series.append(both)
+    for events in series:
+        latest: Event | None = None
+        for event in sorted(events, key=lambda event: event.line):
+            if latest is not None and _went_back(latest, event, strictly=True):
+                return _dated(latest, event)
+            if latest is None or event.time_ms > latest.time_ms:
+                latest = event
+    starts, stops = log.of("run_start")[:1], log.of("run_stop")[-1:]
+    for event in log.of("eval_accuracy"):
+        pairs = [(start, event) for start in starts] + [(event, stop) for stop in stops]
+        for before, after in pairs:
+            if _went_back(before, after, strictly=False):
+                return _dated(before, after)
+    return None
+
+
+def _went_back(before: Event, after: Event, *, strictly: bool) -> bool:
+    """Return whether ``after`` follows in the file and in progress, but is dated earlier.
+
+    Unless ``strictly``, progress counts only where both lines have it.
+    """
+    if after.line <= before.line or before.time_ms - after.time_ms <= _SAME_EVALUATION_MS:
+        return False
+    first, second = count_of(before), count_of(after)
+    if first is None or second is None:
+        return not strictly
+    return first < second or (first == second and not strictly)
+
+
+def _dated(before: Event, after: Event) -> str:
+    seconds = (before.time_ms - after.time_ms) / 1e3
+    return (
+        f"the clock was set back: {after.key} in line {after.line} is dated {seconds:.0f} s before "
+        f"{before.key} in line {before.line}"
+    )
+
+
 def hidden_after(log: Events, last: Evaluation, cut_off: bool) -> int | None:
     """Return the damaged line that may be an evaluation after ``last``, or None.
 
@@ -115,7 +166,7 @@ def count_of(event: Event) -> int | None:
     return whole(event.metadata.get("samples_count", event.metadata.get("epoch_num")))
 
 
-def are_samples(counts: list[int | None], batch: int | None) -> bool:
+def are_samples(counts: Sequence[int | None], batch: int | None) -> bool:
     """Return whether the counts of evaluations are samples.
 
     Rounds from 2.0 on log samples as epoch_num, earlier ones epochs. An epoch is 156 million

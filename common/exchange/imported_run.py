@@ -18,6 +18,7 @@ from bertbench.common.exchange.imported_evaluations import (
     evaluations_of,
     groups_of,
     hidden_after,
+    set_back,
 )
 from bertbench.common.files import shown
 from bertbench.common.measure.metric import SHARED
@@ -76,8 +77,13 @@ def read_run(log: Events, mlperf_round: str | None, name: str) -> ImportedRun:
         run.day_ms = None
         run.evaluations = [e | {"seconds": None} for e in run.evaluations]
     run.status = _status(log, run)
-    run.samples = _samples(log, run, evaluations)
-    _quality(log, run, evaluations, mlperf_round)
+    if (back := set_back(log, run.batch)) is not None:
+        odd = odd or back
+        run.doubt.append(f"{back}; durations, samples and the last evaluation are left out")
+        run.evaluations, run.missing["samples"] = [], back
+    else:
+        run.samples = _samples(log, run, evaluations)
+    _quality(log, run, evaluations, mlperf_round, back)
     _metrics(log, run, start, stop, odd)
     if log.damaged:
         lines = ", ".join(str(damaged.line) for damaged in log.damaged[:5])
@@ -212,11 +218,19 @@ def _samples(log: Events, run: ImportedRun, evaluations: list[Evaluation]) -> in
 
 
 def _quality(
-    log: Events, run: ImportedRun, evaluations: list[Evaluation], mlperf_round: str | None
+    log: Events,
+    run: ImportedRun,
+    evaluations: list[Evaluation],
+    mlperf_round: str | None,
+    back: str | None,
 ) -> None:
+    """Set the accuracy of the last evaluation; ``back`` is why it is not known which that is."""
     known = run.benchmark != "unknown"
+    evaluations = evaluations if back is None else []
     value = evaluations[-1].value if evaluations else None
-    if not evaluations:
+    if back is not None:
+        run.missing["accuracy"] = back
+    elif not evaluations:
         run.missing["accuracy"] = log.absent("eval_accuracy", "no evaluation of the run")
     elif value is None:
         run.missing["accuracy"] = "ranks disagree about the last evaluation"

@@ -96,6 +96,9 @@ def differences(lhs: Side, rhs: Side) -> list[str]:
         codes = {run.code_hash for run in side.finished}
         if len(codes) > 1:
             found.append(f"code: {shown(side.label)} mixes {_listed(codes)}")
+        for name, of in _CIRCUMSTANCES.items():
+            if len(values := _values(side, of)) > 1:
+                found.append(f"{name}: {shown(side.label)} mixes {_listed(values)}")
     return found
 
 

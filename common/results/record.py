@@ -36,7 +36,7 @@ import math
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -109,13 +109,15 @@ class RunRecord(Observer):
         mlperf: Mapping[str, str] | None = None,
         command: Sequence[str] = (),
         resumed_from: str | None = None,
+        earlier_precisions: Collection[str] = (),
         now: datetime | None = None,
     ) -> RunRecord:
         """Write the folder, marked ``interrupted``.
 
         ``config`` is ``Settings.as_dict()``; ``devices`` are DeviceInfo values (or the like), one
         per process; ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply;
-        ``command`` holds the arguments as typed. Raises BadInput where a name cannot be a folder's
+        ``command`` holds the arguments as typed, and ``earlier_precisions`` those of the runs that
+        a resumed one continues. Raises BadInput where a name cannot be a folder's
         or the folder cannot be written.
         """
         check_name("system", system)
@@ -149,6 +151,8 @@ class RunRecord(Observer):
             "notes": [],
             "extras": {},
         }
+        if resumed_from is not None:
+            manifest["earlier_precisions"] = sorted(earlier_precisions)
         try:
             return cls(_new_folder(root, config, described, manifest), manifest)
         except OSError as error:

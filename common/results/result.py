@@ -44,7 +44,7 @@ class Result:
     running: bool = False
     """Whether a process of this host still writes it."""
     earlier: frozenset[str] = frozenset()
-    """The precisions of the runs that it continues, as far as their records are beside it."""
+    """The precisions of the runs that it continues; ``unknown`` for one without a record."""
 
     @property
     def run_id(self) -> str:

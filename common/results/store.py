@@ -12,6 +12,7 @@ every text from them (``bertbench.common.files.shown`` for a terminal).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,6 @@ from bertbench.common.results.result import (
     verified,
 )
 from bertbench.common.results.seals import (
-    CHECKPOINTS,
     MANIFEST,
     STEPS,
     is_sealed,
@@ -47,6 +47,8 @@ REFERENCE = ROOT / "results" / "reference"
 KINDS = ("run", "published", "mlperf")
 _READ = ("config.json", "system.json", STEPS, "telemetry.jsonl")
 """Files of a run that Result reads, the first two at once."""
+_PART = re.compile(r"step_\d{8,}(\.replaced)?|\.partial-.*|\.\d{8}T\d{6}Z_.*")
+"""Checkpoints, and the folder in which a record or a checkpoint is made."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,29 @@ def find_runs(path: Path) -> tuple[list[Path], list[Damaged]]:
 def _search(
     top: Path, folders: dict[Path, None], files: dict[Path, None], damaged: list[Damaged]
 ) -> None:
-    """Add the run folders and published files at and below ``top``."""
+    """Add the run folders and published files at and below ``top``, links followed.
+
+    Those in hidden folders are named as left out.
+    """
+    seen = set()
 
     def add_unreadable(error: OSError) -> None:
         damaged.append(Damaged(Path(error.filename), shown(f"cannot be read: {error.strerror}")))
 
-    for name, below, inside in os.walk(top, onerror=add_unreadable):
+    for name, below, inside in os.walk(top, onerror=add_unreadable, followlinks=True):
         folder = Path(name)
-        below[:] = sorted(b for b in below if not b.startswith(".") and b != CHECKPOINTS)
+        if (real := os.path.realpath(name)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(b for b in below if not _PART.fullmatch(b))
         if MANIFEST in inside or MANIFEST in below:
-            folders[folder] = None
+            hidden = [part for part in folder.relative_to(top).parts if part.startswith(".")]
+            if not hidden:
+                folders[folder] = None
+            elif STEPS in inside:
+                text = f"is in the hidden folder {hidden[0]}, and left out: name it to include it"
+                damaged.append(Damaged(folder, shown(text)))
             below.clear()
         elif STEPS in inside:
             damaged.append(Damaged(folder, f"has no {MANIFEST}"))
@@ -177,30 +192,54 @@ def _run(folder: Path) -> Result:
     for key in ("recipe", "impl", "run"):
         demand(isinstance(config.get(key), dict), f"config.json has no {key}")
     running = manifest.get("files") is None and is_written(folder)
-    earlier = _earlier(folder, manifest, config)
+    earlier = _earlier(manifest, folder.parent, config["impl"].get("precision"))
     return Result(folder, "run", manifest, config, system, running, earlier)
 
 
-def _earlier(
-    folder: Path, manifest: Mapping[str, Any], config: Mapping[str, Any]
-) -> frozenset[str]:
-    """Return the precisions of the runs that a run continues, by the records beside it."""
-    own, found, names = config["impl"].get("precision"), set(), {folder.name}
-    while (name := manifest.get("resumed_from")) not in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            break
+def earlier_precisions(folder: Path | None, asked: object) -> frozenset[str]:
+    """Return the precisions of the run in ``folder`` and those before it, for one to continue it.
+
+    ``asked`` is the precision in the new run's configuration; without a folder there are none.
+    """
+    if folder is None:
+        return frozenset()
+    return _earlier({"resumed_from": folder.name}, folder.parent, asked)
+
+
+def _earlier(manifest: Mapping[str, Any], beside: Path, asked: object) -> frozenset[str]:
+    """Return the precisions of the runs that a run continues; ``unknown`` for a missing record.
+
+    The manifest names them; that of an older record does not, and those ``beside`` it are read.
+    """
+    found: set[str] = set()
+    names = {manifest.get("run_id")}
+    while (name := manifest.get("resumed_from")) is not None and name not in names:
+        if isinstance(known := manifest.get("earlier_precisions"), list):
+            return frozenset(found.union(map(str, known)))
         names.add(name)
-        folder = folder.parent / name
         try:
-            manifest = _document(folder / MANIFEST, verified(folder, MANIFEST))
-            asked = _document(folder / "config.json")["impl"]["precision"]
-        except (Damage, KeyError, TypeError):
-            break
-        extras = manifest.get("extras")
-        ran = extras.get("precision") if isinstance(extras, dict) else None
-        if isinstance(ran, str) or asked != own:  # else it was the same on the same device
-            found.add(str(ran or asked))
+            demand(isinstance(name, str) and Path(name).name == name, "no folder's name")
+            manifest, ran = _precision(beside / name, asked)
+        except Damage:
+            return frozenset({*found, "unknown"})
+        found |= ran
     return frozenset(found)
+
+
+def _precision(folder: Path, asked: object) -> tuple[Mapping[str, Any], set[str]]:
+    """Return a run's manifest and its precision; none where it is the one ``asked`` for again.
+
+    Raises Damage where the record cannot be read.
+    """
+    manifest = _document(folder / MANIFEST, verified(folder, MANIFEST))
+    impl: Any = _document(folder / "config.json").get("impl")
+    demand(isinstance(impl, dict), "config.json has no impl")
+    extras = manifest.get("extras")
+    ran = extras.get("precision") if isinstance(extras, dict) else None
+    before = impl.get("precision")
+    if isinstance(ran, str) or before != asked:
+        return manifest, {str(ran or before)}
+    return manifest, set()  # on the same device it was the same
 
 
 def _is_device(device: Any) -> bool:

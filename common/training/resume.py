@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
-from bertbench.common.files import read_json, shown
-from bertbench.common.training.checkpoint import resolve, step_of
+from bertbench.common.files import parse_json, read_bytes, read_json, shown, why
+from bertbench.common.training.checkpoint import Checkpoints, resolve, step_of
 
 
 def find_checkpoint(settings: Settings) -> Path | None:
@@ -40,11 +40,12 @@ def find_checkpoint(settings: Settings) -> Path | None:
 def _newest(settings: Settings) -> Path:
     """Return the newest checkpoint of the preset; names newer ones that cannot be read."""
     root, preset = settings.run.output_dir, settings.preset
-    found = [
-        path
-        for path in root.glob(f"*/{preset.benchmark}/*/checkpoints/step_*")
-        if re.fullmatch(r"step_[0-9]{8,}", path.name)
-    ]
+    found: list[Path] = []
+    for folder in root.glob(f"*/{preset.benchmark}/*/checkpoints"):
+        try:
+            found += reversed(Checkpoints(folder).available())
+        except OSError as error:
+            print(f"note: --resume last passes over {shown(why(error), 500)}", file=sys.stderr)
     for path in sorted(found, key=lambda p: (p.parent.parent.name, step_of(p)), reverse=True):
         try:
             if _config(path)["preset"] == preset.name:
@@ -59,7 +60,7 @@ def _config(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint.parent.parent / "config.json"
     try:
         file = checkpoint.resolve().parent.parent / "config.json"
-        content = read_json(file)
+        content = run_config(file)
         kept = {key: content[key] for key in ("preset", "recipe", "run")}
         if [type(value) for value in kept.values()] != [str, dict, dict]:
             raise ValueError("it is not of a run")
@@ -69,3 +70,16 @@ def _config(checkpoint: Path) -> dict[str, Any]:
             f"run folder, or a checkpoint inside one"
         ) from error
     return kept
+
+
+def run_config(file: Path) -> Any:
+    """Return the content of a run's ``config.json``, as its manifest has it.
+
+    Raises ValueError where it has changed since, and OSError where it cannot be read. A run that
+    did not end has no checksums.
+    """
+    raw, manifest = read_bytes(file), file.with_name("manifest.json")
+    files = read_json(manifest)["files"] if manifest.exists() else None
+    if files is not None and hashlib.sha256(raw).hexdigest() != files[file.name]["sha256"]:
+        raise ValueError("it differs from its checksum: damaged, or changed afterwards")
+    return parse_json(raw)

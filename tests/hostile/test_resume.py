@@ -6,6 +6,7 @@ Its checksums are right: whoever can write a checkpoint can also sum it up.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -396,6 +397,37 @@ def test_last_passes_over_what_cannot_be_read(
     assert str(newer / "config.json") in note
     with pytest.raises(BadInput, match="recipe is unknown"):
         find_checkpoint(Asked(tmp_path, str(newer)))  # type: ignore[arg-type]
+
+
+def test_a_configuration_that_was_changed_afterwards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = record(tmp_path, "20260102", GOOD)
+    seal = {"bytes": len(GOOD), "sha256": hashlib.sha256(GOOD.encode()).hexdigest()}
+    asked = Asked(tmp_path, str(folder))
+    for files in (None, {"config.json": seal}):
+        (folder / "manifest.json").write_text(json.dumps({"files": files}))
+        assert find_checkpoint(asked)  # type: ignore[arg-type]
+    (folder / "config.json").write_text(GOOD.replace("8", "9"))
+    with pytest.raises(BadInput, match="differs from its checksum"):
+        find_checkpoint(asked)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="no checkpoint of mini"):
+        find_checkpoint(Asked(tmp_path, "last"))  # type: ignore[arg-type]
+    assert "passes over" in capsys.readouterr().err
+
+
+def test_last_sees_a_checkpoint_that_was_being_replaced(tmp_path: Path) -> None:
+    """Killed between the two renames, a run has its newest one under another name only."""
+    folder = record(tmp_path, "20260102", GOOD) / "checkpoints"
+    asked = Asked(tmp_path, "last")
+    replaced = folder / "step_00000004.replaced"
+    replaced.mkdir()
+    (folder / "step_00000009").touch()  # no folder
+    assert find_checkpoint(asked) == replaced  # type: ignore[arg-type]
+    (folder / "step_00000004").mkdir()
+    assert find_checkpoint(asked) == folder / "step_00000004"  # type: ignore[arg-type]
+    (folder / ".partial-x").mkdir()
+    assert find_checkpoint(asked) == folder / "step_00000004"  # type: ignore[arg-type]
 
 
 def test_a_record_a_folder_of_checkpoints_or_one_of_them(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,55 @@ def test_the_command_writes_what_runs_look_for(
     assert cli.main(["calibrate", *flags, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert Path(again["file"]).exists() and again["schema_version"] == 1
+
+
+def _measured(monkeypatch: pytest.MonkeyPatch, backend: CpuRef) -> list[object]:
+    """The measurements that the command makes from here on."""
+    made: list[object] = []
+    real = calibrate.calibrate
+    monkeypatch.setattr(calibrate.backends, "resolve", lambda name: lambda rank: backend)
+    monkeypatch.setattr(calibrate, "effort", lambda backend, quick: SMALL)
+    monkeypatch.setattr(calibrate, "calibrate", lambda *args: made.append(args) or real(*args))
+    return made
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "", ".hidden", "/tmp/x", "A b"])
+def test_a_system_that_cannot_name_a_folder(
+    tmp_path: Path, monkeypatch, capsys, backend, name: str
+) -> None:
+    made = _measured(monkeypatch, backend)
+    flags = ["--output_dir", str(tmp_path / "results"), "--system", name]
+    assert cli.main(["calibrate", *flags]) == 2
+    assert "cannot name a folder of results" in capsys.readouterr().err
+    assert made == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file in the way", "folder in the way", "full at last"])
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch, capsys, backend, kind: str
+) -> None:
+    """Found before the measurement; what the disk refuses only afterwards is printed."""
+    made, root = _measured(monkeypatch, backend), tmp_path / "results"
+    flags = ["--precision", "fp32", "--output_dir", str(root), "--system", "here"]
+    if kind == "full at last":
+
+        def full(path: Path, text: str) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(calibrate, "write_atomic", full)
+        assert cli.main(["calibrate", *flags]) == 1
+        captured = capsys.readouterr()
+        assert "large qkv" in captured.out and "No space left" in captured.err
+        assert cli.main(["calibrate", *flags, "--json"]) == 1
+        assert json.loads(capsys.readouterr().out)["file"] is None
+        return
+    if kind == "file in the way":
+        root.write_text("")
+    else:
+        (root / "here" / "calibration.json").mkdir(parents=True)
+    assert cli.main(["calibrate", *flags]) == 2
+    assert "Choose another --output_dir" in capsys.readouterr().err
+    assert made == []
 
 
 def test_a_host_is_measured_with_less(monkeypatch) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch
 from bertbench.common.cli.main import main
+from bertbench.common.files import file_sha256
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import Ops
@@ -136,6 +137,17 @@ def _spoil_config(run: Path) -> None:
     (run / "config.json").write_text('{"recipe": {"model": {"vocab_size": 3}}}')
 
 
+def _change_config(run: Path) -> None:
+    """A sealed record, one digit of whose configuration is changed afterwards."""
+    file = run / "config.json"
+    entry = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+    (run / "manifest.json").write_text(json.dumps({"files": {"config.json": entry}}))
+    text = file.read_text()
+    heads = '"num_attention_heads": 2'
+    assert heads in text
+    file.write_text(text.replace(heads, '"num_attention_heads": 4'))
+
+
 def _spoil_weights(run: Path) -> None:
     file = run / "checkpoints" / "step_00000012" / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -148,6 +160,7 @@ def _spoil_weights(run: Path) -> None:
     [
         (lambda run: (run / "config.json").unlink(), "the model's shape is unknown"),
         (_spoil_config, "not a run's configuration"),
+        (_change_config, "differs from its checksum"),
         (_spoil_weights, "sha256 differs"),
         (lambda run: (run / "checkpoints").rename(run / "elsewhere"), "no checkpoint in"),
         (lambda run: (run.parent / "out").write_text("mine"), "exists: name a new folder"),
@@ -156,6 +169,7 @@ def _spoil_weights(run: Path) -> None:
     ids=[
         "no config",
         "other config",
+        "changed config",
         "damaged",
         "no checkpoint",
         "taken",

@@ -20,6 +20,8 @@ from bertbench.common.cli.main import main as cli
 from bertbench.common.errors import BadInput
 from bertbench.common.results.comparable import load_side
 from bertbench.common.results.compare import Comparison, compare, render
+from bertbench.common.results.store import earlier_precisions
+from bertbench.common.results.validate import validate
 from tests.unit.results.constructed import described, device, make_run, seal
 
 RATE = "sequences_per_second"
@@ -198,7 +200,7 @@ def test_a_run_that_never_knew_its_recipe_is_only_counted(tmp_path: Path) -> Non
 def test_other_code_is_warned_about(tmp_path: Path) -> None:
     a = group(tmp_path / "a", BASE)
     b = group(tmp_path / "b", BASE, code_hash="0" * 16, config={"impl": {"kernels": "plain"}})
-    make_run(b, {RATE: 100.0}, resumed_from="x", code_hash="0" * 16)
+    make_run(b, {RATE: 100.0}, resumed_from="x", earlier_precisions=[], code_hash="0" * 16)
     found = of(a, b)
     assert found.exit_code == 0
     assert "warning: the code differs: fedcba9876543210 against 0000000000000000" in found.notes
@@ -348,9 +350,45 @@ def test_a_resume_in_another_precision_is_another_precision(tmp_path: Path) -> N
     for folder in (second, third):
         found = of(folder, whole)
         assert found.differences == ["precision: bf16 after fp32 against bf16"]
-    same = make_run(root, {RATE: 1.0}, resumed_from=third.name + "x")
+    same = make_run(root, {RATE: 1.0}, resumed_from=third.name + "x", earlier_precisions=["bf16"])
     assert of(same, whole).differences == []
     assert any("resumed" in note for note in of(same, whole).notes)
+
+
+def test_a_resume_moved_away_from_its_first_part_keeps_the_precision(tmp_path: Path) -> None:
+    """The manifest itself has it; an older one says that it is not known."""
+    whole = group(tmp_path / "whole", BASE)
+    fp32 = make_run(tmp_path / "a", status="interrupted", precision="fp32")
+    known = earlier_precisions(fp32, "bf16")
+    assert known == {"fp32"} and earlier_precisions(None, "bf16") == frozenset()
+    second = make_run(tmp_path / "b", resumed_from=fp32.name, earlier_precisions=sorted(known))
+    assert earlier_precisions(second, "bf16") == {"fp32", "bf16"}
+    third = make_run(tmp_path / "c", {RATE: 1.0}, resumed_from=second.name,
+                     earlier_precisions=["bf16", "fp32"])  # fmt: skip
+    assert of(third, whole).differences == ["precision: bf16 after fp32 against bf16"]
+    older = make_run(tmp_path / "d", {RATE: 1.0}, resumed_from=second.name)
+    assert of(older, whole).differences == ["precision: bf16 after unknown against bf16"]
+    assert earlier_precisions(older, "bf16") == {"bf16", "unknown"}
+    assert earlier_precisions(tmp_path / "nowhere", "bf16") == {"unknown"}
+    made = [p.text for p in validate(third) if "earlier_precisions" in p.text]
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"devices": [device(name="Card 2")]}, "device: {} mixes Card 1, Card 2"),
+        ({"system": "node-b"}, "system: {} mixes 1x-card, node-b"),
+        ({"devices": [device(backend="other")]}, "backend: {} mixes accel, other"),
+    ],
+)
+def test_runs_of_two_machines_are_no_group(
+    tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    a, b = group(tmp_path / "a", BASE), group(tmp_path / "b", BASE)
+    assert not of(a, b).differences
+    make_run(b, {RATE: 2000.0}, seed=99, **changed)
+    assert of(a, b).differences == [told.format(b)]
 
 
 @pytest.mark.parametrize("name", ["x\nlhs: valid", "\x1b[2Jx", "\u202ex", "a\u2028b"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlperf_logs import ARCHIVE, line, made, told
+from mlperf_logs import ARCHIVE, LINE, line, made, told
 
 from bertbench.common.cli.main import main as bertbench
 from bertbench.common.errors import BadInput
@@ -504,6 +504,67 @@ def test_clocks(spot: Path) -> None:
     assert "5 evaluations before run_start or after run_stop are left out" in row["doubt"]
     row = take(spot, [*made(), line("eval_accuracy", t + 400_000, 0.73, epoch_num=900_000)])
     assert row["quality"]["value"] == 0.7203
+
+
+def shifted(lines: list[str], after_s: int, by_s: int) -> list[str]:
+    """``lines`` as written by a clock that is set back ``after_s`` seconds after run_start."""
+    set_back = 1_700_000_005_001 + after_s * 1000
+    return [
+        re.sub(
+            r'"time_ms": (\d+)',
+            lambda m: f'"time_ms": {int(m[1]) - (by_s * 1000 if int(m[1]) > set_back else 0)}',
+            text,
+        )
+        for text in lines
+    ]
+
+
+def with_stats(lines: list[str]) -> list[str]:
+    """``lines`` with step lines 6 s apart."""
+    stats = [
+        line("tracked_stats", 1_700_000_005_001 + 6_000 * n, {"loss": 1.0}, epoch_num=n * 67 * 448)
+        for n in range(1, 25)
+    ]
+    events = [text for text in lines if ":::MLLOG" in text]
+    return sorted(events + stats, key=lambda text: LINE.findall(text)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("after", "by", "stats", "told_as"),
+    [
+        (100, 50, False, "eval_accuracy in line"),
+        (100, 3_600, False, "eval_accuracy in line"),
+        (1, 3_600, False, "eval_accuracy in line"),  # all of the run but its start
+        (150, 40, False, "run_stop in line"),  # behind the last evaluation
+        (145, 20, True, "before tracked_stats in line"),  # behind the last step line
+        (130, 20, True, "tracked_stats in line"),  # by less than two evaluations are apart
+    ],
+)
+def test_a_clock_set_back_gives_no_times_and_no_last_evaluation(
+    after: int, by: int, stats: bool, told_as: str, spot: Path
+) -> None:
+    lines = with_stats(made()) if stats else made()
+    assert value(take(spot, lines), "run_time_s") == 150.007
+    row = take(spot, shifted(lines, after, by))
+    assert not {"run_time_s", "time_to_target_s", "sequences_per_second_e2e"} & set(row["metrics"])
+    assert row["quality"]["value"] is row["samples"] is None
+    assert row["evaluations"] == []
+    assert row["missing"]["accuracy"].startswith("the clock was set back: ")
+    assert any(
+        text.startswith("the clock was set back: ") and told_as in text for text in row["doubt"]
+    )
+
+
+def test_joined_ranks_and_late_lines_are_no_clock_set_back(spot: Path) -> None:
+    """Every rank's log behind the other; evaluations written at the end with their own times."""
+    lines = with_stats(made())
+    joined = take(spot, [*lines, *shifted(lines, -100, 1)])
+    assert joined["quality"]["value"] == 0.7203
+    assert value(joined, "run_time_s") == 151.007
+    late = [text for text in lines if '"eval_accuracy"' in text or '"run_stop"' in text]
+    row = take(spot, [*(text for text in lines if text not in late), *late])
+    assert (row["quality"]["value"], value(row, "run_time_s")) == (0.7203, 150.007)
+    assert not row["doubt"]
 
 
 def test_two_runs_in_one_file(spot: Path) -> None:

@@ -113,6 +113,31 @@ def test_runs_of_another_recipe_behind_the_same_words_are_no_repeats(
     assert repeat(place, "2", "--fresh") == 0
 
 
+def test_a_record_of_another_machine_is_no_repeat(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that two machines share: the ledger has the runs of both."""
+    assert repeat(place, "1", "--json") == 0
+    (record,) = told(capsys)["run"]["records"]
+    file = Path(record) / "manifest.json"
+    file.write_text(sealed(file.read_text().replace('"system": "1x-card"', '"system": "node-b"')))
+    assert repeat(place, "2") == 2
+    assert "system: run mixes 1x-card, node-b" in capsys.readouterr().out
+    assert repeat(place, "2", "--force") == 0
+
+
+def test_stability_says_whether_there_was_a_target(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--synthetic`` stands for a run without an evaluation."""
+    behave(monkeypatch, seed42="below_quality")
+    assert repeat(place, "1", "--json", flags=("--synthetic",)) == 1
+    assert told(capsys)["run"]["stability"]["definition"].startswith("runs that reached their")
+    behave(monkeypatch)
+    assert repeat(place, "1", "--fresh", "--json", flags=("--synthetic",)) == 0
+    assert "(no evaluation had a target)" in told(capsys)["run"]["stability"]["definition"]
+
+
 def test_a_failure_is_a_result_and_a_killed_run_is_none(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

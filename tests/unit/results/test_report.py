@@ -544,8 +544,10 @@ def test_versions_of_the_code_are_no_repeats(tmp_path: Path) -> None:
 
 def test_times_of_resumed_runs_are_marked(tmp_path: Path) -> None:
     make_run(tmp_path / "a", figures(10.0) | {"e2e_time_s": 300.0})
-    make_run(tmp_path / "a", figures(10.0) | {"e2e_time_s": 7.0}, resumed_from="x", seed=2)
-    make_run(tmp_path / "b", figures(10.0) | {"e2e_time_s": 7.0}, resumed_from="x", precision="fp9")
+    make_run(tmp_path / "a", figures(10.0) | {"e2e_time_s": 7.0}, resumed_from="x", seed=2,
+             earlier_precisions=[])  # fmt: skip
+    make_run(tmp_path / "b", figures(10.0) | {"e2e_time_s": 7.0}, resumed_from="x", precision="fp9",
+             earlier_precisions=[])  # fmt: skip
     report = report_on(tmp_path)
     (table,) = (t for s in report.sections for t in s.tables if t.id == "deepsparkhub-1")
     assert column(table, "E2E") == ["300 s", "7 s"]

@@ -115,6 +115,28 @@ def test_folders_are_searched_in_the_order_of_time(tmp_path: Path) -> None:
     assert [r.seed for r in results] == [3, 1, 2] and not damaged
 
 
+def test_links_are_followed_and_hidden_records_named(tmp_path: Path) -> None:
+    linked, folder, hidden, named = (make_run(tmp_path / x, seed=s) for s, x in enumerate("abcd"))
+    root = tmp_path / "results"
+    (root / "sub").mkdir(parents=True)
+    (root / "system").symlink_to(tmp_path / "a" / "1x-card")
+    (root / "sub" / folder.name).symlink_to(folder)
+    (root / "sub" / "loop").symlink_to(root)
+    (root / "sub" / "gone").symlink_to(tmp_path / "nowhere")
+    (root / ".old").mkdir()
+    hidden = hidden.rename(root / ".old" / hidden.name)
+    (root / "checkpoints").mkdir()
+    named = named.rename(root / "checkpoints" / named.name)
+    step = root / "checkpoints" / "step_00000001"
+    step.mkdir()
+    (step / "manifest.json").write_text("{}")
+    results, (left_out,) = load_results([root])
+    assert [r.run_id for r in results] == [linked.name, folder.name, named.name]
+    assert left_out.path == hidden and "hidden folder .old" in left_out.problem
+    results, damaged = load_results([root / ".old"])
+    assert [r.run_id for r in results] == [hidden.name] and not damaged
+
+
 def test_a_copy_does_not_count_twice(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", run_id="one")
     make_run(tmp_path / "b", run_id="one")
