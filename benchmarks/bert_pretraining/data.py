@@ -14,7 +14,7 @@ from bertbench.common.data import reader
 from bertbench.common.data.batch import PretrainingBatch
 from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.identity import DataSet, remember
-from bertbench.common.data.plausible import Counts, Inspection, findings, refuse_impossible
+from bertbench.common.data.plausible import Inspection
 from bertbench.common.data.reader import count, read
 from bertbench.common.data.samples import Samples
 from bertbench.common.data.shards import find_shards, locate, refuse_copies
@@ -25,9 +25,6 @@ from bertbench.common.errors import BadInput
 from bertbench.common.model.weight_files import why_no_file
 from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart
 from bertbench.common.training.task import Source
-
-PROBED_SAMPLES = 2048
-"""Evaluation samples that are looked at before the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +84,11 @@ class PretrainingSource(Source):
         Raises BadInput where the first evaluation, hours later, would find too few samples, and
         for data on which a result would mean nothing (plausible.py).
         """
-        held_out = None
+        inspect = Inspection(self.limits, None)
         if not self.synthetic:
             refuse_copies([*self.train_files, *self.eval_files])
         if self.has_eval and self.recipe.eval_iter_samples:
-            held_out = self._check_held_out()
+            inspect = self._inspect_held_out()
         shape: dict[str, Any] = {
             "seed": seed,
             "global_batch": self.recipe.global_batch,
@@ -104,7 +101,6 @@ class PretrainingSource(Source):
         }
         if self.synthetic:
             return iter(SyntheticStream(**shape))
-        inspect = Inspection(self.limits, held_out)
         self.inspections.append(inspect)
 
         def fetch(path: Path, first: int | None) -> Samples:
@@ -115,7 +111,10 @@ class PretrainingSource(Source):
         return iter(TrainStream(self.train_files, fetch=fetch, **shape))
 
     def evaluation(self, batch_size: int, world: World) -> Sequence[PretrainingBatch]:
-        """Return this rank's part of the held-out samples."""
+        """Return this rank's part of the held-out samples.
+
+        Raises BadInput as ``train``, also where nothing is trained before.
+        """
         shape: dict[str, Any] = {
             "num_examples": self.recipe.num_eval_examples,
             "batch_size": batch_size,
@@ -125,6 +124,8 @@ class PretrainingSource(Source):
         }
         if self.synthetic:
             return synthetic_eval_batches(**shape)
+        if not self.inspections:
+            self._inspect_held_out()
         return eval_batches(self.eval_files, fetch=self._read, **shape)
 
     def _read(self, path: Path, first: int | None) -> Samples:
@@ -135,21 +136,18 @@ class PretrainingSource(Source):
             remember(path, sha256, self.opened.signatures[path])
         return samples
 
-    def _check_held_out(self) -> Samples:
-        """Return some evaluation samples; raises BadInput for too few, or impossible ones."""
-        wanted, where = self.recipe.num_eval_examples, self.eval_files[0].parent
+    def _inspect_held_out(self) -> Inspection:
+        """Look at all samples to evaluate on; raises BadInput for too few, or impossible ones."""
+        wanted, where = self.recipe.num_eval_examples, f"{self.eval_files[0].parent}"
         there = sum(map(count, self.eval_files))
         if there < wanted:
             raise BadInput(
                 f"{where}: evaluation needs {wanted} samples and there are only {there}; pass "
                 f"--num_eval_examples {there}"
             )
-        some = first_samples(self.eval_files, min(wanted, PROBED_SAMPLES), self._read)
-        if any(one.impossible for one in findings(Counts.of(some, self.limits))):
-            # Not some only: they may be sorted. What is evaluated on counts.
-            some = first_samples(self.eval_files, wanted, self._read)
-            refuse_impossible(f"{where}", Counts.of(some, self.limits))
-        return some
+        if there > wanted:
+            where += f", first {wanted:,} of {there:,} samples"
+        return Inspection(self.limits, first_samples(self.eval_files, wanted, self._read), where)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,15 @@ ENOUGH = 40
 """Samples of which all are alike less than once in 10**11 draws of two kinds."""
 MAX_REPEATED = 0.01
 """Share of a file's samples that may occur before: short documents repeat by chance."""
+MOST_REPEATED = 0.5
+"""Above it a run trains on, or evaluates, fewer samples than it says, or others."""
 
-SAMPLED_ROWS, COMPARED_ROWS, REFUSED_SHARDS = 4096, 256, 8
-"""A run looks at so many samples of each shard, compares so many with other shards', and refuses
-what it finds in so many shards. What it finds in later ones, hours later, is a note."""
+SAMPLED_ROWS, COMPARED_ROWS = 4096, 1024
+"""A run looks at so many samples of each shard, and compares so many with other shards'."""
+REFUSED_ROWS = 8 * SAMPLED_ROWS
+"""A run refuses what it finds among so many samples. What it finds later, in MLPerf's data hours
+later, is a note."""
+SHOWN_NOTES = 8
 
 _HASH_ROWS = 4096
 
@@ -158,63 +163,124 @@ def _bound(share: float, n: int) -> float:
 class Inspection:
     """Look at each shard of a run as it is loaded, and refuse what cannot be before training."""
 
-    def __init__(self, limits: Limits, held_out: Samples | None) -> None:
-        """``held_out`` are some evaluation samples, at least one; None without evaluations."""
+    def __init__(
+        self, limits: Limits, held_out: Samples | None, where: str = "evaluation data"
+    ) -> None:
+        """Look at all evaluation samples, at least one; None without evaluations.
+
+        Raises BadInput, naming ``where`` they are, for samples on which a result would mean
+        nothing.
+        """
         self.limits = limits
         self.held_out = np.zeros(0, np.uint64)
         self._counts: list[Counts] = []
-        self._first: dict[Path, IntArray] = {}
+        self._paths: dict[Path, None] = {}
         self._notes: dict[str, None] = {}
+        self._looked = 0
+        self._known, self._owners = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        """Hashes of samples of all shards, ascending, and the number of each one's shard."""
+        self._below = np.iinfo(np.uint64).max
+        """Of every shard all samples with keys below are known."""
         if held_out is not None:
-            self.held_out = hashes(held_out)[1]
-            for one in findings(Counts.of(held_out, limits)):
+            whole, self.held_out = hashes(held_out)
+            for one in [*findings(Counts.of(held_out, limits)), *_repeats_within(whole)]:
+                if one.impossible:
+                    raise BadInput(f"{where}: {one.text}; `bertbench data check` examines all data")
                 self._notes[f"evaluation data: {one.text}"] = None
+        self._leaked = np.zeros(len(self.held_out), bool)
+        self._leaks_of: dict[str, int] = {}
 
     def __call__(self, path: Path, samples: Samples) -> None:
-        """Look at a shard's first samples, once; raises BadInput for what cannot be."""
-        if path in self._first:
+        """Look at some of a shard's samples, once; raises BadInput for what cannot be."""
+        if path in self._paths:
             return
-        some = samples.take(np.arange(min(len(samples), SAMPLED_ROWS)))
+        keys = _keys(samples)
+        order = np.argsort(keys, kind="stable")[:SAMPLED_ROWS]
+        some = samples.take(order)
         counts = Counts.of(some, self.limits)
-        found = [one for one in findings(counts) if one.impossible]
-        one, texts = hashes(some)
-        found += self._repeats(one[:COMPARED_ROWS]) + self._leaks(texts)
+        whole, texts = hashes(some)
+        found = [one for one in findings(counts) if one.impossible] + _repeats_within(whole)
+        found += self._repeats(keys[order], whole) + self._leaks(path, texts)
         self._counts.append(counts)
-        self._first[path] = one[:COMPARED_ROWS]
+        self._paths[path] = None
+        self._looked += len(some)
         for finding in found:
             text = f"{path}: {finding.text}"
-            if finding.impossible and len(self._first) <= REFUSED_SHARDS:
+            if finding.impossible and self._looked <= REFUSED_ROWS:
                 raise BadInput(f"{text}; `bertbench data check` examines all data")
             self._notes[text] = None
 
     def notes(self) -> list[str]:
         """Return what is unusual in all that was loaded."""
         total = Counts.total(self._counts) if self._counts else Counts()
-        return [*self._notes, *(f"training data: {one.text}" for one in findings(total))]
+        found = [*self._notes][:SHOWN_NOTES]
+        if len(self._notes) > SHOWN_NOTES:
+            more = len(self._notes) - SHOWN_NOTES
+            found.append(f"training data: {more:,} more such notes; see `bertbench data check`")
+        if self._leaked.sum() > MAX_REPEATED * len(self._leaked):
+            most = max(self._leaks_of, key=self._leaks_of.__getitem__)
+            found.append(f"training data: {self._leak(f'most of them in {most}')}")
+        return found + [f"training data: {one.text}" for one in findings(total)]
 
-    def _repeats(self, first: IntArray) -> list[Finding]:
-        for path, known in self._first.items():
-            share = np.isin(first, known).mean()
-            if share > 0.5 and len(first) >= ENOUGH:
-                what = f"it holds the samples of {path.name}: remove one of them"
-                return [Finding(what, True)]
-        return []
+    def _repeats(self, keys: IntArray, whole: IntArray) -> list[Finding]:
+        """Compare those samples of a shard, in order of ``keys``, that were chosen in all."""
+        if len(keys) > COMPARED_ROWS:
+            self._below = min(self._below, keys[COMPARED_ROWS])
+        new = np.unique(whole[:COMPARED_ROWS][keys[:COMPARED_ROWS] < self._below])
+        at = np.searchsorted(self._known, new)
+        seen = np.searchsorted(self._known, new, side="right") > at
+        owners = self._owners[at[seen]]
+        self._known = np.insert(self._known, at[~seen], new[~seen])
+        self._owners = np.insert(self._owners, at[~seen], len(self._paths))
+        if len(new) < ENOUGH or len(owners) <= MAX_REPEATED * len(new):
+            return []
+        other = list(self._paths)[np.bincount(owners).argmax()].name
+        if len(owners) > MOST_REPEATED * len(new):
+            return [Finding(f"it holds the samples of {other}: remove one of them", True)]
+        what = f"{len(owners) / len(new):.1%} of its samples are in shards before it, such as"
+        return [Finding(f"{what} {other}", False)]
 
-    def _leaks(self, texts: IntArray) -> list[Finding]:
+    def _leaks(self, path: Path, texts: IntArray) -> list[Finding]:
+        """Add a shard; a finding where the shards now hold too much of the evaluation text."""
         if len(self.held_out) < ENOUGH:
             return []
-        share = float(np.isin(self.held_out, texts).mean())
-        if share <= MAX_REPEATED:
-            return []
-        what = f"it holds the text of {share:.1%} of the evaluation samples: hold other text out"
-        return [Finding(what, share > 0.5)]
+        here = np.isin(self.held_out, texts)
+        self._leaks_of[path.name] = int(here.sum())
+        before = self._leaked.mean()
+        self._leaked |= here
+        if before <= MOST_REPEATED < self._leaked.mean():
+            return [Finding(f"it {self._leak('with the shards before it')}", True)]
+        return []
+
+    def _leak(self, where: str) -> str:
+        share = self._leaked.mean()
+        return (
+            f"holds the text of {share:.1%} of the evaluation samples, {where}: hold other text out"
+        )
 
 
-def refuse_impossible(where: str, counts: Counts) -> None:
-    """Raise BadInput for samples on which a result would mean nothing."""
-    for one in findings(counts):
-        if one.impossible:
-            raise BadInput(f"{where}: {one.text}; `bertbench data check` examines all data")
+def _repeats_within(whole: IntArray) -> list[Finding]:
+    """Compare the samples of a set, by their hashes [N], with each other."""
+    n, again = len(whole), len(whole) - len(np.unique(whole))
+    if n < ENOUGH or again <= MAX_REPEATED * n:
+        return []
+    what = f"{again:,} of {n:,} samples are others again: make them with `bertbench data prepare`"
+    return [Finding(what, again > MOST_REPEATED * n)]
+
+
+def _keys(samples: Samples) -> IntArray:
+    """Return uint64 [N], equal for equal samples: a hash of seven tokens and the length.
+
+    The samples with the lowest keys are a random choice, and the same one from each shard that
+    holds them, in whatever order (Broder, 1997, "On the resemblance and containment of
+    documents"). All tokens of a large shard would take a second of the first step.
+    """
+    weights, start, lengths = _weights(4, 8), samples.offsets[:-1], samples.lengths
+    keys = lengths.astype(np.uint64) * weights[0]
+    for place in range(1, 8):
+        ids = samples.input_ids[start + place * lengths // 8].astype(np.uint64)
+        keys += (ids + 1) * weights[place]
+    return keys
 
 
 def masked_at(samples: Samples) -> IntArray:

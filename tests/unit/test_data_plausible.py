@@ -15,8 +15,8 @@ import pytest
 from text_files import articles, write_plain, write_vocab
 
 from bertbench.benchmarks import resolve
-from bertbench.benchmarks.bert_pretraining import data
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource, check_data, find_source
+from bertbench.common.data import plausible
 from bertbench.common.data.hdf5 import Limits
 from bertbench.common.data.plausible import Counts, Inspection, findings, hashes, masked_at
 from bertbench.common.data.samples import Samples
@@ -192,19 +192,151 @@ def test_run_says_what_is_unusual(tmp_path: Path) -> None:
     )
 
 
-def test_evaluation_data_sorted_by_kind_is_no_mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_data_sorted_by_kind_is_no_mistake(tmp_path: Path) -> None:
     """Unless the samples that are evaluated are all of one kind."""
     samples = made(100, 5, random_next=0.7)
     rows = np.argsort(samples.next_sentence_labels, kind="stable")
     assert samples.next_sentence_labels[rows[-50:]].all()
     folder(tmp_path, {"part_0.hdf5": made(200, 0)}, samples.take(rows[::-1]))
     run(tmp_path, flags=["--num_eval_examples", "100"])
-    monkeypatch.setattr(data, "PROBED_SAMPLES", 40)
-    run(tmp_path, flags=["--num_eval_examples", "100"])
-    with pytest.raises(BadInput, match="50 of 50 next-sentence labels are alike"):
+    with pytest.raises(BadInput, match=r"eval, first 50 of 100 samples: 50 of 50 next-sentence la"):
         run(tmp_path)
+
+
+def shown(samples: Samples) -> Samples:
+    """The samples with their answers in place of the masks."""
+    ids = samples.input_ids.copy()
+    ids[masked_at(samples)] = samples.masked_labels
+    return replace(samples, input_ids=ids)
+
+
+def test_answers_shown_at_the_end_of_the_evaluation_set(tmp_path: Path) -> None:
+    held_out = Samples.concatenate([made(2048, 1), shown(made(1000, 2))])
+    folder(tmp_path, {"part_0.hdf5": made(200, 0)}, held_out)
+    with pytest.raises(BadInput, match=r"eval: the inputs show \d\d\.\d% of the tokens to be pred"):
+        run(tmp_path, flags=["--num_eval_examples", "3048"])
+    assert run(tmp_path, flags=["--num_eval_examples", "2048"]).closing_notes() == []
+    source = run(tmp_path, flags=["--num_eval_examples", "2148"])
+    assert any("evaluation data: the inputs show" in note for note in source.closing_notes())
+
+
+def test_an_evaluation_without_training_looks_too(tmp_path: Path) -> None:
+    """--verify_checkpoint, without evaluations while training."""
+    folder(tmp_path, {"part_0.hdf5": made(60, 0)}, shown(made(100, 2)))
+    flags = ["--data", str(tmp_path), *FLAGS, "--eval_iter_samples", "0"]
+    with pytest.raises(BadInput, match=r"eval, first 50 of 100 samples: the inputs show 100.0%"):
+        find_source(resolve("mini", flags)).evaluation(8, World())
+
+
+def test_the_end_of_a_training_shard_counts_too() -> None:
+    samples = Samples.concatenate([made(4096, 1), shown(made(4000, 2))])
+    with pytest.raises(BadInput, match="part_0: the inputs show"):
+        Inspection(LIMITS, None)(Path("part_0"), samples)
+
+
+def test_a_sorted_training_shard_is_no_mistake() -> None:
+    samples = made(9000, 5)
+    inspect = Inspection(LIMITS, None)
+    inspect(Path("0"), samples.take(np.argsort(samples.next_sentence_labels, kind="stable")))
+    assert inspect.notes() == []
+
+
+def tiled(samples: Samples, times: int) -> Samples:
+    return samples.take(np.tile(np.arange(len(samples)), times))
+
+
+def test_an_evaluation_set_of_few_samples(tmp_path: Path) -> None:
+    flags = ["--num_eval_examples", "1000"]
+    folder(tmp_path, {"part_0.hdf5": made(200, 0)}, tiled(made(10, 1), 100))
+    with pytest.raises(BadInput, match="eval: 990 of 1,000 samples are others again"):
+        run(tmp_path, flags)
+    assert any(
+        p.startswith("eval/part_eval.hdf5: 990 of 1,000 samples") for p in problems(tmp_path)
+    )
+    part = made(800, 3)
+    folder(tmp_path, {}, Samples.concatenate([part, part.take(np.arange(200))]))
+    (note,) = run(tmp_path, flags).closing_notes()
+    assert note.startswith("evaluation data: 200 of 1,000 samples are others again")
+    folder(tmp_path, {}, Samples.concatenate([part, made(195, 4), part.take(np.arange(5))]))
+    assert run(tmp_path, flags).closing_notes() == []
+
+
+def test_a_shard_of_few_samples(tmp_path: Path) -> None:
+    folder(tmp_path, {"part_0.hdf5": tiled(made(40, 0), 10)})
+    with pytest.raises(BadInput, match=r"part_0.hdf5: 360 of 400 samples are others again"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("n", [1000, 9000])
+def test_shards_with_one_content_in_other_orders(n: int) -> None:
+    """MLPerf v2.1's shuffle script made these; of large shards only some samples are compared."""
+    samples, rng = made(n, 0), np.random.default_rng(0)
+    inspect = Inspection(LIMITS, None)
+    inspect(Path("part_0"), samples)
+    inspect(Path("part_1"), made(n, 1))
+    with pytest.raises(BadInput, match="part_2: it holds the samples of part_0: remove one"):
+        inspect(Path("part_2"), samples.take(rng.permutation(n)))
+
+
+@pytest.mark.parametrize("n", [1000, 9000])
+def test_shards_that_share_some_samples(n: int) -> None:
+    one, two = made(n, 0), made(n, 1)
+    inspect = Inspection(LIMITS, None)
+    inspect(Path("part_0"), one)
+    inspect(Path("part_1"), Samples.concatenate([two, one.take(np.arange(n // 10, n // 2))]))
+    (note,) = inspect.notes()
+    share = re.fullmatch(
+        r"part_1: (\d+\.\d)% of its samples are in shards before it, such as part_0", note
+    )
+    assert share
+    assert float(share[1]) == pytest.approx(100 * 0.4 / 1.4, abs=6)
+
+
+def test_other_masks_of_one_text_are_no_repeats() -> None:
+    """A dupe factor gives them."""
+    samples = made(500, 0)
+    ids, first = samples.input_ids.copy(), samples.masked_offsets[:-1]
+    where = samples.offsets[:-1] + samples.masked_positions[first]
+    ids[where] = np.where(ids[where] == MASK, 5, MASK)
+    inspect = Inspection(LIMITS, None)
+    inspect(Path("part_0"), samples)
+    inspect(Path("part_1"), replace(samples, input_ids=ids))
+    assert not any("samples" in note for note in inspect.notes())
+
+
+def test_evaluation_text_spread_over_the_shards() -> None:
+    """Less than 1 % of it in each."""
+    everything, rows = made(1000, 0), np.arange(1000).reshape(-1, 2)
+    held_out = everything.take(np.arange(400))
+    inspect = Inspection(LIMITS, held_out)
+    with pytest.raises(BadInput, match=r"part_101: .* text of 50.5% of the evaluation samp"):
+        for number in range(1, 102):
+            inspect(Path(f"part_{number}"), everything.take(rows[number]))
+    inspect = Inspection(LIMITS, held_out)
+    for number in range(30):
+        inspect(Path(f"part_{number}"), made(30, number + 1))
+    inspect(Path("part_x"), everything.take(np.arange(50, 100)))
+    inspect(Path("part_y"), everything.take(np.arange(398, 410)))
+    note = (
+        "training data: holds the text of 13.0% of the evaluation samples, most of them in part_x"
+    )
+    assert f"{note}: hold other text out" in inspect.notes()
+
+
+def test_check_names_each_file_that_a_run_refuses(tmp_path: Path) -> None:
+    """In the sum of all files the labels are sound, and the masks just unusual."""
+    train = {f"part_{i}.hdf5": made(300, i) for i in range(8)}
+    train["part_3.hdf5"] = made(300, 3, random_next=1.0)
+    train["part_5.hdf5"] = shown(made(300, 5))
+    folder(tmp_path, train)
+    found = problems(tmp_path)
+    assert any(p.startswith("train/part_3.hdf5: 300 of 300 next-sentence labels") for p in found)
+    assert any(
+        p.startswith("train/part_5.hdf5: the inputs show 100.0%") and "any accuracy can be" in p
+        for p in found
+    )
+    assert any(p.startswith("train: the inputs show") for p in found)
+    assert not any(re.match("train/part_[^35]", p) for p in found)
 
 
 COPIES = [
@@ -258,13 +390,17 @@ def test_a_training_shard_in_the_evaluation_set(tmp_path: Path) -> None:
         run(tmp_path)
 
 
-def test_hours_later_it_is_a_note() -> None:
+def test_hours_later_it_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plausible, "REFUSED_ROWS", 800)
     inspect = Inspection(LIMITS, None)
     for number in range(8):
         inspect(Path(f"part_{number}"), made(100, number))
     inspect(Path("part_8"), made(1000, 8, kept=1.0, mask=0.0))
     inspect(Path("part_8"), made(1000, 8, kept=1.0, mask=0.0))  # a second epoch
     assert sum("part_8: the inputs show 100.0%" in note for note in inspect.notes()) == 1
+    for number in range(9, 20):
+        inspect(Path(f"part_{number}"), made(60, number, kept=1.0, mask=0.0))
+    assert "training data: 4 more such notes; see `bertbench data check`" in inspect.notes()
 
 
 def test_masked_at_points_at_masks() -> None:
