@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Make .venv with everything bertbench needs. Needs no root and may be repeated.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # sh init.sh
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+unset CDPATH
+self="$(readlink -f -- "$0" 2> /dev/null || echo "$0")"
+root="$(cd "$(dirname -- "$self")" && pwd)"
+[ -f "$root/pyproject.toml" ] || root="${SLURM_SUBMIT_DIR:-$root}" # sbatch runs a copy
+[ -f "$root/scripts/outer_torch.py" ] || {
+    echo "init: error: bertbench's other files are not in $root: call init.sh by its path in the checkout, or sbatch it from that folder" >&2
+    exit 1
+}
 cd "$root"
 venv="$root/.venv"
 stamp="$venv/.bertbench"
@@ -62,29 +70,60 @@ fi
 
 # Up to date, where the same inputs were installed before.
 key="$(cat init.sh pyproject.toml requirements/*.lock requirements/torch.txt scripts/outer_torch.py | cksum)"
-if [ -f "$stamp" ] && "$venv/bin/python" -c pass 2> /dev/null; then
-    done_key="$(sed -n 1p "$stamp")" done_dev="$(sed -n 2p "$stamp")"
-    if [ "$done_key" = "$key" ] && [ "$(sed -n 4p "$stamp")" = "$backend" ] && { [ "$dev" = no ] || [ "$done_dev" = yes ]; }; then
+own() { # does .venv hold the bertbench of this folder, and not that of the one it was moved from?
+    "$venv/bin/python" -I -c 'import os, bertbench
+os.path.samefile(os.path.dirname(bertbench.__file__), "bertbench") or exit(1)' 2> /dev/null
+}
+end_if_up_to_date() {
+    if [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$key" ] && [ "$(sed -n 4p "$stamp")" = "$backend" ] &&
+        { [ "$dev" = no ] || [ "$(sed -n 2p "$stamp")" = yes ]; } && own; then
         say ".venv is up to date; '.venv/bin/bertbench doctor' shows what runs here"
         exit 0
     fi
-    [ "$done_dev" = no ] || dev=yes # keep the packages of an earlier --dev
+}
+end_if_up_to_date
+if [ "$dry" = no ] && command -v flock > /dev/null && { : >> .venv.lock; } 2> /dev/null; then
+    exec 9>> .venv.lock
+    flock --nonblock 9 || {
+        say "waiting for another init.sh that is making $venv"
+        flock 9
+    }
+    end_if_up_to_date # it may have done the work
 fi
+[ ! -f "$stamp" ] || [ "$(sed -n 2p "$stamp")" = no ] || dev=yes # keep the packages of an earlier --dev
 
 usable() { # is "$1" a Python 3.10 to 3.13?
     "$1" -c 'import sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null
 }
 
-# Which Python: the one named, else one with a vendor's torch, else the first that fits.
+ours() { # is "$1" in an environment that init.sh made? This may remove it, and its torch is ours
+    "$1" -c 'import os, sys
+made, venv = os.path.join(sys.prefix, ".bertbench"), os.path.realpath(sys.argv[1])
+sys.exit(not (os.path.exists(made) or os.path.realpath(sys.prefix) == venv))' "$venv" 2> /dev/null
+}
+behind() { "$1" -c 'import sys; print(sys._base_executable)'; } # the Python that it was made from
+
+# Which Python: the one named, else one with a vendor's torch, else the first that fits. An
+# environment of ours that is activated hides others of PATH, or at least the one behind it.
 probe() { eval "$("$1" scripts/outer_torch.py)"; }
 python="" outer_kind=none outer_what="" outer_version="" outer_supported=yes outer_hidden_site=""
 if [ -n "${PYTHON:-}" ]; then
     usable "$PYTHON" || fail "PYTHON=$PYTHON is not a working Python 3.10 to 3.13 with its venv module"
     python="$PYTHON"
+    ! ours "$python" || python="$(behind "$python")"
     probe "$python"
 else
-    for candidate in python3.11 python3.12 python3.13 python3.10 python3 python; do
-        path="$(command -v "$candidate")" && usable "$path" || continue
+    candidates=() last=()
+    for name in python3.11 python3.12 python3.13 python3.10 python3 python; do
+        while read -r path; do
+            usable "$path" || continue
+            ! ours "$path" || { last=("$(behind "$path")") && continue; }
+            candidates+=("$path")
+            break
+        done < <(type -ap "$name")
+    done
+    for path in ${candidates[@]+"${candidates[@]}"} ${last[@]+"${last[@]}"}; do
+        usable "$path" || continue
         [ "$backend" != cpu_ref ] || { python="$path" && break; }
         probe "$path"
         if [ "$outer_kind" = vendor ] || [ "$outer_kind" = broken ]; then
@@ -117,8 +156,8 @@ options=() fresh=no
 [ "$mode" = locked ] || options+=(--system-site-packages)
 wanted_layout="$mode $("$python" -c 'import sys; print(sys.version_info[:2], sys.base_prefix)')"
 if [ -e "$venv" ] && { ! "$venv/bin/python" -c 'import pip' 2> /dev/null ||
-    { [ -f "$stamp" ] && [ "$(sed -n 3p "$stamp")" != "$wanted_layout" ]; }; }; then
-    act "removing .venv: it is broken, or made for another Python or another torch" rm -rf "$venv"
+    { [ -f "$stamp" ] && { [ "$(sed -n 3p "$stamp")" != "$wanted_layout" ] || ! own; }; }; }; then
+    act "removing .venv: it is broken, was moved, or is made for another Python or another torch" rm -rf "$venv"
     fresh=yes
 fi
 make_venv() {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+BASE = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
 COPIED = ("init.sh", "pyproject.toml", "requirements", "scripts", "backends")
 
 
@@ -36,8 +37,7 @@ def fake_python(folder: Path, torch: str | None, extra: str = "") -> Path:
     if extra:
         (packages / extra).mkdir()
     python = folder / "python3.11"
-    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec "{base}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec "{BASE}" "$@"\n')
     python.chmod(0o755)
     return python
 
@@ -142,18 +142,36 @@ def test_a_python_that_does_not_fit_is_refused(checkout: Path) -> None:
     assert "is not a working Python 3.10 to 3.13" in done.stderr
 
 
-def test_second_call_finds_nothing_to_do(checkout: Path, tmp_path: Path) -> None:
-    """The stamp is about init.sh's inputs, --dev and --backend."""
-    python = fake_python(tmp_path / "p", None)
-    (checkout / ".venv" / "bin").mkdir(parents=True)
-    (checkout / ".venv" / "bin" / "python").symlink_to(python)
+def made(checkout: Path, backend: str = "auto", torch: str = "") -> Path:
+    """Make what ``init.sh`` would: .venv with this checkout's bertbench; return the Python behind.
+
+    ``torch`` is the text of a torch package that it installed.
+    """
+    venv = checkout / ".venv"
+    subprocess.run([BASE, "-m", "venv", "--without-pip", str(venv)], check=True)
+    site = next(venv.glob("lib/python*/site-packages"))
+    (site / "bertbench.pth").write_text(f"{checkout}\n")
+    (checkout / "bertbench").mkdir(exist_ok=True)
+    (checkout / "bertbench" / "__init__.py").touch()
+    if torch:
+        (site / "torch").mkdir()
+        (site / "torch" / "__init__.py").write_text(torch)
+    (site / "pip").mkdir()
+    (site / "pip" / "__init__.py").touch()
     inputs = "init.sh pyproject.toml requirements/*.lock requirements/torch.txt"
     key = subprocess.run(
         ["bash", "-c", f"cat {inputs} scripts/outer_torch.py | cksum"],
         cwd=checkout, capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
+    layout = f"locked {sys.version_info[:2]} {sys.base_prefix}"
+    (venv / ".bertbench").write_text(f"{key}\nno\n{layout}\n{backend}\n")
+    return BASE
+
+
+def test_second_call_finds_nothing_to_do(checkout: Path) -> None:
+    """The stamp is about init.sh's inputs, --dev and --backend."""
+    python = made(checkout, backend="cpu_ref")
     stamp = checkout / ".venv" / ".bertbench"
-    stamp.write_text(f"{key}\nno\nany\ncpu_ref\n")
     assert "up to date" in init(checkout, python).stdout
     assert "keeping --backend cpu_ref" in init(checkout, python).stdout
     assert "up to date" not in init(checkout, python, "--dev").stdout
@@ -162,3 +180,121 @@ def test_second_call_finds_nothing_to_do(checkout: Path, tmp_path: Path) -> None
         file.write("# changed\n")
     assert "up to date" not in init(checkout, python).stdout
     assert stamp.exists(), "a dry run took the stamp away"
+
+
+def activated(checkout: Path, venv: Path, *flags: str) -> str:
+    """Return what init.sh says where ``venv`` is activated, and PATH has no vendor's torch."""
+    plain = checkout.parent / "plain"
+    if not plain.exists():
+        fake = fake_python(plain, None)
+        for name in ("python3.10", "python3.12", "python3.13", "python3", "python"):
+            (plain / name).symlink_to(fake)
+    path = f"{venv / 'bin'}:{plain}:/usr/bin:/bin"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHON"}
+    done = subprocess.run(
+        ["bash", "init.sh", "--dry-run", *flags],
+        env=environment | {"PATH": path, "VIRTUAL_ENV": str(venv)},
+        cwd=checkout, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+OURS = torch_text("2.11.0+cu128", cuda="12.8")
+"""What pip installs on a machine with a GPU; in another place it would be a vendor's."""
+
+
+def test_its_own_environment_is_no_vendors_where_it_is_activated(checkout: Path) -> None:
+    made(checkout, torch=OURS)
+    venv = checkout / ".venv"
+    assert "up to date" in activated(checkout, venv)
+    said = activated(checkout, venv, "--dev")
+    assert f"Python is {checkout.parent / 'plain'}/" in said
+    assert "removing" not in said and "used unchanged" not in said
+    done = init(checkout, venv / "bin" / "python", "--dev")
+    assert f"Python is {BASE.parent}/" in done.stdout and "removing" not in done.stdout
+
+
+def test_nor_is_that_of_another_checkout(checkout: Path, tmp_path: Path) -> None:
+    made(checkout, torch=OURS)
+    other = tmp_path / "other"
+    shutil.copytree(checkout, other, ignore=shutil.ignore_patterns(".venv"))
+    said = activated(other, checkout / ".venv")
+    assert "used unchanged" not in said and "core.lock" in said
+
+
+def test_a_vendors_environment_behind_ours_is_found(checkout: Path, tmp_path: Path) -> None:
+    """A container may have its torch in an environment, which ours shadows in PATH."""
+    made(checkout, torch=OURS)
+    vendor = fake_python(tmp_path / "vendor", torch_text("2.10.0+corex", cuda="10.2"))
+    venv = checkout / ".venv"
+    done = subprocess.run(
+        ["bash", "init.sh", "--dry-run", "--dev"], cwd=checkout, capture_output=True, text=True,
+        env={"PATH": f"{venv / 'bin'}:{vendor.parent}:{BASE.parent}:/usr/bin:/bin"},
+    )  # fmt: skip
+    assert "found torch 2.10.0+corex (CUDA 10.2): used unchanged" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_checkout_that_was_moved_or_copied_is_made_again(
+    checkout: Path, tmp_path: Path, moves: bool
+) -> None:
+    """The scripts of .venv begin with its path, and bertbench is installed by its path."""
+    python = made(checkout)
+    assert "up to date" in init(checkout, python).stdout
+    there = tmp_path / "there"
+    shutil.copytree(checkout, there, symlinks=True)
+    if moves:
+        shutil.rmtree(checkout)
+    said = init(there, python).stdout
+    assert "removing .venv: it is broken, was moved," in said and "making .venv" in said
+
+
+def test_two_at_once_wait_for_each_other(checkout: Path) -> None:
+    """The second finds that the first has done the work."""
+    if shutil.which("flock") is None:
+        pytest.skip("no flock here")
+    python = made(checkout)
+    stamp = checkout / ".venv" / ".bertbench"
+    text = stamp.read_text()
+    stamp.unlink()
+    first = subprocess.Popen(
+        ["flock", str(checkout / ".venv.lock"), "sh", "-c", "echo locked; read line"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None and first.stdout.readline() == "locked\n"
+    second = subprocess.Popen(
+        ["bash", "init.sh"], env=os.environ | {"PYTHON": str(python)}, cwd=checkout,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert second.stdout is not None
+    assert "waiting for another init.sh" in second.stdout.readline()
+    stamp.write_text(text)
+    first.communicate("\n")
+    assert "up to date" in second.communicate(timeout=60)[0]
+    assert second.returncode == 0
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_it_is_found_however_it_is_called(checkout: Path, tmp_path: Path, shell: str) -> None:
+    """By a link, by sh, with CDPATH, and as the copy that sbatch runs."""
+    python = made(checkout)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "checkout").mkdir(parents=True)
+    (elsewhere / "link.sh").symlink_to(checkout / "init.sh")
+    shutil.copy(checkout / "init.sh", elsewhere / "slurm_script")
+    environment = os.environ | {"PYTHON": str(python), "CDPATH": str(elsewhere)}
+    for script, folder, extra in (
+        (elsewhere / "link.sh", "/", {}),
+        (Path("checkout/init.sh"), checkout.parent, {}),
+        (elsewhere / "slurm_script", "/", {"SLURM_SUBMIT_DIR": str(checkout)}),
+    ):
+        done = subprocess.run(
+            [shell, str(script)], cwd=folder, env=environment | extra, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert "up to date" in done.stdout, (script, done.stderr)
+    lost = subprocess.run(
+        [shell, str(elsewhere / "slurm_script")], env=environment, capture_output=True, text=True
+    )
+    assert lost.returncode == 1 and "sbatch it from that folder" in lost.stderr
