@@ -283,6 +283,13 @@ def _keys(samples: Samples) -> IntArray:
     return keys
 
 
+def refuse_impossible(where: str, counts: Counts) -> None:
+    """Raise BadInput for samples on which a result would mean nothing."""
+    for one in findings(counts):
+        if one.impossible:
+            raise BadInput(f"{where}: {one.text}; `bertbench data check` examines all data")
+
+
 def masked_at(samples: Samples) -> IntArray:
     """Return the indices [M] of the masked positions into the flat tokens."""
     return samples.masked_positions + np.repeat(samples.offsets[:-1], samples.masked_counts)
