@@ -116,9 +116,8 @@ class RunRecord(Observer):
 
         ``config`` is ``Settings.as_dict()``; ``devices`` are DeviceInfo values (or the like), one
         per process; ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply;
-        ``command`` holds the arguments as typed, and ``earlier_precisions`` those of the runs that
-        a resumed one continues. Raises BadInput where a name cannot be a folder's
-        or the folder cannot be written.
+        ``command`` holds the arguments as typed, ``earlier_precisions`` those of the runs that this
+        one resumes. Raises BadInput where a folder cannot have a name or cannot be written.
         """
         check_name("system", system)
         check_name("benchmark", benchmark)
@@ -147,12 +146,11 @@ class RunRecord(Observer):
             "command": list(command),
             "resumed_from": resumed_from,
             "mlperf": None if mlperf is None else dict(mlperf),
+            **({} if resumed_from is None else {"earlier_precisions": sorted(earlier_precisions)}),
             "metrics": [],
             "notes": [],
             "extras": {},
         }
-        if resumed_from is not None:
-            manifest["earlier_precisions"] = sorted(earlier_precisions)
         try:
             return cls(_new_folder(root, config, described, manifest), manifest)
         except OSError as error:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from bertbench.common.measure.energy import possible
 from bertbench.common.measure.metric import Metric, metric
-from bertbench.common.measure.telemetry import Sampler, possible
+from bertbench.common.measure.telemetry import Sampler
 
 if TYPE_CHECKING:
     from bertbench.backends.base import PeakMemory, Telemetry

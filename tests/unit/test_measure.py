@@ -16,9 +16,10 @@ import torch
 from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from bertbench.common.measure.code import code_hash, git_state
 from bertbench.common.measure.communication import BUCKET_BYTES, REPEATS, gradient_all_reduce_s
+from bertbench.common.measure.energy import energy
 from bertbench.common.measure.metric import SHARED, metric
 from bertbench.common.measure.system import describe_system
-from bertbench.common.measure.telemetry import Sampler, energy
+from bertbench.common.measure.telemetry import Sampler
 from bertbench.common.measure.throughput import RankWindows, RateMeter, Window, merge_ranks
 from bertbench.common.training.progress import Outcome, Progress
 from bertbench.common.training.summary import reading, summarise

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from bertbench.common.measure.telemetry import PROMPT_S, Sampler, energy, possible, prepared
+from bertbench.common.measure.energy import energy, possible
+from bertbench.common.measure.telemetry import PROMPT_S, Sampler, prepared
 from bertbench.common.training.summary import reading
 
 WATTS = 100.0
