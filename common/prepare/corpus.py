@@ -43,7 +43,6 @@ _ATTRIBUTE = re.compile(r"""\s([\w:-]+)\s*=\s*(?:"(.*?)"(?=\s+[\w:-]+\s*=|\s*$)|
 _DOC_LINE = re.compile(r"</?doc(\s|>|$)")
 _TAG = re.compile(r"</?(?!(?:unk|s|pad|mask|sep|cls|bos|eos)>)[A-Za-z][\w:.-]*(\s[^<>]*)?/?>")
 _TITLE = re.compile(r"= (?!=)(.+)(?<!=) =")
-_HEADING = re.compile(r"(?:= ){2,}.+(?: =){2,}")
 _JOINED = re.compile(r" @([-,.])@ ")
 _JSON = re.compile(r'\{\s*("|\}?$)')
 
@@ -189,7 +188,7 @@ def _wikitext(lines: Lines, first: str, reader: Iterator[str]) -> Iterator[Docum
                 break
             size += len(line)
             _require_size(lines, size)
-            if not _HEADING.fullmatch(line):
+            if not (line.startswith("= = ") and line.endswith(" = =")):  # a heading
                 sentences += split_sentences(_JOINED.sub(r"\1", line))
         if sentences:
             yield Document(key=title[2:-2], sentences=sentences)

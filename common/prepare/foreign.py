@@ -82,7 +82,7 @@ _MARKUP = re.compile(
     r"|\*\*\S[^*]*\*\*"
     r"|^[{\[].*[\"'].*[}\]],?$"  # JSON, or Python's
     r"|&(?:[A-Za-z]{2,8}|#\d{1,6}|#x[\dA-Fa-f]{1,6});"  # HTML's entities
-    r"|^(?:- )?[\w-]+: ?(?:[>|][-+]?|\d+|\".*\"|'.*'|true|false|null)$"  # YAML; a play has names
+    r"|^(?:- )?[\w-]+: +(?:[>|][-+]?|\d+|\".*\"|'.*'|true|false|null)$"  # YAML; a play has names
     r"|^(?:- )?(?:id|title|text|content|body|url|label|date|source): \S"
     r"|^[\w.-]+ ?= ?[\"'].*[\"']$"  # TOML, or a shell's
     r"|^__label__\S|^\.\. [\w-]+::"  # fastText, reStructuredText

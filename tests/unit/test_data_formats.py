@@ -285,6 +285,8 @@ def test_wikitext_is_read_by_its_titles(tmp_path):
     text = " = A = \n \n It has 1 @,@ 000 up @-@ to @-@ date towns . So it was . \n = = B = = \n\n"
     (tmp_path / "wiki.test.tokens").write_text(f"{text} Its end . \n = C = \n x . \n")
     one, two = read(tmp_path / "wiki.test.tokens")
+    (tmp_path / "long").write_text("= A =\n" + "= " * 100_000 + "x\n")
+    assert len(read(tmp_path / "long")) == 1  # at once
     assert (one.key, two.key) == ("A", "C")
     assert one.sentences == ["It has 1,000 up-to-date towns .", "So it was .", "Its end ."]
 
