@@ -114,11 +114,9 @@ class RunRecord(Observer):
     ) -> RunRecord:
         """Write the folder, marked ``interrupted``.
 
-        ``config`` is ``Settings.as_dict()``; ``devices`` are DeviceInfo values (or the like), one
-        per process; ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply;
-        ``command`` holds the arguments as typed, and ``earlier_precisions`` those of the runs that
-        a resumed one continues. Raises BadInput where a name cannot be a folder's
-        or the folder cannot be written.
+        ``config`` is ``Settings.as_dict()``, ``devices`` are DeviceInfo values, one per process,
+        ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply, ``command``
+        as typed, ``earlier_precisions`` of runs continued. Raises BadInput for a name or folder.
         """
         check_name("system", system)
         check_name("benchmark", benchmark)
@@ -146,13 +144,12 @@ class RunRecord(Observer):
             "dirty": described["code"]["dirty"],
             "command": list(command),
             "resumed_from": resumed_from,
+            **({"earlier_precisions": sorted(earlier_precisions)} if resumed_from else {}),
             "mlperf": None if mlperf is None else dict(mlperf),
             "metrics": [],
             "notes": [],
             "extras": {},
         }
-        if resumed_from is not None:
-            manifest["earlier_precisions"] = sorted(earlier_precisions)
         try:
             return cls(_new_folder(root, config, described, manifest), manifest)
         except OSError as error:
