@@ -42,8 +42,11 @@ class Question:
         found = self.fields.get("answers")
         if isinstance(found, dict):
             texts, starts = found.get("text"), found.get("answer_start")
+            if isinstance(texts, str) and isinstance(starts, list):
+                texts = [texts]
             if isinstance(texts, list):  # columns, as Hugging Face's data sets have them
-                starts = starts if isinstance(starts, list) else [None] * len(texts)
+                if not isinstance(starts, list):
+                    starts = [None] * len(texts) if starts is None else [starts]
                 same = len(texts) == len(starts)
                 rows = zip(texts, starts, strict=True) if same else ()
                 found = [{"text": t, "answer_start": s} for t, s in rows] if same else None
@@ -137,7 +140,7 @@ def questions(path: Path, content: Any) -> Iterator[Question]:
             context = _member(paragraph, "context", str, at_paragraph)
             for q, fields in enumerate(_member(paragraph, "qas", list, at_paragraph), 1):
                 where = f"{at_paragraph}, question {q}"
-                identity = identifier(_member(fields, "id", (str, int), where), where)
+                identity = identifier(_member(fields, "id", (str, int, float), where), where)
                 where += f" (id {shown(identity, 60)})"
                 text = _member(fields, "question", str, where)
                 if identity in seen:
@@ -186,11 +189,12 @@ def _from_flat(rows: list[Any], here: str) -> list[Any]:
     return [{"paragraphs": [{"context": text, "qas": list(qas)} for text, qas in parts]}]
 
 
-def identifier(value: str | int, where: str) -> str:
-    """Return an id as text; raise BadInput for true and false."""
-    if isinstance(value, bool):
-        raise BadInput(f"{where}: its id is {value}: give a text or a number")
-    return str(value)
+def identifier(value: str | float, where: str) -> str:
+    """Return an id as text, 1.0 as 1; raise BadInput for another number, true and false."""
+    number = value if isinstance(value, str) else whole(value)
+    if number is None:
+        raise BadInput(f"{where}: its id is {value}: give a text or a whole number")
+    return str(number)
 
 
 def read_answers(path: Path) -> dict[str, Any]:
@@ -209,6 +213,10 @@ def read_answers(path: Path) -> dict[str, Any]:
 
     here = f"predictions file {path}"
     content = read_document(path, "predictions file", object_pairs_hook=once)
+    inner = content.get("predictions") if isinstance(content, dict) and len(content) == 1 else None
+    content = inner if isinstance(inner, dict | list) else content
+    if _is_row(content):
+        content = [content]  # JSON lines of one line
     if isinstance(content, list) and content and all(_is_row(row) for row in content):
         pairs = [(identifier(row["id"], here), row["prediction_text"]) for row in content]
         try:
@@ -216,20 +224,37 @@ def read_answers(path: Path) -> dict[str, Any]:
         except ValueError as error:
             raise BadInput(f"{here}: {error}") from error
     if not isinstance(content, dict):
-        raise BadInput(f"{here} must be one JSON object of question ids to answers")
+        first = content[0] if isinstance(content, list) and content else None
+        raise BadInput(
+            f"{here} must be one JSON object of question ids to answers, or a list of objects "
+            f"with 'id' and 'prediction_text'{_found(first)}"
+        )
     for name, value in content.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             raise BadInput(
                 f"{here} lists candidates (question {shown(name, 60)}), as nbest_predictions.json "
                 f"does: give predictions.json, with one text a question"
             )
-    return content
+    return {name: _text_of(value) for name, value in content.items()}
+
+
+def _text_of(answer: Any) -> Any:
+    """Return the text of an answer in an object or a list of its own; None for an empty list."""
+    if isinstance(answer, dict):
+        named = [answer[key] for key in ("prediction_text", "text", "answer") if key in answer]
+        answer = named[0] if len(named) == 1 else answer
+    if isinstance(answer, list) and len(answer) < 2:
+        only = answer[0] if answer else None
+        return only if only is None or isinstance(only, str) else answer
+    return answer
 
 
 def _is_row(row: Any) -> bool:
     """Return whether this is an answer as Hugging Face's metrics take them."""
     return (
-        isinstance(row, dict) and "prediction_text" in row and isinstance(row.get("id"), str | int)
+        isinstance(row, dict)
+        and "prediction_text" in row
+        and isinstance(row.get("id"), str | int | float)
     )
 
 

@@ -3,12 +3,13 @@
 
 Sources: ``evaluate-v1.1.py`` and ``evaluate-v2.0.py`` of SQuAD (the latter without its
 ``--na-prob-file``). Sums are made in the same order by the same operations. A missing answer scores
-0, and so does one that is not text. The official scripts stop on the latter, and on v2.0 also on
-missing answers.
+0, and so does one that is not text; null is v2.0's empty answer. The official scripts stop on what
+is not text, and on v2.0 also on missing answers.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections import Counter
@@ -80,6 +81,12 @@ def score(dataset: Path, predictions: Path, *, v2: bool | None = None) -> dict[s
             f"predictions file {predictions} answers no question of {dataset} (its first id is "
             f"{shown(next(iter(answers)), 60)}): give the answers to this file"
         )
+    if answers and result["not_text"] == result["total"] - result["missing"]:
+        name, value = next(iter(answers.items()))
+        raise BadInput(
+            f"predictions file {predictions} has no answer that is text (that to "
+            f"{shown(name, 60)} is {shown(json.dumps(value), 60)}): give one text a question"
+        )
     return result
 
 
@@ -111,6 +118,8 @@ def score_answers(
     if v2 is None:
         v2 = _is_v2(content, found)
     truths = [_truths(question, v2) for question in found]
+    if v2:  # null is no answer
+        answers = {name: "" if value is None else value for name, value in answers.items()}
     graded = [_grade(true, answers.get(q.id), v2) for q, true in zip(found, truths, strict=True)]
     ids = {question.id for question in found}
     return {
@@ -136,7 +145,7 @@ def language_note(dataset: Path, raw: bytes | None = None) -> str | None:
 
 def _is_v2(content: Any, every: Sequence[Question]) -> bool:
     version = str(content.get("version", "")) if isinstance(content, dict) else ""
-    return re.fullmatch(r"2(\.\d+)*", version.lower().removeprefix("v")) is not None or any(
+    return re.fullmatch(r"([a-z]+[ _-]*)?v?2(\.\d+)*", version.strip().lower()) is not None or any(
         question.is_impossible() for question in every
     )
 

@@ -34,6 +34,9 @@ def score_main(argv: Sequence[str]) -> int:
     found = score(given.dataset, given.predictions, v2=v2)
     if (note := language_note(given.dataset)) is not None:
         print(f"note: {note}", file=sys.stderr)
+    if given.version is None and 0 < 10 * found.get("NoAns_total", 0) < found["total"]:
+        few = f"{found['NoAns_total']} of {found['total']} questions have no answer"
+        print(f"note: scored by v2.0's rules, since {few} (see --version)", file=sys.stderr)
     if given.json:
         print(json.dumps(found))
         return 0

@@ -114,10 +114,9 @@ class RunRecord(Observer):
     ) -> RunRecord:
         """Write the folder, marked ``interrupted``.
 
-        ``config`` is ``Settings.as_dict()``; ``devices`` are DeviceInfo values (or the like), one
-        per process; ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply;
-        ``command`` holds the arguments as typed, ``earlier_precisions`` those of the runs that this
-        one resumes. Raises BadInput where a folder cannot have a name or cannot be written.
+        ``config`` is ``Settings.as_dict()``, ``devices`` are DeviceInfo values, one per process,
+        ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply, ``command``
+        as typed, ``earlier_precisions`` of runs continued. Raises BadInput for a name or folder.
         """
         check_name("system", system)
         check_name("benchmark", benchmark)
@@ -145,8 +144,8 @@ class RunRecord(Observer):
             "dirty": described["code"]["dirty"],
             "command": list(command),
             "resumed_from": resumed_from,
+            **({"earlier_precisions": sorted(earlier_precisions)} if resumed_from else {}),
             "mlperf": None if mlperf is None else dict(mlperf),
-            **({} if resumed_from is None else {"earlier_precisions": sorted(earlier_precisions)}),
             "metrics": [],
             "notes": [],
             "extras": {},

@@ -141,7 +141,7 @@ def _measured(monkeypatch: pytest.MonkeyPatch, backend: CpuRef) -> list[object]:
     return made
 
 
-@pytest.mark.parametrize("name", ["../../escaped", "", ".hidden", "/elsewhere", "A b"])
+@pytest.mark.parametrize("name", ["../../escaped", "", ".hidden", "/etc/x", "A b"])
 def test_a_system_that_cannot_name_a_folder(
     tmp_path: Path, monkeypatch, capsys, backend, name: str
 ) -> None:

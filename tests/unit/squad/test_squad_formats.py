@@ -75,6 +75,7 @@ SAME = {
     "plain": dumped(nested(asked())),
     "byte order mark": b"\xef\xbb\xbf" + dumped(nested(asked())),
     "gzip": gzip.compress(dumped(nested(asked()))),
+    "1.0 as id": dumped(changed(lambda qa: qa.update(id=float(qa["id"])))),
     "numbers as ids": dumped(changed(lambda qa: qa.update(id=int(qa["id"])))),
     "start as text": dumped(starts_as(str)),
     "start as blank text": dumped(starts_as(" {}".format)),
@@ -130,6 +131,45 @@ def test_rows_without_answers_are_impossible(tmp_path):
     (tmp_path / "p").write_text(json.dumps({**GOLD, "1": ""}))
     assert read_squad(tmp_path / "d", training=True, v2=True).examples[1].is_impossible is True
     assert score(tmp_path / "d", tmp_path / "p")["version"] == "2.0"
+
+
+def one_column(of):
+    rows = flat(asked())
+    for row in rows:
+        (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+        row["answers"] = of(text, start)
+    return dumped(rows)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda text, start: {"text": [text], "answer_start": start},
+        lambda text, start: {"text": text, "answer_start": [start]},
+    ],
+)
+def test_a_column_of_one_without_its_list(tmp_path, of):
+    (tmp_path / "d").write_bytes(one_column(of))
+    squad = read_squad(tmp_path / "d", training=True)
+    assert [(e.answer, e.start_word) for e in squad.examples] == [("two", 1), ("two", 1),
+                                                                  ("five", 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("empty", [None, [], {"text": []}, ""])
+def test_no_answer_in_other_words(tmp_path, empty):
+    rows = asked()
+    rows[1][1].update(answers=[], is_impossible=True)
+    (tmp_path / "d").write_bytes(dumped(nested(rows)))
+    (tmp_path / "p").write_text(json.dumps({**GOLD, "1": empty}))
+    found = score(tmp_path / "d", tmp_path / "p")
+    assert (found["exact_match"], found["NoAns_exact"], found["not_text"]) == (100.0, 100.0, 0)
+
+
+def test_one_line_of_json_lines(tmp_path):
+    (tmp_path / "d").write_bytes(SAME["plain"])
+    (tmp_path / "p").write_bytes(dumped({"id": "0", "prediction_text": "two"}))
+    found = score(tmp_path / "d", tmp_path / "p")
+    assert (found["missing"], found["extra"], found["not_text"]) == (2, 0, 0)
 
 
 DEEP = b'{"data": ' + b"[" * 100_000
@@ -211,6 +251,13 @@ def test_a_mark_without_meaning_is_refused(tmp_path, mark):
         dumped([{"id": i, "prediction_text": text} for i, text in GOLD.items()]),
         dumped([{"id": int(i), "prediction_text": text} for i, text in GOLD.items()]),
         b"\n".join(dumped({"id": i, "prediction_text": text}) for i, text in GOLD.items()),
+        dumped([{"id": float(i), "prediction_text": [text]} for i, text in GOLD.items()]),
+        dumped({i: [text] for i, text in GOLD.items()}),
+        dumped({i: {"text": text} for i, text in GOLD.items()}),
+        dumped({i: {"text": [text], "answer_start": [4]} for i, text in GOLD.items()}),
+        dumped({i: {"prediction_text": text, "id": i} for i, text in GOLD.items()}),
+        dumped({"predictions": GOLD}),
+        dumped({"predictions": [{"id": i, "prediction_text": t} for i, t in GOLD.items()]}),
     ],
 )
 @pytest.mark.parametrize("name", ["plain", "numbers as ids"])
@@ -227,7 +274,12 @@ def test_answers_in_other_words(tmp_path, raw, name):
         (b'{"0": "two", "0": "three"}', "'0' is there twice"),
         (dumped([{"id": "0", "prediction_text": t} for t in "ab"]), "'0' is there twice"),
         (dumped({"q0": "two", "q1": "two"}), "answers no question of .*its first id is q0"),
-        (dumped({"predictions": GOLD}), "answers no question of .*its first id is predictions"),
+        (dumped({"answers": GOLD}), "answers no question of .*its first id is answers"),
+        (dumped([{"id": "0", "answer": "two"}]), "'prediction_text' .it has 'id', 'answer'"),
+        (dumped({"0": None, "1": None}), "no answer that is text .that to 0 is null"),
+        (dumped({"0": {"tokens": ["two"]}}), "no answer that is text"),
+        (dumped({"0": ["two", "three"]}), "no answer that is text"),
+        (dumped([{"id": 0.5, "prediction_text": "two"}]), "its id is 0.5: give a text or a whole"),
         (b"[]", "must be one JSON object"),
         (b'"two"', "must be one JSON object"),
         (b'{"0": ' + b"[" * 90_000, "nested too deeply"),

@@ -89,15 +89,15 @@ def test_scores_by_hand(tmp_path):
 def test_missing_extra_and_no_text(tmp_path):
     asked = [(["one"], "one"), (["one"], None), (["one"], 1), (["one"], ["one"]), (["one"], "one")]
     found, _, answers = scored(tmp_path, asked)
-    assert (found["exact_match"], found["not_text"], found["total"]) == (40.0, 3, 5)
+    assert (found["exact_match"], found["not_text"], found["total"]) == (60.0, 2, 5)
     del answers["q4"]
     answers |= {"zzz": "one", "yyy": None}
     path = tmp_path / "predictions.json"
     path.write_text(json.dumps(answers))
     for v2 in (False, True):
         found = score(tmp_path / "dataset.json", path, v2=v2)
-        assert (found["exact_match"], found["f1"], found["total"]) == (20.0, 20.0, 5)
-        assert (found["missing"], found["extra"], found["not_text"]) == (1, 2, 3)
+        assert (found["exact_match"], found["f1"], found["total"]) == (40.0, 40.0, 5)
+        assert (found["missing"], found["extra"], found["not_text"]) == (1, 2, 1 if v2 else 2)
     path.write_text("{}")
     found = score(tmp_path / "dataset.json", path)
     assert (found["exact_match"], found["f1"], found["missing"]) == (0.0, 0.0, 5)
@@ -109,6 +109,10 @@ def test_which_script(tmp_path):
     assert scored(tmp_path, asked, version="v2.0")[0]["version"] == "2.0"
     assert scored(tmp_path, asked, version="v2.0", v2=False)[0]["version"] == "1.1"
     assert scored(tmp_path, asked, version="2")[0]["version"] == "2.0"
+    for name in ("SQuAD2.0", "SQuAD v2.0", "squad_v2", "version 2", " V2.0 ", "dev-v2.0"):
+        assert scored(tmp_path, asked, version=name)[0]["version"] == "2.0", name
+    for name in ("SQuAD1.1", "v1.12", "12", "squad", "fquad-1.2"):
+        assert scored(tmp_path, asked, version=name)[0]["version"] == "1.1", name
     assert scored(tmp_path, asked, version="2021-03")[0]["version"] == "1.1"  # a date
     path = tmp_path / "marked.json"
     marked = [{"question": "q", "answers": [], "is_impossible": True}]
