@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Lint, types and tests, after bash init.sh --dev. Arguments go to pytest: bash test.sh -k lamb
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+unset CDPATH
+cd "$(dirname -- "$(readlink -f -- "$0" 2> /dev/null || echo "$0")")"
 [ "$(sed -n 2p .venv/.bertbench 2> /dev/null)" = yes ] || bash init.sh --dev
 
 # One thread per process: the processes share the cores.

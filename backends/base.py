@@ -192,6 +192,10 @@ class Backend(ABC):
         own = getattr(self.module, "OutOfMemoryError", None)
         return (torch.OutOfMemoryError,) + ((own,) if own else ())
 
+    def ran_out(self, error: BaseException) -> bool:
+        """Return whether ``error`` means that device memory ran out."""
+        return isinstance(error, self.oom_errors)
+
     # -- numerics -----------------------------------------------------------------------------
     def resolve_precision(self, name: str) -> str:
         """Return the precision to use: ``amp`` is the best 16-bit one, ``auto`` that or float32.

@@ -18,3 +18,10 @@ class BadInput(BertbenchError):
 
 class DivergedError(BertbenchError):
     """Training produced a non-finite loss or gradient."""
+
+
+def host_memory_ran_out(error: BaseException) -> bool:
+    """Return whether it means that the host's memory ran out: torch has no type for this."""
+    texts = ("DefaultCPUAllocator", "std::bad_alloc")
+    inner = isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+    return inner or isinstance(error, MemoryError)

@@ -141,7 +141,7 @@ def cached_build(stem: str, what: Iterable[str], build: Callable[[Path], Path]) 
     """Return the intact build of ``what`` in the cache, or make it there.
 
     ``build`` writes a file below a folder that it is given and returns it. Raises NativeUnavailable
-    where the cache cannot be written.
+    where the cache cannot be written, and where nothing was made.
     """
     key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:16]
     folder = cache_dir() / "native"
@@ -154,6 +154,11 @@ def cached_build(stem: str, what: Iterable[str], build: Callable[[Path], Path]) 
         # Ranks may build at the same time: each builds its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as work:
             made = build(Path(work))
+            if not made.is_file():
+                raise NativeUnavailable(
+                    "the compiler ends without an error and has made no file; name another in CC "
+                    "or CXX"
+                )
             target = folder / f"{stem}-{key}-{_digest(made)}.so"
             sync(made)
             made.replace(target)

@@ -123,11 +123,12 @@ class Run:
         except Exception as caught:
             error = caught if peers is None else peers.explain(caught)
             if self.record is None and (self.world.is_main or self.init_s is None):  # refused
-                if self.built is not None and isinstance(error, self.backend.oom_errors):
+                if self.built is not None and self.backend.ran_out(error):
                     raise rehearsal.DoesNotFit(self._out_of_memory(self.built, error)) from error
                 raise error from caught
             outcome = self._failed(error)
-            if not isinstance(error, (BertbenchError, OSError, *self.backend.oom_errors)):
+            known = isinstance(error, (BertbenchError, OSError)) or self.backend.ran_out(error)
+            if not known:
                 unexpected = error
         with self.interruption, self.interruption.held():
             code = self._close(outcome)
@@ -302,7 +303,7 @@ class Run:
         status, reason = "failed", str(error)
         if isinstance(error, rehearsal.DoesNotFit):
             status = "oom"
-        elif isinstance(error, self.backend.oom_errors):
+        elif self.backend.ran_out(error):
             assert self.built is not None
             status, reason = "oom", self._out_of_memory(self.built, error)
         elif isinstance(error, Unsupported):
@@ -317,7 +318,7 @@ class Run:
         """Return what ran out, where, and which setting to lower."""
         evaluating = not built.task.model.training
         where = "an evaluation" if evaluating else "training"
-        first = str(error).strip().split("\n")[0]
+        first = str(error).strip().split("\n")[0] or type(error).__name__
         hint = rehearsal.advice(built.sizes(), evaluating=evaluating)
         return f"out of device memory in {where}: {first}. {hint}"
 

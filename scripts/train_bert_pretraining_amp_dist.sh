@@ -1,4 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-here="$(dirname "${BASH_SOURCE[0]}")"
-exec bash "$here/../benchmarks/bert_pretraining/train_bert_pretraining_amp_dist.sh" "$@"
+here="$(dirname -- "$(readlink -f -- "$0" 2> /dev/null || echo "$0")")/.."
+for root in "$here" "${SLURM_SUBMIT_DIR:-$here}" "${SLURM_SUBMIT_DIR:-$here}/.."; do # sbatch runs a copy
+    real="$root/benchmarks/bert_pretraining/train_bert_pretraining_amp_dist.sh"
+    [ ! -f "$real" ] || exec bash "$real" "$@"
+done
+echo "${0##*/}: its checkout is not found: sbatch it from the checkout's folder, or call it by its path" >&2
+exit 2

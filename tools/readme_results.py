@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,8 @@ def committed(results: Path) -> list[Path]:
     """
     command = ["git", "-C", str(results), "ls-files", "-z", "--", f"*/{MANIFEST}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     except (OSError, subprocess.CalledProcessError):
         return [results]
     return [file for name in done.stdout.split("\0") if (file := results / name).is_file()]

@@ -26,7 +26,7 @@ from bertbench.backends.base import (
 )
 from bertbench.backends.cpu_ref.allocator import keep_freed_memory
 from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
-from bertbench.common.errors import Unsupported
+from bertbench.common.errors import Unsupported, host_memory_ran_out
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.lamb import LambKernel
 
@@ -108,6 +108,9 @@ class CpuRef(Backend):
             peak_memory_bytes=peak if sys.platform == "darwin" else peak * 1024,
             definition="peak resident set of the process (ru_maxrss), since its start",
         )
+
+    def ran_out(self, error: BaseException) -> bool:
+        return host_memory_ran_out(error)
 
     def build_ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "plain":

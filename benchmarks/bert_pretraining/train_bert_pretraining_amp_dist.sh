@@ -4,8 +4,11 @@
 #   bash train_bert_pretraining_amp_dist.sh                 a small run on real text, minutes
 #   DATA=/path bash train_bert_pretraining_amp_dist.sh      MLPerf's BERT-large
 # It accepts the flags of NVIDIA's and DeepSparkHub's run_pretraining.py; see --help.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+unset CDPATH
+root="$(cd "$(dirname -- "$(readlink -f -- "$0" 2> /dev/null || echo "$0")")/../.." && pwd)"
+[ -f "$root/init.sh" ] || root="${SLURM_SUBMIT_DIR:-$root}" # sbatch runs a copy
 if [ ! -f "$root/.venv/.bertbench" ]; then
     bash "$root/init.sh"
     export BERTBENCH_INSTALLED_S="$SECONDS" # which the run does not count

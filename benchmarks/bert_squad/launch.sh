@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The SQuAD launcher, which scripts/run_squad*.sh call from any folder; see --help.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+unset CDPATH
+root="$(cd "$(dirname -- "$(readlink -f -- "$0" 2> /dev/null || echo "$0")")/../.." && pwd)"
+[ -f "$root/init.sh" ] || root="${SLURM_SUBMIT_DIR:-$root}" # sbatch runs a copy
 if [ ! -f "$root/.venv/.bertbench" ]; then
     bash "$root/init.sh"
     export BERTBENCH_INSTALLED_S="$SECONDS" # which the run does not count

@@ -19,7 +19,7 @@ from typing import TextIO, cast
 
 from bertbench.common.cli.verbs import VERBS, usage
 from bertbench.common.config.parser import did_you_mean, wants_json
-from bertbench.common.errors import BadInput, BertbenchError
+from bertbench.common.errors import BadInput, BertbenchError, host_memory_ran_out
 from bertbench.common.files import OutputLost, Stream, why
 
 
@@ -84,16 +84,21 @@ def _main(args: list[str], prog: str) -> int:
         print(f"{prog}: stopped", file=sys.stderr)
         return 130
     except BertbenchError as error:
-        if wants_json(rest):
-            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
-        print(f"{prog}: {error}", file=sys.stderr)
+        _failed(str(error), error, prog, rest)
         return 2
-    except MemoryError as error:
-        print(f"{prog}: out of memory: {why(error)}", file=sys.stderr)
-        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not host_memory_ran_out(error):
+            raise
+        return _failed(f"out of memory: {why(error)}", error, prog, rest)
     except OSError as error:  # a disk or a file system: no bug of ours, and no input's fault
-        print(f"{prog}: {why(error)}", file=sys.stderr)
-        return 1
+        return _failed(why(error), error, prog, rest)
+
+
+def _failed(text: str, error: Exception, prog: str, args: list[str]) -> int:
+    if wants_json(args):
+        print(json.dumps({"error": text, "kind": type(error).__name__}))
+    print(f"{prog}: {text}", file=sys.stderr)
+    return 1
 
 
 def _version() -> str:

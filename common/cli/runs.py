@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bertbench.benchmarks import resolve
+from bertbench.common.config.launched import check_alone, ranks
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
 
@@ -35,7 +36,14 @@ def run_words(verb: str, words: Sequence[str]) -> list[str]:
 
 
 def settings_of(words: Sequence[str]) -> Settings:
-    """Return the settings of ``run RECIPE [flags]``; raises BadInput for --resume and --dry_run."""
+    """Return the settings of ``run RECIPE [flags]``.
+
+    Raises BadInput for --resume and --dry_run, and where this is one of several processes, each of
+    which would start all the runs.
+    """
+    check_alone()
+    if ranks().size > 1:
+        raise BadInput("repeat and scale start the processes themselves: unset WORLD_SIZE and RANK")
     settings = resolve(words[1], words[2:])
     for flag in ("resume", "dry_run"):
         if getattr(settings.run, flag):
@@ -45,13 +53,15 @@ def settings_of(words: Sequence[str]) -> Settings:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, as on Ctrl-C."""
+    """Raise KeyboardInterrupt on SIGTERM and, without nohup, SIGHUP, as on Ctrl-C."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     old = {}
     for number in (signal.SIGTERM, signal.SIGHUP):
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup
         with contextlib.suppress(ValueError):  # not the main thread
             old[number] = signal.signal(number, stop)
     try:

@@ -19,12 +19,13 @@ MOST = 1 << 20
 SIZES = (
     "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_SIZE", "MPI_LOCALNRANKS",
     "MV2_COMM_WORLD_SIZE", "PALS_LOCAL_SIZE", "JSM_NAMESPACE_SIZE", "HOROVOD_SIZE",
+    "FLUX_JOB_SIZE", "PET_NNODES",
 )  # fmt: skip
 """Above 1, several processes were started."""
 RANKS = (
     "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "MPI_LOCALRANKID",
     "MV2_COMM_WORLD_RANK", "PALS_RANKID", "ALPS_APP_PE", "JSM_NAMESPACE_RANK", "FLUX_TASK_RANK",
-    "HOROVOD_RANK",
+    "HOROVOD_RANK", "PET_NODE_RANK",
 )  # fmt: skip
 """Above 0, another process was started, too."""
 _FIX = (
@@ -73,27 +74,41 @@ def ranks(environment: Mapping[str, str] | None = None) -> Ranks:
     return Ranks(rank, size, local_rank, local_size)
 
 
-def check_alone(environment: Mapping[str, str] | None = None) -> None:
-    """Raise BadInput where srun or mpirun started several processes without torchrun's numbers."""
+def check_alone(environment: Mapping[str, str] | None = None, starters: int | None = None) -> None:
+    """Raise BadInput where srun, mpirun and the like started more processes than one run has.
+
+    These are torchruns, one on each of the run's ``starters`` machines (None: as torchrun says), or
+    the run itself. Without torchrun, WORLD_SIZE is the user's word for how many belong together.
+    """
     env = os.environ if environment is None else environment
-    if "WORLD_SIZE" in env:
-        return
+    if starters is None:
+        if "WORLD_SIZE" in env and "GROUP_WORLD_SIZE" not in env:
+            return
+        starters = _number(env, "GROUP_WORLD_SIZE", 1) or 1
     sizes = [*SIZES, "SLURM_NTASKS"] if {"SLURM_STEP_ID", "SLURM_STEPID"} & env.keys() else SIZES
-    for names, alone in ((sizes, 1), (RANKS, 0)):
+    for names, most in ((sizes, starters), (RANKS, starters - 1)):
         for name in names:
             text = env.get(name, "")
-            if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > alone:
+            if text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > most:
                 raise BadInput(
                     f"{name}={text}: several processes were started, and each would be a whole run "
-                    f"of its own: {_FIX}; for a single run, set RANK=0 and WORLD_SIZE=1"
+                    f"of its own: {_FIX} with its number (--nnodes=N, or NNODES=N of the scripts); "
+                    f"for a single run, set RANK=0 and WORLD_SIZE=1, and no torchrun"
                 )
 
 
 def meeting_point(environment: Mapping[str, str] | None = None) -> None:
     """Raise BadInput unless MASTER_ADDR and MASTER_PORT say where the processes meet."""
     env = os.environ if environment is None else environment
-    if not env.get("MASTER_ADDR", "").strip():
+    address = env.get("MASTER_ADDR", "").strip()
+    if not address:
         raise BadInput(f"MASTER_ADDR is not set, but WORLD_SIZE is above 1: {_FIX}")
+    try:
+        address.encode("idna")  # as sockets do
+    except UnicodeError:
+        raise BadInput(
+            f"MASTER_ADDR={shown(address, 80)} is no name or address of a machine: {_FIX}"
+        ) from None
     port = _number(env, "MASTER_PORT", 1)
     if port is None or port > 65535:
         raise BadInput(f"MASTER_PORT={shown(env.get('MASTER_PORT', ''), 20)} is not a port: {_FIX}")

@@ -10,7 +10,6 @@ record is closed as failed, and every rank ends with one line and exit code 1.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 import sys
@@ -30,6 +29,7 @@ from bertbench.common.files import shown
 TIMEOUT = "BERTBENCH_PEER_TIMEOUT_S"
 TIMEOUT_S, FORMING = 60.0, 2.0
 """Default, and how many times as long the ranks wait for each other at the start."""
+LONGEST_S = 10**6
 GRACE_S = 5.0
 """The main thread has this long to notice the loss by itself."""
 
@@ -42,9 +42,9 @@ def timeout_s() -> float:
     """Return the seconds after which a silent rank is lost; BadInput for another text."""
     text = os.environ.get(TIMEOUT, str(TIMEOUT_S))
     with contextlib.suppress(ValueError):
-        if 1 <= float(text) < math.inf:
+        if 1 <= float(text) <= LONGEST_S:
             return float(text)
-    raise BadInput(f"{TIMEOUT}={shown(text, 20)} is not a number of seconds from 1")
+    raise BadInput(f"{TIMEOUT}={shown(text, 20)} is not a number of seconds from 1 to {LONGEST_S}")
 
 
 class Peers:

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bertbench.common.config.launched import check_alone, meeting_point, ranks
 from bertbench.common.config.recipe import Preset
 from bertbench.common.errors import BadInput, BertbenchError, Unsupported
-from bertbench.common.files import Stream
+from bertbench.common.files import Stream, shown
 
 CPU = "cpu_ref"
 Report = Mapping[str, Any]
@@ -137,6 +138,7 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
     extra = {"PYTHONSAFEPATH": "1"}  # no modules from the working directory
     if processes * nodes == 1:
         return Launch(command, {**environment, **extra}, messages)
+    _check_alone(environment, nodes)
     rehearsal = [*command, "--dry_run"]
     if request.values.get("dry_run") != "True":
         command = [*_torchrun(python, environment, processes, nodes), *command]
@@ -159,11 +161,24 @@ def choose_devices(request: Request, environment: Mapping[str, str], report: Rep
     return chosen
 
 
-def _count(environment: Mapping[str, str], name: str, default: int) -> int:
-    """Return the variable's whole number from 1; BadInput for anything else."""
+def _check_alone(environment: Mapping[str, str], nodes: int) -> None:
+    """Raise BadInput where this script was started more often than once on each node.
+
+    The processes cannot see it, since torchrun's variables replace those of their launcher.
+    """
+    check_alone(environment, nodes)
+    if nodes == 1 and (size := ranks(environment).size) > 1:
+        raise BadInput(
+            f"WORLD_SIZE={size} without NNODES: each of {size} scripts would start a whole run of "
+            f"its own: set NNODES (their number), NODE_RANK and MASTER_ADDR, or unset WORLD_SIZE"
+        )
+
+
+def _count(environment: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
+    """Return the variable's whole number from ``least``; BadInput for anything else."""
     text = environment.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise BadInput(f"{name}={text} is not a count: give a whole number from 1")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
+        raise BadInput(f"{name}={shown(text, 20)} is not a count: give a whole number from {least}")
     return int(text)
 
 
@@ -233,10 +248,14 @@ def _torchrun(python: str, environment: Mapping[str, str], processes: int, nodes
     command = [python, "-m", "bertbench.common.launch.torchrun", f"--nproc-per-node={processes}"]
     if nodes == 1:
         return [*command, "--standalone", "--no-python"]
-    address, rank = environment.get("MASTER_ADDR"), environment.get("NODE_RANK")
-    if not address or not rank:
+    address = environment.get("MASTER_ADDR")
+    if not address or not environment.get("NODE_RANK"):
         raise BadInput(f"NNODES={nodes} needs MASTER_ADDR (node 0) and NODE_RANK (0..{nodes - 1})")
+    rank = _count(environment, "NODE_RANK", 0, 0)
+    if rank >= nodes:
+        raise BadInput(f"NODE_RANK={rank} is not one of 0..{nodes - 1} (NNODES={nodes})")
     port = environment.get("MASTER_PORT") or "29500"
+    meeting_point({"MASTER_ADDR": address, "MASTER_PORT": port})
     place = [f"--node-rank={rank}", f"--master-addr={address}", f"--master-port={port}"]
     return [*command, f"--nnodes={nodes}", *place, "--no-python"]
 
@@ -250,7 +269,9 @@ def doctor(python: str, backend: str, environment: Mapping[str, str]) -> dict[st
 
     command = [str(Path(python).parent / "bertbench"), "doctor", "--json"]
     command += [] if backend in ("auto", *FAMILIES) else [backend]
-    process = subprocess.run(command, capture_output=True, text=True, env=dict(environment))
+    process = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env=dict(environment)
+    )
     if process.returncode == 2:
         raise Unsupported(process.stderr.strip().removeprefix("bertbench doctor: "))
     begin = process.stdout.find("{\n")  # a vendor's torch may print before the report

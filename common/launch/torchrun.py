@@ -8,6 +8,7 @@ turns both into a traceback and a 1.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -24,8 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Start the processes and wait. Return 0, the first failure's exit code, or 130 if stopped.
 
     Ctrl-C and SIGTERM are passed on; the processes finish a step and save a checkpoint, which may
-    take longer than torchrun's 30 seconds.
+    take longer than torchrun's 30 seconds. SIGHUP is ignored where nohup says so. The command line
+    alone counts: torchrun would also read PET_NNODES and others, and wait for absent nodes.
     """
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGQUIT")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_S))
     try:
         run.main(list(sys.argv[1:] if argv is None else argv))

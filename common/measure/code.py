@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,12 @@ def _git(root: Path, *arguments: str) -> str | None:
     # A checkout of another user is no danger to ask about: its code is what runs.
     trust = ["-c", f"safe.directory={root.resolve()}", "-c", "core.fsmonitor=false"]
     command = ["git", *trust, "-C", str(root), *arguments]
+    # Git's hooks, and tools that call this, set GIT_DIR and others, to another repository.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -10,8 +10,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +19,9 @@ import numpy as np
 import psutil
 import torch
 
-from bertbench.common.files import host_cores
+from bertbench.common.files import host_cores, shown
 from bertbench.common.measure.code import git_state
+from bertbench.common.native import NativeUnavailable, compiler_command, run_compiler
 
 PACKAGES = ("torch", "numpy", "h5py", "safetensors", "tokenizers", "mlperf-logging")
 ENVIRONMENT = (
@@ -71,14 +70,11 @@ def system_name(device: str, count: int) -> str:
 
 def compiler_version() -> str | None:
     """Return the first line of the C compiler's version, or None without a compiler."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if not compiler:
-        return None
     try:
-        done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        text = run_compiler([*compiler_command("CC", "cc", "gcc"), "--version"], 10)
+    except NativeUnavailable:
         return None
-    return done.stdout.splitlines()[0] if done.stdout else None
+    return shown(text.splitlines()[0]) if text.strip() else None
 
 
 def _processor() -> dict[str, Any]:

@@ -330,7 +330,10 @@ def _new_folder(
 
 def hide_home(text: str) -> str:
     """Replace the user's home folder in ``text`` by ``~``."""
-    home = str(Path.home())
+    try:
+        home = str(Path.home())
+    except RuntimeError:  # an unknown user
+        return text
     return text if len(home) < 2 else re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +93,29 @@ def test_processes_that_are_told_to_stop_have_time_to_save(
     assert elastic.main([]) == 0 and seen == [given or "600"]
 
 
+def test_only_the_command_line_counts_for_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "PET_NNODES": "2", "PET_MAX_RESTARTS": "3"})
+    monkeypatch.setattr(elastic.run, "main", lambda argv: None)
+    assert elastic.main([]) == 0
+    assert not [name for name in os.environ if name.startswith("PET_")]
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_torchrun_ignores_a_hangup_under_nohup(
+    monkeypatch: pytest.MonkeyPatch, handler: signal.Handlers
+) -> None:
+    name = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != name})
+    monkeypatch.setattr(elastic.run, "main", lambda argv: None)
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        assert elastic.main([]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wanted = None if handler == signal.SIG_DFL else "SIGTERM,SIGINT,SIGQUIT"
+    assert os.environ.get(name) == wanted
+
+
 @pytest.mark.parametrize("count", range(1, 20))
 def test_mini_uses_as_many_devices_as_share_its_batch(count: int) -> None:
     launch = go(count=count)
@@ -143,6 +168,15 @@ def test_variables_of_the_reference_and_of_torchrun(tmp_path: Path) -> None:
     assert any(text.startswith("4 x gcu") for text in launch.messages)
 
 
+NODES = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0", "NPROC": "2"}
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+
+
+@pytest.mark.parametrize("more", [{}, STEP, {"WORLD_SIZE": "2", "RANK": "1"}, {"PET_NNODES": "2"}])
+def test_one_script_on_each_node_is_one_run(more: dict[str, str]) -> None:
+    assert "--nnodes=2" in go(**NODES, **more).command
+
+
 STOPPABLE = """
 import signal, sys, time
 def save(*_):
@@ -173,7 +207,19 @@ def test_sigterm_reaches_the_processes() -> None:
         ("", {"DATA": "/nowhere"}, "DATA=/nowhere is not a folder"),
         ("", {"NPROC": "all"}, "NPROC=all is not a count"),
         ("", {"NPROC": "0"}, "NPROC=0"),
+        ("", {"NPROC": "9" * 5000}, "NPROC=9+.* is not a count"),
+        ("", {"NNODES": "9" * 5000}, "NNODES=9+.* is not a count"),
+        ("", {"NPROC": "\u0662"}, "NPROC=.* is not a count"),
         ("", {"NNODES": "2"}, "MASTER_ADDR"),
+        ("", {**NODES, "NODE_RANK": "2"}, "NODE_RANK=2 is not one of 0..1"),
+        ("", {**NODES, "NODE_RANK": "x"}, "NODE_RANK=x is not a count"),
+        ("", {**NODES, "MASTER_PORT": "abc"}, "MASTER_PORT=.abc. is not"),
+        ("", {**NODES, "MASTER_ADDR": "node1..cluster"}, "MASTER_ADDR=node1..cluster is no name"),
+        ("", {**NODES, **STEP, "SLURM_STEP_NUM_TASKS": "3"}, "several processes were started"),
+        ("", {"NPROC": "2", **STEP}, "several processes were started"),
+        ("", {"NPROC": "2", "FLUX_JOB_SIZE": "2"}, "several processes were started"),
+        ("", {"NPROC": "2", "PET_NNODES": "2"}, "several processes were started"),
+        ("", {"NPROC": "2", "WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE=2 without NNODES"),
         ("--recipe maxi", {}, "unknown recipe 'maxi'"),
         ("--recipe", {}, "needs a name"),
         ("--lerning_rate 1", {}, "did you mean --learning_rate"),
@@ -216,5 +262,58 @@ def test_scripts_of_the_root_lead_to_the_launcher() -> None:
     name = "train_bert_pretraining_amp_dist.sh"
     real = ROOT / "benchmarks" / "bert_pretraining" / name
     assert "bertbench.benchmarks.bert_pretraining.launch" in real.read_text()
-    for folder, up in ((ROOT, ""), (ROOT / "scripts", "../")):
-        assert f'$here/{up}benchmarks/bert_pretraining/{name}" "$@"' in (folder / name).read_text()
+    for folder in (ROOT, ROOT / "scripts"):
+        assert f'real="$root/benchmarks/bert_pretraining/{name}"\n' in (folder / name).read_text()
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize(
+    ("script", "module"),
+    [
+        ("train_bert_pretraining_amp_dist.sh", "bert_pretraining"),
+        ("scripts/train_bert_pretraining_amp_dist.sh", "bert_pretraining"),
+        ("benchmarks/bert_pretraining/train_bert_pretraining_amp_dist.sh", "bert_pretraining"),
+        ("scripts/run_squad_1gpu.sh", "bert_squad"),
+        ("benchmarks/bert_squad/launch.sh", "bert_squad"),
+    ],
+)
+def test_scripts_are_found_however_they_are_called(
+    tmp_path: Path, shell: str, script: str, module: str
+) -> None:
+    """By their path, by a link, by sh, with CDPATH, and as the copy that sbatch runs."""
+    root, elsewhere = tmp_path / "bert bench", tmp_path / "elsewhere"
+    for name in {script, f"benchmarks/{module}/{Path(script).name}",
+                 "benchmarks/bert_squad/launch.sh", "init.sh"}:  # fmt: skip
+        if (ROOT / name).exists():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    (root / ".venv" / "bin").mkdir(parents=True)
+    (root / ".venv" / ".bertbench").touch()
+    python = root / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$0 $*"\n')
+    python.chmod(0o755)
+    (elsewhere / root.name / "scripts").mkdir(parents=True)
+    (elsewhere / "link.sh").symlink_to(root / script)
+    shutil.copy(root / script, elsewhere / "slurm_script")
+    wanted = f"{python} -I -m bertbench.benchmarks.{module}.launch"
+    for path, folder, submitted in (
+        (root / script, "/", None),
+        (elsewhere / "link.sh", "/", None),
+        (Path(root.name) / script, tmp_path, None),
+        (elsewhere / "slurm_script", "/", root),
+        *([] if script.startswith("b") else [(elsewhere / "slurm_script", "/", root / "scripts")]),
+    ):
+        environment = {"PATH": os.environ["PATH"], "CDPATH": str(elsewhere)}
+        if submitted is not None:
+            submitted.mkdir(exist_ok=True)
+            environment["SLURM_SUBMIT_DIR"] = str(submitted)
+        done = subprocess.run(
+            [shell, str(path), "a b"], cwd=folder, env=environment, capture_output=True, text=True
+        )
+        said = done.stdout.replace("/scripts/..", "").replace("/../..", "").strip()
+        assert said.startswith(wanted) and said.endswith("a b"), (path, submitted, done)
+    if not script.startswith("b"):
+        lost = subprocess.run(
+            [shell, str(elsewhere / "slurm_script")], capture_output=True, text=True
+        )
+        assert lost.returncode == 2 and "sbatch it from the checkout's folder" in lost.stderr

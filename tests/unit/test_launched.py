@@ -127,3 +127,34 @@ def test_without_a_meeting_point_it_is_one_line(environment: dict[str, str]) -> 
         meeting_point(environment)
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
     meeting_point({"MASTER_ADDR": "node0", "MASTER_PORT": "29500"})
+
+
+GROUPS = {**TORCHRUN, "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "7"}
+"""torchrun's processes on two machines."""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_ID": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "MPI_LOCALNRANKS": "1"},
+        {"FLUX_JOB_SIZE": "2", "FLUX_TASK_RANK": "1"},
+        {"PET_NNODES": "2", "PET_NODE_RANK": "1"},
+    ],
+)
+def test_one_torchrun_on_each_machine_is_one_run(environment: dict[str, str]) -> None:
+    """And the same torchruns of one machine each are several."""
+    check_alone(GROUPS | environment)
+    check_alone(environment, 2)
+    for alone in (GROUPS | environment | {"GROUP_WORLD_SIZE": "1"}, environment):
+        with pytest.raises(BadInput, match="several processes were started"):
+            check_alone(alone)
+    with pytest.raises(BadInput, match="several processes were started"):
+        check_alone(environment | {"WORLD_SIZE": "1"}, 1)
+
+
+@pytest.mark.parametrize("address", ["node1..cluster", ".", "a" * 64, "\udcff"])
+def test_an_address_that_cannot_be_one_is_one_line(address: str) -> None:
+    with pytest.raises(BadInput, match="MASTER_ADDR") as error:
+        meeting_point({"MASTER_ADDR": address, "MASTER_PORT": "29500"})
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

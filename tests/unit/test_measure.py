@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -494,6 +495,22 @@ def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path)["dirty"] is True
 
 
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"])
+def test_the_commit_is_not_that_of_a_hooks_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for folder in ("ours", "theirs"):
+        git = ["git", "-C", str(tmp_path / folder), "-c", "user.name=t", "-c", "user.email=t@t"]
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "f").write_text(folder)
+        for arguments in (["init", "-q"], ["add", "f"], ["commit", "-qm", folder]):
+            subprocess.run([*git, *arguments], check=True)
+    known = git_state(tmp_path / "ours")
+    places = {"GIT_WORK_TREE": "theirs", "GIT_INDEX_FILE": "theirs/.git/index"}
+    monkeypatch.setenv(name, str(tmp_path / places.get(name, "theirs/.git")))
+    assert git_state(tmp_path / "ours") == known and known["dirty"] is False
+
+
 def test_a_checkout_of_another_user_keeps_its_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,7 +518,13 @@ def test_a_checkout_of_another_user_keeps_its_commit(
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "m"]):
         subprocess.run([*git, *arguments], check=True)
     known = git_state(tmp_path)
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    (tmp_path.with_name("bin")).mkdir()
+    program = tmp_path.with_name("bin") / "git"
+    program.write_text(
+        f'#!/bin/sh\nGIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec {shutil.which("git")} "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     refused = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     assert "dubious ownership" in refused.stderr
     assert git_state(tmp_path) == known and len(known["commit"]) == 40

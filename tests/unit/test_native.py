@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bertbench.common import native
+from bertbench.common.measure.system import compiler_version
 from bertbench.common.native import NativeUnavailable, cache_dir
 
 LOAD = native.load.__wrapped__
@@ -85,7 +86,7 @@ def test_a_compiler_of_several_words(
         ("gcc 'open", "not a command"),
         ("/", "does not start"),
         ("false", "false --version failed"),
-        ("true", "cannot keep a build"),
+        ("true", "has made no file; name another in CC"),
         ("gcc -fno-such-flag", "failed: .*fno-such-flag"),
         ("gcc -Danswer=renamed", "left answer out"),
     ],
@@ -138,3 +139,32 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", homeless)
     with pytest.raises(NativeUnavailable, match="set BERTBENCH_CACHE"):
         cache_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("printf 'cc \\351 1.0\\nmore\\n'", "cc \N{REPLACEMENT CHARACTER} 1.0"),
+        ("printf 'cc 1\\033[31m'", None),
+        (":", None),
+        ("exit 3", None),
+    ],
+)
+def test_the_compilers_version_is_one_line_of_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, wanted: str | None
+) -> None:
+    program = script(tmp_path / "a cc", text)
+    for command in (str(program), "env"):
+        monkeypatch.setenv("CC", shlex.join([command, *([str(program)] * (command == "env"))]))
+        found = compiler_version()
+        if "033" in text:
+            assert found is not None and "\033" not in found
+        else:
+            assert found == wanted
+
+
+def test_a_compiler_of_several_words_has_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "nice gcc")
+    several = compiler_version()
+    monkeypatch.setenv("CC", "gcc")
+    assert several == compiler_version() and several is not None

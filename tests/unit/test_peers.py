@@ -283,3 +283,13 @@ def test_a_store_that_stops_answering_holds_nobody_up(
     one.leave()
     assert time.monotonic() - begin < 8
     store.free.set()
+
+
+@pytest.mark.parametrize("text", ["1e300", "1e7", "nan", "inf", "0", "9" * 5000, "", "1\n"])
+def test_a_timeout_that_cannot_be_one(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(module.TIMEOUT, text)
+    if text == "1\n":  # as float() reads it
+        assert timeout_s() == 1
+        return
+    with pytest.raises(BadInput, match="is not a number of seconds from 1 to 1000000"):
+        timeout_s()

@@ -232,6 +232,13 @@ def test_home_is_hidden(monkeypatch: pytest.MonkeyPatch, text: str, wanted: str)
     assert hide_home(text) == wanted
 
 
+def test_a_user_without_a_home_has_nothing_to_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown uid of a container, without HOME."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 123456789)
+    assert hide_home("/root/a ~/b") == "/root/a ~/b"
+
+
 def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     record = create(tmp_path)
     record.run_start(step=0, samples=0)
