@@ -124,9 +124,14 @@ class RateMeter:
         return window
 
     def stop(self) -> Window:
-        """End, and return the work since ``start``, or since ``warmed``."""
+        """End, and return the work since ``start``, or since ``warmed``.
+
+        Time after a lap without any work, as of the last report, is not part of it.
+        """
         assert self._started, "stop() without start()"
-        self.lap()
+        total = self._total
+        if not self.lap().steps:
+            self._total = total
         self._halt()
         return Window() if self._warming else _plus(self._total, self._warm_up, -1)
 

@@ -27,7 +27,7 @@ _TOLERANCE = 0.01
 _WARM_UP = 0.02
 """The share of a rate that its first window may cost without a note."""
 _LAST_REPORT_S = 0.1
-"""The timed window also holds the writing of the last report; that step's window does not."""
+"""Before 2026-11-26, the timed seconds held the writing of the last report."""
 
 
 def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> Iterator[Finding]:

@@ -167,7 +167,10 @@ def load(path: Path) -> Saved:
         groups = {}
         for file in sorted(path.glob("*.safetensors")):
             groups[file.stem] = _read_group(file)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
+    except (
+        OSError, ValueError, TypeError, AttributeError, KeyError, SafetensorError, MemoryError,
+        RuntimeError,
+    ) as error:  # fmt: skip
         reason = shown(error)
         raise BadInput(f"{file}: {reason}. Nothing was loaded. {_alternative(path)}") from error
     return groups, state

@@ -158,6 +158,15 @@ def test_a_meter_is_used_once_and_only_while_it_runs(device: Async) -> None:
         meter.add(samples=1)
 
 
+def test_what_follows_the_last_report_is_not_training(device: Async) -> None:
+    meter = RateMeter(synchronize=device.synchronize, clock=device.clock)
+    meter.start()
+    run(meter, device, 10)
+    window = meter.lap()
+    device.now += 5  # a slow disk writes the report
+    assert meter.stop() == window and window.seconds == pytest.approx(1)
+
+
 def test_ranks_add_and_the_slowest_counts() -> None:
     def w(seconds: float) -> Window:
         return Window(
