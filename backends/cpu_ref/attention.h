@@ -27,8 +27,8 @@ typedef struct {
     long row, heads, head;  // of the first query: dropout's row is (row + i) * heads + head
     long queries;           // rows of a tile
     Run all;                // every key: the only run without a layout
-    const Run *runs;        // tile t has runs[tiles[t]] to runs[tiles[t + 1]]; NULL without a layout
-    const int64_t *tiles;
+    const Run *runs;        // tile t has runs[tiles[t]] to runs[tiles[t + 1]]
+    const int64_t *tiles;   // NULL without a layout
     const uint16_t *bits;   // [query][words]: bit k of word j / 16 is key j + k; NULL: all ones
     long words;
 } Item;
@@ -43,7 +43,7 @@ INLINE long run_end(const Item *w, Run run) { return lmin(run.end, w->Lp); }
 
 INLINE Tile tile_of(const Item *w, long i0) {
     Tile t = {&w->all, 1, w->Lp};
-    if (w->runs) {
+    if (w->tiles) {
         const int64_t *tile = w->tiles + i0 / w->queries;
         t = (Tile){w->runs + tile[0], 0, 0};
         for (; t.count < tile[1] - tile[0] && t.runs[t.count].first < w->Lp; t.count++)
@@ -123,26 +123,27 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
             float *s = S + r * N;
             vf top = splat(-INFINITY), sum = {};
             EACH_RUN(w, t)
-                for (; j < end; j += W, c += W) {
-                    const uint32_t m = allowed(w, i0 + r, j);
-                    vf x = *(vf *)(s + c);
-                    if (m != 0xffff) *(vf *)(s + c) = x = select16(lanes(m), x, splat(-INFINITY));
+                for (long i = 0; i < end - j; i += W) {
+                    const uint32_t m = allowed(w, i0 + r, j + i);
+                    vf x = *(vf *)(s + c + i);
+                    if (m != 0xffff) *(vf *)(s + c + i) = x = select16(lanes(m), x, splat(-INFINITY));
                     top = select16(x > top, x, top);
                 }
             const float largest = max16(top);
             key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
             vu h = {};
             EACH_RUN(w, t)
-                for (long from = j; j < end; j += W, c += W) {
-                    if (w->threshold && (j == from || j % (2 * W) == 0)) h = hash32(key, j & -2 * W);
-                    vf e = vexp((*(vf *)(s + c) - largest) * w->scale);
-                    const uint32_t m = allowed(w, i0 + r, j);
+                for (long i = 0; i < end - j; i += W) {
+                    const int odd = (j + i) / W & 1;
+                    if (w->threshold && (!odd || i == 0)) h = hash32(key, j + i - W * odd);
+                    vf e = vexp((*(vf *)(s + c + i) - largest) * w->scale);
+                    const uint32_t m = allowed(w, i0 + r, j + i);
                     if (m != 0xffff) e = (vf)((vi)e & lanes(m));  // vexp has no zero
                     sum += e;
-                    vi keep = w->threshold ? keep16(h, j / W & 1, w->threshold) : ~(vi){};
+                    vi keep = w->threshold ? keep16(h, odd, w->threshold) : ~(vi){};
                     vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
-                    st(P, r * N + c, half, (vf)((vi)e & keep));
-                    if (saved) st(saved, r * N + c, half, dead);
+                    st(P, r * N + c + i, half, (vf)((vi)e & keep));
+                    if (saved) st(saved, r * N + c + i, half, dead);
                 }
             const float total = sum16(sum);
             inverse[(i0 + r) * w->heads] = total > 0 ? 1.0f / total : 0.0f;
@@ -274,7 +275,7 @@ INLINE void attention_(long t, ATTENTION_PARAMS) {
     const long L = starts[b + 1] - first, Lp = up(L, W), H = heads * D, own = which ? which[n] : 0;
     const Item w = {L, Lp, half ? Lp / 2 : Lp, D, half ? D / 2 : D, 3 * H, H, threshold,
                     1.0f / sqrtf(D), keep_scale, seed, first, heads, n,
-                    which ? queries : QUERIES, {0, Lp}, which ? runs : NULL,
+                    which ? queries : QUERIES, {0, Lp}, runs,
                     which ? tiles + own * fences : NULL,
                     bits ? bits + own * longest * words : NULL, words};
     const long from = first * 3 * H + n * D, to = first * H + n * D;
