@@ -25,8 +25,9 @@ from safetensors.numpy import load, save
 
 from bertbench.benchmarks.bert_squad.examples import Squad, read_squad
 from bertbench.benchmarks.bert_squad.features import FeatureOptions, Features, make_features
+from bertbench.benchmarks.bert_squad.formats import LARGEST_FILE
 from bertbench.common.data.samples import IntArray
-from bertbench.common.data.tokenization import read_vocab
+from bertbench.common.data.tokenization import LARGEST_VOCAB, read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, parse_json, read_bytes, shown, sync
 
@@ -64,13 +65,17 @@ def ingredients(
     """Return all that features depend on: two files' bytes, the options, and the code.
 
     The code is our source, Python's Unicode tables and the tokenizers library. Raises BadInput for
-    a missing file.
+    a missing file, and for one that is larger than such files are.
     """
     hashes = {}
-    for path, what in ((dataset, "SQuAD file"), (vocab, "vocabulary")):
+    for path, what, most in (
+        (dataset, "SQuAD file", LARGEST_FILE), (vocab, "vocabulary", LARGEST_VOCAB)
+    ):  # fmt: skip
         if not path.is_file():
             raise BadInput(f"{what} {path}: no such file: name an existing one")
         try:
+            if path.stat().st_size > most:
+                raise BadInput(f"{what} {path}: it is larger than {most >> 20} MiB: name a {what}")
             hashes[path] = file_sha256(path)
         except OSError as error:
             raise BadInput(f"{what} {path}: {error.strerror}: name a readable file") from error

@@ -278,6 +278,11 @@ def _file_sha256(path: Path, allow: Callable[[], None]) -> str:
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BadInput(f"{path}: it is not a plain file")
+        if os.pread(descriptor, 8, 0) == bytes(8):  # to hash gigabytes of holes takes long
+            raise BadInput(
+                f"{path}: it begins with zero bytes: it was damaged, make or copy the data set "
+                f"again"
+            )
         while block := file.read(1 << 20):
             digest.update(block)
             allow()

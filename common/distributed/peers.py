@@ -76,15 +76,9 @@ class Peers:
         Ctrl-C ends the wait at once, unlike torch's own.
         """
         try:
-            if not self._hosts:
-                self._wait(self._reachable, lambda: "rank 0, or its address, does not answer")
-            self.store = self._connect(self._hosts)
-            self._own = self._connect(False)
-            self._set(f"beat/{self.ranks.rank}", "0")
-            if self.ranks.rank == 0:
-                self._wait(lambda: not self._absent(), lambda: f"no rank {self._absent()[0]}")
-                self._set("all", "1")
-            self._wait(lambda: self._has("all"), lambda: "not every rank has come")
+            if not _in_time(self._meet, self._end + 1):
+                self._own = None  # it does not answer
+                raise self._apart("rank 0 has not answered")
         except BaseException as error:
             self.leave(error)
             if isinstance(error, RuntimeError):
@@ -94,17 +88,30 @@ class Peers:
         for work in (self._watch, self._guard):
             threading.Thread(target=work, name="peers", daemon=True).start()
 
+    def _meet(self) -> None:
+        if not self._hosts:
+            self._wait(self._reachable, lambda: "rank 0, or its address, does not answer")
+        self.store = self._connect(self._hosts)
+        self._own = self._connect(False)
+        self._set(f"beat/{self.ranks.rank}", "0")
+        if self.ranks.rank == 0:
+            self._wait(lambda: not self._absent(), lambda: f"no rank {self._absent()[0]}")
+            self._set("all", "1")
+        self._wait(lambda: self._has("all"), lambda: "not every rank has come")
+
     def leave(self, error: BaseException | None = None) -> None:
         """End the watch; the others are told of ``error``, and the store outlives them."""
         if error is not None:
             self._tell(error)
         patience_s = 2.0 if self._left.is_set() else self.timeout_s  # they are ending, too
         self._left.set()
-        if self._own is None:
-            return
+        end = time.monotonic() + patience_s
+        if self._own is not None:
+            _in_time(lambda: self._say_done(end), end + 1)
+
+    def _say_done(self, end: float) -> None:
         with contextlib.suppress(RuntimeError):
             self._set(f"done/{self.ranks.rank}", "1")
-            end = time.monotonic() + patience_s
             done = [f"{self._prefix}done/{rank}" for rank in range(self.ranks.size)]
             while self._hosts and self._answered and not self.lost and time.monotonic() < end:
                 if self._own.check(done):
@@ -122,21 +129,25 @@ class Peers:
             return error
         self._left.set()
         end = time.monotonic() + 2.0  # whoever ended on purpose says so
-        while self.lost is None and time.monotonic() < end:
-            with contextlib.suppress(RuntimeError):
-                if self._has("ended"):
-                    self.lost = self._get("ended")
-            time.sleep(0.1)
+        _in_time(lambda: self._hear(end), end + 1)
         if self.lost is None:
             closed = "onnection" in str(error)
             self.lost = f"another rank is gone: {'it hung up' if closed else _line(error)}"
         return PeerLost(self.lost)
 
+    def _hear(self, end: float) -> None:
+        while self.lost is None and time.monotonic() < end:
+            with contextlib.suppress(RuntimeError):
+                if self._has("ended"):
+                    self.lost = self._get("ended")
+            time.sleep(0.1)
+
     def _tell(self, error: BaseException) -> None:
         self._left.set()
         if self._own is not None and self.lost is None and not isinstance(error, PeerLost):
+            text = f"rank {self.ranks.rank} ended: {_line(error)}"
             with contextlib.suppress(RuntimeError):
-                self._set("ended", f"rank {self.ranks.rank} ended: {_line(error)}")
+                _in_time(lambda: self._set("ended", text), time.monotonic() + 2)
 
     # -- the watch --------------------------------------------------------------------------------
     def _watch(self) -> None:
@@ -207,11 +218,14 @@ class Peers:
             if self._own is not None and self._has("ended"):
                 raise PeerLost(f"while the ranks met: {self._get('ended')}")
             if time.monotonic() > self._end:
-                raise PeerLost(
-                    f"the ranks cannot meet: {why()} within {FORMING * self.timeout_s:g} s (twice "
-                    f"{TIMEOUT}) at {self._address[0]}:{self._address[1]}"
-                )
+                raise self._apart(why())
             time.sleep(0.1)
+
+    def _apart(self, why: str) -> PeerLost:
+        return PeerLost(
+            f"the ranks cannot meet: {why} within {FORMING * self.timeout_s:g} s (twice {TIMEOUT}) "
+            f"at {self._address[0]}:{self._address[1]}"
+        )
 
     def _absent(self) -> list[int]:
         return [rank for rank in range(self.ranks.size) if not self._has(f"beat/{rank}")]
@@ -224,6 +238,28 @@ class Peers:
 
     def _get(self, key: str) -> str:
         return bytes(self._own.get(self._prefix + key)).decode("utf-8", "replace")
+
+
+def _in_time(work: Callable[[], None], end: float) -> bool:
+    """Work in a thread until ``end``; raise what it raises, return false where it goes on.
+
+    A store whose process was stopped does not answer, and torch's calls to it know no limit.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="store", daemon=True)
+    thread.start()
+    while thread.is_alive() and time.monotonic() < end:
+        thread.join(0.1)
+    if errors:
+        raise errors[0]
+    return not thread.is_alive()
 
 
 def _line(error: BaseException) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.mlperf.compliance import RULESETS
+from bertbench.common.mlperf.log import LOG
 from bertbench.common.results.result import Result
+from bertbench.common.results.seals import cut_short
 from bertbench.common.results.validate import validate
 
 
@@ -32,6 +34,8 @@ def check_sound(runs: Sequence[Result], ruleset: str | None = None) -> None:
     refuse("unfinished runs; leave them out, or run them again", bad)
     without = [str(run.path) for run in runs if run.manifest.get("mlperf") is None]
     refuse("runs without an MLPerf log: not an MLPerf benchmark", without)
+    cut = [f"{run.path}: {why}" for run in runs if (why := cut_short(run.manifest, LOG))]
+    refuse("runs whose MLPerf log could not be written; run them again", cut)
     blind = [str(run.path) for run in runs if run.quality is None]
     refuse("runs without an evaluation; run with real data", blind)
     wrong = [

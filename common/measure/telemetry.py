@@ -9,23 +9,28 @@ are not trusted: impossible readings are left out, and a counter is believed int
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 
 PATIENCE_S = 6.0
-"""Longest wait for a reading at the start and the end of a window; tools have 5 s to answer."""
+"""Longest wait for a reading while no time counts; tools have 5 s to answer."""
+PROMPT_S = 0.1
+"""Longest wait for one while time counts; a sensor that once takes longer is never waited for."""
 MOST_W = 20_000.0
 """More than one device draws, and than a host with its processors does."""
 GAP_S = 10.0
 """Longest time that one reading of power may stand for; MLPerf requires a reading a second."""
 STUCK_S = 1.0
 """A counter that has not moved for so long does not count."""
-_AT_ONCE_S = 0.25
-"""A last reading within this time is of the window's end."""
+BLUR = 0.05
+"""Share of the windows' seconds by which the readings at their ends may differ in what they took:
+no one knows when within its reading a counter was read."""
 _SLACK_S = 0.2
 """Counters are updated ten times a second or more often."""
 _POSSIBLE = {
@@ -35,10 +40,13 @@ _POSSIBLE = {
 
 
 class Sampler:
-    """Reads every ``period_s`` seconds between ``start`` and ``stop``; can be started again.
+    """Reads every ``period_s`` seconds; the windows between ``start`` and ``stop`` count.
 
     ``source`` names the sensor in the record. A sensor that fails, hangs or breaks in whatever way
     stops the sampling, never the training: ``problem`` is the reason, and no energy is reported.
+    ``prepare`` and ``close`` wait for a reading, for ``patience_s`` at most: call them while no
+    time counts. ``start`` and ``stop`` wait for PROMPT_S at most, once: the thread reads on between
+    the windows, so that a window is cut out of the readings before and after each of its ends.
     """
 
     def __init__(
@@ -53,50 +61,67 @@ class Sampler:
         self.source = source
         self.problem: str | None = None
         self._read, self._period_s, self._clock = read, period_s, clock
-        self._patience_s = patience_s
-        self._windows: list[list[dict[str, float]]] = []
-        self._late: list[float] = []
-        """Of each window: seconds from its end to its last reading."""
+        self._patience_s, self._prompt_s = patience_s, min(PROMPT_S, patience_s)
+        self._readings: list[dict[str, float]] = []
+        self._took: list[float] = []
+        """Seconds that each reading took."""
+        self._windows: list[tuple[float, float]] = []
+        """First and last second of each; the last one of a window that goes on is infinite."""
         self._refused: dict[str, str] = {}
         """Sensor -> the first of its readings that was left out."""
-        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
+        self._change = threading.Condition()
+        self._asked = self._begun = self._done = 0
+        """Numbers of readings: the last one that is waited for, begun, done."""
+        self._asked_at = 0.0
+
+    def prepare(self) -> None:
+        """Take a first reading, unless there is one."""
+        if self._thread is not None or self.problem is not None:
+            return
+        self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+        self._ask()
+        self._thread.start()
+        self._await(self._patience_s)
 
     def start(self) -> None:
-        """Begin a window with a first reading."""
-        assert self._thread is None, "start() of a sampler that is running"
-        self._windows.append([])
-        self._late.append(0.0)
-        if self.problem is not None:
-            return
-        self._ended, first = threading.Event(), threading.Event()
-        work = (self._windows[-1], self._ended, first)
-        self._thread = threading.Thread(target=self._run, args=work, name="telemetry", daemon=True)
-        self._thread.start()
-        if not first.wait(self._patience_s):
-            self._give_up()
+        """Begin a window, with a reading if it comes in time."""
+        assert not self._open(), "start() of a sampler that is running"
+        if self._thread is None:
+            self.prepare()
+            begin = self._last()
+        else:
+            begin = self._last() if self._prompt() else self._clock()
+        self._windows.append((begin, math.inf))
 
     def stop(self) -> None:
-        """End the window with a last reading."""
-        thread, self._thread = self._thread, None
-        if thread is None:
+        """End the window, with a reading if it comes in time."""
+        if not self._open():
             return
-        end = time.monotonic()
-        self._ended.set()
-        thread.join(0.0 if self.problem else self._patience_s)
-        if thread.is_alive():
-            self._give_up()
-        late = time.monotonic() - end
-        if late > _AT_ONCE_S and self._clock is time.monotonic:
-            self._late[-1] = late
+        now = time.monotonic()
+        in_time = self._prompt()
+        end = self._last() if in_time else self._clock() - (time.monotonic() - now)
+        self._windows[-1] = (self._windows[-1][0], end)
+
+    def close(self) -> None:
+        """Wait for the reading that the last window's end lacks, and end the sampling."""
+        if self._thread is not None:
+            self._await(self._asked_at + self._patience_s - time.monotonic())
+        self.end()
+
+    def end(self) -> None:
+        """End the sampling without a wait."""
+        with self._change:
+            self._thread = None
+            self._change.notify_all()
 
     def take(self) -> None:
         """Read the sensors once, now."""
-        self._take(self._windows[-1])
+        self._take()
 
     def samples(self) -> list[dict[str, float]]:
-        """Return all readings by time; ``t`` is the clock's seconds."""
-        return [sample for window in self._windows for sample in window]
+        """Return the readings in the windows by time; ``t`` is the clock's seconds."""
+        return [self._readings[i] for a, b in self._slices() for i in range(a, b)]
 
     def seconds(self) -> float:
         """Return the length of the windows sampled so far."""
@@ -121,7 +146,7 @@ class Sampler:
             return None
         known = [
             (now["t"] - before["t"], now["throttled"])
-            for window in self._windows
+            for window in self._cut()
             for before, now in itertools.pairwise(window)
             if "throttled" in now
         ]
@@ -131,11 +156,12 @@ class Sampler:
         """Return the largest reading of a sensor, or None without readings."""
         if self.problem is not None:
             return None
-        return max((sample[key] for sample in self.samples() if key in sample), default=None)
+        found = (sample[key] for window in self._cut() for sample in window if key in sample)
+        return max(found, default=None)
 
     def why_unknown(self) -> str | None:
         """Return why a device that has power or energy sensors has no energy; None if it has."""
-        seen = {key for sample in self.samples() for key in sample} | self._refused.keys()
+        seen = {key for sample in self._readings for key in sample} | self._refused.keys()
         if self.problem is not None or not seen & {"power_w", "energy_j"}:
             return self.problem
         if self.energy_j() is not None:
@@ -153,30 +179,99 @@ class Sampler:
                 f"the energy counter stood still, went back or was unreadable {odd} times: power "
                 f"x time counts there"
             )
+        if self._blurred() and any("energy_j" in sample for sample in self._readings):
+            found.append("the energy counter's readings took times too different for windows so short")
         return found
 
     def _cut(self) -> list[list[dict[str, float]]]:
-        """Return the windows, each up to its end: a slow last reading came after it."""
-        return [_until(w, w[-1]["t"] - late) if w else w
-                for w, late in zip(self._windows, self._late, strict=True)]  # fmt: skip
+        """Return each window's readings, with those at its ends in proportion to the time.
 
-    def _run(
-        self, window: list[dict[str, float]], ended: threading.Event, first: threading.Event
-    ) -> None:
+        They have no counter where its readings cannot be placed in time.
+        """
+        windows = [
+            _between(self._readings, *part, *window)
+            for part, window in zip(self._slices(), self._windows, strict=True)
+        ]
+        if self._blurred():
+            return [[{k: s[k] for k in s if k != "energy_j"} for s in w] for w in windows]
+        return windows
+
+    def _blurred(self) -> bool:
+        """Return whether the readings at the windows' ends took too different times; see BLUR."""
+        blur = total = 0.0
+        for (first, last), (begin, end) in zip(self._slices(), self._windows, strict=True):
+            exact = [self._readings[i]["t"] for i in (first, last - 1) if first < last]
+            early = first - 1 if begin not in exact else first
+            late = last if end not in exact else last - 1
+            sooner = max(self._took[max(0, early) : first + 1], default=0.0)
+            later = max(self._took[max(0, last - 1) : late + 1], default=0.0)
+            blur, total = blur + abs(later - sooner), total + end - begin
+        return blur > BLUR * total
+
+    def _slices(self) -> list[tuple[int, int]]:
+        """Return of each window the index of its first reading, and that behind its last."""
+        slices, last = [], 0
+        for begin, end in self._windows:
+            first = bisect.bisect_left(self._readings, begin, last, key=_time)
+            last = bisect.bisect_right(self._readings, end, first, key=_time)
+            slices.append((first, last))
+        return slices
+
+    # -- the thread -------------------------------------------------------------------------------
+    def _open(self) -> bool:
+        return bool(self._windows) and self._windows[-1][1] == math.inf
+
+    def _last(self) -> float:
+        return self._readings[-1]["t"] if self._readings else 0.0
+
+    def _ask(self) -> None:
+        """Ask for a reading that begins now."""
+        with self._change:
+            self._asked, self._asked_at = self._begun + 1, time.monotonic()
+            self._change.notify_all()
+
+    def _answered(self) -> bool:
+        return self._done >= self._asked or self.problem is not None
+
+    def _prompt(self) -> bool:
+        """Ask for a reading; return whether there was time to wait for it, and it has come."""
+        if self.problem is None:
+            self._ask()
+        with self._change:
+            if not self._change.wait_for(self._answered, self._prompt_s):
+                self._prompt_s = 0.0
+            return self._answered()
+
+    def _await(self, seconds: float) -> None:
+        with self._change:
+            if not self._change.wait_for(self._answered, max(0.0, seconds)):
+                self.problem = f"{self.source}: no answer in {self._patience_s:g} s"
+
+    def _run(self) -> None:
         try:
-            self._take(window)
-            first.set()
-            while self.problem is None and not ended.is_set():
-                ended.wait(self._period_s)
-                self._take(window)
+            while self.problem is None and self._turn():
+                self._take()
+                with self._change:
+                    self._done = self._begun
+                    self._change.notify_all()
         except BaseException as error:  # nobody else would see it
             self.problem = self.problem or f"{self.source}: {type(error).__name__}: {error}"
         finally:
-            first.set()
+            with self._change:
+                self._change.notify_all()
 
-    def _take(self, window: list[dict[str, float]]) -> None:
-        if self.problem is not None:
-            return
+    def _turn(self) -> bool:
+        """Wait until a reading is asked for or due; return false at the end."""
+        own = threading.current_thread()
+        with self._change:
+            self._change.wait_for(
+                lambda: self._thread is not own or self._begun < self._asked, self._period_s
+            )
+            self._begun += 1
+            return self._thread is own
+
+    def _take(self) -> None:
+        begin = time.monotonic()
         try:
             reading = dict(self._read())
         except Exception as error:
@@ -192,10 +287,22 @@ class Sampler:
             else:
                 sample[key] = number
         if self.problem is None:  # nobody waits any more for a reading that hung
-            window.append(sample)
+            self._took.append(time.monotonic() - begin)
+            self._readings.append(sample)
 
-    def _give_up(self) -> None:
-        self.problem = self.problem or f"{self.source}: no answer in {self._patience_s:g} s"
+
+@contextlib.contextmanager
+def prepared(telemetry: object) -> Iterator[None]:
+    """Read a Sampler's sensors before time counts; end the sampling where the work raises."""
+    sampler = telemetry if isinstance(telemetry, Sampler) else None
+    try:
+        if sampler is not None:
+            sampler.prepare()
+        yield
+    except BaseException:
+        if sampler is not None:
+            sampler.end()
+        raise
 
 
 def possible(key: str, value: object) -> float | None:
@@ -260,13 +367,34 @@ def _integrated(samples: Sequence[Mapping[str, float]]) -> float | None:
     return sum(now["power_w"] * (now["t"] - before["t"]) for before, now in pairs)
 
 
-def _until(samples: list[dict[str, float]], end: float) -> list[dict[str, float]]:
-    """Return the samples up to ``end``, the counter's last reading in proportion to the time."""
-    whole = [sample for sample in samples if sample["t"] <= end]
-    if len(whole) == len(samples) or not whole:
-        return samples
-    before, after = whole[-1], dict(samples[len(whole)])
-    share = (end - before["t"]) / (after["t"] - before["t"])
-    if "energy_j" in after and after["energy_j"] >= before.get("energy_j", math.inf):
-        after["energy_j"] = before["energy_j"] + share * (after["energy_j"] - before["energy_j"])
-    return [*whole, after | {"t": end}]
+def _time(sample: Mapping[str, float]) -> float:
+    return sample["t"]
+
+
+def _between(
+    samples: Sequence[dict[str, float]], first: int, last: int, begin: float, end: float
+) -> list[dict[str, float]]:
+    """Return ``samples[first:last]`` with samples made for ``begin`` and ``end``, where needed."""
+    inside = list(samples[first:last])
+    if 0 < first < len(samples) and samples[first]["t"] > begin:
+        before = samples[first - 1]
+        inside.insert(0, _at(before, samples[first], begin, before))
+    if 0 < last < len(samples) and samples[last - 1]["t"] < end:
+        after = samples[last]
+        inside.append(_at(samples[last - 1], after, end, after))
+    return inside
+
+
+def _at(
+    before: Mapping[str, float], after: Mapping[str, float], time_s: float,
+    like: Mapping[str, float],
+) -> dict[str, float]:  # fmt: skip
+    """Return a sample of ``time_s``: like another, the counter in proportion to the time."""
+    sample = {**like, "t": time_s}
+    low, high = (reading.get("energy_j", math.nan) for reading in (before, after))
+    if low <= high:
+        share = (time_s - before["t"]) / (after["t"] - before["t"])
+        sample["energy_j"] = low + share * (high - low)
+    else:
+        sample.pop("energy_j", None)
+    return sample

@@ -43,8 +43,8 @@ class MlperfLog(Observer):
 
     A resumed run gives ``previous``, the log of the run it continues. Its lines up to the
     checkpoint are copied with their times, so that the result is one consistent log whose clock
-    includes the interruption, and never goes back. Raises BadInput if that log is missing;
-    ``close`` raises the error that ended the log early.
+    includes the interruption, and never goes back. Raises BadInput if that log is missing; events
+    raise the error that ended the log early.
     """
 
     def __init__(
@@ -149,11 +149,12 @@ class MlperfLog(Observer):
         self._put("end", key.RUN_STOP, metadata={"status": status})
 
     def close(self, summary: RunSummary) -> None:
-        if self._running:  # it ended with an exception
-            self.run_stop(step=summary.step, samples=self._samples, status=key.ABORTED)
-        self._handler.close()
-        if self._handler.problem is not None:
-            raise self._handler.problem
+        try:
+            if self._running:  # it ended with an exception
+                self.run_stop(step=summary.step, samples=self._samples, status=key.ABORTED)
+        finally:
+            self._handler.close()
+        self._handler.check()
 
     def _put(
         self, kind: Literal["event", "start", "end"], name: str, value: Any = None,
@@ -163,6 +164,7 @@ class MlperfLog(Observer):
         time_ms = int(self._clock.date(at) * 1e3) + self._behind_ms
         write = getattr(self._log, kind)
         write(name, value, metadata=metadata, time_ms=time_ms, stack_offset=2)
+        self._handler.check()
 
 
 class _File(logging.FileHandler):
@@ -173,6 +175,10 @@ class _File(logging.FileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         if self.problem is None:
             super().emit(record)
+
+    def check(self) -> None:
+        if self.problem is not None:
+            raise self.problem
 
     def handleError(self, record: logging.LogRecord) -> None:
         self.problem = sys.exc_info()[1]  # not raised: mllog would take it for a line

@@ -183,8 +183,8 @@ def _limits(options: CheckOptions, manifest: dict[str, Any]) -> Limits:
 
 def _examine(path: Path, limits: Limits, with_sha256: bool) -> _FileResult:
     try:
+        samples = read(path, limits)  # first: what is no shard is refused at its beginning
         sha256 = file_sha256(path) if with_sha256 else None  # not from a cache: disks forget
-        samples = read(path, limits)
     except (BadInput, OSError) as error:
         none = np.zeros(0, np.uint64)
         return _FileResult(error=str(error), counts=Counts(), samples=none, texts=none)

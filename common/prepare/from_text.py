@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.data.tokenization import read_vocab, train_vocab
+from bertbench.common.data.tokenization import LARGEST_VOCAB, read_vocab, train_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, shown, write_atomic
 from bertbench.common.prepare.build import (
@@ -53,7 +53,7 @@ from bertbench.common.prepare.parts import (
     make_part,
     split_text,
 )
-from bertbench.common.prepare.sources import input_files
+from bertbench.common.prepare.sources import glance, input_files
 from bertbench.common.prepare.track import tracked
 
 EVAL_SAMPLES = 10_000
@@ -134,6 +134,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         started = time.monotonic()
         files = input_files(options.text)
         before = [path.stat() for path in files]
+        for path in files:
+            glance(path)  # a hash takes minutes where a file is large, and no text
         identity = {"parameters": _parameters(options), "inputs": _inputs(files)}
         finished = claim(options.output, identity)
         if finished is not None:
@@ -217,8 +219,16 @@ def _parameters(options: PrepareOptions) -> dict[str, Any]:
         "eval_fraction": None if options.num_eval_articles else options.eval_fraction,
         "num_eval_articles": options.num_eval_articles,
         "train_vocab": options.train_vocab,
-        "vocab_sha256": file_sha256(options.vocab) if options.vocab else None,
+        "vocab_sha256": _vocab_sha256(options.vocab) if options.vocab else None,
     }
+
+
+def _vocab_sha256(path: Path) -> str:
+    if path.stat().st_size > LARGEST_VOCAB:
+        raise BadInput(
+            f"--vocab {shown(path)} is larger than {LARGEST_VOCAB >> 20} MiB: no vocab.txt"
+        )
+    return file_sha256(path)
 
 
 def _inputs(files: Sequence[Path]) -> list[dict[str, Any]]:

@@ -181,6 +181,13 @@ def texts(path: Path) -> Iterator[Lines]:
         ) from error
 
 
+def glance(path: Path) -> None:
+    """Read the beginning of the first text of a file; raises what :func:`texts` raises there."""
+    for lines in texts(path):
+        next(iter(lines), None)
+        break
+
+
 class _Stream(io.RawIOBase):
     """A stream whose first bytes are known, and which ends with BadInput after ``most`` bytes."""
 
@@ -214,6 +221,9 @@ def _opened(
     suffix = Path(file_name).suffix.lower()
     source = cast(IO[bytes], io.BufferedReader(stream, _CHUNK))
     opener = next((o for magic, o in _PACKED.items() if re.match(magic, stream.head)), None)
+    if stream.head and suffix in (*_SUFFIXES, ".tar") and not stream.head.strip(b"\0"):
+        # xz reads such bytes to the end, and to tar they are one.
+        raise BadInput(f"{name} cannot be read: it begins with zero bytes. Fetch or pack it again")
     if (
         opener is not None or suffix in _SUFFIXES
     ):  # without its magic: the library says what is wrong

@@ -52,7 +52,8 @@ def _save(path: Path, array: IntArray) -> None:
 def open_spool(kind: type[Arrays], folder: Path) -> Arrays:
     """Open what ``save_spool`` wrote of a dataclass, memory-mapped. Raises BadInput if damaged."""
     try:
-        paths = {path.stem: path for path in folder.glob("*.npy")}
+        # Not glob, which takes a folder that cannot be listed for an empty one.
+        paths = {path.stem: path for path in folder.iterdir() if path.suffix == ".npy"}
         opened = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
         # numpy cannot map an empty array.
         return kind(**{name: a if a.size else np.array(a) for name, a in opened.items()})

@@ -22,6 +22,7 @@ from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord
+from bertbench.common.results.seals import incomplete
 from bertbench.common.training.built import Built
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.progress import Outcome
@@ -52,7 +53,8 @@ class Guarded(Observer):
         except FAILURES as error:
             if event != "close" and isinstance(error, (BertbenchError, KeyboardInterrupt)):
                 raise
-            text = f"{type(self._inner).__name__}: {why(error)}"
+            names, what = self.files, f"{type(self._inner).__name__}: "
+            text = f"{incomplete(names[0]) if len(names) == 1 else what}{why(error)}"
             if text not in self._noted:
                 self._noted.add(text)
                 self._note(text)

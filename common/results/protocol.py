@@ -17,6 +17,7 @@ from bertbench.common.errors import BadInput
 from bertbench.common.mlperf.compliance import check_log, read_whole
 from bertbench.common.mlperf.log import log_lines, read_log
 from bertbench.common.results.comparable import leaves
+from bertbench.common.results.seals import cut_short
 
 Finding = tuple[Literal["error", "note"], str, str]
 LOG = "result_0.txt"
@@ -247,6 +248,9 @@ def _mlperf(
     status, log = manifest["status"], path / LOG
     if status not in ("ok", "below_quality"):
         yield "note", LOG, f"not checked for compliance: the run ended as {status}"
+        return
+    if cut := cut_short(manifest, LOG):
+        yield "note", LOG, f"no valid MLPerf log, and no submission: {cut}"
         return
     if manifest["quality"] is None and manifest["mlperf"]["division"] == "open":
         yield "note", LOG, "not checked for compliance: the run evaluated nothing"

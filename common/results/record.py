@@ -46,7 +46,14 @@ from bertbench.common.errors import BadInput, BertbenchError
 from bertbench.common.files import Lines, is_plain, shown, why, write_atomic
 from bertbench.common.measure.clock import Clock
 from bertbench.common.measure.code import code_hash
-from bertbench.common.results.seals import CHECKPOINTS, MANIFEST, STEPS, checksum, sealed
+from bertbench.common.results.seals import (
+    CHECKPOINTS,
+    MANIFEST,
+    STEPS,
+    checksum,
+    incomplete,
+    sealed,
+)
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
 SCHEMA_VERSION = 1
@@ -288,7 +295,7 @@ class RunRecord(Observer):
             self._readings += len(new)
         except Exception as error:  # a sensor's, or the disk's: the result does not need them
             self.telemetry = None
-            self.note(f"telemetry.jsonl is not complete: {why(error)}")
+            self.note(f"{incomplete('telemetry.jsonl')}{why(error)}")
 
 
 def check_name(option: str, name: str) -> None:

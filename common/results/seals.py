@@ -62,6 +62,17 @@ def checksum(file: Path) -> dict[str, Any] | None:
     return {"bytes": size, "sha256": file_sha256(file, size)}
 
 
+def incomplete(name: str) -> str:
+    """Return how the note begins that says why a file of the record is not complete."""
+    return f"{name} is not complete: "
+
+
+def cut_short(manifest: Mapping[str, Any], name: str) -> str | None:
+    """Return the note that a file of the record could not be written whole, if there is one."""
+    notes = (note for note in manifest["notes"] if note.startswith(incomplete(name)))
+    return next(notes, None)
+
+
 def sealed(text: str) -> str:
     """Return a manifest's text with its ``checksum``: the sha256 of the text with zeros there.
 

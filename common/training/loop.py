@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bertbench.common.distributed.world import Agreement, World
+from bertbench.common.measure.telemetry import prepared
 from bertbench.common.measure.throughput import RankWindows, RateMeter
 from bertbench.common.training.checkpoint import Checkpoints
 from bertbench.common.training.evaluation import Stopped, evaluate
@@ -63,10 +64,12 @@ def train(
     at the next report, before an evaluation or checkpoint of the weights. ``train_step`` says why
     the ranks' weights stay equal until then.
     """
-    return Training(
+    training = Training(
         task, backend, world, plan, observers, checkpoints, progress or Progress(), resume,
         telemetry, clock, interruption or Interruption(),
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    with prepared(telemetry):
+        return training.run()
 
 
 class Training:

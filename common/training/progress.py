@@ -102,9 +102,9 @@ def save_checkpoint(
         step, samples = progress.step, progress.samples
         try:
             path = str(checkpoints.save(step, groups, state))
-        except BadInput as error:  # the result does not need it, and the others wait
+        except (BadInput, OSError) as error:  # the result does not need it, and the others wait
             for o in observers:
-                o.note(str(error))
+                o.note(f"no checkpoint of step {step}: {why(error)}")
         else:
             for o in observers:
                 o.on_checkpoint(path=path, step=step, samples=samples, seconds=clock() - begin)

@@ -28,11 +28,12 @@ class Reading(NamedTuple):
 
 
 def reading(telemetry: Telemetry | None) -> Reading | None:
-    """Read this process's sensors; None without any."""
+    """Read this process's sensors and end their sampling; None without any."""
     if telemetry is None:
         return None
     source = str(telemetry.source)
     if isinstance(telemetry, Sampler):
+        telemetry.close()
         return Reading(
             "; ".join((source, *telemetry.doubts())),
             telemetry.energy_j(),

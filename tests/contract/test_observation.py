@@ -38,6 +38,8 @@ def test_telemetry_has_plausible_units_or_a_reason(backend: Backend, work: Work)
         backend.synchronize()
     telemetry.stop()
     wall = time.monotonic() - begin
+    if isinstance(telemetry, Sampler):
+        telemetry.close()
     samples = telemetry.samples()
     doubts = telemetry.doubts() if isinstance(telemetry, Sampler) else []
     assert not doubts, f"{doubts}: convert the unit (the key names it), and leave out what is none"

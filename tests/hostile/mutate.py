@@ -219,7 +219,8 @@ def change_folder(rng: random.Random, file: Path) -> tuple[str, bool]:
     if stray.exists():
         return "the same", True
     stray.write_bytes(file.read_bytes())
-    return f"{name!r}: {change_kind(rng, stray) if rng.random() < 0.7 else 'a copy'}", False
+    word = change_kind(rng, stray) if rng.random() < 0.7 else "a copy"
+    return f"{name!r}: {word}", not os.path.lexists(stray)
 
 
 def bomb(rng: random.Random, path: Path) -> str:

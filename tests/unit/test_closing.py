@@ -21,10 +21,12 @@ from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
 from bertbench.common import files
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
+from bertbench.common.exchange.export_checks import check_sound
 from bertbench.common.mlperf.log import MlperfLog
 from bertbench.common.results import closing, record
 from bertbench.common.results.closing import Closing
 from bertbench.common.results.record import RunRecord
+from bertbench.common.results.seals import incomplete
 from bertbench.common.results.store import load_results
 from bertbench.common.results.validate import validate
 from bertbench.common.run import run
@@ -71,6 +73,7 @@ def nested(depth: int) -> Any:
 
 GONE = FileNotFoundError(errno.ENOENT, "No such file or directory", "gone.hdf5")
 FULL = OSError(errno.ENOSPC, "No space left on device")
+CUT = incomplete("result_0.txt")
 FAULTS: list[tuple[Any, str, Any, str]] = [
     (PretrainingSource, "hash", GONE, "the hash of the data is unknown: gone.hdf5: No such file"),
     (PretrainingSource, "checkpoint_hash", GONE, "the hash of the checkpoint is unknown"),
@@ -83,7 +86,7 @@ FAULTS: list[tuple[Any, str, Any, str]] = [
     (closing, "gradient_all_reduce_s", RuntimeError("left"), "gradient_all_reduce_s is unknown"),
     (World, "gather", RuntimeError("Connection closed"), "sensors and memory of all processes"),
     (PretrainingTask, "results", SystemExit(3), "results are unknown: SystemExit: 3"),
-    (MlperfLog, "close", FULL, "MlperfLog: No space left on device"),
+    (MlperfLog, "close", FULL, "result_0.txt is not complete: No space left on device"),
     (ConsoleObserver, "close", UnicodeError("odd"), "ConsoleObserver: UnicodeError: odd"),
     (BertPretraining, "closing", KeyError("script"), ""),
     (BertPretraining, "closing", KeyboardInterrupt(), ""),
@@ -250,7 +253,7 @@ def test_an_observer_that_fails_in_training_is_a_note(
 ) -> None:
     monkeypatch.setattr(MlperfLog, "on_step", raising(FULL))
     assert train(tmp_path) == 0
-    assert content(tmp_path)["notes"].count("MlperfLog: No space left on device") == 1
+    assert content(tmp_path)["notes"].count(f"{CUT}No space left on device") == 1
 
 
 def test_a_log_ends_at_the_line_that_the_disk_refused(
@@ -266,7 +269,13 @@ def test_a_log_ends_at_the_line_that_the_disk_refused(
     assert train(tmp_path) == 0
     (folder,) = tmp_path.glob("box/*/*")
     assert '"step": 2' not in (folder / "result_0.txt").read_text()
-    assert "MlperfLog: No space left on device" in content(tmp_path)["notes"]
+    assert f"{CUT}No space left on device" in content(tmp_path)["notes"]
+    found = [(p.severity, p.text) for p in validate(folder) if p.file == "result_0.txt"]
+    assert found == [
+        ("note", f"no valid MLPerf log, and no submission: {CUT}No space left on device")
+    ]
+    with pytest.raises(BadInput, match="runs whose MLPerf log could not be written"):
+        check_sound(load_results([folder], references=False)[0])
     assert "Traceback" not in capfd.readouterr().err
 
 

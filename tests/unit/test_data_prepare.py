@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from itertools import chain
@@ -18,6 +19,7 @@ from bertbench.common.data.samples import Samples
 from bertbench.common.data.shards import locate
 from bertbench.common.data.tokenization import BertTokenizer, read_vocab
 from bertbench.common.errors import BadInput
+from bertbench.common.files import file_sha256
 from bertbench.common.prepare import build, parts
 from bertbench.common.prepare import from_text as prepare
 from bertbench.common.prepare.corpus import documents
@@ -283,6 +285,19 @@ def test_mixture_is_a_permutation_and_uniform():
     assert Mixture.draw(sizes, 4, 1).source.tolist() != mixture.source.tolist()
 
 
+def test_a_spool_that_cannot_be_listed_is_not_damaged(tmp_path, monkeypatch):
+    """Damaged pieces are removed; these are all right."""
+    save_spool(tmp_path / "mixture", Mixture.draw([3], 1, 0))
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError):
+        open_spool(Mixture, tmp_path / "mixture")
+
+
 def test_mixture_takes_each_spools_samples_in_their_order(tmp_path):
     samples = [to_samples(plain_samples(n, seed=n)) for n in (9, 1, 20)]
     spools = [tmp_path / str(number) for number in range(3)]
@@ -489,3 +504,34 @@ def test_dry_run_refuses_what_is_not_text(options, tmp_path):
     (tmp_path / "text" / "rows.csv").write_text("id,text\n1,It is\n2,So\n")
     with pytest.raises(BadInput, match=r"rows\.csv is a table"):
         prepare.plan(options)
+
+
+HOLES = 20 << 30
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "said"),
+    [
+        ("text.txt", b"", "binary, not text"),
+        ("text.txt.gz", b"", "cannot be read"),
+        ("text.txt.gz", b"One sentence.\n", "cannot be read"),
+        ("text.txt.xz", b"", "cannot be read"),
+        ("text.tar", b"", "cannot be read"),
+        ("vocab.txt", b"", "is larger than 64 MiB"),
+    ],
+)
+def test_what_is_no_text_is_refused_before_it_is_hashed(
+    options, tmp_path, monkeypatch, name, head, said
+):
+    (tmp_path / "text" / name).write_bytes(head)
+    os.truncate(tmp_path / "text" / name, HOLES)
+    if name == "vocab.txt":
+        (tmp_path / "text" / name).replace(options.vocab)
+
+    def hashed(path):
+        assert path.stat().st_size < HOLES, f"{path} was hashed"
+        return file_sha256(path)
+
+    monkeypatch.setattr(prepare, "file_sha256", hashed)
+    with pytest.raises(BadInput, match=said):
+        prepare.prepare(options)

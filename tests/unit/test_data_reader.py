@@ -344,3 +344,14 @@ def test_mutants_end_in_samples_or_one_line(
             assert "part_mutant" in str(error), number
             assert str(error).isprintable(), number
     assert refused > 60
+
+
+def test_a_shard_that_became_zeros_is_not_hashed(tmp_path: Path) -> None:
+    """20 GB of holes take the time of one."""
+    path = tmp_path / "part_0.hdf5"
+    path.touch()
+    os.truncate(path, 20 << 30)
+    begin = time.monotonic()
+    with pytest.raises(BadInput, match="it begins with zero bytes: it was damaged"):
+        read(path, LIMITS, sha256="0" * 64)
+    assert time.monotonic() - begin < 15

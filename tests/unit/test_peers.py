@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -229,3 +231,55 @@ def test_a_timeout_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv(module.TIMEOUT, text)
     with pytest.raises(BadInput, match="not a number of seconds"):
         timeout_s()
+
+
+@pytest.fixture
+def silent(exits: list[int]) -> Iterator[None]:
+    """A rank 0 that was stopped: its system takes connections, and nobody answers."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with socket.create_server(address):
+        yield
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_rank_0_stopped_before_the_ranks_meet_is_given_up_in_time() -> None:
+    begin = time.monotonic()
+    with pytest.raises(PeerLost, match="the ranks cannot meet"):
+        rank(1).meet()
+    assert time.monotonic() - begin < module.FORMING * 1 + 3
+
+
+class Stopped:
+    """The store of a process that was stopped between two answers."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers, self.free = answers, threading.Event()
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        def call(*values: object) -> bool:
+            self.answers -= 1
+            if self.answers < 0:
+                self.free.wait(30)
+            return False
+
+        return call
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("answers", [1])
+def test_a_store_that_stops_answering_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    """While the ranks meet, and where one of them leaves or is interrupted."""
+    store, one = Stopped(answers), rank(1)
+    monkeypatch.setattr(one, "_connect", lambda host: store)
+    begin = time.monotonic()
+    with pytest.raises(PeerLost, match="rank 0 has not answered within 2 s"):
+        one.meet()
+    assert time.monotonic() - begin < module.FORMING * 1 + 3
+    one._own = store
+    begin = time.monotonic()
+    assert isinstance(one.explain(KeyboardInterrupt()), KeyboardInterrupt)
+    one.leave()
+    assert time.monotonic() - begin < 8
+    store.free.set()

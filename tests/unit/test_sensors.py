@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bertbench.common.measure.telemetry import Sampler, energy, possible
+from bertbench.common.measure.telemetry import PROMPT_S, Sampler, energy, possible, prepared
 from bertbench.common.training.summary import reading
 
 WATTS = 100.0
@@ -198,6 +198,7 @@ def test_a_sensor_that_hangs_holds_nothing_up(after: int) -> None:
     for _ in range(3):  # the later windows do not wait at all
         sampler.start()
         sampler.stop()
+    sampler.close()
     assert time.monotonic() - begin < 2
     assert sampler.problem == "test: no answer in 0.2 s"
     assert sampler.energy_j() is None and sampler.seconds() < 1
@@ -207,14 +208,19 @@ def test_a_sensor_that_hangs_holds_nothing_up(after: int) -> None:
     assert len(sampler.samples()) == count  # what comes too late is not recorded
 
 
-def test_a_slow_last_reading_does_not_stretch_the_window() -> None:
-    """A window of a quarter of a second whose last reading takes a second: 100 W stay 100 W."""
+@pytest.mark.parametrize("before", [True, False])
+def test_a_slow_last_reading_does_not_stretch_the_window(before: bool) -> None:
+    """A window of a quarter of a second whose last reading takes one: when it was read is unknown.
+
+    Cut out by the reading's end, 100 W would be 60 W where the counter is read first.
+    """
     slow = threading.Event()
 
     def read() -> dict[str, float]:
+        now = time.monotonic()
         if slow.is_set():
             time.sleep(1.0)
-        return {"energy_j": time.monotonic() * WATTS}
+        return {"energy_j": (now if before else time.monotonic()) * WATTS}
 
     sampler = Sampler(read, source="test", period_s=0.02)
     begin = time.monotonic()
@@ -223,9 +229,80 @@ def test_a_slow_last_reading_does_not_stretch_the_window() -> None:
     slow.set()
     seconds = time.monotonic() - begin
     sampler.stop()
+    sampler.close()
     assert sampler.seconds() == pytest.approx(seconds, abs=0.1)
-    assert sampler.energy_j() == pytest.approx(WATTS * sampler.seconds(), rel=0.02)
-    assert sampler.power_w() == pytest.approx(WATTS, rel=0.02)
+    assert sampler.energy_j() is None and sampler.power_w() is None
+    assert "took times too different" in str(sampler.why_unknown())
+
+
+@pytest.mark.parametrize("watts", [None, WATTS])
+def test_a_slow_sensor_is_waited_for_once_and_its_energy_is_right(watts: float | None) -> None:
+    """Eight windows of 50 ms, and a reading takes 300 ms: windows are cut out of the readings."""
+
+    def read() -> dict[str, float]:
+        now = time.monotonic()
+        time.sleep(0.3)
+        return {"energy_j": now * WATTS} if watts is None else {"power_w": watts}
+
+    sampler = Sampler(read, source="test", period_s=0.02)
+    with prepared(sampler):
+        begin = time.monotonic()
+        for _ in range(8):
+            sampler.start()
+            time.sleep(0.05)
+            sampler.stop()
+            time.sleep(0.02)
+        seconds = time.monotonic() - begin
+    assert seconds < 8 * 0.07 + PROMPT_S + 0.2
+    assert reading(sampler).problem is None  # type: ignore[union-attr]
+    assert sampler.seconds() == pytest.approx(8 * 0.05, abs=0.2)
+    assert sampler.energy_j() == pytest.approx(WATTS * sampler.seconds(), rel=0.05)
+
+
+def test_a_sensor_that_hangs_later_is_waited_for_at_the_end_only() -> None:
+    read, free = hangs(2)
+    sampler = Sampler(read, source="test", period_s=0.001, patience_s=0.6)
+    with prepared(sampler):
+        begin = time.monotonic()
+        for _ in range(20):
+            sampler.start()
+            sampler.stop()
+        assert time.monotonic() - begin < PROMPT_S + 0.3
+    assert sampler.problem is None
+    found = reading(sampler)
+    assert found is not None and found.problem == "test: no answer in 0.6 s"
+    free.set()
+
+
+def test_readings_between_windows_are_of_none() -> None:
+    now = [0.0]
+    sampler = Sampler(
+        lambda: {"power_w": 5.0, "temperature_c": now[0]}, source="test", period_s=3600,
+        clock=lambda: now[0],
+    )  # fmt: skip
+    sampler.prepare()
+    for begin, end in ((10.0, 12.0), (50.0, 51.0)):
+        now[0] = begin
+        sampler.start()
+        now[0] = end
+        sampler.stop()
+        now[0] += 20
+        sampler.take()
+    assert [s["t"] for s in sampler.samples()] == [10, 12, 50, 51]
+    assert (sampler.energy_j(), sampler.seconds()) == (15, 3)
+    assert sampler.highest("temperature_c") == 51
+
+
+def test_a_run_that_fails_ends_its_sampling() -> None:
+    counts = []
+    sampler = Sampler(lambda: counts.append(1) or {"power_w": 5.0}, source="test", period_s=0.001)  # type: ignore[func-returns-value]
+    with pytest.raises(ZeroDivisionError), prepared(sampler):
+        sampler.start()
+        raise ZeroDivisionError
+    time.sleep(0.05)
+    count = len(counts)
+    time.sleep(0.05)
+    assert len(counts) == count
 
 
 @pytest.mark.parametrize(

@@ -311,3 +311,17 @@ def test_missing_files(store, tmp_path):
     store.dataset = tmp_path / "none.json"
     with pytest.raises(BadInput, match=r"SQuAD file .*none.json: no such file"):
         store.get()
+
+
+@pytest.mark.parametrize("large", [0, 1])
+def test_a_file_too_large_to_be_read_is_not_hashed(files, monkeypatch, large):
+    os.truncate(files[large], 20 << 30)
+    small = files[1 - large]
+
+    def hashed(path):
+        assert path == small, f"{path} was hashed"
+        return "0" * 64
+
+    monkeypatch.setattr(cache, "file_sha256", hashed)
+    with pytest.raises(BadInput, match=f"{files[large].name}: it is larger than"):
+        ingredients(*files, OPTIONS, training=True, v2=False)
