@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.selfcheck import attention_why_not
 from bertbench.benchmarks import preset, resolve
 from bertbench.benchmarks.bert_pretraining.mlperf import why_not_closed
 from bertbench.common.config.recipe import hash_values, plain, recipe_hash
 from bertbench.common.data.batch import PretrainingBatch
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.masks.attach import RecipeMask, check_same, from_tensors, to_tensors
 from bertbench.common.masks.mask import AttentionMask
@@ -26,6 +28,10 @@ from bertbench.common.model.config import BertConfig
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import ComputeTypeOps, Ops
 from bertbench.common.results.protocol import _mask
+from bertbench.common.training.checkpoint import Checkpoints
+from bertbench.common.training.loop import train
+from bertbench.common.training.progress import Progress, restore
+from tests.contract.tiny_task import tiny_task
 
 LENGTHS = (11, 7, 40, 2)
 HEADS = 4
@@ -240,3 +246,27 @@ def test_checkpoints_keep_the_mask() -> None:
     ):
         with pytest.raises(BadInput, match=r"damaged|is bool \[n"):
             from_tensors(damaged)
+
+
+def test_a_task_trains_with_its_mask_records_it_and_resumes_with_no_other(tmp_path: Path) -> None:
+    backend = CpuRef()
+    flags = ("--precision", "fp32", "--kernels", "plain", "--attention_mask")
+    task, plan = tiny_task(backend, *flags, "star")
+    plan = dataclasses.replace(plan, max_steps=2, checkpoint_every_samples=16)
+    where = Checkpoints(tmp_path)
+    train(task, backend=backend, world=World(), plan=plan, observers=[], checkpoints=where)
+    facts = task.facts()
+    ratio = 1 - parse("star").bits(64).mean()
+    assert facts.own["attention_mask"]["sparsity_ratio"] == pytest.approx(ratio)
+    assert facts.kernels["attention"] == "masked-unfused-per-sequence"
+    assert any("attention mask star" in note for note in task.notes)
+    groups, state = where.load()
+    assert from_tensors(groups["attention_mask"]).hash == AttentionMask.of("star").hash
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    same, _ = tiny_task(backend, *flags, "star:window=1")
+    restore(same, scaler, backend, World(), (groups, state), Progress())
+    for name, value in same.model.state_dict().items():
+        assert torch.equal(value, groups["model"][name])
+    other, _ = tiny_task(backend, *flags, "star:window=2")
+    with pytest.raises(BadInput, match="not this run's"):
+        restore(other, scaler, backend, World(), (groups, state), Progress())
