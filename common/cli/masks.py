@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 import textwrap
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,16 +38,26 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument("--length", type=int, default=128, metavar="N", help="tokens")
     verb.add_argument("--draw", action="store_true", help="draw the mask in the terminal")
     verb.add_argument("--png", type=Path, metavar="FILE", help="draw it as a PNG picture")
+    verb.add_argument("--save", type=Path, metavar="FILE", help="save the mask (.json)")
+    verb.add_argument(
+        "--reference", type=Path, metavar="FILE", help="a checkpoint of SparseBERT's own code (.pt)"
+    )
+    verb.add_argument(
+        "--sampled", action="store_true",
+        help="with --reference: its last sample, not the more probable of keep and drop",
+    )  # fmt: skip
+    verb.add_argument("--diagonal", action="store_true", help="with --reference: add the diagonal")
     verb.add_argument("--layer", type=int, default=0, metavar="I", help="the layer to draw")
     verb.add_argument("--head", type=int, default=0, metavar="I", help="the head to draw")
     given = verb.parse_args(argv)
-    texts = given.pattern or list(PATTERNS)
-    masks = [AttentionMask.of(text) for text in texts]
+    masks = _named(given)
     draws = given.draw or given.png is not None
-    if draws and len(masks) != 1:
-        raise BadInput("--draw and --png are of one mask: name it with --pattern")
+    if (draws or given.save is not None) and len(masks) != 1:
+        raise BadInput("--draw, --png and --save are of one mask: name it with --pattern")
     bits = _one_head(masks[0], given.layer, given.head, given.length) if draws else None
     rows = [numbers(mask, given.length) for mask in masks]
+    if given.save is not None:
+        masks[0].save(given.save)
     if bits is not None and given.png is not None:
         try:
             given.png.write_bytes(png(bits))
@@ -54,16 +65,31 @@ def main(argv: Sequence[str]) -> int:
             raise BadInput(
                 f"--png {shown(given.png)}: cannot be written: {error.strerror}"
             ) from error
+    every = not given.pattern and given.reference is None
     if given.json:
-        known = {} if given.pattern else {"patterns": {name: described(name) for name in PATTERNS}}
+        known = {} if not every else {"patterns": {name: described(name) for name in PATTERNS}}
         print(json.dumps({"length": given.length, "masks": rows} | known, indent=1))
         return 0
     print(render(rows, given.length))
-    if not given.pattern:
+    if every:
         print(f"\n{table()}")
     if bits is not None and given.draw:
         print(f"\n{draw(bits)}")
     return 0
+
+
+def _named(given: argparse.Namespace) -> list[AttentionMask]:
+    """Return the masks that the flags name; raise BadInput for flags that would be ignored."""
+    if given.reference is None:
+        if given.sampled or given.diagonal:
+            raise BadInput("--sampled and --diagonal need --reference, which they are for")
+        return [AttentionMask.of(text) for text in given.pattern or PATTERNS]
+    if given.pattern:
+        raise BadInput("--reference and --pattern each name a mask: leave one out")
+    from bertbench.common.masks.reference import read_reference  # only here: it imports torch
+
+    which: Literal["alphas", "mask"] = "mask" if given.sampled else "alphas"
+    return [read_reference(given.reference, which=which, diagonal=given.diagonal)]
 
 
 def numbers(mask: AttentionMask, length: int) -> dict[str, Any]:

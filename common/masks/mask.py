@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,14 +149,14 @@ class AttentionMask:
     @cached_property
     def hash(self) -> str:
         """The sha256 of the content, whatever the file it came from."""
-        content, arrays = self._content()
+        content, arrays = self.content()
         digests = [hashlib.sha256(np.packbits(a).tobytes()).hexdigest() for a in arrays.values()]
         shapes = [a.shape for a in arrays.values()]
         text = json.dumps([content, shapes, digests], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     # -- files ------------------------------------------------------------------------------------
-    def _content(self) -> tuple[list[list[Any]], dict[str, Bits]]:
+    def content(self) -> tuple[list[list[Any]], dict[str, Bits]]:
         """Return the layers as JSON values, and the arrays that they name, each once."""
         arrays: dict[str, Bits] = {}
         known: dict[tuple[Any, ...], str] = {}
@@ -181,7 +181,7 @@ class AttentionMask:
 
         if path.suffix != SUFFIX:
             raise BadInput(f"{shown(path)}: the name of a saved attention mask ends in {SUFFIX}")
-        rows, arrays = self._content()
+        rows, arrays = self.content()
         content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "layers": rows}
         written = [path]
         try:
@@ -210,12 +210,20 @@ class AttentionMask:
             if unknown := content.keys() - {"format", "version", "layers", "tensors"}:
                 raise ValueError(f"unknown key {shown(min(unknown), 40)!r}")
             arrays = _read_arrays(path, content["tensors"]) if "tensors" in content else {}
-            return cls(_heads(content.get("layers"), arrays))
+            return cls.from_content(content.get("layers"), arrays)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else shown(error)
             raise BadInput(f"attention mask {shown(path)}: {why}") from error
         except BadInput as error:
             raise BadInput(f"attention mask {shown(path)}: {error}") from error
+
+    @classmethod
+    def from_content(cls, layers: Any, arrays: Mapping[str, Bits]) -> AttentionMask:
+        """Return the mask of a result of ``content``, arrays [n, n] and [n].
+
+        Raises ValueError or BadInput for anything else.
+        """
+        return cls(_heads(layers, arrays))
 
     @classmethod
     def of(cls, text: str) -> AttentionMask:
@@ -256,7 +264,7 @@ def _check(head: Bits, place: str) -> None:
         )
 
 
-def _heads(layers: Any, arrays: dict[str, Bits]) -> list[list[Head]]:
+def _heads(layers: Any, arrays: Mapping[str, Bits]) -> list[list[Head]]:
     """Return the masks that a file's ``layers`` describe; raise ValueError or BadInput."""
     if not isinstance(layers, list) or not all(isinstance(x, list) and x for x in layers):
         raise ValueError("its layers are not a list of lists of heads")

@@ -51,9 +51,9 @@ class Kind:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
 
 
-def _distance(n: int) -> npt.NDArray[np.int64]:
+def _distance(n: int) -> npt.NDArray[np.int32]:
     """Return abs(i - j), [n, n]."""
-    at = np.arange(n)
+    at = np.arange(n, dtype=np.int32)
     return np.abs(at[:, None] - at)
 
 
@@ -225,7 +225,7 @@ class Pattern:
         return f"{self.name}:{words}" if words else self.name
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=4)
 def _bits(pattern: Pattern, length: int) -> Bits:
     values: dict[str, Any] = dict(pattern.values)
     block = values.pop("block", 1)
