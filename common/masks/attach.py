@@ -67,13 +67,20 @@ class RecipeMask:
             found["attention_passed_over"] = f"{dense}: computes no masks"
         return found
 
+    def share_computed(self, ops: Ops) -> float:
+        """Return the share of the scores that ``ops`` compute, mean over the mask's layers."""
+        heads = self.mask.heads
+        masks = [self.mask.layer(at, self.length) for at in range(len(self.mask.layers))]
+        return float(np.mean([ops.masked_share(torch.from_numpy(m), heads) for m in masks]))
+
     def note(self, ops: Ops) -> str:
         """Return a line on the mask and its kernel for people."""
-        ratio = 100 * self.mask.sparsity_ratio(self.length)
+        ratio, share = self.mask.sparsity_ratio(self.length), self.share_computed(ops)
+        speed = "" if share < 0.9 else ": no faster than dense attention"
         return (
-            f"attention mask {shown(self.mask.text)}: sparsity ratio {ratio:.2f} % at "
-            f"{self.length} tokens, attention by {self.kernels(ops)['attention']}, which computes "
-            f"left-out entries too: no faster than dense attention"
+            f"attention mask {shown(self.mask.text)}: sparsity ratio {100 * ratio:.2f} % at "
+            f"{self.length} tokens; attention by {self.kernels(ops)['attention']} computes "
+            f"{share:.0%} of the scores{speed}"
         )
 
     def facts(self) -> dict[str, Any]:

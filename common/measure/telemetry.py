@@ -180,7 +180,9 @@ class Sampler:
                 f"x time counts there"
             )
         if self._blurred() and any("energy_j" in sample for sample in self._readings):
-            found.append("the energy counter's readings took times too different for windows so short")
+            found.append(
+                "the energy counter's readings took times too different for windows so short"
+            )
         return found
 
     def _cut(self) -> list[list[dict[str, float]]]:

@@ -101,6 +101,10 @@ class Ops:
         with sdpa_kernel(SDPBackend.MATH):
             return _per_sequence(qkv, tokens, mask, num_heads, dropout, fused=False)
 
+    def masked_share(self, mask: Tensor, num_heads: int) -> float:
+        """Return the share of the L x L scores that ``masked_attention`` computes for ``mask``."""
+        return 1.0
+
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
         """Return Dropout(x) + residual, [T, H]: the pre-LN sublayer's end."""
         return F.dropout(x, dropout) + residual
