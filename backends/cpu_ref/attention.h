@@ -59,10 +59,10 @@ INLINE Tile tile_of(const Item *w, long i0) {
          (j = (t).runs[n_].first, end = run_end(w, (t).runs[n_]), 1);                        \
          c += end - (t).runs[n_].first, n_++)
 
-// Which of keys j to j + 15 a query may attend to, one bit each.
-INLINE uint32_t allowed(const Item *w, long query, long j) {
-    uint32_t m = w->bits ? w->bits[query * w->words + j / W] : 0xffff;
-    return j + W > w->L ? m & ((1u << (w->L - j)) - 1) : m;
+// Which of keys j to j + 15 a query may attend to, one bit each; `bits` is the query's row of them.
+INLINE uint32_t allowed(const uint16_t *bits, long j, long L) {
+    const uint32_t m = bits ? bits[j / W] : 0xffff;
+    return j + W > L ? m & ((1u << (L - j)) - 1) : m;
 }
 
 INLINE vi lanes(uint32_t bits) {
@@ -121,37 +121,39 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
             GEMM(rows, end - j, w->Dc, at(q, i0 * w->ld, half), cells, KT + j, Lp, S + c, N, 0);
         for (long r = 0; r < rows; r++) {
             float *s = S + r * N;
+            const uint16_t *bits = w->bits ? w->bits + (i0 + r) * w->words : NULL;
             vf top = splat(-INFINITY), sum = {};
             EACH_RUN(w, t)
                 for (long i = 0; i < end - j; i += W) {
-                    const uint32_t m = allowed(w, i0 + r, j + i);
-                    vf x = *(vf *)(s + c + i);
-                    if (m != 0xffff) *(vf *)(s + c + i) = x = select16(lanes(m), x, splat(-INFINITY));
-                    top = select16(x > top, x, top);
+                    vf *x = (vf *)(s + c + i);
+                    if (bits || j + i + W > L)
+                        *x = select16(lanes(allowed(bits, j + i, L)), *x, splat(-INFINITY));
+                    top = select16(*x > top, *x, top);
                 }
             const float largest = max16(top);
             key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
-            vu h = {};
             EACH_RUN(w, t)
-                for (long i = 0; i < end - j; i += W) {
-                    const int odd = (j + i) / W & 1;
-                    if (w->threshold && (!odd || i == 0)) h = hash32(key, j + i - W * odd);
-                    vf e = vexp((*(vf *)(s + c + i) - largest) * w->scale);
-                    const uint32_t m = allowed(w, i0 + r, j + i);
-                    if (m != 0xffff) e = (vf)((vi)e & lanes(m));  // vexp has no zero
-                    sum += e;
-                    vi keep = w->threshold ? keep16(h, odd, w->threshold) : ~(vi){};
-                    vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
-                    st(P, r * N + c + i, half, (vf)((vi)e & keep));
-                    if (saved) st(saved, r * N + c + i, half, dead);
+                for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W) {
+                    vu h = w->threshold ? hash32(key, j0) : (vu){};
+                    for (long i = j0 < j ? j : j0; i < lmin(end, j0 + 2 * W); i += W) {
+                        const long at = c + i - j;
+                        vf e = vexp((*(vf *)(s + at) - largest) * w->scale);
+                        if (bits || i + W > L)  // vexp has no zero
+                            e = (vf)((vi)e & lanes(allowed(bits, i, L)));
+                        sum += e;
+                        vi keep = w->threshold ? keep16(h, i != j0, w->threshold) : ~(vi){};
+                        vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
+                        st(P, r * N + at, half, (vf)((vi)e & keep));
+                        if (saved) st(saved, r * N + at, half, dead);
+                    }
                 }
             const float total = sum16(sum);
             inverse[(i0 + r) * w->heads] = total > 0 ? 1.0f / total : 0.0f;
         }
         if (saved) saved = (char *)saved + rows * N * bytes(half);
-        memset(O, 0, 4 * rows * D);
+        if (!t.count) memset(O, 0, 4 * rows * D);
         EACH_RUN(w, t)
-            GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, D, O, D, 1);
+            GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, D, O, D, n_ > 0);
         for (long r = 0; r < rows; r++) {
             float scale = inverse[(i0 + r) * w->heads] * w->keep_scale;
             for (long d = 0; d < D; d += W)
@@ -242,9 +244,9 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
             }
         }
         saved = (const char *)saved + rows * N * bytes(half);
-        memset(dQ, 0, 4 * rows * D);
+        if (!t.count) memset(dQ, 0, 4 * rows * D);
         EACH_RUN(w, t) {
-            GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, D, dQ, D, 1);
+            GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, D, dQ, D, n_ > 0);
             GEMM(D, end - j, here, QT + i0 / step, Lp, dSc + c, N, dKT + j, Lp, 1);
             GEMM(D, end - j, here, GT + i0 / step, Lp, Pc + c, N, dVT + j, Lp, 1);
         }
