@@ -187,6 +187,19 @@ class Accelerator(Backend):
         ops = self.attention_ops(kernel, "fp32")
         return selfcheck.attention_why_not(ops, self.device, dtype, tolerance)
 
+    def verify_masked_attention(self, ops: Ops, precision: str) -> None:
+        """Try masked attention on the device; raise Unsupported where it is not the host's."""
+        dtype = AMP_DTYPES.get(precision, torch.float32)
+        tolerance = TF32_TOLERANCE if precision == "tf32" else None
+        state = self.rng_state()
+        why = selfcheck.attention_why_not(ops, self.device, dtype, tolerance, masked=True)
+        self.set_rng_state(state)
+        if why is not None:
+            raise Unsupported(
+                f"{self.name}: masked attention by {ops.masked_kernel} in {precision}: {why}. "
+                f"Choose --kernels plain, or another --precision"
+            )
+
     def _compute(self, precision: str) -> str:
         """Return the precision in which attention is tried: one trial serves fp32 and tf32."""
         floats = self.float_precisions({})

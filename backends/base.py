@@ -286,6 +286,10 @@ class Backend(ABC):
         """Return the operations for one entry of ``capabilities.kernels``."""
         return Ops()
 
+    def verify_masked_attention(self, ops: Ops, precision: str) -> None:
+        """Raise Unsupported where ``ops`` mask attention wrongly; torch's on a host does not."""
+        return
+
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         """Return a fused LAMB kernel, or None for ``lamb_update``."""
         return None

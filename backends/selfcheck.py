@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,9 +119,16 @@ one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is no
 
 
 def attention_why_not(
-    ops: Ops, device: torch.device, dtype: torch.dtype, tolerance: float | None = None
+    ops: Ops,
+    device: torch.device,
+    dtype: torch.dtype,
+    tolerance: float | None = None,
+    *,
+    masked: bool = False,
 ) -> str | None:
     """Try ``ops.attention`` on a tiny ragged batch; return why it cannot be used, or None.
+
+    Where ``masked``, try ``ops.masked_attention`` with another random mask for each head.
 
     Forward and backward are compared with plain PyTorch on the host in float32, from the same
     rounded inputs. With dropout, both passes must drop the same elements. ``tolerance`` replaces
@@ -131,6 +139,8 @@ def attention_why_not(
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(total, 3 * num_heads * head, generator=generator).to(dtype)
     weights = torch.randn(total, num_heads * head, generator=generator).to(dtype)
+    mask = torch.rand(num_heads, *[max(CHECK_LENGTHS)] * 2, generator=generator) < 0.3
+    mask.diagonal(dim1=1, dim2=2).fill_(True)
     starts = torch.tensor([0, *CHECK_LENGTHS]).cumsum(0).to(torch.int32)
 
     def run(chosen: Ops, on: torch.device, kind: torch.dtype, dropout: float) -> list[Tensor]:
@@ -138,7 +148,10 @@ def attention_why_not(
             lengths=CHECK_LENGTHS, max_length=max(CHECK_LENGTHS), cu_seqlens=starts.to(on)
         )
         qkv = values.to(on, kind, copy=True).requires_grad_()
-        out = chosen.attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
+        attend: Any = chosen.attention
+        if masked:
+            attend = partial(chosen.masked_attention, mask=mask.to(on))
+        out = attend(qkv, tokens, num_heads=num_heads, dropout=dropout)
         out.backward(weights.to(on, kind))
         assert qkv.grad is not None
         return [t.detach().float().cpu() for t in (out, qkv.grad)]

@@ -100,7 +100,8 @@ def _compute_one(settings: Settings, backend: Backend, world: World, benchmark: 
         return
     model = getattr(settings.recipe, "model", None)
     if source.init_checkpoint is None and isinstance(model, BertConfig):
-        shallow = {"model": dataclasses.replace(model, num_hidden_layers=1)}
+        one = dataclasses.replace(model, num_hidden_layers=1)
+        shallow = {"model": one, "attention_mask": None}  # which may be per layer
         recipe = dataclasses.replace(settings.recipe, **shallow)  # type: ignore[arg-type]
         settings = dataclasses.replace(settings, recipe=recipe)
     task = benchmark.build(settings, backend, world, source)

@@ -27,6 +27,7 @@ from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import Stream, why
 from bertbench.common.launch.threads import OtherWork, host_threads
+from bertbench.common.masks.attach import RecipeMask
 from bertbench.common.measure.clock import Clock, command_began
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.system import system_name
@@ -68,6 +69,7 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
     """
     benchmark = benchmarks.load(settings.preset.benchmark)
     benchmark.check(settings)  # first: it is refused the same on every device
+    RecipeMask.of(settings.recipe)
     world = World.from_env()
     backend = backends.resolve(settings.run.backend)(world.local_rank)
     torch.set_num_threads(settings.impl.num_threads or host_threads(world.local_size))

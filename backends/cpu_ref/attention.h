@@ -2,13 +2,21 @@
 // Self-attention within each sequence of a packed batch, one (sequence, head) per task.
 // qkv [T, 3H] holds q, k, v side by side; D = H / heads is a multiple of 16.
 //
+// Queries are handled in tiles. A tile meets all keys, or those of its runs where a layout of kept
+// blocks is given; within them a mask can leave out single keys.
+//
 // Kept for the backward pass: the unnormalised probabilities e = exp(scale * (s - max)) in the
-// compute type, with the sign bit set where dropout removed the element, [heads, L, up(L, 16)] per
-// sequence; and 1 / sum(e) per row, [T, heads].
+// compute type, with the sign bit set where dropout removed the element: of each tile [rows, width],
+// where width is the keys of its runs, L rounded up to 16 without a layout; and 1 / sum(e) per row,
+// [T, heads], 0 for a row without keys.
 #pragma once
 #include "vec.h"
 
-enum { QUERIES = 48 };  // rows handled at a time: scores, keys and values stay in L2
+enum { QUERIES = 48 };  // rows of a tile without a layout: scores, keys and values stay in L2
+
+typedef struct {
+    int32_t first, end;  // keys, multiples of 16
+} Run;
 
 typedef struct {
     long L, Lp, Lc, D, Dc;  // length, padded to vectors, in cells; head size, in cells
@@ -17,7 +25,50 @@ typedef struct {
     float scale, keep_scale;
     uint64_t seed;
     long row, heads, head;  // of the first query: dropout's row is (row + i) * heads + head
+    long queries;           // rows of a tile
+    Run all;                // every key: the only run without a layout
+    const Run *runs;        // tile t has runs[tiles[t]] to runs[tiles[t + 1]]
+    const int64_t *tiles;   // NULL without a layout
+    const uint16_t *bits;   // [query][words]: bit k of word j / 16 is key j + k; NULL: all ones
+    long words;
 } Item;
+
+// A tile's runs, those that begin within the sequence, and the number of their keys.
+typedef struct {
+    const Run *runs;
+    long count, width;
+} Tile;
+
+INLINE long run_end(const Item *w, Run run) { return lmin(run.end, w->Lp); }
+
+INLINE Tile tile_of(const Item *w, long i0) {
+    Tile t = {&w->all, 1, w->Lp};
+    if (w->tiles) {
+        const int64_t *tile = w->tiles + i0 / w->queries;
+        t = (Tile){w->runs + tile[0], 0, 0};
+        for (; t.count < tile[1] - tile[0] && t.runs[t.count].first < w->Lp; t.count++)
+            t.width += run_end(w, t.runs[t.count]) - t.runs[t.count].first;
+    }
+    return t;
+}
+
+// The runs of a tile in turn: keys j to end, of which the first is column c of the tile.
+#define EACH_RUN(w, t)                                                                       \
+    for (long n_ = 0, c = 0, j = 0, end = 0;                                                 \
+         n_ < (t).count &&                                                                   \
+         (j = (t).runs[n_].first, end = run_end(w, (t).runs[n_]), 1);                        \
+         c += end - (t).runs[n_].first, n_++)
+
+// Which of keys j to j + 15 a query may attend to, one bit each; `bits` is the query's row of them.
+INLINE uint32_t allowed(const uint16_t *bits, long j, long L) {
+    const uint32_t m = bits ? bits[j / W] : 0xffff;
+    return j + W > L ? m & ((1u << (L - j)) - 1) : m;
+}
+
+INLINE vi lanes(uint32_t bits) {
+    const vu lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return (vi)((lane & bits) != 0);
+}
 
 // cells [rows / 2 or rows][cols]: two bf16 rows side by side, or float32 rows; zeros to `padded`.
 INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols, uint32_t *out,
@@ -56,42 +107,53 @@ INLINE const void *at(const void *x, long i, int half) { return (const char *)x 
 
 INLINE void attend(const Item *w, const void *q, const void *k, const void *v, void *out, void *saved,
                    float *inverse, int half) {
-    const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D;
-    uint32_t *KT = (uint32_t *)scratch(4 * (w->Dc * Lp + Lc * D + QUERIES * (Lp + Lc + D)));
+    const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, step = half ? 2 : 1, M = w->queries;
+    uint32_t *KT = (uint32_t *)scratch(4 * (w->Dc * Lp + Lc * D + M * (Lp + Lc + D)));
     uint32_t *V = KT + w->Dc * Lp, *P = V + Lc * D;
-    float *S = (float *)(P + QUERIES * Lc), *O = S + QUERIES * Lp;
+    float *S = (float *)(P + M * Lc), *O = S + M * Lp;
     const long cells = half ? w->ld / 2 : w->ld;
     turn(k, cells, L, w->Dc, KT, Lp);
     pair_rows(v, w->ld, L, Lp, D, V, half);
-    for (long i0 = 0; i0 < L; i0 += QUERIES) {
-        long rows = lmin(QUERIES, L - i0);
-        GEMM(rows, Lp, w->Dc, at(q, i0 * w->ld, half), cells, KT, Lp, S, Lp, 0);
+    for (long i0 = 0; i0 < L; i0 += M) {
+        const Tile t = tile_of(w, i0);
+        const long rows = lmin(M, L - i0), N = t.width;
+        EACH_RUN(w, t)
+            GEMM(rows, end - j, w->Dc, at(q, i0 * w->ld, half), cells, KT + j, Lp, S + c, N, 0);
         for (long r = 0; r < rows; r++) {
-            float *s = S + r * Lp;
-            for (long j = L; j < Lp; j++) s[j] = -INFINITY;
-            vf top = *(vf *)s, sum = {};
-            for (long j = W; j < Lp; j += W) top = select16(*(vf *)(s + j) > top, *(vf *)(s + j), top);
+            float *s = S + r * N;
+            const uint16_t *bits = w->bits ? w->bits + (i0 + r) * w->words : NULL;
+            vf top = splat(-INFINITY), sum = {};
+            EACH_RUN(w, t)
+                for (long i = 0; i < end - j; i += W) {
+                    vf *x = (vf *)(s + c + i);
+                    if (bits || j + i + W > L)
+                        *x = select16(lanes(allowed(bits, j + i, L)), *x, splat(-INFINITY));
+                    top = select16(*x > top, *x, top);
+                }
             const float largest = max16(top);
             key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
-            for (long j0 = 0; j0 < Lp; j0 += 2 * W) {
-                vu h = w->threshold ? hash32(key, j0) : (vu){};
-                for (long j = j0; j < lmin(Lp, j0 + 2 * W); j += W) {
-                    vf e = vexp((*(vf *)(s + j) - largest) * w->scale);
-                    if (j + W > L) {  // vexp has no zero
-                        vf part = {};
-                        memcpy(&part, &e, 4 * (L - j));
-                        e = part;
+            EACH_RUN(w, t)
+                for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W) {
+                    vu h = w->threshold ? hash32(key, j0) : (vu){};
+                    for (long i = j0 < j ? j : j0; i < lmin(end, j0 + 2 * W); i += W) {
+                        const long at = c + i - j;
+                        vf e = vexp((*(vf *)(s + at) - largest) * w->scale);
+                        if (bits || i + W > L)  // vexp has no zero
+                            e = (vf)((vi)e & lanes(allowed(bits, i, L)));
+                        sum += e;
+                        vi keep = w->threshold ? keep16(h, i != j0, w->threshold) : ~(vi){};
+                        vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
+                        st(P, r * N + at, half, (vf)((vi)e & keep));
+                        if (saved) st(saved, r * N + at, half, dead);
                     }
-                    sum += e;
-                    vi keep = w->threshold ? keep16(h, j != j0, w->threshold) : ~(vi){};
-                    vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
-                    st(P, r * (half ? 2 * Lc : Lc) + j, half, (vf)((vi)e & keep));
-                    if (saved) st(saved, (i0 + r) * Lp + j, half, dead);
                 }
-            }
-            inverse[(i0 + r) * w->heads] = 1.0f / sum16(sum);
+            const float total = sum16(sum);
+            inverse[(i0 + r) * w->heads] = total > 0 ? 1.0f / total : 0.0f;
         }
-        GEMM(rows, D, Lc, P, Lc, V, D, O, D, 0);
+        if (saved) saved = (char *)saved + rows * N * bytes(half);
+        if (!t.count) memset(O, 0, 4 * rows * D);
+        EACH_RUN(w, t)
+            GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, D, O, D, n_ > 0);
         for (long r = 0; r < rows; r++) {
             float scale = inverse[(i0 + r) * w->heads] * w->keep_scale;
             for (long d = 0; d < D; d += W)
@@ -115,13 +177,13 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                             const void *out, const void *dout, const void *saved,
                             const float *inverse, void *dq, void *dk, void *dv, int half) {
     const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, H = w->H, step = half ? 2 : 1;
-    const long Qc = QUERIES / step;
+    const long M = w->queries, Qc = M / step;
     uint32_t *VT = (uint32_t *)scratch(
-        4 * (w->Dc * Lp + 2 * Lc * D + 2 * D * Lp + QUERIES * (Lp + D + Lc) + 2 * Qc * Lp +
-             2 * D * Lp + QUERIES * (D + 1)));
+        4 * (w->Dc * Lp + 2 * Lc * D + 2 * D * Lp + M * (Lp + D + Lc) + 2 * Qc * Lp + 2 * D * Lp +
+             M * (D + 1)));
     uint32_t *K = VT + w->Dc * Lp, *pairs = K + Lc * D, *QT = pairs + Lc * D, *GT = QT + D * Lp;
-    uint32_t *dS = GT + D * Lp, *dSc = dS + QUERIES * Lc, *Pc = dSc + Qc * Lp;
-    float *dP = (float *)(Pc + Qc * Lp), *dQ = dP + QUERIES * Lp, *dKT = dQ + QUERIES * D,
+    uint32_t *dS = GT + D * Lp, *dSc = dS + M * Lc, *Pc = dSc + Qc * Lp;
+    float *dP = (float *)(Pc + Qc * Lp), *dQ = dP + M * Lp, *dKT = dQ + M * D,
           *dVT = dKT + D * Lp, *scaled = dVT + D * Lp;
     const long cells = half ? w->ld / 2 : w->ld, out_cells = half ? H / 2 : H;
     turn(v, cells, L, w->Dc, VT, Lp);
@@ -143,9 +205,11 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
     turn(pairs, D, Lc, D, GT, Lp);
     memset(dKT, 0, 8 * D * Lp);
 
-    for (long i0 = 0; i0 < L; i0 += QUERIES) {
-        long rows = lmin(QUERIES, L - i0), here = up(rows, step) / step;
-        GEMM(rows, Lp, w->Dc, at(dout, i0 * H, half), out_cells, VT, Lp, dP, Lp, 0);
+    for (long i0 = 0; i0 < L; i0 += M) {
+        const Tile t = tile_of(w, i0);
+        const long rows = lmin(M, L - i0), here = up(rows, step) / step, N = t.width;
+        EACH_RUN(w, t)
+            GEMM(rows, end - j, w->Dc, at(dout, i0 * H, half), out_cells, VT + j, Lp, dP + c, N, 0);
         for (long r = 0; r < rows; r += step) {
             float f[2] = {0, 0}, delta[2] = {0, 0};
             for (long s = 0; s < step && r + s < rows; s++) {
@@ -155,36 +219,40 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                 delta[s] = sum16(sum);
                 f[s] = inverse[(i0 + r + s) * w->heads];
             }
-            for (long j = 0; j < Lp; j += W) {
+            for (long c = 0; c < N; c += W) {
                 vu p[2] = {}, g[2] = {};
                 for (long s = 0; s < step && r + s < rows; s++) {
-                    vf e = ld(saved, (i0 + r + s) * Lp + j, half);
+                    vf e = ld(saved, (r + s) * N + c, half);
                     vi alive = (vi)e >= 0;
-                    vf d = (vf)((vi)(*(vf *)(dP + (r + s) * Lp + j) * w->keep_scale) & alive);
+                    vf d = (vf)((vi)(*(vf *)(dP + (r + s) * N + c) * w->keep_scale) & alive);
                     vf ds = (vf)((vi)e & 0x7fffffff) * (f[s] * w->scale) * (d - delta[s]);
                     vf kept = (vf)((vi)e & alive);
                     if (half) {
                         vh hs = narrow(ds);
-                        memcpy((uint16_t *)(dS + (r + s) * Lc) + j, &hs, 32);
+                        memcpy((uint16_t *)dS + (r + s) * N + c, &hs, 32);
                         g[s] = __builtin_convertvector(hs, vu);
                         p[s] = (vu)kept >> 16;
                     } else {
-                        *(vf *)(dS + (r + s) * Lc + j) = ds;
+                        *(vf *)(dS + (r + s) * N + c) = ds;
                         g[s] = (vu)ds;
                         p[s] = (vu)kept;
                     }
                 }
-                long cell = r / step * Lp + j;
+                long cell = r / step * N + c;
                 *(vu *)(dSc + cell) = g[0] | (half ? g[1] << 16 : g[1]);
                 *(vu *)(Pc + cell) = p[0] | (half ? p[1] << 16 : p[1]);
             }
         }
-        GEMM(rows, D, Lc, dS, Lc, K, D, dQ, D, 0);
+        saved = (const char *)saved + rows * N * bytes(half);
+        if (!t.count) memset(dQ, 0, 4 * rows * D);
+        EACH_RUN(w, t) {
+            GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, D, dQ, D, n_ > 0);
+            GEMM(D, end - j, here, QT + i0 / step, Lp, dSc + c, N, dKT + j, Lp, 1);
+            GEMM(D, end - j, here, GT + i0 / step, Lp, Pc + c, N, dVT + j, Lp, 1);
+        }
         for (long r = 0; r < rows; r++)
             for (long d = 0; d < D; d += W)
                 st(dq, (i0 + r) * w->ld + d, half, *(vf *)(dQ + r * D + d));
-        GEMM(D, Lp, here, QT + i0 / step, Lp, dSc, Lp, dKT, Lp, 1);
-        GEMM(D, Lp, here, GT + i0 / step, Lp, Pc, Lp, dVT, Lp, 1);
     }
     put_turned(dKT, Lp, L, D, dk, w->ld, half);
     put_turned(dVT, Lp, L, D, dv, w->ld, half);
@@ -192,21 +260,28 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
 
 #define ATTENTION_PARAMS                                                                        \
     const void *qkv, const int32_t *starts, const int64_t *order, const int64_t *offsets,       \
-        long sequences, long heads, long D, void *out, void *saved, float *inverse,             \
-        const void *dout, void *dqkv, uint32_t threshold, float keep_scale, uint64_t seed, int half
+        long sequences, long heads, long D, const int64_t *which, const int64_t *tiles,         \
+        const Run *runs, const uint16_t *bits, long fences, long longest, long words,           \
+        long queries, void *out, void *saved, float *inverse, const void *dout, void *dqkv,     \
+        uint32_t threshold, float keep_scale, uint64_t seed, int half
 #define ATTENTION_VALUES                                                                       \
-    qkv, starts, order, offsets, sequences, heads, D, out, saved, inverse, dout, dqkv, threshold, \
-        keep_scale, seed
+    qkv, starts, order, offsets, sequences, heads, D, which, tiles, runs, bits, fences, longest, \
+        words, queries, out, saved, inverse, dout, dqkv, threshold, keep_scale, seed
 
 // Task t is one head of one sequence. Forward without dout, backward with it. order: sequences,
-// longest first (for balance); offsets: where each one's probabilities start in `saved`.
+// longest first (for balance); offsets [sequences, heads]: where each task's probabilities start in
+// `saved`. Of the layouts, head n has number which[n]: tiles [layouts][fences], bits
+// [layouts][longest][words].
 INLINE void attention_(long t, ATTENTION_PARAMS) {
     const long b = order[t / heads], n = t % heads, first = starts[b];
-    const long L = starts[b + 1] - first, Lp = up(L, W), H = heads * D;
+    const long L = starts[b + 1] - first, Lp = up(L, W), H = heads * D, own = which ? which[n] : 0;
     const Item w = {L, Lp, half ? Lp / 2 : Lp, D, half ? D / 2 : D, 3 * H, H, threshold,
-                    1.0f / sqrtf(D), keep_scale, seed, first, heads, n};
+                    1.0f / sqrtf(D), keep_scale, seed, first, heads, n,
+                    which ? queries : QUERIES, {0, Lp}, runs,
+                    which ? tiles + own * fences : NULL,
+                    bits ? bits + own * longest * words : NULL, words};
     const long from = first * 3 * H + n * D, to = first * H + n * D;
-    void *mine = saved ? (void *)at(saved, offsets[b] + n * L * Lp, half) : NULL;
+    void *mine = saved ? (void *)at(saved, offsets[b * heads + n], half) : NULL;
     const void *q = at(qkv, from, half), *k = at(qkv, from + H, half),
                *v = at(qkv, from + 2 * H, half), *o = at(out, to, half);
     float *inv = inverse + first * heads + n;

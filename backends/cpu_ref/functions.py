@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells
 from bertbench.backends.cpu_ref.library import VECTOR, call
 from bertbench.common.data.batch import Tokens
 
@@ -149,20 +151,29 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, tokens: Tokens, heads: int, drop: Dropout, save: bool
+        ctx: Any,
+        qkv: Tensor,
+        tokens: Tokens,
+        heads: int,
+        drop: Dropout,
+        save: bool,
+        layout: Layout = DENSE,
     ) -> Tensor:
-        """Return [T, H] from qkv [T, 3H]; ``save`` keeps the probabilities for backward."""
+        """Return [T, H] from qkv [T, 3H]; ``save`` keeps the probabilities for backward.
+
+        With a ``layout``, keys that its masks leave out have no weight.
+        """
         qkv = _aligned(qkv)
         rows, width = qkv.shape
-        lengths = tokens.lengths
-        # Probabilities of all sequences: [heads, L, L rounded up to 16] each.
-        sizes = [heads * n * (-(-n // 16) * 16) for n in lengths]
-        offsets = torch.tensor([0, *sizes]).cumsum(0)
-        order = torch.tensor(sorted(range(len(lengths)), key=lambda b: -lengths[b]))
-        ctx.fixed = tokens.cu_seqlens, order, offsets, heads, width // 3 // heads
+        cells = saved_cells(np.array(tokens.lengths), heads, layout)
+        offsets = torch.from_numpy(cells.cumsum() - cells.ravel()).view(cells.shape)
+        order = torch.tensor(np.argsort(-np.array(tokens.lengths), kind="stable"))
+        ctx.fixed = (
+            tokens.cu_seqlens, order, offsets, heads, width // 3 // heads, *layout,
+        )  # fmt: skip
         ctx.drop = drop
         out = qkv.new_empty(rows, width // 3)
-        saved = qkv.new_empty(sum(sizes)) if save else None
+        saved = qkv.new_empty(int(cells.sum())) if save else None
         inverse = torch.empty(rows, heads)
         call("attention", qkv, *ctx.fixed, out, saved, inverse, None, None, *drop)
         ctx.save_for_backward(qkv, out, saved, inverse)
@@ -175,7 +186,7 @@ class Attention(torch.autograd.Function):
         call(
             "attention", qkv, *ctx.fixed, out, saved, inverse, _aligned(dy), grad, *ctx.drop,
         )  # fmt: skip
-        return grad, None, None, None, None
+        return grad, None, None, None, None, None
 
 
 class DropoutAdd(torch.autograd.Function):

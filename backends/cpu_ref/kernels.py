@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -29,6 +30,7 @@ from bertbench.backends.cpu_ref.functions import (
     Norm,
     draw_dropout,
 )
+from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells
 from bertbench.backends.cpu_ref.library import library
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
@@ -62,6 +64,7 @@ class NativeOps(Ops):
             raise Unsupported(f"native CPU kernels compute in bfloat16 or float32, not {dtype}")
         load()
         self.dtype = dtype
+        self._layouts: dict[int, tuple[Tensor, Layout]] = {}
         self._shadows: dict[int, _Shadow] = {}
         self._forget_after_updates()
 
@@ -132,15 +135,47 @@ class NativeOps(Ops):
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
         """Return [T, H] from [T, 3H]; raise Unsupported for a head size that 16 does not divide."""
-        head = qkv.shape[1] // 3 // num_heads
-        if head % 16:
+        return self._attend(qkv, tokens, num_heads, dropout, DENSE)
+
+    def _attend(
+        self, qkv: Tensor, tokens: Tokens, heads: int, dropout: float, layout: Layout
+    ) -> Tensor:
+        size = qkv.shape[1] // 3 // heads
+        if size % 16:
             raise Unsupported(
-                f"native attention works on vectors of 16 and the heads of this model have {head} "
+                f"native attention works on vectors of 16 and the heads of this model have {size} "
                 f"elements: choose another hidden_size or num_attention_heads, or --kernels plain"
             )
         save = torch.is_grad_enabled() and qkv.requires_grad
-        qkv = qkv.to(self.dtype)
-        return Attention.apply(qkv, tokens, num_heads, draw_dropout(dropout), save)
+        return Attention.apply(
+            qkv.to(self.dtype), tokens, heads, draw_dropout(dropout), save, layout
+        )
+
+    @property
+    def masked_kernel(self) -> str:
+        return f"{self.kernels['attention']}-kept-blocks"
+
+    def masked_attention(
+        self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
+    ) -> Tensor:
+        """Return attention where ``mask``, bool [1 or N, L, L], is True: [T, 3H] -> [T, H].
+
+        Scores of blocks without a True are not computed. Raises Unsupported as ``attention``.
+        """
+        return self._attend(qkv, tokens, num_heads, dropout, self._layout(mask, num_heads))
+
+    def masked_share(self, mask: Tensor, num_heads: int) -> float:
+        layout = Layout.best(mask.numpy(), heads=num_heads)
+        length = np.array(mask.shape[2:])
+        kept, dense = (saved_cells(length, num_heads, x).sum() for x in (layout, DENSE))
+        return float(kept / dense)
+
+    def _layout(self, mask: Tensor, heads: int) -> Layout:
+        """Return the layout of ``mask``, made once; masks are not written after that."""
+        known = self._layouts.get(id(mask))
+        if known is None:  # the mask is kept with it, so that no other gets its id
+            known = self._layouts[id(mask)] = mask, Layout.best(mask.numpy(), heads=heads)
+        return known[1]
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
         x, residual = x.to(self.dtype), residual.to(self.dtype)

@@ -11,13 +11,14 @@ import ctypes
 import functools
 import re
 from collections.abc import Callable
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bertbench.backends.cpu_ref.layout import Layout, saved_cells, why_no_layout
 from bertbench.common import native
 from bertbench.common.errors import BadInput, Unsupported
 
@@ -41,7 +42,9 @@ _SIGNATURES = {
     "cross_entropy": """logits:x[rows,cols] labels:i64[rows]<cols loss:f32[rows] hit:u8[rows]
         rows cols gradient:int half""",
     "attention": """qkv:x[rows,triple] starts:i32[fences] order:i64[sequences]<sequences
-        offsets:i64[fences] sequences heads:dim size:dim out:x[rows,width] saved:x[cells]?
+        offsets:i64[sequences,heads] sequences heads:dim size:dim which:i64[heads]<layouts?
+        tiles:i64[layouts,edges]?which runs:i32[runs_,2]?which bits:i16[layouts,longest,words]?
+        edges:dim longest:dim words:dim queries:dim out:x[rows,width] saved:x[cells]?
         inverse:f32[rows,heads] dout:x[rows,width]? dqkv:x[rows,triple]?dout
         threshold:u32 scale:float seed:u64 half""",
     "keep_mask": "out:u8[rows,cols] first:long rows cols threshold:u32 seed:u64",
@@ -56,7 +59,8 @@ and only where, the other is.
 
 _OTHERS = ("lamb", "first_outside", "has_bf16_dot")
 _DTYPES = {
-    "f32": torch.float32, "i64": torch.int64, "i32": torch.int32, "u8": torch.uint8,
+    "f32": torch.float32, "i64": torch.int64, "i32": torch.int32, "i16": torch.int16,
+    "u8": torch.uint8,
 }  # fmt: skip
 _HALF = {torch.bfloat16: 1, torch.float32: 0}
 _SCALARS: dict[str, Any] = {
@@ -218,7 +222,11 @@ def _plan(name: str, kinds: tuple[Any, ...]) -> _Plan:
         order=tuple(places[p.name] for p in _PARAMETERS[name]),
         derived=tuple(derived.values()),
         masks=tuple(_mask(p, kind) for p, kind in zip(given, kinds, strict=True)),
-        ranges=tuple((places[p.name], sizes[p.below], p.below) for p in given if p.below),
+        ranges=tuple(
+            (places[p.name], sizes[p.below], p.below)
+            for p in given
+            if p.below and kind_of[p.name] is not None
+        ),
         sizes=sizes,
     )
 
@@ -263,18 +271,28 @@ def _check_sequences(args: dict[str, Any], sizes: dict[str, int]) -> None:
         or (sizes["triple"], sizes["width"]) != (3 * width, width)
     ):
         raise ValueError(f"attention: {heads} heads of {size} do not make up the shapes {sizes}")
-    starts, offsets = args["starts"].tolist(), args["offsets"].tolist()
-    lengths = [after - before for before, after in pairwise(starts)]
+    starts = args["starts"].numpy().astype(np.int64)
+    lengths = np.diff(starts)
     if (
         len(starts) != sizes["sequences"] + 1
         or (starts[0], starts[-1]) != (0, rows)
-        or min(lengths, default=0) < 0
+        or (lengths < 0).any()
     ):
-        raise ValueError(f"attention: sequences that start at {starts} do not divide {rows} rows")
+        raise ValueError(
+            f"attention: sequences that start at {starts.tolist()} do not divide {rows} rows"
+        )
+    layout = Layout(*(args[name] for name in Layout._fields))
+    if layout.which is not None:
+        why = why_no_layout(layout, int(lengths.max(initial=0)))
+        if why is not None:
+            raise ValueError(f"attention: a layout with {why}")
+    elif layout.bits is not None:
+        raise ValueError("attention: bits without a layout")
     if args["saved"] is None:
         if args["dout"] is not None:
             raise ValueError("attention: the backward pass needs the saved probabilities")
         return
-    cells = [heads * n * -(-n // 16) * 16 for n in lengths]
-    if offsets != [0, *accumulate(cells)] or offsets[-1] != sizes["cells"]:
-        raise ValueError(f"attention: saved is not the room of {sum(cells)} probabilities")
+    cells = saved_cells(lengths, heads, layout).ravel()
+    offsets = args["offsets"].numpy().ravel()
+    if cells.sum() != sizes["cells"] or (offsets != cells.cumsum() - cells).any():
+        raise ValueError(f"attention: saved is not the room of {cells.sum()} probabilities")

@@ -66,8 +66,9 @@ class CudaOps(ComputeTypeOps):
         return {**super().kernels, **own}
 
     def keep_out_of_graphs(self) -> None:
-        if self._kernel not in KERNELS:  # those are one call, whatever the lengths
-            super().keep_out_of_graphs()
+        super().keep_out_of_graphs()
+        if self._kernel in KERNELS:  # one call, whatever the lengths: the method of the class
+            del self.attention
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
         """Return [T, H] from [T, 3H] in one call; raise Unsupported as ``check_inputs``."""

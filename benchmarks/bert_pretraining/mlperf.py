@@ -32,6 +32,7 @@ def why_not_closed(recipe: PretrainingRecipe) -> list[str]:
         "sequences are 512 long with at most 76 predictions": (
             recipe.max_seq_length == 512 and recipe.max_predictions_per_seq == 76
         ),
+        "attention is dense": recipe.attention_mask is None,
         "the optimizer is LAMB": recipe.optimizer == "lamb",
         f"the target is {MLPERF_TARGET}": recipe.target_mlm_accuracy == MLPERF_TARGET,
         "10,000 samples are evaluated": recipe.num_eval_examples == 10_000,

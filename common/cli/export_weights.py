@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertbench.common.cli.verbs import parser
-from bertbench.common.exchange.export_weights import export
+from bertbench.common.exchange.export_weights import MASK, export
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"  transformers.{made['architecture']}.from_pretrained({made['folder']!r})")
     else:
         print(f"  --init_checkpoint {Path(made['folder']) / 'pytorch_model.bin'}")
+    if made["attention_mask"] is not None:
+        print(f"  attention mask {made['attention_mask']}: {MASK}; others compute dense attention")
     if given.vocab_file is None:
         print("  no vocabulary included: --vocab_file FILE adds one")
     return 0

@@ -37,6 +37,7 @@ _TABLE = (
     ("calibrate", "", "Measure the device's peak rates, the denominator of MFU"),
     ("score", "squad", "Compute EM and F1 of a SQuAD predictions file"),
     ("data", "VERB", "Prepare, pack or check training data"),
+    ("masks", "[--pattern P]", "Count and draw masks of sparse attention"),
     ("repeat", "N -- run ...", "Repeat a run in new processes with consecutive seeds"),
     ("scale", "-- run ...", "Measure throughput and efficiency on 1, 2, 4, 8 devices"),
     ("compare", "A B", "Compare two groups of runs: ratio, interval, significance"),

@@ -25,6 +25,9 @@ class Recipe:
 
     global_batch: int
     """Sequences per optimizer step, over all devices."""
+    attention_mask: str | None = None
+    """Sparse attention: NAME or NAME:key=value (`bertbench masks`), or a saved mask (.json);
+    None: dense."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -172,8 +175,9 @@ def plain(value: Any) -> Any:
 def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
     """Return the first 16 hex digits of the sha256 over the recipe and its inputs' hashes.
 
-    ``inputs`` are the data set's and the checkpoint's hashes; two results are the same benchmark
-    only if this agrees. Raises BadInput for a recipe with a number that no record may hold.
+    ``inputs`` are the hashes of data set, checkpoint and attention mask; two results are the same
+    benchmark only if this agrees. Raises BadInput for a recipe with a number that no record may
+    hold.
     """
     try:
         check_ranges(recipe)
@@ -183,7 +187,11 @@ def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
 
 
 def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str:
-    """Return ``recipe_hash`` for the plain values of a record."""
+    """Return ``recipe_hash`` for the plain values of a record.
+
+    The attention mask counts by its content, among the inputs: not by its name or file's place.
+    """
+    values = {name: value for name, value in values.items() if name != "attention_mask"}
     text = json.dumps(
         {"kind": kind, "recipe": values, "inputs": dict(inputs)},
         sort_keys=True,

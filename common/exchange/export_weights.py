@@ -23,6 +23,7 @@ from torch import Tensor
 from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown, sync
+from bertbench.common.masks.attach import from_tensors
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
 from bertbench.common.model.weights import other_names
@@ -31,6 +32,8 @@ from bertbench.common.training.resume import run_config
 
 HEADS = {"qa_outputs.weight": "BertForQuestionAnswering", DECODER_BIAS: "BertForPreTraining"}
 """Name of a head's weight -> Hugging Face's class with that head."""
+MASK = "attention_mask.json"
+"""Where the run had one: other software computes dense attention unless it is given this."""
 
 
 def export(
@@ -47,6 +50,8 @@ def export(
     checkpoint = resolve(run).resolve()
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
+    saved_mask = groups.get("attention_mask")
+    mask = None if saved_mask is None else from_tensors(saved_mask)
     tokens = None if vocab_file is None else read_vocab(vocab_file, pads=False)
     rows = config.vocab_size if tokens is None else len(tokens)
     if not is_padded(rows, config.vocab_size):
@@ -66,7 +71,11 @@ def export(
         described["pad_token_id"] = tokens.index(PAD)
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
+    if mask is not None:
+        described["bertbench"]["attention_mask"] = MASK
     with _new_folder(output) as work:
+        if mask is not None:
+            mask.save(work / MASK)
         if naming == "nvidia":
             torch.save({"model": _copied(state)}, work / "pytorch_model.bin")
             _write_json(work / "bert_config.json", described | {"hidden_act": "gelu"})
@@ -90,6 +99,7 @@ def export(
         "step": described["bertbench"]["step"],
         "parameters": sum(t.numel() for name, t in state.items() if name != DECODER_WEIGHT),
         "vocab_size": rows,
+        "attention_mask": None if mask is None else mask.text,
     }
 
 

@@ -70,6 +70,8 @@ class Layer(nn.Module):
     def __init__(self, config: BertConfig, ops: Ops) -> None:
         super().__init__()
         self.config, self.ops = config, ops
+        self.attention_mask: Tensor | None = None
+        """bool [1 or N, L, L] on the model's device; not a buffer, which DDP would broadcast."""
         hidden, eps = config.hidden_size, config.layer_norm_eps
         self.qkv = skip_init(FusedQKV, hidden, 3 * hidden)
         self.attention_output = linear(hidden, hidden)
@@ -84,12 +86,14 @@ class Layer(nn.Module):
         qkv = ops.linear(self._before(x, self.attention_norm), self.qkv.weight, self.qkv.bias)
         # Inline, not in a method: with attention outside the graph, the layer is then two graphs
         # instead of three.
-        context = ops.attention(
-            qkv,
-            tokens,
-            num_heads=self.config.num_attention_heads,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-        )
+        heads = self.config.num_attention_heads
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if self.attention_mask is None:
+            context = ops.attention(qkv, tokens, num_heads=heads, dropout=dropout)
+        else:
+            context = ops.masked_attention(
+                qkv, tokens, self.attention_mask, num_heads=heads, dropout=dropout
+            )
         out = ops.linear(context, self.attention_output.weight, self.attention_output.bias)
         x = self._after(out, x, self.attention_norm)
         inner = ops.linear_gelu(

@@ -35,7 +35,8 @@ class Ops:
 
         Here that is attention: it loops over lengths that differ in each batch.
         """
-        self.attention = torch.compiler.disable(self.attention)  # type: ignore[method-assign]
+        for name in ("attention", "masked_attention"):
+            setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
     def embed(
         self,
@@ -80,17 +81,29 @@ class Ops:
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
         """Return self-attention within each sequence: [T, 3H] (q, k, v side by side) -> [T, H]."""
-        hidden = qkv.shape[1] // 3
-        out = []
         # Unfused: this is the reference for fused kernels. Before torch 2.15 three dimensions rule
         # those out on every device, even where a vendor's kernel choice ignores sdpa_kernel.
         with sdpa_kernel(SDPBackend.MATH):
-            for part in qkv.split(tokens.lengths):
-                heads = part.view(len(part), 3, num_heads, hidden // num_heads)
-                q, k, v = heads.permute(1, 2, 0, 3)  # [N, length, D]
-                context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-                out.append(context.transpose(0, 1).reshape(len(part), hidden))
-        return torch.cat(out)
+            return _per_sequence(qkv, tokens, None, num_heads, dropout, fused=False)
+
+    @property
+    def masked_kernel(self) -> str:
+        """The implementation of ``masked_attention``, for the record of the run."""
+        return "unfused-per-sequence"
+
+    def masked_attention(
+        self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
+    ) -> Tensor:
+        """Return attention in which keys count where ``mask`` is True: [T, 3H] -> [T, H].
+
+        ``mask`` is bool [1 or N, L, L] for at most L tokens: a sequence of n has its corner [n, n].
+        """
+        with sdpa_kernel(SDPBackend.MATH):
+            return _per_sequence(qkv, tokens, mask, num_heads, dropout, fused=False)
+
+    def masked_share(self, mask: Tensor, num_heads: int) -> float:
+        """Return the share of the L x L scores that ``masked_attention`` computes for ``mask``."""
+        return 1.0
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
         """Return Dropout(x) + residual, [T, H]: the pre-LN sublayer's end."""
@@ -129,6 +142,23 @@ class Ops:
         logits = self.linear(x, weight, bias)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         return loss, (logits.detach().argmax(-1) == labels).sum()
+
+
+def _per_sequence(
+    qkv: Tensor, tokens: Tokens, mask: Tensor | None, num_heads: int, dropout: float, *, fused: bool
+) -> Tensor:
+    """Return torch's attention of each sequence: [T, 3H], bool [1 or N, L, L] -> [T, H]."""
+    hidden = qkv.shape[1] // 3
+    out = []
+    for part in qkv.split(tokens.lengths):
+        n = len(part)
+        q, k, v = part.view(n, 3, num_heads, hidden // num_heads).permute(1, 2, 0, 3)
+        allowed = None if mask is None else mask[:, :n, :n]
+        if fused:  # [1, N, n, D] is what fused kernels take, and [N, n, D] what they do not
+            q, k, v, allowed = q[None], k[None], v[None], None if allowed is None else allowed[None]
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout)
+        out.append((context[0] if fused else context).transpose(0, 1).reshape(n, hidden))
+    return torch.cat(out)
 
 
 class ComputeTypeOps(Ops):
@@ -173,14 +203,19 @@ class ComputeTypeOps(Ops):
         """Return self-attention within each sequence: [T, 3H] -> [T, H]."""
         if not self._fused:
             return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
-        hidden = qkv.shape[1] // 3
-        out = []
-        for part in qkv.split(tokens.lengths):
-            heads = part.view(1, len(part), 3, num_heads, hidden // num_heads)
-            q, k, v = heads.permute(2, 0, 3, 1, 4)  # [1, N, length, D]: what fused kernels take
-            context = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            out.append(context[0].transpose(0, 1).reshape(len(part), hidden))
-        return torch.cat(out)
+        return _per_sequence(qkv, tokens, None, num_heads, dropout, fused=True)
+
+    @property
+    def masked_kernel(self) -> str:
+        return "fused-sdpa-per-sequence" if self._fused else super().masked_kernel
+
+    def masked_attention(
+        self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
+    ) -> Tensor:
+        """Return attention where ``mask``, bool [1 or N, L, L], is True: [T, 3H] -> [T, H]."""
+        if not self._fused:
+            return super().masked_attention(qkv, tokens, mask, num_heads=num_heads, dropout=dropout)
+        return _per_sequence(qkv, tokens, mask, num_heads, dropout, fused=True)
 
     def embed_sum(
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float

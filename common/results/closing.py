@@ -169,7 +169,8 @@ class Closing:
 
     def identify(self, record: RunRecord, source: Source | None) -> None:
         """Add the hashes of recipe and inputs; without a source, or its files, of the recipe."""
-        inputs: dict[str, str | None] = {}
+        mask = self.built.task.attention_mask
+        inputs: dict[str, str | None] = {} if mask is None else {"attention_mask": mask.mask.hash}
         hashes = (
             {} if source is None else {"data": source.hash, "checkpoint": source.checkpoint_hash}
         )

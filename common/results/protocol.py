@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from bertbench.common.config.recipe import hash_values
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.masks.mask import SUFFIX, AttentionMask
 from bertbench.common.mlperf.compliance import check_log, read_whole
 from bertbench.common.mlperf.log import log_lines, read_log
 from bertbench.common.results.comparable import leaves
@@ -58,6 +60,7 @@ def _identity(
         if actual != manifest["recipe_hash"]:
             text = f"its recipe and inputs have hash {actual}, not the one in the manifest"
             yield "error", "config.json", text
+    yield from _mask(config["recipe"].get("attention_mask"), manifest)
     for key in ("preset", "benchmark"):
         if config[key] != manifest[key]:
             yield "error", "config.json", f"its {key} is not the manifest's"
@@ -75,6 +78,22 @@ def _identity(
         yield "note", "manifest.json", "made with files that differ from the commit; see code_hash"
     if manifest["commit"] is None:
         yield "note", "manifest.json", "made outside a git checkout; see code_hash"
+
+
+def _mask(text: Any, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    """Check that the hash of the recipe's attention mask is among the inputs."""
+    found = manifest["inputs"].get("attention_mask")
+    if manifest["recipe_hash"] is None or (text is None and found is None):
+        return
+    expected = found
+    if isinstance(text, str) and not text.endswith(SUFFIX):
+        try:
+            expected = AttentionMask.of(text).hash
+        except BadInput as error:
+            yield "error", "config.json", str(error)
+            return
+    if text is None or found is None or found != expected:
+        yield "error", "manifest.json", f"its attention mask is not the recipe's, {shown(text)}"
 
 
 def _order(manifest: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:

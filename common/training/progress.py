@@ -14,6 +14,7 @@ from torch import Tensor
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown, why
+from bertbench.common.masks.attach import check_same, to_tensors
 from bertbench.common.measure.throughput import Window, merge_ranks
 from bertbench.common.training.checkpoint import (
     Checkpoints,
@@ -91,6 +92,8 @@ def save_checkpoint(
     if world.is_main:
         tensors, optimizer = flatten_optimizer(task.optimizer)
         groups = {"model": task.model.state_dict(), "optimizer": tensors}
+        if task.attention_mask is not None:
+            groups["attention_mask"] = to_tensors(task.attention_mask.mask)
         for rank, state in enumerate(states):
             groups[rank_group(rank)] = state
         state = {
@@ -127,6 +130,7 @@ def restore(
     """
     tensors, state = saved
     check_state(state, tensors)
+    check_same(task.attention_mask, tensors.get("attention_mask"))
     # Older checkpoints of compiled models have this prefix.
     model = {name.removeprefix("_orig_mod."): value for name, value in tensors["model"].items()}
     check_tensors("model", model, task.model.state_dict())

@@ -17,6 +17,7 @@ from bertbench.common.config.batch_split import requested, split
 from bertbench.common.config.recipe import Recipe, Settings
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256
+from bertbench.common.masks.attach import RecipeMask
 from bertbench.common.model.ops import Ops
 from bertbench.common.model.weights import WeightsReport, load_pretrained
 from bertbench.common.optim.factory import build_optimizer
@@ -192,6 +193,9 @@ class Task(ABC):
         self.precision = backend.resolve_precision(impl.precision)
         self.ops = backend.ops(impl.kernels, self.precision)
         self.split = requested(self.recipe.global_batch, impl, world.size)
+        self.attention_mask = RecipeMask.of(self.recipe)
+        if self.attention_mask is not None:
+            backend.verify_masked_attention(self.ops, self.precision)
         self.weights_report: WeightsReport | None = None
         backend.seed(seed)  # the same weights on every rank
         self.model = self.make_model(self.ops)
@@ -200,6 +204,9 @@ class Task(ABC):
                 self.model, source.init_checkpoint, require=self.required_weights
             )
         self.model.to(backend.device)
+        if self.attention_mask is not None:
+            self.attention_mask.attach(self.model, backend.device)
+            self.notes += (self.attention_mask.note(self.ops),)
         if impl.compile is not None:
             self.ops.keep_out_of_graphs()
         backend.compile(self.model, impl.compile)
@@ -338,11 +345,12 @@ class Task(ABC):
 
     def facts(self) -> TaskFacts:
         """Return the choices made for the user."""
-        report = self.weights_report
+        report, mask = self.weights_report, self.attention_mask
+        kernels = self.ops.kernels if mask is None else mask.kernels(self.ops)
         return TaskFacts(
             data=self.data_description,
             precision=self.precision,
-            kernels=dict(self.ops.kernels) | {"optimizer": self._optimizer_kernel},
+            kernels=dict(kernels) | {"optimizer": self._optimizer_kernel},
             parameters=sum(p.numel() for p in self.model.parameters()),
             micro_batch=self.split.micro_batch,
             gradient_accumulation_steps=self.split.accumulation,
@@ -355,5 +363,5 @@ class Task(ABC):
                 "unexpected": list(report.unexpected),
                 "notes": list(report.notes),
             },
-            own=self.own_facts(),
+            own=self.own_facts() | ({} if mask is None else mask.facts()),
         )

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bertbench.backends.accelerator import TF32_TOLERANCE
 from bertbench.backends.base import PRECISIONS, Backend
+from bertbench.backends.selfcheck import attention_why_not
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.factory import build_optimizer
@@ -77,6 +79,19 @@ def test_kernels_equal_plain_forward_and_backward(backend: Backend, gelu: str, n
                 assert error <= GRADIENT_TOLERANCE[precision], (
                     f"{what}: the gradient of {name} is off by {error:.1e} of its norm"
                 )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_masked_attention_equals_the_reference(backend: Backend, precision: str) -> None:
+    """Every kernel's, in outputs and gradients; ``attention_why_not`` has the tolerances."""
+    claimed(backend, precision)
+    for kernels in kernels_for(backend, precision):
+        ops = backend.ops(kernels, precision)
+        backend.verify_masked_attention(ops, precision)
+        tolerance = TF32_TOLERANCE if precision == "tf32" else None
+        dtype = DTYPES.get(precision, torch.float32)
+        why = attention_why_not(ops, backend.device, dtype, tolerance, masked=True)
+        assert why is None, kernels
 
 
 def test_the_recorded_type_of_norms_is_the_one_they_have(backend: Backend) -> None:

@@ -145,22 +145,32 @@ def kernel(draw: Draw, name: str) -> list[Any]:
 
 
 def attention(draw: Draw) -> list[Any]:
-    """Return valid arguments of attention, of either pass."""
+    """Return valid arguments of attention, of either pass, over all keys or kept blocks."""
+    import numpy as np
     import torch
+
+    from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells
 
     half = draw.choice([torch.bfloat16, torch.float32])
     heads, size = draw.choice([1, 2, 3]), draw.choice([16, 32, 48])
     lengths = [draw.choice(SIZES) for _ in range(draw.randrange(4))]
     rows, width = sum(lengths), heads * size
-    cells = [heads * n * -(-n // 16) * 16 for n in lengths]
+    layout = DENSE
+    if draw.random() < 0.5:
+        longest = max([1, *lengths]) + draw.choice([0, 1, 40])
+        share = draw.choice([0.0, 0.003, 0.1, 1.0])
+        masks = np.random.default_rng(draw.getrandbits(32)).random((heads, longest, longest))
+        layout = Layout.of(masks < share, heads=heads, block=draw.choice([16, 32, 48]))
+    cells = saved_cells(np.array(lengths, np.int64), heads, layout)
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
     order = torch.tensor(sorted(range(len(lengths)), key=lambda b: -lengths[b]), dtype=torch.int64)
     backward = draw.random() < 0.5
     saved = backward or draw.random() < 0.5
     return [
-        draw.tensor([rows, 3 * width], half), starts, order, torch.tensor([0, *cells]).cumsum(0),
-        heads, size, draw.tensor([rows, width], half),
-        draw.tensor([sum(cells)], half) if saved else None,
+        draw.tensor([rows, 3 * width], half), starts, order,
+        torch.from_numpy(cells.cumsum() - cells.ravel()).view(cells.shape),
+        heads, size, *layout, draw.tensor([rows, width], half),
+        draw.tensor([int(cells.sum())], half) if saved else None,
         draw.tensor([rows, heads], torch.float32),
         draw.tensor([rows, width], half) if backward else None,
         draw.tensor([rows, 3 * width], half) if backward else None,

@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ORDER = (
-    "common.errors", "common.files", "common.native", "common.config", "common.data",
-    "common.model", "common.optim", "common.measure", "backends", "common.distributed",
-    "common.training", "common.launch", "common.mlperf", "common.results", "common.prepare",
-    "common.exchange", "common.report", "benchmarks", "common.choices", "common.run", "common.cli",
-    "api", "__main__",
+    "common.errors", "common.files", "common.native", "common.config", "common.masks",
+    "common.data", "common.model", "common.optim", "common.measure", "backends",
+    "common.distributed", "common.training", "common.launch", "common.mlperf", "common.results",
+    "common.prepare", "common.exchange", "common.report", "benchmarks", "common.choices",
+    "common.run", "common.cli", "api", "__main__",
 )  # fmt: skip
 """The rooms of the package, from the ground up: each imports only from rooms before it.
 

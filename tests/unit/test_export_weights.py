@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,9 @@ from torch import nn
 from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch
 from bertbench.common.cli.main import main
 from bertbench.common.files import file_sha256
+from bertbench.common.masks.attach import to_tensors
+from bertbench.common.masks.mask import AttentionMask
+from bertbench.common.masks.patterns import parse
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import Ops
@@ -85,6 +89,21 @@ def test_what_was_written_gives_the_weights_back(tmp_path, capsys, kind, naming)
     )
     told = json.loads((tmp_path / "out" / files[1]).read_text())
     assert told["bertbench"] == {"run": "run", "step": 12}
+
+
+def test_a_mask_goes_along(tmp_path, capsys):
+    model = trained("bert_pretraining", tmp_path / "run")
+    bits = np.tril(np.ones((24, 24), dtype=bool))
+    mask = AttentionMask(((bits, parse("star")),))
+    groups = {"model": model.state_dict(), "attention_mask": to_tensors(mask)}
+    Checkpoints(tmp_path / "run" / "checkpoints").save(13, groups, {})
+    out = tmp_path / "out"
+    made = export(capsys, tmp_path / "run", "--output", str(out))
+    assert made["attention_mask"] == mask.text
+    named = json.loads((out / "config.json").read_text())["bertbench"]["attention_mask"]
+    assert AttentionMask.of(str(out / named)).hash == mask.hash
+    again = KINDS["bert_pretraining"](CONFIG, Ops())
+    assert not load_pretrained(again, out / "model.safetensors", require="all").unexpected
 
 
 def test_a_vocabulary_goes_along_and_padding_rows_do_not(tmp_path, capsys, vocab):

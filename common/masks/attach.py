@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mask that a recipe names: checked against its model, put into its layers, and recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bertbench.common.config.recipe import Recipe
+from bertbench.common.errors import BadInput
+from bertbench.common.files import parse_json, shown
+from bertbench.common.masks.mask import AttentionMask
+
+if TYPE_CHECKING:
+    from bertbench.common.model.ops import Ops
+
+_LAYERS = "layers"
+"""In a checkpoint: the layers' heads as JSON, beside the arrays that they name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeMask:
+    """An attention mask for sequences of up to ``length`` tokens."""
+
+    mask: AttentionMask
+    length: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RecipeMask | None:
+        """Return the mask of a recipe; None for dense attention.
+
+        Raises BadInput for a mask that cannot be read or is for another model.
+        """
+        if recipe.attention_mask is None:
+            return None
+        model, length = getattr(recipe, "model", None), getattr(recipe, "max_seq_length", None)
+        if model is None or length is None:
+            raise BadInput("--attention_mask: the recipe has no BERT of a known length to mask")
+        mask = AttentionMask.of(recipe.attention_mask)
+        mask.check(layers=model.num_hidden_layers, heads=model.num_attention_heads, length=length)
+        return cls(mask, length)
+
+    def attach(self, model: nn.Module, device: torch.device) -> None:
+        """Mask the attention of all layers of ``model``; raises BadInput where it has none."""
+        layers = [part for part in model.modules() if hasattr(part, "attention_mask")]
+        if not layers:
+            raise BadInput("--attention_mask: the benchmark's model has no attention to mask")
+        made: dict[int, Tensor] = {}
+        for index, layer in enumerate(layers):
+            at = index if len(self.mask.layers) > 1 else 0
+            if at not in made:
+                bits = self.mask.layer(at, self.length)
+                made[at] = torch.from_numpy(bits).to(device)
+            layer.attention_mask = made[at]
+
+    def kernels(self, ops: Ops) -> dict[str, str]:
+        """Return the kernels of ``ops`` with the one that computes masked attention."""
+        dense, own = ops.kernels["attention"], ops.masked_kernel
+        found = {**ops.kernels, "attention": f"masked-{own}"}
+        if own != dense:
+            found["attention_passed_over"] = f"{dense}: computes no masks"
+        return found
+
+    def share_computed(self, ops: Ops) -> float:
+        """Return the share of the scores that ``ops`` compute, mean over the mask's layers."""
+        heads = self.mask.heads
+        masks = [self.mask.layer(at, self.length) for at in range(len(self.mask.layers))]
+        return float(np.mean([ops.masked_share(torch.from_numpy(m), heads) for m in masks]))
+
+    def note(self, ops: Ops) -> str:
+        """Return a line on the mask and its kernel for people."""
+        ratio, share = self.mask.sparsity_ratio(self.length), self.share_computed(ops)
+        speed = "" if share < 0.9 else ": no faster than dense attention"
+        return (
+            f"attention mask {shown(self.mask.text)}: sparsity ratio {100 * ratio:.2f} % at "
+            f"{self.length} tokens; attention by {self.kernels(ops)['attention']} computes "
+            f"{share:.0%} of the scores{speed}"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return the mask's facts for the record."""
+        return {
+            "attention_mask": {
+                "mask": self.mask.text,
+                "hash": self.mask.hash,
+                "length": self.length,
+                "sparsity_ratio": self.mask.sparsity_ratio(self.length),
+            }
+        }
+
+
+def to_tensors(mask: AttentionMask) -> dict[str, Tensor]:
+    """Return a mask as tensors for a checkpoint: uint8 [bytes] of JSON, and bool [n, n] or [n]."""
+    rows, arrays = mask.content()
+    text = np.frombuffer(json.dumps(rows).encode(), dtype=np.uint8).copy()
+    named = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
+    return {_LAYERS: torch.from_numpy(text), **named}
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> AttentionMask:
+    """Return the mask that ``to_tensors`` made tensors [...] of; raises BadInput for others."""
+    try:
+        rows = parse_json(tensors[_LAYERS].numpy().tobytes())
+        arrays = {name: t.numpy() for name, t in tensors.items() if name != _LAYERS}
+        return AttentionMask.from_content(rows, arrays)
+    except (KeyError, ValueError, TypeError) as error:
+        raise BadInput(f"the checkpoint's attention mask is damaged: {shown(error)}") from error
+
+
+def check_same(mask: RecipeMask | None, saved: Mapping[str, Tensor] | None) -> None:
+    """Raise BadInput where a checkpoint's ``saved`` tensors [...] are of another mask."""
+    before = None if saved is None else from_tensors(saved).hash
+    if before != (None if mask is None else mask.mask.hash):
+        raise BadInput(
+            "the checkpoint's attention mask is not this run's: give the mask that it was made with"
+        )
