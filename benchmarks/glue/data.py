@@ -128,7 +128,7 @@ def find_source(settings: Settings) -> GlueSource:
     train, sets = _read(recipe, run, files)
     encoder = Encoder(vocab, lowercase=recipe.lowercase, max_seq_length=recipe.max_seq_length)
     hashes = {"vocab": file_sha256(vocab)}
-    own: dict[str, Any] = {"task": recipe.task, "labels": class_names(TASKS[recipe.task])}
+    own: dict[str, Any] = {"task": recipe.task}
     notes: list[str] = []
     features = None
     if run.do_train and train is not None:
@@ -254,7 +254,7 @@ def synthetic_source(settings: Settings) -> GlueSource:
         recipe=recipe,
         description="synthetic tokens, lengths like those of MNLI's matched dev set",
         train=made,
-        own={"task": recipe.task, "labels": class_names(task)},
+        own={"task": recipe.task},
         init_checkpoint=run.init_checkpoint,
         notes=("synthetic data: without evaluation",),
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bertbench.benchmarks.finetuning import weights_note
-from bertbench.benchmarks.glue.data import GlueSource, Part
+from bertbench.benchmarks.glue.data import GlueSource, Part, class_names
 from bertbench.benchmarks.glue.features import Features, made_up_features
 from bertbench.benchmarks.glue.layout import own_column
 from bertbench.benchmarks.glue.model import (
@@ -257,6 +257,7 @@ class GlueTask(Task):
     # -- the record ---------------------------------------------------------------------------
     def own_facts(self) -> dict[str, Any]:
         return {
+            "labels": class_names(self.glue),
             "schedule_steps": self.schedule_steps,
             "total_steps": self.total_steps,
             "glue": self.source.own,
