@@ -25,7 +25,11 @@ from bertbench.common.files import parse_json, read_bytes, shown
 
 LARGEST_FILE = 1 << 30
 """Bytes; the largest, SNLI's training file as JSON lines, has half of them."""
-_SKIP = "or leave such lines out with --malformed_lines skip"
+_ADVICE = {
+    True: "correct it, or leave such lines out with --malformed_lines skip",
+    False: "correct it, since a submission needs every line",
+}
+"""By whether labels are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -99,7 +103,7 @@ def read_examples(path: Path, task: GlueTask, *, labelled: bool, skip: bool = Fa
     bad = malformed if skip else None
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if text.lstrip()[:1] == "{":
-        found = _json_lines(path, lines, bad)
+        found = _json_lines(path, lines, labelled, bad)
     else:
         found = _table(path, lines, task, labelled, bad)
     return _collect(path, found, task, labelled, malformed, hashlib.sha256(raw).hexdigest())
@@ -127,7 +131,8 @@ def _collect(
             labels.append(label)
         for part, names in zip(texts, task.texts, strict=True):
             part.append(_text(line, names))
-        index.append(str(next((line.fields[n] for n in INDEX if n in line.fields), count)))
+        number = next((line.fields[n] for n in INDEX if n in line.fields), count)
+        index.append(" ".join(str(number).split()))
         if all(name in line.fields for name in PAIR_IDS):
             pairs.append("\t".join(str(line.fields[name]) for name in PAIR_IDS))
     if not index:
@@ -175,13 +180,15 @@ def _table(
         elif malformed is None:
             raise BadInput(
                 f"{path}, line {number}: {problem}: a text holds a tab or a line break, or the "
-                f"line is cut. Correct it, {_SKIP}"
+                f"line is cut: {_ADVICE[labelled]}"
             )
         else:
             malformed.append(number)
 
 
-def _json_lines(path: Path, lines: Sequence[str], malformed: list[int] | None) -> Iterator[_Line]:
+def _json_lines(
+    path: Path, lines: Sequence[str], labelled: bool, malformed: list[int] | None
+) -> Iterator[_Line]:
     """Yield the objects of JSON lines; raise BadInput, or list the malformed ones."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -193,8 +200,8 @@ def _json_lines(path: Path, lines: Sequence[str], malformed: list[int] | None) -
         except ValueError as error:
             if malformed is None:
                 raise BadInput(
-                    f"{path}, line {number}: not a JSON object ({shown(error, 80)}): correct it, "
-                    f"{_SKIP}"
+                    f"{path}, line {number}: not a JSON object ({shown(error, 80)}): "
+                    f"{_ADVICE[labelled]}"
                 ) from error
             malformed.append(number)
             continue

@@ -124,7 +124,8 @@ def missing(files: Files, recipe: GlueRecipe, run: GlueOptions) -> list[str]:
         ),
         (
             run.do_predict and not found_test,
-            f"{task.folder}/{' and '.join(test)} (--test_file; or --no_do_predict)",
+            f"{task.folder}/{' and '.join(test)} (--test_file; without --do_predict only the dev "
+            f"set is labelled)",
         ),
         (
             files.checkpoint is None and recipe.starts_from == "checkpoint",

@@ -151,9 +151,8 @@ def test_a_file_of_another_task_is_refused_with_its_columns(tmp_path):
     path = written(tmp_path / "f.tsv", head, row)
     with pytest.raises(BadInput, match=r"no column sentence1 or premise.*among index, question"):
         read_examples(path, TASKS["mnli"], labelled=True)
-    for missing in ("absent.tsv",):
-        with pytest.raises(BadInput, match="name an existing file"):
-            read_examples(tmp_path / missing, TASKS["mnli"], labelled=True)
+    with pytest.raises(BadInput, match="name an existing file"):
+        read_examples(tmp_path / "absent.tsv", TASKS["mnli"], labelled=True)
     path.write_bytes(b"PK\x03\x04rest")
     with pytest.raises(BadInput, match="zip archive: unpack it"):
         read_examples(path, TASKS["mnli"], labelled=True)
@@ -177,8 +176,9 @@ def test_snli_in_both_of_its_json_forms(tmp_path):
         with pytest.raises(BadInput, match="line 1: label"):
             read_examples(theirs, TASKS["mnli"], labelled=True)
     theirs.write_text(json.dumps(pair | {"label": 1}) + "\n{cut")
-    with pytest.raises(BadInput, match="line 2: not a JSON object"):
-        read_examples(theirs, TASKS["mnli"], labelled=True)
+    for labelled, advice in ((True, "--malformed_lines skip"), (False, "needs every line")):
+        with pytest.raises(BadInput, match=f"line 2: not a JSON object.*{advice}"):
+            read_examples(theirs, TASKS["mnli"], labelled=labelled)
 
 
 def test_the_split_follows_the_first_text_alone(tmp_path):
