@@ -26,6 +26,7 @@ from bertbench.common.errors import BadInput
 BUILT_IN = {
     "bert_pretraining": "bertbench.benchmarks.bert_pretraining.benchmark:BertPretraining",
     "bert_squad": "bertbench.benchmarks.bert_squad.benchmark:BertSquad",
+    "glue": "bertbench.benchmarks.glue.benchmark:Glue",
 }
 """Name -> module:class."""
 

@@ -18,13 +18,14 @@ from bertbench.benchmarks.bert_squad.cache import StoredFeatures, stored_feature
 from bertbench.benchmarks.bert_squad.features import NO_TOKEN, FeatureOptions, Features
 from bertbench.benchmarks.bert_squad.formats import LARGEST_FILE
 from bertbench.benchmarks.bert_squad.layout import Files, locate, missing, opened, sources
-from bertbench.benchmarks.bert_squad.minilm import minilm_file
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from bertbench.benchmarks.bert_squad.score import language_note, score_answers
+from bertbench.benchmarks.finetuning import check_vocabulary
 from bertbench.common.config.launched import number
 from bertbench.common.config.recipe import Settings
+from bertbench.common.data.minilm import minilm_file
 from bertbench.common.data.samples import from_lengths
-from bertbench.common.data.tokenization import is_padded, read_vocab
+from bertbench.common.data.tokenization import read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import host_cores, read_bytes
 from bertbench.common.native import cache_dir
@@ -95,7 +96,7 @@ def check_files(settings: Settings) -> Files:
     if files.config is not None:
         recipe.model.check_agrees(files.config)
     if files.vocab is not None:
-        _check_vocabulary(recipe, files.vocab)
+        check_vocabulary(files.vocab, recipe.model.vocab_size, lowercase=recipe.lowercase)
     return files
 
 
@@ -118,7 +119,7 @@ def find_source(settings: Settings) -> SquadSource:
     vocab = files.vocab
     if vocab is None:
         vocab = minilm_file("vocab.txt")
-        _check_vocabulary(recipe, vocab)
+        check_vocabulary(vocab, recipe.model.vocab_size, lowercase=recipe.lowercase)
     tokens = read_vocab(vocab, pads=False)
     features = {}
     notes: list[str] = []
@@ -178,28 +179,6 @@ def _files(settings: Settings) -> Files:
             + "For speed alone: --starts_from random, and without any data --synthetic"
         )
     return files
-
-
-def _check_vocabulary(recipe: SquadRecipe, path: Path) -> None:
-    """Raise BadInput for the vocabulary of another model, or of text in another case."""
-    rows = recipe.model.vocab_size
-    vocab = read_vocab(path, pads=False)
-    if not is_padded(len(vocab), rows):
-        raise BadInput(
-            f"{path} has {len(vocab)} tokens, the recipe's model {rows} rows for them: it is the "
-            f"vocabulary of another model. Give its own with --vocab_file, or --vocab_size"
-        )
-    capitals = sum(token.lower() != token for token in vocab if not token.startswith("["))
-    if recipe.lowercase and capitals > len(vocab) // 10:
-        raise BadInput(
-            f"{path} is a cased vocabulary ({capitals} tokens with capitals) and the recipe makes "
-            f"the text lower case: --no_lowercase, or the uncased vocabulary of the weights"
-        )
-    if not recipe.lowercase and not capitals:
-        raise BadInput(
-            f"{path} is an uncased vocabulary and the recipe keeps capitals, which would all be "
-            f"unknown: --lowercase (--do_lower_case), or the vocabulary of the weights"
-        )
 
 
 def _features(settings: Settings, file: Path, vocab: Path, *, training: bool) -> StoredFeatures:

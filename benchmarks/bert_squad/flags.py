@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from bertbench.benchmarks.bert_squad.reference_flags import REFERENCE
+from bertbench.benchmarks.finetuning import take_model
 from bertbench.common.config.recipe import Impl
 from bertbench.common.config.reference_flags import (
     BATCHES,
@@ -18,13 +17,10 @@ from bertbench.common.config.reference_flags import (
     derive_batches,
     fields,
 )
-from bertbench.common.model.config import BertConfig
 
 OWN = fields(SquadRecipe, Impl, SquadOptions)
 FLAGS = Flags(OWN, REFERENCE, BATCHES)
 PARTS = ("do_train", "do_predict", "do_eval")
-VOCAB_MULTIPLE = 8
-"""run_squad.py pads the configuration file's vocabulary to a multiple of this."""
 
 
 def translate(
@@ -38,7 +34,7 @@ def translate(
     def derive(values: Values, notes: Remarks) -> None:
         derive_parts(values, notes)
         if recipe is not None:
-            _model(values, notes, recipe)
+            take_model(values, notes, recipe.model)
             if recipe.starts_from != "checkpoint" and "init_checkpoint" in values:
                 values.setdefault("starts_from", "checkpoint")
             _clipping(values, notes, recipe)
@@ -72,27 +68,3 @@ def _clipping(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:
         notes["gradients are clipped, which Enflame's script does in mixed precision only"] = [
             "--precision"
         ]
-
-
-def _model(values: Values, notes: Remarks, recipe: SquadRecipe) -> None:
-    """Take the model from the configuration file, as the references do.
-
-    GELU stays the recipe's where the file says "gelu", which may be the exact or the approximate.
-    """
-    given = values.get("bert_config_path")
-    if given is None:
-        return
-    path = Path(given) / "bert_config.json" if Path(given).is_dir() else Path(given)
-    exact = BertConfig.from_json(path)
-    padded = BertConfig.from_json(path, pad_vocab_to=VOCAB_MULTIPLE)
-    found = exact if exact.vocab_size == recipe.model.vocab_size else padded
-    changed = []
-    for f in dataclasses.fields(BertConfig):
-        ours, theirs = getattr(recipe.model, f.name), getattr(found, f.name)
-        if f.name == "norm_position" or (f.name == "gelu" and theirs == "erf"):
-            continue
-        if ours != theirs and f.name not in values:
-            values[f.name] = str(theirs)
-            changed.append(f"{f.name} {theirs}")
-    if changed:
-        notes.setdefault(f"the model has {', '.join(changed)}", []).append("--config_file")

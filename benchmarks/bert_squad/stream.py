@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +11,9 @@ import numpy as np
 from bertbench.benchmarks.bert_squad.features import Features
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.common.data.collate import collate_tokens, int64
+from bertbench.common.data.memory import MemoryStream
 from bertbench.common.data.samples import IntArray
-from bertbench.common.data.steps import Division, Ordered, StepBatch, StepStream, shuffled
+from bertbench.common.data.steps import Division, StepBatch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -23,38 +21,17 @@ if TYPE_CHECKING:
 __all__ = ["FeatureStream", "StepBatch", "answer_batches", "collate", "share"]
 
 
-class FeatureStream(StepStream[Features, SpanBatch]):
+class FeatureStream(MemoryStream[Features, SpanBatch]):
     """Endless steps over features that were read for training; iterate it once."""
-
-    places = ("epoch",)
 
     def __init__(self, features: Features, **division: Unpack[Division]) -> None:
         """As StepStream, which may raise BadInput."""
-        self._features = features
-        super().__init__({"data": _fingerprint(features)}, **division)
-
-    def ordered(self, stopping: threading.Event) -> Generator[Ordered[Features], None, None]:
-        """Yield all features in each epoch's order."""
-        for epoch in itertools.count(self.start["epoch"]):
-            order = shuffled(len(self._features), self.seed, epoch)
-            yield Ordered({"epoch": epoch}, self._features, order)
-
-    def join(self, pieces: list[tuple[Features, IntArray]]) -> tuple[Features, IntArray]:
-        """Return the rows [m] of all pieces end to end, [n]."""
-        return self._features, np.concatenate([rows for _, rows in pieces])
+        f = features
+        super().__init__(f, (f.offsets, f.input_ids, f.start, f.end), **division)
 
     def collate(self, pool: Features, rows: IntArray) -> SpanBatch:
         """Lay the features ``rows`` [B] end to end, in that order."""
         return collate(pool, rows)
-
-
-def _fingerprint(features: Features) -> int:
-    """Return 48 bits that identify the training data."""
-    digest = hashlib.sha256()
-    for array in (features.offsets, features.input_ids, features.start, features.end):
-        if array is not None:
-            digest.update(array.tobytes())
-    return int.from_bytes(digest.digest()[:6], "big")
 
 
 def collate(features: Features, rows: IntArray) -> SpanBatch:

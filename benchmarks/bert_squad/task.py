@@ -28,6 +28,7 @@ from bertbench.benchmarks.bert_squad.stream import (
     collate,
     share,
 )
+from bertbench.benchmarks.finetuning import weights_note
 from bertbench.common.config.recipe import Settings
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
@@ -35,7 +36,6 @@ from bertbench.common.measure.flops import span_flops
 from bertbench.common.measure.metric import Metric
 from bertbench.common.model.config import SIZES, Gelu
 from bertbench.common.model.ops import Ops
-from bertbench.common.model.weights import WeightsReport
 from bertbench.common.optim.schedule import warmup_linear
 from bertbench.common.training.events import EvalEvent
 from bertbench.common.training.task import OptimizerOptions, Plan, Task
@@ -70,7 +70,7 @@ class SquadTask(Task):
         self._eval: Sequence[SpanBatch] | None = None
         self._keep_eval = settings.impl.cache_eval_data
         self._logits: list[Tensor] = []
-        self.notes += (_weights_note(source, self.weights_report),)
+        self.notes += (weights_note(source, self.weights_report, "an F1"),)
         self._check_target(settings)
         self.notes += self._uncounted(world)
 
@@ -303,19 +303,6 @@ class SquadTask(Task):
             total_steps=self.schedule_steps,
             warmup_proportion=r.warmup_proportion,
         )
-
-
-def _weights_note(source: SquadSource, report: WeightsReport | None) -> str:
-    """Return a note on the starting weights."""
-    if report is None or source.init_checkpoint is None:
-        return "random starting weights: an F1 says nothing of a pretrained model"
-    parts = [f"{len(report.matched)} tensors of {source.init_checkpoint.name} are used"]
-    if report.unexpected:
-        some = ", ".join(report.unexpected[:3]) + (", ..." if len(report.unexpected) > 3 else "")
-        parts.append(f"{len(report.unexpected)} are not part of this model ({some})")
-    if report.missing:
-        parts.append(f"new: {', '.join(report.missing)}")
-    return "; ".join((*parts, *report.notes))
 
 
 def _nothing() -> Iterator[Any]:

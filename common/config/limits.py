@@ -101,6 +101,8 @@ RANGES = {
     "target_mlm_accuracy": _SMALL,
     "initial_mlm_accuracy": _SHARE,
     "target_f1": Range(0, 100, above=True),
+    "target_score": Range(0, 100, above=True),
+    "eval_share": Range(0.001, 0.999),
     "null_score_diff_threshold": Range(-1e30, 1e30),
     # the run
     "seed": Range(0, 2**64 - 1),

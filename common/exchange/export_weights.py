@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,16 @@ from bertbench.common.masks.attach import from_tensors
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
 from bertbench.common.model.weights import other_names
+from bertbench.common.results.seals import MANIFEST
 from bertbench.common.training.checkpoint import load, resolve
 from bertbench.common.training.resume import run_config
 
-HEADS = {"qa_outputs.weight": "BertForQuestionAnswering", DECODER_BIAS: "BertForPreTraining"}
+CLASSIFIER = "classifier.weight"
+HEADS = {
+    "qa_outputs.weight": "BertForQuestionAnswering",
+    CLASSIFIER: "BertForSequenceClassification",
+    DECODER_BIAS: "BertForPreTraining",
+}
 """Name of a head's weight -> Hugging Face's class with that head."""
 MASK = "attention_mask.json"
 """Where the run had one: other software computes dense attention unless it is given this."""
@@ -69,6 +75,8 @@ def export(
     }
     if tokens is not None and PAD in tokens:
         described["pad_token_id"] = tokens.index(PAD)
+    if CLASSIFIER in state:
+        described |= _classes(checkpoint.parent.parent / MANIFEST, len(state[CLASSIFIER]))
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
     if mask is not None:
@@ -140,6 +148,26 @@ def _recipe(path: Path) -> tuple[dict[str, Any], BertConfig]:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{shown(path)}: not a run's configuration: {shown(error)}") from error
+
+
+def _classes(manifest: Path, outputs: int) -> dict[str, Any]:
+    """Return the fields of a Hugging Face configuration for a head of ``outputs`` rows.
+
+    The classes' names are those in the extras of the run's record, where it has as many: a run that
+    was cut off may have none.
+    """
+    if outputs == 1:
+        return {"problem_type": "regression", "id2label": {"0": "score"}, "label2id": {"score": 0}}
+    names = [f"LABEL_{number}" for number in range(outputs)]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        known = read_json(manifest)["extras"]["labels"]
+        if len(set(known)) == outputs and all(isinstance(name, str) for name in known):
+            names = known
+    return {
+        "problem_type": "single_label_classification",
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
