@@ -14,7 +14,7 @@ from bertbench.common.config.recipe import Preset, Settings
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
-    from bertbench.common.training.distributed import World
+    from bertbench.common.distributed.world import World
     from bertbench.common.training.events import Observer
     from bertbench.common.training.task import Source, Task
 

@@ -38,7 +38,7 @@ class Encoder:
     """A vocabulary's tokeniser, and the longest sequence."""
 
     def __init__(self, vocab: Path, *, lowercase: bool, max_seq_length: int) -> None:
-        """Read ``vocab``, one wordpiece a line; raises BadInput where it is no BERT's."""
+        """Read ``vocab``, one wordpiece a line; raises BadInput where BERT's tokens are missing."""
         tokens = read_vocab(vocab, pads=False)
         if MASK not in tokens:
             raise BadInput(f"vocabulary {vocab} lacks {MASK}: use a BERT vocab.txt")

@@ -44,7 +44,7 @@ class Files:
 def locate(recipe: GlueRecipe, run: GlueOptions) -> Files:
     """Return the run's files, which need not exist where a flag names them.
 
-    Raises BadInput where --data is no folder.
+    Raises BadInput where --data names a file, or nothing.
     """
     task = TASKS[recipe.task]
     folder = None

@@ -36,7 +36,7 @@ class GlueRecipe(Recipe):
     lowercase: bool = True
     """Lower case without accents, which an uncased vocabulary needs (--do_lower_case)."""
     eval_share: float | None = None
-    """Share of the training file that is held out for evaluation, where there is no dev file: by a
+    """Share of the training file that is held out for evaluation, without a dev file: by a
     hash of the first text, so that the pairs of one premise stay together."""
     malformed_lines: Literal["refuse", "skip"] = "refuse"
     """What becomes of lines with too few or too many fields; skipped ones are counted."""

@@ -31,11 +31,11 @@ from bertbench.common.data.collate import collate_tokens
 from bertbench.common.data.memory import MemoryStream
 from bertbench.common.data.samples import IntArray
 from bertbench.common.data.steps import StepBatch
+from bertbench.common.distributed.world import World
 from bertbench.common.measure.metric import Metric
 from bertbench.common.model.config import Gelu
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.schedule import warmup_linear
-from bertbench.common.training.distributed import World
 from bertbench.common.training.events import EvalEvent
 from bertbench.common.training.task import OptimizerOptions, Plan, Task
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown, sync
+from bertbench.common.files import read_json, shown, sync
 from bertbench.common.masks.attach import from_tensors
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
@@ -57,7 +57,7 @@ def export(
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
     saved_mask = groups.get("attention_mask")
-    mask = None if saved_mask is None else from_tensors(saved_mask)
+    mask = saved_mask and from_tensors(saved_mask)
     tokens = None if vocab_file is None else read_vocab(vocab_file, pads=False)
     rows = config.vocab_size if tokens is None else len(tokens)
     if not is_padded(rows, config.vocab_size):
@@ -79,10 +79,9 @@ def export(
         described |= _classes(checkpoint.parent.parent / MANIFEST, len(state[CLASSIFIER]))
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
-    if mask is not None:
-        described["bertbench"]["attention_mask"] = MASK
     with _new_folder(output) as work:
         if mask is not None:
+            described["bertbench"]["attention_mask"] = MASK
             mask.save(work / MASK)
         if naming == "nvidia":
             torch.save({"model": _copied(state)}, work / "pytorch_model.bin")
@@ -93,13 +92,7 @@ def export(
             save_file(once, work / "model.safetensors", metadata={"format": "pt"})
             _write_json(work / "config.json", described | {"architectures": [architecture]})
         if tokens is not None:
-            (work / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-            if naming == "huggingface":
-                # [CLS] and the like are always in capitals.
-                lower = all(t == t.lower() for t in tokens if not t.startswith("["))
-                lowercase = recipe.get("lowercase", lower)
-                tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-                _write_json(work / "tokenizer_config.json", tokenizer)
+            _write_vocabulary(work, tokens, recipe, naming)
     return {
         "folder": str(output),
         "naming": naming,
@@ -109,6 +102,18 @@ def export(
         "vocab_size": rows,
         "attention_mask": None if mask is None else mask.text,
     }
+
+
+def _write_vocabulary(
+    work: Path, tokens: Sequence[str], recipe: Mapping[str, Any], naming: Naming
+) -> None:
+    (work / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    if naming == "huggingface":
+        # [CLS] and the like are always in capitals.
+        lower = all(t == t.lower() for t in tokens if not t.startswith("["))
+        lowercase = recipe.get("lowercase", lower)
+        tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
+        _write_json(work / "tokenizer_config.json", tokenizer)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def set_back(log: Events, batch: int | None) -> str | None:
 
     Order in the file alone proves nothing: ranks' logs are joined, and evaluations beside training
     are written late, with the time of their weights. A line that follows in the file and in
-    progress, but not in time, is no such line.
+    progress, but not in time, does not count.
     """
     series = [log.of(key) for key in _COUNTED]
     both = series[0] + series[1]

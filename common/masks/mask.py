@@ -37,7 +37,7 @@ Head = Pattern | Bits
 class AttentionMask:
     """The masks of a model; True where query i may attend to key j.
 
-    Raises BadInput for shapes that are no mask, and for a query that has no key in a sequence of
+    Raises BadInput for shapes of other things, and for a query that has no key in a sequence of
     two or more tokens.
     """
 
@@ -245,7 +245,7 @@ def _bits(head: Head, length: int) -> Bits:
 
 
 def _check(head: Bits, place: str) -> None:
-    """Raise BadInput for an array that is no mask, or leaves a query without a key."""
+    """Raise BadInput for an array of another shape, or leaves a query without a key."""
     if head.dtype != np.bool_ or head.ndim not in (1, 2) or len(set(head.shape)) != 1:
         raise BadInput(f"{place}: a mask is bool [n, n] or [n], not {head.dtype} {head.shape}")
     if not 0 < len(head) <= MAX_LENGTH:
@@ -280,7 +280,9 @@ def _heads(layers: Any, arrays: Mapping[str, Bits]) -> list[list[Head]]:
             array = arrays.get(name) if isinstance(name, str) else None
             dimensions = {"bits": 2, "offsets": 1}.get(kind)
             if array is None or array.ndim != dimensions or len(head) != 1:
-                raise ValueError(f"the head {shown(head, 60)} is no pattern, bits or offsets")
+                raise ValueError(
+                    f"the head {shown(head, 60)} is neither pattern nor bits nor offsets"
+                )
             rows[-1].append(array)
     return rows
 

@@ -215,7 +215,10 @@ def _listed(raw: bytes, path: Path) -> dict[str, Any] | None:
         named = _NAME.fullmatch(path.name)
         whole = raw == _manifest(step, files) and "state.json" in files
         plain = all(
-            _FILE.fullmatch(name) and {"bytes", "sha256"} <= files[name].keys() for name in files
+            _FILE.fullmatch(name)
+            and type(files[name]["bytes"]) is int
+            and type(files[name]["sha256"]) is str
+            for name in files
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

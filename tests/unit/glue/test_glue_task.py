@@ -22,10 +22,10 @@ from bertbench.benchmarks.glue.task import GlueTask
 from bertbench.benchmarks.glue.tasks import TASKS
 from bertbench.common.cli.main import main
 from bertbench.common.config.recipe import Settings
+from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.model.config import BertConfig
 from bertbench.common.results.validate import validate
-from bertbench.common.training.distributed import World
 
 MODEL = BertConfig(
     vocab_size=19, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
