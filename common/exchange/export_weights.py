@@ -57,7 +57,7 @@ def export(
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
     saved_mask = groups.get("attention_mask")
-    mask = saved_mask and from_tensors(saved_mask)
+    mask = from_tensors(saved_mask) if saved_mask else None
     tokens = None if vocab_file is None else read_vocab(vocab_file, pads=False)
     rows = config.vocab_size if tokens is None else len(tokens)
     if not is_padded(rows, config.vocab_size):
