@@ -147,7 +147,8 @@ def cached_build(stem: str, what: Iterable[str], build: Callable[[Path], Path]) 
     folder = cache_dir() / "native"
     try:
         for found in sorted(folder.glob(f"{stem}-{key}-*.so")):
-            if found.is_file() and _digest(found) == found.stem.rpartition("-")[2]:
+            plain = found.is_file() and found.stat().st_size <= _LARGEST
+            if plain and _digest(found) == found.stem.rpartition("-")[2]:
                 return found
             found.unlink()
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,6 +170,10 @@ def cached_build(stem: str, what: Iterable[str], build: Callable[[Path], Path]) 
             f"can be written"
         ) from error
     return target
+
+
+_LARGEST = 64 << 20
+"""Bytes of a build; ours have some hundred thousand."""
 
 
 def _digest(file: Path) -> str:
