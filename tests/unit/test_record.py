@@ -49,7 +49,9 @@ CONFIG: dict[str, Any] = {
     "recipe": plain(Toy()),
     "impl": {"kernels": "plain"},
     "run": {"data": str(Path.home() / "corpus"), "seed": 42},
-    "origins": dict.fromkeys(("global_batch", "rates", "kernels", "data", "seed"), "default"),
+    "origins": dict.fromkeys(
+        ("global_batch", "attention_mask", "rates", "kernels", "data", "seed"), "default"
+    ),
     "notes": [],
 }
 

@@ -129,7 +129,8 @@ def test_exported_weights_load_in_transformers_with_the_classes_names(
     recipe = {"benchmark": "glue", "recipe": {"model": asdict(CONFIG)}}
     (run / "config.json").write_text(json.dumps(recipe))
     if labels is not None:
-        (run / "manifest.json").write_text(json.dumps({"extras": {"labels": labels}}))
+        manifest = {"files": None, "extras": {"labels": labels}}
+        (run / "manifest.json").write_text(json.dumps(manifest))
     assert main(["export-weights", str(run), "--output", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["architecture"] == "BertForSequenceClassification"
