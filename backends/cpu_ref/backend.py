@@ -110,7 +110,7 @@ class CpuRef(Backend):
         )
 
     def ran_out(self, error: BaseException) -> bool:
-        return host_memory_ran_out(error)
+        return super().ran_out(error) or host_memory_ran_out(error)
 
     def build_ops(self, kernels: str, precision: str) -> Ops:
         if kernels == "plain":

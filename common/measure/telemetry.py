@@ -32,7 +32,8 @@ PROMPT_S = 0.1
 """Longest wait for one while time counts; a sensor that once takes longer is never waited for."""
 BLUR = 0.05
 """Share of the windows' seconds by which the readings at their ends may differ in what they took:
-no one knows when within its reading a counter was read."""
+no one knows when within its reading a counter was read. Up to PROMPT_S counters differ by
+themselves, since they are updated some ten times a second."""
 
 
 class Sampler:
@@ -203,7 +204,8 @@ class Sampler:
             late = last if end not in exact else last - 1
             sooner = max(self._took[max(0, early) : first + 1], default=0.0)
             later = max(self._took[max(0, last - 1) : late + 1], default=0.0)
-            blur, total = blur + abs(later - sooner), total + end - begin
+            apart = abs(later - sooner)
+            blur, total = blur + apart * (apart > PROMPT_S), total + end - begin
         return blur > BLUR * total
 
     def _slices(self) -> list[tuple[int, int]]:

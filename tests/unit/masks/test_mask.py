@@ -172,9 +172,9 @@ def write(path: Path, **changes: object) -> None:
         ({"layers": [[]]}, "not a list of lists"),
         ({"layers": []}, "1 to 4096 layers"),
         ({"layers": [["no"]]}, "unknown pattern 'no'"),
-        ({"layers": [[{"bits": "0"}]]}, "no pattern, bits or offsets"),
-        ({"layers": [[1]]}, "no pattern, bits or offsets"),
-        ({"layers": [[{}]]}, "no pattern, bits or offsets"),
+        ({"layers": [[{"bits": "0"}]]}, "neither pattern nor bits nor offsets"),
+        ({"layers": [[1]]}, "neither pattern nor bits nor offsets"),
+        ({"layers": [[{}]]}, "neither pattern nor bits nor offsets"),
         ({"tensors": {"file": "../m.safetensors", "sha256": ""}}, "in the same folder"),
         ({"tensors": {"file": "m.safetensors", "sha256": "0"}}, "m.safetensors: No such file"),
         ({"tensors": []}, "name no file"),
@@ -205,7 +205,7 @@ def test_damaged_bits_are_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["layers"][0] = [{"offsets": "0"}]
     path.write_text(json.dumps(content))
-    with pytest.raises(BadInput, match="no pattern, bits or offsets"):
+    with pytest.raises(BadInput, match="neither pattern nor bits nor offsets"):
         AttentionMask.load(path)
     path.write_text("[" * 500 + "]" * 500)
     with pytest.raises(BadInput, match="nested too deeply"):

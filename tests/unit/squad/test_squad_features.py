@@ -208,7 +208,7 @@ GOOD = {"id": "x", "question": "q", "answers": [{"text": "two", "answer_start": 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": 7.5}, r"article 1 \(T\), paragraph 1, question 1 has no text 'id'"),
+        ({"id": 7.5}, r"article 1 \(T\), paragraph 1, question 1: its id is 7.5"),
         ({"question": None}, r"question 1 \(id x\) has no text 'question'"),
         ({"answers": None}, r"question 1 \(id x\) has no list of answers with a text"),
         ({"answers": []}, r"has 0 answers, training needs exactly 1.*version_2_with_negative"),
