@@ -9,6 +9,7 @@ import os
 import signal
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -351,6 +352,20 @@ def test_a_signal_saves_and_interrupts(tmp_path, number):
     assert seen.saved == [out.progress.step] and out.progress.step in (4, 5)
     assert seen.stops[-1][2] == "aborted"
     assert signal.getsignal(number) is before
+
+
+def test_a_checkpoint_that_cannot_be_written_is_a_note(tmp_path, monkeypatch):
+    """Listing the folder fails, as with too many open files: the result does not need it."""
+    folder = Checkpoints(tmp_path)
+    monkeypatch.setattr(folder, "_prune", Mock(side_effect=OSError(24, "Too many open files")))
+    seen = Seen()
+    seen.said = []
+    seen.note = seen.said.append
+    plan = replace(PLAN, checkpoint_every_samples=24)
+    out = train(ToyTask(), backend=CpuRef(), world=ALONE, plan=plan, observers=[seen],
+                checkpoints=folder)  # fmt: skip
+    assert out.progress.step == 12 and not seen.saved
+    assert "no checkpoint of step 3: Too many open files" in seen.said
 
 
 class Half(CpuRef):
