@@ -30,7 +30,8 @@ class StepEvent:
     window_steps: int
     """Steps since the last StepEvent: the window of the rates below."""
     window_s: float
-    """Their seconds, synchronised at both ends, without evaluation and checkpoints."""
+    """Their seconds, synchronised at both ends, without evaluation and checkpoints; of several
+    ranks, those by which the slowest one's sum has grown."""
     sequences_per_second: float | None
     real_tokens_per_second: float | None
     padded_tokens_per_second: float | None
