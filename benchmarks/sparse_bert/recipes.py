@@ -36,7 +36,7 @@ class SparseRecipe(PretrainingRecipe):
     heads (SparseBERT's --lamb)."""
     target_sparsity: float | None = None
     """Instead of lamb: the sparsity ratio that a search is to meet, 1 - kept / n^2."""
-    target_weight: float = 50.0
+    target_weight: float = 0.1
     """Penalty of a search for each unit of distance from target_sparsity."""
     search_block: int = 1
     """Learn blocks of this many tokens a side, or bands of this many distances."""

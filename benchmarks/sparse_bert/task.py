@@ -51,6 +51,7 @@ class BertForSearch(BertForPreTraining):
                 end=recipe.search_end_temperature,
                 steps=recipe.max_steps,
             ),
+            ratio=recipe.target_sparsity,
             rate=recipe.search_rate,
             seed=seed,
         )
@@ -91,8 +92,7 @@ class SearchTask(PretrainingTask):
         if recipe.lamb is not None:
             penalty = self._search.penalty(recipe.lamb)
         else:
-            assert recipe.target_sparsity is not None
-            penalty = self._search.hinge(recipe.target_sparsity, weight=recipe.target_weight)
+            penalty = self._search.hinge(recipe.target_weight)
         return loss + penalty * (count / step.num_samples), self._with(sums, penalty, count)
 
     def eval_sums(self, model: nn.Module, batch: PretrainingBatch) -> Tensor:
@@ -101,7 +101,7 @@ class SearchTask(PretrainingTask):
 
     def _with(self, sums: Tensor, penalty: Tensor, count: int) -> Tensor:
         """Return ``sums`` [6] with penalty [] and density for each of ``count`` sequences, [8]."""
-        own = torch.stack([penalty.detach().float(), self._search.density().detach()])
+        own = torch.stack([penalty.detach().float(), self._search.density()])
         return torch.cat([sums, own * count])
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

@@ -13,6 +13,13 @@ from bertbench.common.config.launched import check_alone, ranks
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput
 
+EXAMPLES = {
+    "repeat": "6 -- run mini",
+    "scale": "--devices 1,2 -- run mini",
+    "importance": "-- run mini --init_checkpoint model.safetensors",
+}
+"""Verb -> how its words may look."""
+
 
 def split_words(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split at ``--`` into the verb's arguments and ``run RECIPE [flags]``."""
@@ -28,10 +35,7 @@ def split_words(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
 def run_words(verb: str, words: Sequence[str]) -> list[str]:
     """Return ``words`` if they are a run; raises BadInput with an example."""
     if len(words) < 2 or words[0] != "run" or words[1].startswith("-"):
-        raise BadInput(
-            f"give the run after --, for example: "
-            f"bertbench {verb} {'6' if verb == 'repeat' else '--devices 1,2'} -- run mini"
-        )
+        raise BadInput(f"give the run after --, for example: bertbench {verb} {EXAMPLES[verb]}")
     return list(words)
 
 
@@ -43,11 +47,11 @@ def settings_of(words: Sequence[str]) -> Settings:
     """
     check_alone()
     if ranks().size > 1:
-        raise BadInput("repeat and scale start the processes themselves: unset WORLD_SIZE and RANK")
+        raise BadInput("this verb starts its own processes: unset WORLD_SIZE and RANK")
     settings = resolve(words[1], words[2:])
     for flag in ("resume", "dry_run"):
         if getattr(settings.run, flag):
-            raise BadInput(f"--{flag} cannot be combined with repeat or scale")
+            raise BadInput(f"--{flag} is of a single run: leave it out")
     return settings
 
 

@@ -38,6 +38,7 @@ _TABLE = (
     ("score", "squad", "Compute EM and F1 of a SQuAD predictions file"),
     ("data", "VERB", "Prepare, pack or check training data"),
     ("masks", "[--pattern P]", "Count and draw masks of sparse attention"),
+    ("importance", "-- run ...", "Score a model without the keys of each distance"),
     ("repeat", "N -- run ...", "Repeat a run in new processes with consecutive seeds"),
     ("scale", "-- run ...", "Measure throughput and efficiency on 1, 2, 4, 8 devices"),
     ("compare", "A B", "Compare two groups of runs: ratio, interval, significance"),

@@ -3,8 +3,9 @@
 
 Each cell of a mask has a logit, and is kept with the probability sigmoid(logit). A cell is a
 distance abs(i - j) or a band of them (structured, DAM_s), or an entry or a block (unstructured,
-DAM_u). Training samples the cells (Gumbel-sigmoid, straight-through); evaluation and export keep a
-cell where its logit is above 0. Shapes: L layers (1: shared), H heads, n tokens, C cells.
+DAM_u). Training samples the cells (Gumbel-sigmoid, straight-through). Evaluation and export keep a
+cell where its logit is above 0, or with a target sparsity the most probable cells that meet it.
+Shapes: L layers (1: shared), H heads, n tokens, C cells.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class MaskSearch(nn.Module):
         window: int | None = None,
         globals: Sequence[int] = (),
         temperature: Temperature | None = None,
+        ratio: float | None = None,
         rate: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -87,8 +89,9 @@ class MaskSearch(nn.Module):
 
         ``symmetric`` is of unstructured masks. Protected from being dropped: the ``window``
         neighbours of each side (0: the diagonal; None: none) and rows and columns of ``globals``
-        ([CLS] is 0; that of [SEP] differs between sequences, length - 1 in the longest). Logits
-        move at ``rate`` times the optimizer's learning rate.
+        ([CLS] is 0; that of [SEP] differs between sequences, length - 1 in the longest). ``ratio``
+        is the target sparsity, which ``hinge`` and ``export`` meet. Logits move at ``rate`` times
+        the optimizer's learning rate.
         """
         super().__init__()
         if not 1 < length <= MAX_LENGTH or min(heads, layers, block) < 1 or block > length:
@@ -100,6 +103,9 @@ class MaskSearch(nn.Module):
             raise BadInput(f"global tokens {list(globals)} must be from 0 to {length - 1}")
         self.length, self.structured, self.seed, self.rate = length, structured, seed, rate
         self.temperature = temperature or Temperature()
+        if ratio is not None and not 0 <= ratio < 1:
+            raise BadInput(f"the target sparsity ratio is {ratio}: it must be from 0 to below 1")
+        self.ratio = ratio
         at = torch.arange(length)
         distance = (at[:, None] - at).abs()
         i, j = at[:, None] // block, at // block
@@ -137,8 +143,8 @@ class MaskSearch(nn.Module):
     def forward(self) -> Tensor:
         """Return the mask, float32 [L, H, n, n] of zeros and ones.
 
-        In training it is a sample whose gradient is that of the soft one; in evaluation, the cells
-        with logits above 0.
+        In training it is a sample whose gradient is that of the soft one; in evaluation, what
+        ``export`` gives.
         """
         mask = self._keep()[..., self.cells]
         return torch.where(self.always, torch.ones((), device=mask.device), mask)
@@ -158,10 +164,22 @@ class MaskSearch(nn.Module):
         """Return the cells that are kept, float32 [L, H, C]: no query is left without a key."""
         if self.training:
             tau = self.temperature.at(int(self.step))
-            keep = straight_through(self.logits.float(), self.noise(), tau)
-        else:
-            keep = (self.logits > 0).float()
-        return self._completed(keep)
+            return self._completed(straight_through(self.logits.float(), self.noise(), tau))
+        return self._completed(self._chosen())
+
+    @torch.no_grad()
+    def _chosen(self) -> Tensor:
+        """Return the cells that evaluation keeps, float32 [L, H, C], before ``_completed``."""
+        if self.ratio is None:
+            return (self.logits > 0).float()
+        masks = self._shape[0] * self._shape[1]
+        fixed = self.always.sum() + (self.counts * self.protected).sum()
+        budget = masks * ((1 - self.ratio) * self.length**2 - fixed)
+        sizes = (self.counts * ~self.protected).expand(self._shape).flatten()
+        order = self.logits.flatten().argsort(descending=True, stable=True)
+        keep = torch.zeros_like(sizes)
+        keep[order] = (sizes[order].double().cumsum(0) <= budget).float()
+        return keep.view(self._shape)
 
     def _completed(self, keep: Tensor) -> Tensor:
         """Return ``keep`` [L, H, C] with the cells that must be, gradients unchanged: [L, H, C].
@@ -188,38 +206,35 @@ class MaskSearch(nn.Module):
         The value is the reference's (--lamb), also in fp16, where its own overflows. The gradient
         is that of the expected mask, so that it reaches every cell, not only those sampled on.
         """
-        return lamb * self._replaced(self._keep())
+        with torch.autocast(self.scores.device.type, enabled=False):
+            expected = self._entries(torch.sigmoid(self.logits.float()))
+            kept = self._entries(self._keep().detach())
+            return lamb * (kept + (expected - expected.detach()))
 
-    def hinge(self, ratio: float, *, weight: float = 1.0, tolerance: float = 0.002) -> Tensor:
-        """Return ``weight`` x the distance of the sparsity ratio from ``ratio``, float32 [].
+    def hinge(self, weight: float = 1.0) -> Tensor:
+        """Return ``weight`` x the distance of the expected sparsity from ``ratio``, float32 [].
 
-        It counts the mask that evaluation and ``export`` give, and is 0 within ``tolerance``. Wang
-        et al. 2022 penalise too dense masks only; this one meets the ratio from both sides, for
-        comparisons at equal sparsity, once the learning rate has decayed. Raises BadInput for a
-        ratio that no mask has.
+        Samples then have the target's sparsity, on average, and so has ``export``. Wang et al. 2022
+        penalise too dense masks only; this one comes from both sides, for comparisons at equal
+        sparsity. Raises BadInput without a ``ratio``.
         """
-        if not 0 <= ratio < 1:
-            raise BadInput(f"the target sparsity ratio is {ratio}: it must be from 0 to below 1")
-        away = self.density() - (1 - ratio)
-        return weight * (away.abs() - tolerance).clamp(min=0)
+        if self.ratio is None:
+            raise BadInput("a search without a target sparsity has no distance from it")
+        with torch.autocast(self.scores.device.type, enabled=False):
+            expected = self._entries(torch.sigmoid(self.logits.float()))
+        density = expected / (self._shape[0] * self._shape[1] * self.length**2)
+        return weight * (density - (1 - self.ratio)).abs()
 
+    @torch.no_grad()
     def density(self) -> Tensor:
-        """Return nnz / n^2 of the mask that ``export`` gives, the mean of layers and heads, [].
+        """Return nnz / n^2 of what ``export`` gives, the mean of layers and heads, float32 []."""
+        kept = self._entries(self._completed(self._chosen()))
+        return kept / (self._shape[0] * self._shape[1] * self.length**2)
 
-        Its gradient is that of the expected mask.
-        """
-        kept = self._completed((self.logits > 0).float())
-        heads = self._shape[0] * self._shape[1]
-        return self._replaced(kept) / (heads * self.length**2)
-
-    def _replaced(self, keep: Tensor) -> Tensor:
-        """Return the entries of ``keep`` [L, H, C], with the gradient of the expected ones, []."""
-        with torch.autocast(keep.device.type, enabled=False):
-            keep = keep.detach()
-            open_ = self.counts * ~self.protected
-            expected = (torch.sigmoid(self.logits.float()) * open_).sum()
-            per_head = self.always.sum() * (keep.shape[0] * keep.shape[1])
-            return (keep * self.counts).sum() + per_head + (expected - expected.detach())
+    def _entries(self, keep: Tensor) -> Tensor:
+        """Return the entries of cells kept with probabilities ``keep`` [L, H, C], float32 []."""
+        own = torch.where(self.protected, torch.ones_like(keep), keep) * self.counts
+        return own.sum() + self.always.sum() * (keep.shape[0] * keep.shape[1])
 
     # -- results ----------------------------------------------------------------------------------
     @torch.no_grad()
@@ -233,13 +248,6 @@ class MaskSearch(nn.Module):
         bands = self.structured and not bool(self.always.any())
         rows: list[list[Head]] = [[head[0] if bands else head for head in layer] for layer in mask]
         return AttentionMask(rows)
-
-    def sparsity_ratio(self) -> float:
-        """Return 1 - nnz / n^2 of the mask that ``export`` gives, the mean over layers and heads.
-
-        Padding is ignored.
-        """
-        return self.export().sparsity_ratio(self.length)
 
 
 def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from string import ascii_lowercase
 
 from markupsafe import Markup, escape
@@ -276,6 +277,15 @@ def _svg(ident: str, title: str, desc: str, height: int, parts: Sequence[str]) -
         f'aria-labelledby="{ident}-t {ident}-d"><title id="{ident}-t">{escape(title)}</title>'
         f'<desc id="{ident}-d">{escape(desc)}</desc>{"".join(parts)}</svg>'
     )
+
+
+def standalone(plot: Plot) -> str:
+    """Return a plot as an SVG file of its own, with the style that a report's page has."""
+    css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    start, _, rest = str(plot.svg).partition(">")
+    start = start.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    ground = 'width="100%" height="100%" fill="var(--paper)"'
+    return f"{start}><style>{css}</style><rect {ground}/>{rest}\n"
 
 
 def _told_apart(series: Sequence[Series]) -> list[Series]:

@@ -68,8 +68,8 @@ def test_the_penalty_is_one_for_the_step_however_it_is_split(penalty: tuple[str,
     if penalty:
         assert first["penalty"] == pytest.approx(1e-3 * float(search().detach().sum()))
     else:
-        away = abs(float(search.density().detach()) - 0.1) - 0.002
-        assert first["penalty"] == pytest.approx(50 * away)
+        weight = task.recipe.target_weight
+        assert first["penalty"] == pytest.approx(float(search.hinge(weight).detach()))
     ratio = task.mask_now().sparsity_ratio(16)
     assert first["sparsity_ratio"] == pytest.approx(ratio, abs=1e-6)
 

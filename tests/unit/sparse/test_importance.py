@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which keys matter: the closed entries, the printed scores, the picture, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from bertbench.common.cli.importance import _without, draw
+from bertbench.common.cli.main import main
+from bertbench.common.model.bert import Layer
+from bertbench.common.model.config import BertConfig
+from bertbench.common.model.ops import Ops
+
+ROWS = [
+    {"closed": "", "score": 0.5}, {"closed": "0", "score": 0.49}, {"closed": "3", "score": 0.3},
+    {"closed": "[CLS]", "score": 0.45},
+]  # fmt: skip
+
+
+def task(mask: torch.Tensor | None) -> SimpleNamespace:
+    config = BertConfig(
+        vocab_size=19, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=8,
+    )  # fmt: skip
+    layer = Layer(config, Ops())
+    layer.attention_mask = mask
+    recipe = SimpleNamespace(max_seq_length=6)
+    return SimpleNamespace(model=torch.nn.ModuleList([layer]), recipe=recipe)
+
+
+def test_each_distance_is_closed_once_and_no_query_is_left_without_a_key() -> None:
+    found = dict(_without(task(None), [0, 2, 9]))  # type: ignore[arg-type]
+    assert list(found) == ["", "0", "2", "[CLS]"]
+    assert found[""] == [None]
+    at = torch.arange(6)
+    distance = (at[:, None] - at).abs()
+    for label in ("0", "2"):
+        assert torch.equal(found[label][0][0], distance != int(label))
+    cls = found["[CLS]"][0][0]
+    assert cls[1:, 1:].all()
+    assert not cls[1:, 0].any()
+    assert cls[0, 1:].all()
+    band = (distance <= 1)[None]
+    narrow = dict(_without(task(band & (distance != 1)), [0]))  # type: ignore[arg-type]
+    assert torch.equal(narrow["0"][0], torch.eye(6, dtype=torch.bool)[None]), "all that is left"
+
+
+def test_scores_are_drawn_over_distance() -> None:
+    picture = draw(ROWS, "mlm_accuracy")
+    tree = ElementTree.fromstring(picture)
+    assert tree.tag == "{http://www.w3.org/2000/svg}svg"
+    text = " ".join(tree.itertext())
+    assert "nothing closed" in text
+    assert "[CLS] closed" in text
+    assert len(re.findall(r'class="m ', picture)) == 2
+
+
+def test_a_run_s_weights_are_scored(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny: list[str]
+) -> None:
+    flags = [*tiny, "--data", str(prepared)]
+    run = ["run", "mini", *flags, "--output_dir", str(tmp_path), "--json"]
+    assert main([*run, "--num_samples_per_checkpoint", "96"]) == 0
+    record = Path(json.loads(capsys.readouterr().out)["record"])
+    (weights,) = record.glob("checkpoints/*/model.safetensors")
+    picture = tmp_path / "importance.svg"
+    own = ["importance", "--json", "--distances", "0-1,3", "--plot", str(picture), "--"]
+    assert main([*own, "run", "mini", *flags, "--init_checkpoint", str(weights)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["closed"] for row in found["rows"]] == ["", "0", "1", "3", "[CLS]"]
+    recorded = json.loads((record / "manifest.json").read_text())["metrics"]
+    accuracy = next(m["value"] for m in recorded if m["name"] == "mlm_accuracy")
+    assert found["metric"] == "mlm_accuracy"
+    assert found["rows"][0]["score"] == pytest.approx(accuracy)
+    assert len({row["loss"] for row in found["rows"]}) == 5, "each mask has taken effect"
+    assert picture.read_text().startswith("<svg xmlns")
+
+
+@pytest.mark.parametrize(
+    ("own", "run", "message"),
+    [
+        (["--distances", "1,x"], [], "give numbers and ranges"),
+        (["--plot", "a.png"], [], "ends in .svg"),
+        ([], [], "no important keys: give --init_checkpoint"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(
+    own: list[str], run: list[str], message: str, prepared: Path, tiny: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = ["importance", *own, "--", "run", "mini", *tiny, "--data", str(prepared), *run]
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
