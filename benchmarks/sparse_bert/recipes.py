@@ -38,6 +38,10 @@ class SparseRecipe(PretrainingRecipe):
     """Instead of lamb: the sparsity ratio that a search is to meet, 1 - kept / n^2."""
     target_weight: float = 0.1
     """Penalty of a search for each unit of distance from target_sparsity."""
+    search_start: float = 0.5
+    """Probability with which a search keeps each cell at first (the reference: a half)."""
+    search_ramp: float = 0.0
+    """Share of max_steps in which target_sparsity is approached."""
     search_block: int = 1
     """Learn blocks of this many tokens a side, or bands of this many distances."""
     search_window: int | None = None

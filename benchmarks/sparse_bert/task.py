@@ -52,6 +52,8 @@ class BertForSearch(BertForPreTraining):
                 steps=recipe.max_steps,
             ),
             ratio=recipe.target_sparsity,
+            start=recipe.search_start,
+            ramp=round(recipe.search_ramp * recipe.max_steps),
             rate=recipe.search_rate,
             seed=seed,
         )

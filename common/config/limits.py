@@ -109,6 +109,8 @@ RANGES = {
     "search_block": Range(1, 2**14),
     "search_window": Range(0, 2**14),
     "search_rate": _POSITIVE,
+    "search_start": Range(0.001, 0.999),
+    "search_ramp": _SHARE,
     "search_temperature": Range(0, 1e6, above=True, below=True),
     "search_end_temperature": Range(0, 1e6, above=True, below=True),
     # data and scores

@@ -11,6 +11,7 @@ Shapes: L layers (1: shared), H heads, n tokens, C cells.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,6 +83,8 @@ class MaskSearch(nn.Module):
         globals: Sequence[int] = (),
         temperature: Temperature | None = None,
         ratio: float | None = None,
+        start: float = 0.5,
+        ramp: int = 0,
         rate: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -90,8 +93,9 @@ class MaskSearch(nn.Module):
         ``symmetric`` is of unstructured masks. Protected from being dropped: the ``window``
         neighbours of each side (0: the diagonal; None: none) and rows and columns of ``globals``
         ([CLS] is 0; that of [SEP] differs between sequences, length - 1 in the longest). ``ratio``
-        is the target sparsity, which ``hinge`` and ``export`` meet. Logits move at ``rate`` times
-        the optimizer's learning rate.
+        is the target sparsity, which ``hinge`` and ``export`` meet. Cells are kept with the
+        probability ``start`` at first, and the target is approached in ``ramp`` steps. Logits move
+        at ``rate`` times the optimizer's learning rate.
         """
         super().__init__()
         if not 1 < length <= MAX_LENGTH or min(heads, layers, block) < 1 or block > length:
@@ -105,7 +109,9 @@ class MaskSearch(nn.Module):
         self.temperature = temperature or Temperature()
         if ratio is not None and not 0 <= ratio < 1:
             raise BadInput(f"the target sparsity ratio is {ratio}: it must be from 0 to below 1")
-        self.ratio = ratio
+        if not 0 < start < 1 or ramp < 0:
+            raise BadInput(f"cells start with a probability between 0 and 1, not {start}")
+        self.ratio, self.start, self.ramp = ratio, start, ramp
         at = torch.arange(length)
         distance = (at[:, None] - at).abs()
         i, j = at[:, None] // block, at // block
@@ -125,9 +131,9 @@ class MaskSearch(nn.Module):
             protected[entries[distance <= window]] = True
         counts = torch.bincount(entries[~always], minlength=count).float()
         generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(layers, heads, count, generator=generator) * _INIT_STD
-        self._shape = start.shape
-        self.scores = nn.Parameter(start.flatten() / rate)
+        drawn = torch.randn(layers, heads, count, generator=generator) * _INIT_STD
+        self._shape = drawn.shape
+        self.scores = nn.Parameter((drawn.flatten() + math.log(start / (1 - start))) / rate)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         for name, value in (
             ("cells", entries), ("counts", counts), ("protected", protected), ("always", always),
@@ -214,16 +220,19 @@ class MaskSearch(nn.Module):
     def hinge(self, weight: float = 1.0) -> Tensor:
         """Return ``weight`` x the distance of the expected sparsity from ``ratio``, float32 [].
 
-        Samples then have the target's sparsity, on average, and so has ``export``. Wang et al. 2022
-        penalise too dense masks only; this one comes from both sides, for comparisons at equal
-        sparsity. Raises BadInput without a ``ratio``.
+        Samples then have the target's sparsity, on average, and so has ``export``. In the first
+        ``ramp`` steps it is approached as in gradual pruning (Zhu and Gupta 2017: by the cube of
+        what is left). Wang et al. 2022 penalise too dense masks only; this one comes from both
+        sides, for comparisons at equal sparsity. Raises BadInput without a ``ratio``.
         """
         if self.ratio is None:
             raise BadInput("a search without a target sparsity has no distance from it")
         with torch.autocast(self.scores.device.type, enabled=False):
             expected = self._entries(torch.sigmoid(self.logits.float()))
         density = expected / (self._shape[0] * self._shape[1] * self.length**2)
-        return weight * (density - (1 - self.ratio)).abs()
+        left = max(0.0, 1 - int(self.step) / self.ramp) if self.ramp else 0.0
+        goal = 1 - self.ratio
+        return weight * (density - goal - (self.start - goal) * left**3).abs()
 
     @torch.no_grad()
     def density(self) -> Tensor:
