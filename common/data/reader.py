@@ -165,7 +165,8 @@ def _ask(verb: str, path: Path, **job: Any) -> Iterator[Any]:
     """Yield the child's answers about a file."""
     child, whole = _take(path), False
     try:
-        request = {"verb": verb, "path": str(path), "seconds": (COMPUTE_S, DEADLINE_S), **job}
+        request = {"verb": verb, "path": str(path), "folder": _folder(), **job}
+        request["seconds"] = COMPUTE_S, DEADLINE_S
         os.write(child.send.fileno(), json.dumps(request).encode() + b"\n")
         left = LARGEST_ANSWER[0]
         while "end" not in (answer := child.receive()):
@@ -192,6 +193,14 @@ def _ask(verb: str, path: Path, **job: Any) -> Iterator[Any]:
             _idle.append(child)
         else:
             child.close()
+
+
+def _folder() -> str | None:
+    """Return this process's folder; None where it is gone."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
 
 
 def _samples(child: _Child, described: dict[str, Any]) -> Samples:
@@ -221,6 +230,8 @@ def serve() -> None:
         request = json.loads(line)
         path = Path(request["path"])
         try:
+            if request["folder"] is not None:  # the parent's now, to which the path is relative
+                os.chdir(request["folder"])
             with contextlib.suppress(BrokenPipeError):
                 _answer(path, request, answers)
         except BadInput as error:

@@ -82,12 +82,10 @@ class MaskSearch(nn.Module):
         window: int | None = None,
         globals: Sequence[int] = (),
         temperature: Temperature | None = None,
-        ratio: float | None = None,
-        start: float = 0.5,
-        ramp: int = 0,
+        ratio: float | None = None, start: float = 0.5, ramp: int = 0,
         rate: float = 1.0,
         seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Set the cells: ``block`` x ``block`` entries, or as many distances where ``structured``.
 
         ``symmetric`` is of unstructured masks. Protected from being dropped: the ``window``
@@ -114,15 +112,7 @@ class MaskSearch(nn.Module):
         self.ratio, self.start, self.ramp = ratio, start, ramp
         at = torch.arange(length)
         distance = (at[:, None] - at).abs()
-        i, j = at[:, None] // block, at // block
-        side = -(-length // block)
-        if structured:
-            entries = distance // block
-        elif symmetric:
-            low, high = torch.minimum(i, j), torch.maximum(i, j)
-            entries = low * side - low * (low - 1) // 2 + high - low  # of the upper triangle
-        else:
-            entries = i * side + j
+        entries = _cells(length, block, structured=structured, symmetric=symmetric)
         count = int(entries.max()) + 1
         always = torch.zeros(length, length, dtype=torch.bool)
         always[list(globals)] = always[:, list(globals)] = True
@@ -257,6 +247,19 @@ class MaskSearch(nn.Module):
         bands = self.structured and not bool(self.always.any())
         rows: list[list[Head]] = [[head[0] if bands else head for head in layer] for layer in mask]
         return AttentionMask(rows)
+
+
+def _cells(length: int, block: int, *, structured: bool, symmetric: bool) -> Tensor:
+    """Return the cell of each entry of a mask, int64 [n, n] from 0."""
+    at = torch.arange(length)
+    if structured:
+        return (at[:, None] - at).abs() // block
+    i, j = at[:, None] // block, at // block
+    side = -(-length // block)
+    if not symmetric:
+        return i * side + j
+    low, high = torch.minimum(i, j), torch.maximum(i, j)
+    return low * side - low * (low - 1) // 2 + high - low  # of the upper triangle
 
 
 def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:

@@ -75,6 +75,9 @@ def check_bertbench(words: list[str]) -> None:
     assert verb in VERBS
     if verb in ("run", "describe"):
         assert rest[0] in presets()
+        if "--config_name" in rest:  # which is read at once, and an earlier command would make
+            at = rest.index("--config_name")
+            rest = rest[:at] + rest[at + 2 :]
         resolve(rest[0], rest[1:])
         return
     own = rest[: rest.index("--")] if "--" in rest else rest

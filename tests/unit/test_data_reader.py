@@ -64,6 +64,15 @@ def test_the_child_reads_what_is_there(tmp_path: Path, layout: str) -> None:
     assert len(reader._idle) == 1  # one process served all
 
 
+def test_relative_names_are_of_the_folder_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_fixed_slowly(tmp_path / "a.hdf5", plain_samples(3))
+    assert count(tmp_path / "a.hdf5") == 3  # the child runs now, in another folder
+    monkeypatch.chdir(tmp_path)
+    assert count(Path("a.hdf5")) == 3
+
+
 def test_bytes_are_compared_first(tmp_path: Path) -> None:
     path = tmp_path / "part_0"
     path.write_bytes(b"whatever")
