@@ -107,18 +107,8 @@ def lines(
             f'height="{base - _TOP}"/>'
         )
     out += [f'<path class="mark" d="M{h(at):.1f} {_TOP}V{base}"/>' for at in marks]
-    taken = []
-    for i, (value, label) in enumerate(targets):
-        at, odd = v(float(value)), i % 2  # two targets may lie close to each other
-        low = at + (15 if at < _TOP + 14 else -5)
-        edge = _WIDTH - _RIGHT - 4 - 7.5 * len(str(label)) if odd else _LEFT + 6.0
-        taken.append((edge, low - 12, edge + 7.5 * len(str(label)), low + 2))
-        taken.append((_LEFT, at - 1, _WIDTH, at + 1))
-        side = f'x="{_WIDTH - _RIGHT - 4 if odd else _LEFT + 6}"' + odd * ' class="end"'
-        out.append(
-            f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text {side} '
-            f'y="{low:.1f}">{escape(label)}</text></g>'
-        )
+    drawn, taken = _targets(targets, v)
+    out += drawn
     ends = [end for _, end in windows]
     out += [_series(one, points, h, v, ends) for one, points in thin]
     named = [(one, p) for one, points in thin for p in points if one.names]
@@ -269,6 +259,23 @@ def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequen
         x, y = points[-1]
         out.append(f'<text x="{h(x) - 8:.1f}" y="{v(y) - 7:.1f}">{escape(one.tag)}</text>')
     return "".join((*out, "</g>"))
+
+
+def _targets(targets: Sequence[Point | tuple[float, str]], v: Axis) -> tuple[list[str], list[_Box]]:
+    """Return horizontal lines with their labels, and the boxes of both."""
+    out, boxes = [], []
+    for i, (value, label) in enumerate(targets):
+        at, odd = v(float(value)), i % 2  # two targets may lie close to each other
+        low, width = at + (15 if at < _TOP + 14 else -5), 7.5 * len(str(label))
+        x = _WIDTH - _RIGHT - 4 if odd else _LEFT + 6
+        left = x - odd * width
+        boxes += [(left, low - 12, left + width, low + 2), (_LEFT, at - 1, _WIDTH, at + 1)]
+        side = f'x="{x}"' + odd * ' class="end"'
+        out.append(
+            f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text {side} '
+            f'y="{low:.1f}">{escape(label)}</text></g>'
+        )
+    return out, boxes
 
 
 def _names(

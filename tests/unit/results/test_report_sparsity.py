@@ -87,7 +87,7 @@ def test_names_are_of_patterns_files_facts_and_goals(tmp_path: Path) -> None:
     file["sparsity_ratio"] = 0.9
     record(tmp_path, facts={})
     record(tmp_path, "star")
-    record(tmp_path, "/home/somebody/masks/dam_s.json", facts={"attention_mask": file})
+    record(tmp_path, "somebody/masks/dam_s.json", facts={"attention_mask": file})
     record(tmp_path, "x.json", facts={"attention_mask": file | {"name": "DAM\x07_s"}})
     record(tmp_path, recipe=SEARCH, facts={"mask_search": {"length": 128, "sparsity_ratio": 0.89}})
     record(tmp_path, recipe=SEARCH | {"target_sparsity": None, "lamb": 1e-4})
