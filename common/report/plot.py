@@ -107,15 +107,13 @@ def lines(
             f'height="{base - _TOP}"/>'
         )
     out += [f'<path class="mark" d="M{h(at):.1f} {_TOP}V{base}"/>' for at in marks]
-    drawn, taken = _targets(targets, v)
-    out += drawn
+    goals, taken = _targets(targets, v)
     ends = [end for _, end in windows]
-    out += [_series(one, points, h, v, ends) for one, points in thin]
+    out += [*goals, *(_series(one, points, h, v, ends) for one, points in thin)]
     named = [(one, p) for one, points in thin for p in points if one.names]
     names = _names(named, h, v, taken)
-    out += names
-    if len(names) < len(named):
-        note = f"{note} Names that would overlap are only in the values below.".strip()
+    left_out = " Names that would overlap are only in the values below."
+    note = f"{note}{left_out * (len(names) < len(named))}".strip()
     kept = sum(len(points) for _, points in thin)
     total = sum(len(s.points) for s in series)
     if kept < total:
@@ -124,7 +122,7 @@ def lines(
         id=ident,
         title=title,
         desc=desc,
-        svg=_svg(ident, title, desc, height, out),
+        svg=_svg(ident, title, desc, height, [*out, *names]),
         legend=_legend([s for s, _ in thin]),
         columns=(x, *(s.label for s, _ in thin)),
         rows=_values([points for _, points in thin]),
