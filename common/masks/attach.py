@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bertbench.common.config.recipe import Recipe
@@ -24,7 +26,7 @@ _LAYERS = "layers"
 """In a checkpoint: the layers' heads as JSON, beside the arrays that they name."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RecipeMask:
     """An attention mask for sequences of up to ``length`` tokens."""
 
@@ -58,6 +60,26 @@ class RecipeMask:
                 bits = self.mask.layer(at, self.length)
                 made[at] = torch.from_numpy(bits).to(device)
             layer.attention_mask = made[at]
+        _ = self._left_out  # now, not within the timed window
+
+    def left_out(self, lengths: Sequence[int], *, layers: int, heads: int) -> int:
+        """Return the scores that a model leaves out of sequences of ``lengths`` tokens."""
+        shared = layers // len(self.mask.layers) * (heads // self.mask.heads)
+        return int(self._left_out[list(lengths)].sum()) * shared
+
+    @cached_property
+    def _left_out(self) -> NDArray[np.int64]:
+        """int64 [length + 1]: of a sequence of n tokens, over all layers and heads of the mask."""
+        length, heads = self.length, self.mask.heads
+        at = np.arange(length)
+        corner = np.maximum.outer(at, at).ravel()  # entry [i, j] is in sequences longer than this
+        found = np.zeros(length + 1, np.int64)
+        for index in range(len(self.mask.layers)):
+            bits = self.mask.layer(index, length)
+            dropped = (len(bits) - bits.sum(0)).ravel()
+            by_corner = np.bincount(corner, dropped, minlength=length)
+            found[1:] += by_corner.cumsum().astype(np.int64) * (heads // len(bits))
+        return found
 
     def kernels(self, ops: Ops) -> dict[str, str]:
         """Return the kernels of ``ops`` with the one that computes masked attention."""

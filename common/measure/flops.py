@@ -5,6 +5,9 @@ They count the matrix products of real tokens (a multiplication and an addition 
 and twice that for the backward pass. Padding, recomputation, dropout, norms, softmax and the
 optimizer do not count: a faster implementation must not score lower. Megatron-LM and PaLM define
 MFU in the same way, but count full-length sequences.
+
+They are dense-equivalent: an attention mask changes nothing. The effective FLOPs are without the
+scores that it leaves out.
 """
 
 from __future__ import annotations
@@ -42,3 +45,12 @@ def encoder_flops(config: BertConfig, lengths: Sequence[int]) -> int:
     linear = 2 * hidden * (4 * hidden + 2 * inner)
     attention = 4 * hidden * sum(length * length for length in lengths)
     return config.num_hidden_layers * (linear * sum(lengths) + attention)
+
+
+def scores_flops(config: BertConfig, scores: int) -> int:
+    """Return the FLOPs of one training pass for attention scores, each of one head.
+
+    Forward they are a query times a key, and the score times a value.
+    """
+    size = config.hidden_size // config.num_attention_heads
+    return (1 + BACKWARD) * 4 * size * scores

@@ -56,6 +56,7 @@ def _rate(unit: str, definition: str) -> _Shared:
 
 
 _TIMED = "the timed window: training only, evaluations and checkpoints excluded"
+_USED = "model_flops_per_second (with an attention mask effective_flops_per_second)"
 
 SHARED: dict[str, _Shared] = {
     "time_to_target_s": _time("run_start to run_stop of a run that reached its target"),
@@ -103,13 +104,18 @@ SHARED: dict[str, _Shared] = {
         "FLOP/s",
         f"matrix products of real tokens that training needs, forward and twice that for the "
         f"backward pass, heads only where they are needed (common/measure/flops.py, version 1), "
-        f"in {_TIMED} / its seconds",
+        f"in {_TIMED} / its seconds; dense-equivalent: with an attention mask, the FLOPs that the "
+        f"dense model would need",
     ),
-    "mfu": _rate("1", "model_flops_per_second / (dense peak rate x devices)"),
+    "effective_flops_per_second": _rate(
+        "FLOP/s",
+        f"model FLOPs without the attention scores that the mask leaves out, counted for each "
+        f"layer, head and sequence at its length, in {_TIMED} / its seconds; only with a mask",
+    ),
+    "mfu": _rate("1", f"{_USED} / (dense peak rate x devices)"),
     "mfu_calibrated": _rate(
         "1",
-        "model_flops_per_second / (best matrix product that `bertbench calibrate` measured x "
-        "devices)",
+        f"{_USED} / (best matrix product that `bertbench calibrate` measured x devices)",
     ),
     "peak_memory_bytes": _Shared(
         "bytes", "lower", "none", "per-device", "largest over the devices of the peak of each"

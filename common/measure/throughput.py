@@ -20,7 +20,9 @@ class Window(NamedTuple):
     real_tokens: int = 0
     padded_tokens: int = 0
     model_flops: int = 0
-    """See common/measure/flops.py."""
+    """Dense-equivalent; see common/measure/flops.py."""
+    effective_flops: int = 0
+    """Without the scores that the attention mask leaves out; 0 without a mask."""
     seconds: float = 0.0
 
     def _rate(self, count: int) -> float | None:
@@ -43,6 +45,10 @@ class Window(NamedTuple):
     @property
     def model_flops_per_second(self) -> float | None:
         return self._rate(self.model_flops)
+
+    @property
+    def effective_flops_per_second(self) -> float | None:
+        return self._rate(self.effective_flops)
 
 
 class _Sampler(Protocol):
@@ -98,10 +104,11 @@ class RateMeter:
         real_tokens: int = 0,
         padded_tokens: int = 0,
         model_flops: int = 0,
+        effective_flops: int = 0,
     ) -> None:
         """Count a step's work, issued since ``start`` or ``resume``, without synchronising."""
         assert self.running, "add() of a meter that is not running"
-        work = Window(1, samples, real_tokens, padded_tokens, model_flops)
+        work = Window(1, samples, real_tokens, padded_tokens, model_flops, effective_flops)
         self._lap = _plus(self._lap, work)
 
     def pause(self) -> None:

@@ -45,7 +45,8 @@ def utilisation(
     """Return ``mfu`` (one metric per source if they disagree) and ``mfu_calibrated``.
 
     Args:
-        flops_per_second: model FLOPs of all devices; None: no metrics.
+        flops_per_second: model FLOPs of all devices, with an attention mask the effective ones;
+            None: no metrics.
         peaks: of one device, from differing sources; empty: no ``mfu``.
     """
     if flops_per_second is None:

@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bertbench.common.report.plot import REFERENCE, STYLES
+from bertbench.common.results.attention import Attention, attention
 from bertbench.common.results.comparable import FINISHED
 from bertbench.common.results.result import RUNNING
 from bertbench.common.results.statistics import Interval, median, median_interval
@@ -25,6 +26,8 @@ from bertbench.common.results.store import Result
 OF_ALL = ("e2e_time_s", "run_time_s", "eval_s", "data_wait_s", "checkpoint_s", "energy_j")
 """Amounts of a whole run; of a resumed one they are only of its last part."""
 FILTERS = ("benchmark", "backend", "precision")
+MASKS = frozenset(("attention_mask", "search", "lamb", "target_sparsity"))
+"""Values of a recipe that the name of its attention states."""
 FULL = ("tf32", "fp32", "fp64")
 """Full precision in DeepLearningExamples' tables; every other stated one is mixed."""
 
@@ -135,6 +138,21 @@ class Entry:
         """The entry's name in legends."""
         return f"{self.workload}, {self.device}, {self.precision}"
 
+    @cached_property
+    def attention(self) -> Attention:
+        """The attention that its runs have in common."""
+        return attention(self.first)
+
+    @property
+    def sparsity(self) -> float | None:
+        """The sparsity ratio in %, median over the runs; of a published row as stated."""
+        if not self.measured:
+            stated = self.first.metrics.get("sparsity")
+            return float(stated["value"]) if stated and stated["unit"] == "%" else None
+        found = [attention(r).sparsity_ratio for r in self.results]
+        known = [100 * ratio for ratio in found if ratio is not None]
+        return median(known) if known else None
+
     @property
     def tags(self) -> dict[str, str]:
         """The values that the filters select by."""
@@ -231,9 +249,9 @@ def entries(results: Iterable[Result]) -> list[Entry]:
     recipes: dict[tuple[Any, ...], dict[str, Any]] = defaultdict(dict)
     for key, some in runs.items():
         for r in some:
-            recipe = r.config.get("recipe")
+            recipe = recipe_of(r)
             recipes[key[:3]][json.dumps(recipe, sort_keys=True)] = recipe
-    changed = {key: _differing(some.values()) for key, some in recipes.items()}
+    changed = {key: differing(some.values()) for key, some in recipes.items()}
     found: list[Entry] = []
     styles: Counter[tuple[Any, ...]] = Counter()  # by recipe, as the plots are
     for key in sorted(runs, key=str):
@@ -260,7 +278,15 @@ def _settings(r: Result, *, precision: bool = True) -> str:
     impl = mapping(r.config.get("impl"))
     if not precision:
         impl = {k: v for k, v in impl.items() if k != "precision"}
-    return json.dumps([r.config.get("recipe"), impl], sort_keys=True)
+    return json.dumps([recipe_of(r), impl], sort_keys=True)
+
+
+def recipe_of(r: Result) -> dict[str, Any]:
+    """Return the recipe's values, with the content of an attention mask, not its file's name."""
+    recipe = dict(mapping(r.config.get("recipe")))
+    if recipe.get("attention_mask") is not None:
+        recipe["attention_mask"] = attention(r).key
+    return recipe
 
 
 def _unprecise(key: tuple[Any, ...], r: Result) -> tuple[Any, ...]:
@@ -300,17 +326,21 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
     codes: dict[tuple[str, str], set[str]] = defaultdict(set)
     for settings, recipe, code in kinds:
         codes[settings, recipe].add(code)
-    impl = _differing(members[0].config.get("impl") for members in kinds.values())
+    impl = differing(members[0].config.get("impl") for members in kinds.values())
     impl = [k for k in impl if k != "precision"]
     parts, names = [], []
     for (settings, recipe, code), members in kinds.items():
-        words = _words(members[0].config.get("recipe"), _given(members[0], changed))
+        seen = attention(members[0])
+        given = _given(members[0], changed)
+        words = words_of(members[0].config.get("recipe"), [k for k in given if k not in MASKS])
         if mapping(members[0].config.get("run")).get("synthetic"):  # and so without an accuracy
             words = [w for w in words if not w.startswith(("eval_", "target_"))]
             words.insert(0, "synthetic data")
         if len(words) > 3:
             words = [f"recipe {recipe[:8] or 'unknown'}"]
-        words += _words(members[0].config.get("impl"), impl)[:3]
+        if seen.masked or not MASKS.isdisjoint(given):
+            words.insert(0, f"attention {seen.name}")
+        words += words_of(members[0].config.get("impl"), impl)[:3]
         if len(codes[settings, recipe]) > 1:
             words.append(f"code {code[:8] or 'unknown'}")
         names.append(words)
@@ -321,7 +351,7 @@ def _apart(some: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, li
     return [(", ".join(own), members) for own, members in zip(names, parts, strict=True)]
 
 
-def _differing(some: Iterable[Any]) -> list[str]:
+def differing(some: Iterable[Any]) -> list[str]:
     """Return the keys whose values differ between the mappings."""
     every = list(map(mapping, some))
     return [
@@ -337,7 +367,8 @@ def _given(r: Result, keys: Iterable[str]) -> list[str]:
     return [k for k in keys if known.get(k) not in ("preset", "default")]
 
 
-def _words(values: Any, keys: Iterable[str]) -> list[str]:
+def words_of(values: Any, keys: Iterable[str]) -> list[str]:
+    """Return ``key value`` for each of ``keys``."""
     chosen = {k: mapping(values).get(k) for k in keys}
     return [f"{k} {'unset' if v is None else json.dumps(v)}"[:60] for k, v in chosen.items()]
 

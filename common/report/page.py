@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.report import figures, tables
+from bertbench.common.report import figures, sparsity, tables
 from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
 from bertbench.common.report.plot import Plot
 from bertbench.common.report.published_tables import suite_tables
@@ -108,6 +108,12 @@ class Report:
             id="scaling", title="Scaling and time",
             tables=_filled(tables.scaling([f for f in families if f[0][1].measured])),
             plots=[*figures.scaling(families), *([split] if split else [])], plots_first=True,
+        )  # fmt: skip
+        yield PageSection(
+            id="sparsity", title="Sparse attention",
+            text="Runs with an attention mask beside the dense run with the same settings. "
+            "Elsewhere, runs of different masks are apart.",
+            plots=[*sparsity.plots(real, self.published)],
         )  # fmt: skip
         yield PageSection(
             id="beside", title="Beside published figures",

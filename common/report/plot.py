@@ -22,6 +22,8 @@ from bertbench.common.report.axis import Axis, drawable
 from bertbench.common.report.words import number
 
 Point = tuple[float, float]
+_Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a text."""
 STYLES = 6
 REFERENCE = "ref"
 """Style of published figures: a colour and marker that no measured series has."""
@@ -47,6 +49,8 @@ class Series:
     """Written at the last point and in the legend, where series share a style."""
     group: tuple[str, str] | None = None
     """(label, anchor) of the legend's entry that several series share."""
+    names: Mapping[Point, str] = field(default_factory=dict)
+    """Written beside points where there is room; a named series has no line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,8 @@ def lines(
     xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
     ys = [p[1] for _, points in thin for p in points] + [float(t[0]) for t in targets]
     ys += [v for s, _ in thin for _, *both in s.band for v in both]
+    if any(s.names for s, _ in thin) and xs:  # room beside the first and the last point
+        xs += [min(xs) - (margin := 0.06 * (max(xs) - min(xs))), max(xs) + margin]
     h = Axis(xs, _LEFT, _WIDTH - _RIGHT, log=log, tight=True)
     base = height - _BOTTOM
     v = Axis(ys + ([0.0] if from_zero and not log else []), base, _TOP, log=log)
@@ -102,15 +108,13 @@ def lines(
             f'height="{base - _TOP}"/>'
         )
     out += [f'<path class="mark" d="M{h(at):.1f} {_TOP}V{base}"/>' for at in marks]
-    for i, (value, label) in enumerate(targets):
-        at, odd = v(float(value)), i % 2  # two targets may lie close to each other
-        side = f'x="{_WIDTH - _RIGHT - 4 if odd else _LEFT + 6}"' + odd * ' class="end"'
-        out.append(
-            f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text {side} '
-            f'y="{at + (15 if at < _TOP + 14 else -5):.1f}">{escape(label)}</text></g>'
-        )
+    goals, taken = _targets(targets, v)
     ends = [end for _, end in windows]
-    out += [_series(one, points, h, v, ends) for one, points in thin]
+    out += [*goals, *(_series(one, points, h, v, ends) for one, points in thin)]
+    named = [(one, p) for one, points in thin for p in points if one.names]
+    names = _names(named, h, v, taken)
+    left_out = " Names that would overlap are only in the values below."
+    note = f"{note}{left_out * (len(names) < len(named))}".strip()
     kept = sum(len(points) for _, points in thin)
     total = sum(len(s.points) for s in series)
     if kept < total:
@@ -119,7 +123,7 @@ def lines(
         id=ident,
         title=title,
         desc=desc,
-        svg=_svg(ident, title, desc, height, out),
+        svg=_svg(ident, title, desc, height, [*out, *names]),
         legend=_legend([s for s, _ in thin]),
         columns=(x, *(s.label for s, _ in thin)),
         rows=_values([points for _, points in thin]),
@@ -238,7 +242,7 @@ def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequen
         there = [f"{h(x):.1f} {v(high):.1f}" for x, _, high in one.band]
         back = [f"{h(x):.1f} {v(low):.1f}" for x, low, _ in reversed(one.band)]
         out.append(f'<path class="band" d="M{"L".join(there + back)}Z"/>')
-    if len(points) > 1:
+    if len(points) > 1 and not one.names:
         path, before = [], -1
         for x, y in points:
             stretch = bisect_left(ends, x)
@@ -250,10 +254,57 @@ def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequen
         for x, y in points[::every]:
             title = f"{one.label}: {number(x)}, {number(y)}"
             out.append(_marker(one.style, h(x), v(y), title=title))
-    if one.tag:
+    if one.tag and not one.names:
         x, y = points[-1]
         out.append(f'<text x="{h(x) - 8:.1f}" y="{v(y) - 7:.1f}">{escape(one.tag)}</text>')
     return "".join((*out, "</g>"))
+
+
+def _targets(targets: Sequence[Point | tuple[float, str]], v: Axis) -> tuple[list[str], list[_Box]]:
+    """Return horizontal lines with their labels, and the boxes of both."""
+    out, boxes = [], []
+    for i, (value, label) in enumerate(targets):
+        at, odd = v(float(value)), i % 2  # two targets may lie close to each other
+        low, width = at + (15 if at < _TOP + 14 else -5), 7.5 * len(str(label))
+        x = _WIDTH - _RIGHT - 4 if odd else _LEFT + 6
+        left = x - odd * width
+        boxes += [(left, low - 12, left + width, low + 2), (_LEFT, at - 1, _WIDTH, at + 1)]
+        side = f'x="{x}"' + odd * ' class="end"'
+        out.append(
+            f'<g class="target"><path d="M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"/><text {side} '
+            f'y="{low:.1f}">{escape(label)}</text></g>'
+        )
+    return out, boxes
+
+
+def _names(
+    points: Sequence[tuple[Series, Point]], h: Axis, v: Axis, taken: Sequence[_Box]
+) -> list[str]:
+    """Return the names of points, right of them, left, above or below; none over another.
+
+    ``taken`` are the boxes of other text.
+    """
+    boxes = [*taken, *((h(x) - 6, v(y) - 6, h(x) + 6, v(y) + 6) for _, (x, y) in points)]
+    out = []
+    for one, (x, y) in points:
+        name = one.names.get((x, y), "")
+        width = 6.6 * len(name)
+        for dx, dy, side in ((8, 4, 0.0), (-8, 4, 1.0), (0, -9, 0.5), (0, 18, 0.5)):
+            left, low = h(x) + dx - side * width, v(y) + dy
+            if side == 0.5:
+                left = min(max(left, _LEFT), _WIDTH - width)
+            box = (left, low - 11, left + width, low + 2)
+            inside = left >= _LEFT and box[2] <= _WIDTH and v.end <= box[1] and low <= v.start
+            if inside and not any(_overlap(box, other) for other in boxes):
+                boxes.append(box)
+                place = f'x="{left:.1f}" y="{low:.1f}"'
+                out.append(f'<text class="point s{one.style}" {place}>{escape(name)}</text>')
+                break
+    return out
+
+
+def _overlap(a: _Box, b: _Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _marker(style: int | str, x: float, y: float, r: float = 4, title: str = "") -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bertbench.common.report import dle
+from bertbench.common.report import dle, sparsity
 from bertbench.common.report.groups import Entry, Value
 from bertbench.common.report.tables import (
     RATE,
@@ -28,7 +28,6 @@ from bertbench.common.report.tables import (
 from bertbench.common.report.words import number
 
 F1, EM, MLM = "f1", "exact_match", "mlm_accuracy"
-GLUE = ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE", "Avg")
 Scalability = dict[str, Value]
 """Anchor of an entry -> its scalability."""
 
@@ -48,7 +47,7 @@ def suite_tables(entries: Sequence[Entry], scalability: Scalability) -> list[Tab
         dle.inference(_of(squad, "nvidia", "deeplearningexamples")),
         _mlperf(pretraining),
         _int8(entries),
-        _sparse(entries),
+        sparsity.glue(entries),
     ]
     return [table for table in made if table.rows]
 
@@ -153,7 +152,7 @@ def _mlperf(entries: Sequence[Entry]) -> Table:
         if took is None or not (theirs or (e.measured and str(e.first.preset)[:6] == "mlperf")):
             continue
         m = e.first.manifest
-        origin = [str(m[k]) for k in ("submitter", "division") if m.get(k)]
+        origin = [str(m[k]) for k in ("submitter", "division") if m.get(k)] or [e.variant]
         cells = (
             Cell(e.first.system_name, e.link(), ", ".join(origin)),
             Cell(f"v{m['round']}" if m.get("round") else ""),
@@ -206,45 +205,3 @@ def _int8(entries: Sequence[Entry]) -> Table:
         ),
         rows=rows,
     )
-
-
-def _sparse(entries: Sequence[Entry]) -> Table:
-    """Return attention patterns, their sparsity and GLUE scores."""
-    rows = []
-    for e in entries:
-        sparsity = e.value("sparsity", "attention_sparsity")
-        scores = [_glue(e, task) for task in GLUE]
-        if sparsity is None or not any(scores):
-            continue
-        name = str(e.first.manifest.get("title") or e.first.system_name)
-        cells = [Cell(name, e.link(), e.workload), number_cell(sparsity, e.link())]
-        for task, found in zip(GLUE, scores, strict=True):
-            other = _glue(e, "MNLI-mm") if task == "MNLI" else None
-            cell = number_cell(found, e.link())
-            if found and other:
-                cell = cell._replace(text=f"{cell.text}/{number(other.median)}")
-            cells.append(cell)
-        rows.append(row(e, *cells))
-    return Table(
-        id="sparsebert",
-        title="In the format of SparseBERT's table",
-        intro="GLUE scores in % by attention pattern; sparsity in % of the attention matrix.",
-        columns=columns(" | # ".join(("Pattern", "Sparsity", *GLUE))),
-        rows=rows,
-    )
-
-
-def _glue(e: Entry, task: str) -> Value | None:
-    slug = task.lower().replace("-", "")
-    also = {
-        "MNLI": ("mnlim", "mnlimatched"),
-        "MNLI-mm": ("mnlimismatched",),
-        "Avg": ("glueaverage",),
-    }
-    wanted = {slug, f"glue{slug}", *also.get(task, ())}
-    if task == "Avg" and e.quality_name == "glue_average":
-        return e.quality()
-    for name in e.first.metrics:
-        if name.replace("_", "").replace("-", "").removesuffix("score") in wanted:
-            return e.value(name)
-    return None

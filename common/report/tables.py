@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from bertbench.common.report.axis import drawable
-from bertbench.common.report.groups import Entry, Value, ended_well
+from bertbench.common.report.groups import Entry, Value, ended_well, mapping, recipe_of
 from bertbench.common.report.plot import strip
 from bertbench.common.report.words import duration, number, quantity
 from bertbench.common.results.store import Damaged, Result
@@ -234,7 +234,7 @@ def same_but_batch(e: Entry) -> str:
     if not e.measured:
         return e.workload
     changed = ("global_batch", "learning_rate", "micro_batch", "num_threads", "max_micro_batch")
-    parts = [e.first.config.get(part) for part in ("recipe", "impl")]
+    parts = [recipe_of(e.first), mapping(e.first.config.get("impl"))]
     kept = [{k: v for k, v in p.items() if k not in changed} for p in parts if p]
     return f"{e.first.preset} {json.dumps(kept, sort_keys=True)}"
 

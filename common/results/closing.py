@@ -120,7 +120,7 @@ class Closing:
         for text in self.problems:
             self.note(f"power and energy are unknown: {text}")
         window = outcome.train_window
-        rate = None if window is None else window.model_flops_per_second
+        rate = window and (window.effective_flops_per_second or window.model_flops_per_second)
         return found + (self.attempt("MFU is unknown", self._utilisation, rate) or [])
 
     def _quality(self, outcome: Outcome) -> list[Metric]:

@@ -14,6 +14,7 @@ from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.measure.metric import SHARED
 from bertbench.common.results import statistics
+from bertbench.common.results.attention import attention
 from bertbench.common.results.result import identity
 from bertbench.common.results.store import Damaged, Result, load_results
 
@@ -68,6 +69,7 @@ def _data(run: Result) -> str | None:
 _IDENTITY: dict[str, Callable[[Result], Any]] = {
     "benchmark": lambda run: run.benchmark,
     "recipe": lambda run: run.recipe_hash,
+    "attention": attention,
     "precision": lambda run: run.precision,
     "world size": lambda run: run.world_size,
     "data": _data,
@@ -108,7 +110,7 @@ def _values(side: Side, of: Callable[[Result], Any]) -> set[Any]:
 
 
 def _listed(values: set[Any]) -> str:
-    texts = sorted("unknown" if v is None else shown(v, 40) for v in values)
+    texts = sorted("unknown" if v is None else shown(v, 140) for v in values)
     return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
 
 
@@ -119,7 +121,7 @@ def _changed(lhs: Side, rhs: Side, part: str) -> list[str]:
     left, right = (leaves(side.finished[0].config[part]) for side in (lhs, rhs))
     return [
         f"{shown(key, 40)} {shown(left.get(key), 40)} against {shown(right.get(key), 40)}"
-        for key in sorted({*left, *right})
+        for key in sorted({*left, *right} - {"attention_mask"})  # it counts by its content
         if left.get(key) != right.get(key)
     ]
 

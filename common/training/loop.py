@@ -196,6 +196,7 @@ class Training:
             real_tokens=sum(m.num_tokens for m in batch.micro_batches),
             padded_tokens=samples * self.plan.padded_length,
             model_flops=sum(task.model_flops(m) for m in batch.micro_batches),
+            effective_flops=sum(task.effective_flops(m) for m in batch.micro_batches),
         )
 
     def _warm_up_ends(self) -> bool:

@@ -100,7 +100,7 @@ def _training(outcome: Outcome) -> list[Metric]:
         if outcome.train_window is None
         else (
             *("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second"),
-            "model_flops_per_second",
+            *("model_flops_per_second", "effective_flops_per_second"),
         )
     ):
         rate = getattr(outcome.train_window, name)

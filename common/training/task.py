@@ -18,6 +18,8 @@ from bertbench.common.config.recipe import Recipe, Settings
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256
 from bertbench.common.masks.attach import RecipeMask
+from bertbench.common.measure.flops import scores_flops
+from bertbench.common.model.config import BertConfig
 from bertbench.common.model.ops import Ops
 from bertbench.common.model.weights import WeightsReport, load_pretrained
 from bertbench.common.optim.factory import build_optimizer
@@ -270,7 +272,20 @@ class Task(ABC):
 
     @abstractmethod
     def model_flops(self, batch: Any) -> int:
-        """Return the FLOPs of training on this micro-batch once (common/measure/flops.py)."""
+        """Return the FLOPs of training on this micro-batch once (common/measure/flops.py).
+
+        They are the dense model's, whatever the attention mask.
+        """
+
+    def effective_flops(self, batch: Any) -> int:
+        """Return ``model_flops`` without the scores that the mask leaves out; 0 without a mask."""
+        if self.attention_mask is None:
+            return 0
+        model: BertConfig = self.recipe.model  # type: ignore[attr-defined]  # the mask needs one
+        left_out = self.attention_mask.left_out(
+            batch.tokens.lengths, layers=model.num_hidden_layers, heads=model.num_attention_heads
+        )
+        return self.model_flops(batch) - scores_flops(model, left_out)
 
     @abstractmethod
     def made_up_step(self, size: int, passes: int, *, typical: bool = False) -> Any:

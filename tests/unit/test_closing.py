@@ -93,6 +93,22 @@ FAULTS: list[tuple[Any, str, Any, str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [((), "model_flops_per_second"), (("--attention_mask", "star"), "effective_flops_per_second")],
+)
+def test_utilisation_is_of_the_flops_that_the_masked_model_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], name: str
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(closing, "utilisation", lambda rate, **_: asked.append(rate) or [])
+    assert train(tmp_path, *flags) == 0
+    found = {m["name"]: m["value"] for m in content(tmp_path)["metrics"]}
+    assert asked == [found[name]]
+    assert ("effective_flops_per_second" in found) == bool(flags)
+    assert found[name] < found["model_flops_per_second"] or not flags
+
+
 @pytest.mark.parametrize(("owner", "name", "error", "note"), FAULTS)
 def test_a_failure_after_the_last_step_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Any, note: str

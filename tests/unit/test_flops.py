@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bertbench.benchmarks.bert_pretraining.recipes import BASE, LARGE
-from bertbench.common.measure.flops import encoder_flops, pretraining_flops, span_flops
+from bertbench.common.masks.attach import RecipeMask
+from bertbench.common.masks.mask import AttentionMask
+from bertbench.common.masks.patterns import parse
+from bertbench.common.measure.flops import (
+    encoder_flops,
+    pretraining_flops,
+    scores_flops,
+    span_flops,
+)
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import Ops
@@ -59,3 +68,28 @@ def test_span_model_at_the_published_sizes() -> None:
     # 6 x 12 h^2 L T + 12 T^2 h L, for the published tables: TFLOP per sequence of 384
     assert span_flops(LARGE, [384]) / 1e12 == pytest.approx(0.739, abs=5e-4)
     assert span_flops(BASE, [384, 384]) / 2e12 == pytest.approx(0.212, abs=5e-4)
+
+
+def test_effective_flops_leave_out_what_the_mask_does() -> None:
+    """Layer 0: all heads star; layer 1: dense, and bits with only the diagonal; layer 2: dense."""
+    mask = AttentionMask(((parse("star"),), (parse("dense"), np.eye(64, dtype=bool)),
+                          (parse("dense"),)))  # fmt: skip
+    lengths = [64, 5, 5, 1]
+    found = RecipeMask(mask, 64).left_out(lengths, layers=3, heads=2)
+    # Star keeps each token's neighbours and itself, 3 n - 2, and the row and column of token 0,
+    # of which 2 (n - 2) are not among them.
+    star = {64: 64 * 64 - (3 * 64 - 2) - 2 * 62, 5: 25 - 13 - 6, 1: 0}
+    assert found == sum(2 * star[n] + n * n - n for n in lengths)
+    dense = encoder_flops(CONFIG, lengths)
+    quadratic = dense - 3 * 2 * 32 * (4 * 32 + 2 * 80) * sum(lengths)
+    every = RecipeMask(AttentionMask(((np.eye(64, dtype=bool),),)), 64)
+    kept = quadratic - scores_flops(CONFIG, every.left_out(lengths, layers=3, heads=2)) / 3
+    assert kept == 3 * 4 * 32 * sum(lengths)  # the diagonal: one key each
+
+
+def test_shared_masks_count_for_each_layer_and_head() -> None:
+    one = RecipeMask(AttentionMask(((parse("logsparse"),),)), 40)
+    single = one.left_out([40, 7], layers=1, heads=1)
+    assert single == sum(n * n - AttentionMask.of("logsparse").nnz(n) for n in (40, 7))
+    assert one.left_out([40, 7], layers=3, heads=2) == 6 * single
+    assert RecipeMask(AttentionMask.of("dense"), 40).left_out([40, 7], layers=3, heads=2) == 0

@@ -328,7 +328,9 @@ def test_time_between_windows_is_not_throttled() -> None:
 
 def summary(*telemetry: Any) -> dict[str, float]:
     """Metrics of a run whose ranks have these samplers."""
-    window = Window(steps=1, samples=8, real_tokens=80, model_flops=400, seconds=2.0)
+    window = Window(
+        steps=1, samples=8, real_tokens=80, model_flops=400, effective_flops=300, seconds=2.0
+    )
     outcome = Outcome(status="ok", reason="", progress=Progress(), train_window=window, run_s=4.0)
     metrics = summarise(
         outcome,
@@ -348,6 +350,7 @@ def test_ranks_add_their_energy_and_the_hottest_counts() -> None:
     assert (found["energy_j"], found["power_w"]) == (30, 30)
     assert (found["throttled_s"], found["temperature_max_c"]) == (1, 70)
     assert found["model_flops_per_second"] == 200
+    assert found["effective_flops_per_second"] == 150
     # One counter for the processes of a machine: those without a sensor lack nothing.
     assert summary(one, None)["power_w"] == 10
 

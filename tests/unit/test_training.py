@@ -118,6 +118,9 @@ class ToyTask:
     def learning_rate(self, step):
         return self.lr * (1 - step / 100)
 
+    def effective_flops(self, batch):
+        return 0
+
     def model_flops(self, batch):
         return 30 * len(batch.x)
 

@@ -31,6 +31,7 @@ from bertbench.common.results.protocol import _mask
 from bertbench.common.training.checkpoint import Checkpoints
 from bertbench.common.training.loop import train
 from bertbench.common.training.progress import Progress, restore
+from bertbench.common.training.summary import summarise
 from tests.contract.tiny_task import tiny_task
 
 LENGTHS = (11, 7, 40, 2)
@@ -254,7 +255,18 @@ def test_a_task_trains_with_its_mask_records_it_and_resumes_with_no_other(tmp_pa
     task, plan = tiny_task(backend, *flags, "star")
     plan = dataclasses.replace(plan, max_steps=2, checkpoint_every_samples=16)
     where = Checkpoints(tmp_path)
-    train(task, backend=backend, world=World(), plan=plan, observers=[], checkpoints=where)
+    run = train(task, backend=backend, world=World(), plan=plan, observers=[], checkpoints=where)
+    window = run.train_window
+    assert 0 < window.effective_flops < window.model_flops
+    assert {m.name for m in summarise(run, whole=True, init_s=None, e2e_s=1.0)} >= {
+        "model_flops_per_second", "effective_flops_per_second",
+    }  # fmt: skip
+    batch = next(task.train_batches(None)).micro_batches[0]
+    model, star = task.recipe.model, AttentionMask.of("star")
+    left_out = sum(n * n - star.nnz(n) for n in batch.tokens.lengths)
+    left_out *= model.num_hidden_layers * model.num_attention_heads
+    size = model.hidden_size // model.num_attention_heads
+    assert task.model_flops(batch) - task.effective_flops(batch) == 3 * 4 * size * left_out
     facts = task.facts()
     ratio = 1 - parse("star").bits(64).mean()
     assert facts.own["attention_mask"]["sparsity_ratio"] == pytest.approx(ratio)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bertbench.benchmarks.glue.scores import QUALITY as GLUE
 from bertbench.common.measure.metric import SHARED, metric
 from bertbench.common.results.seals import sealed
 
@@ -21,8 +22,9 @@ def described(name: str, value: float, **changed: Any) -> dict[str, Any]:
     if name in SHARED:
         return metric(name, value).as_dict() | changed
     return {
-        "name": name, "value": value, "unit": "1", "direction": "higher", "n": 1, "ci_low": None,
-        "ci_high": None, "clock": "none", "scope": "global", "definition": "a quality",
+        "name": name, "value": value, "unit": "%" if name in GLUE else "1", "direction": "higher",
+        "n": 1, "ci_low": None, "ci_high": None, "clock": "none", "scope": "global",
+        "definition": "a quality",
     } | changed  # fmt: skip
 
 
