@@ -120,6 +120,14 @@ TOLERANCES = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is not fp32."""
 
 
+def _trial_mask(num_heads: int, length: int, generator: torch.Generator) -> Tensor:
+    """Return random masks with a full and an empty block of 128, bool [num_heads, n, n]."""
+    mask = torch.rand(num_heads, length, length, generator=generator) < 0.3
+    mask.diagonal(dim1=1, dim2=2).fill_(True)
+    mask[:, :128, 128:256], mask[:, 128:256, :128] = True, False
+    return mask
+
+
 def attention_why_not(
     ops: Ops,
     device: torch.device,
@@ -130,8 +138,7 @@ def attention_why_not(
 ) -> str | None:
     """Try ``ops.attention`` on a tiny ragged batch; return why it cannot be used, or None.
 
-    Where ``masked``, try ``ops.masked_attention`` with another random mask for each head, in which
-    a block is full and another one empty.
+    Where ``masked``, try ``ops.masked_attention`` with another random mask for each head.
 
     Forward and backward are compared with plain PyTorch on the host in float32, from the same
     rounded inputs. With dropout, both passes must drop the same elements. ``tolerance`` replaces
@@ -143,9 +150,7 @@ def attention_why_not(
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(total, 3 * num_heads * head, generator=generator).to(dtype)
     weights = torch.randn(total, num_heads * head, generator=generator).to(dtype)
-    mask = torch.rand(num_heads, *[max(lengths)] * 2, generator=generator) < 0.3
-    mask.diagonal(dim1=1, dim2=2).fill_(True)
-    mask[:, :128, 128:256], mask[:, 128:256, :128] = True, False
+    mask = _trial_mask(num_heads, max(lengths), generator)
     starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
 
     def run(chosen: Ops, on: torch.device, kind: torch.dtype, dropout: float) -> list[Tensor]:
