@@ -138,9 +138,12 @@ class Accelerator(Backend):
             return super().ops(kernels, precision)
         return self.fastest_ops(precision)
 
-    def fastest_ops(self, precision: str) -> Ops:
-        """Return the operations with the first attention kernel that works in ``precision``."""
-        passed_over: dict[str, str] = {}
+    def fastest_ops(self, precision: str, before: Mapping[str, str] | None = None) -> Ops:
+        """Return the operations with the first attention kernel that works in ``precision``.
+
+        ``before`` holds the reasons why other kernels were passed over, for the record.
+        """
+        passed_over = dict(before or {})
         for name, why in self.attention_problems[self._compute(precision)].items():
             if why is None:
                 return self.attention_ops(name, precision, passed_over)
@@ -187,18 +190,30 @@ class Accelerator(Backend):
         ops = self.attention_ops(kernel, "fp32")
         return selfcheck.attention_why_not(ops, self.device, dtype, tolerance)
 
-    def verify_masked_attention(self, ops: Ops, precision: str) -> None:
-        """Try masked attention on the device; raise Unsupported where it is not the host's."""
-        dtype = AMP_DTYPES.get(precision, torch.float32)
-        tolerance = TF32_TOLERANCE if precision == "tf32" else None
-        state = self.rng_state()
-        why = selfcheck.attention_why_not(ops, self.device, dtype, tolerance, masked=True)
-        self.set_rng_state(state)
+    def masked_ops(self, kernels: str, precision: str) -> Ops:
+        """Return the operations of ``ops``; raise Unsupported where they mask wrongly."""
+        return self.verified_masks(self.ops(kernels, precision), precision)
+
+    def verified_masks(self, ops: Ops, precision: str) -> Ops:
+        """Return ``ops``; raise Unsupported where their masked attention is not the host's."""
+        why = self.masked_problem(ops, precision)
         if why is not None:
             raise Unsupported(
                 f"{self.name}: masked attention by {ops.masked_kernel} in {precision}: {why}. "
                 f"Choose --kernels plain, or another --precision"
             )
+        return ops
+
+    def masked_problem(self, ops: Ops, precision: str) -> str | None:
+        """Try masked attention on the device; return why it fails, or None."""
+        precision = self.resolve_precision(precision)
+        dtype = AMP_DTYPES.get(precision, torch.float32)
+        tolerance = TF32_TOLERANCE if precision == "tf32" else None
+        state = self.rng_state()
+        try:
+            return selfcheck.attention_why_not(ops, self.device, dtype, tolerance, masked=True)
+        finally:
+            self.set_rng_state(state)
 
     def _compute(self, precision: str) -> str:
         """Return the precision in which attention is tried: one trial serves fp32 and tf32."""

@@ -286,9 +286,12 @@ class Backend(ABC):
         """Return the operations for one entry of ``capabilities.kernels``."""
         return Ops()
 
-    def verify_masked_attention(self, ops: Ops, precision: str) -> None:
-        """Raise Unsupported where ``ops`` mask attention wrongly; torch's on a host does not."""
-        return
+    def masked_ops(self, kernels: str, precision: str) -> Ops:
+        """Return the operations of a run with an attention mask; arguments as in ``ops``.
+
+        Raises Unsupported as ``ops``, and where they mask wrongly. torch's on a host do not.
+        """
+        return self.ops(kernels, precision)
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         """Return a fused LAMB kernel, or None for ``lamb_update``."""

@@ -113,9 +113,19 @@ def norm_why_not(
 
 CHECK_LENGTHS = (5, 33, 1, 17)
 """Lengths of the batch on which a kernel is tried."""
+MASKED_LENGTHS = (5, 300, 1, 129)
+"""Those for masked attention, whose kernels skip blocks of up to 128 tokens."""
 TOLERANCES = {torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Largest difference from plain float32, as a share of the largest value. float32's is below what
 one TF32 product would lose (2^-11 of each input): a kernel that uses TF32 is not fp32."""
+
+
+def _trial_mask(num_heads: int, length: int, generator: torch.Generator) -> Tensor:
+    """Return random masks with a full and an empty block of 128, bool [num_heads, n, n]."""
+    mask = torch.rand(num_heads, length, length, generator=generator) < 0.3
+    mask.diagonal(dim1=1, dim2=2).fill_(True)
+    mask[:, :128, 128:256], mask[:, 128:256, :128] = True, False
+    return mask
 
 
 def attention_why_not(
@@ -135,17 +145,17 @@ def attention_why_not(
     that of ``TOLERANCES``.
     """
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
-    num_heads, head, total = 2, 64, sum(CHECK_LENGTHS)
+    lengths = MASKED_LENGTHS if masked else CHECK_LENGTHS
+    num_heads, head, total = 2, 64, sum(lengths)
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(total, 3 * num_heads * head, generator=generator).to(dtype)
     weights = torch.randn(total, num_heads * head, generator=generator).to(dtype)
-    mask = torch.rand(num_heads, *[max(CHECK_LENGTHS)] * 2, generator=generator) < 0.3
-    mask.diagonal(dim1=1, dim2=2).fill_(True)
-    starts = torch.tensor([0, *CHECK_LENGTHS]).cumsum(0).to(torch.int32)
+    mask = _trial_mask(num_heads, max(lengths), generator)
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
 
     def run(chosen: Ops, on: torch.device, kind: torch.dtype, dropout: float) -> list[Tensor]:
         tokens: Any = SimpleNamespace(
-            lengths=CHECK_LENGTHS, max_length=max(CHECK_LENGTHS), cu_seqlens=starts.to(on)
+            lengths=lengths, max_length=max(lengths), cu_seqlens=starts.to(on)
         )
         qkv = values.to(on, kind, copy=True).requires_grad_()
         attend: Any = chosen.attention

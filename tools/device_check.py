@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None, begin: float | None = None) -> int:
         options = parse(argv)
         chosen = choose(SECTIONS, options.only)
         if options.list:
-            print(listing(chosen))
+            print(listing(chosen if options.only else SECTIONS, chosen))
             return 0
         check = prepare(options)
     except (Refused, BertbenchError) as error:
@@ -117,20 +117,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def listing(sections: Sequence[Section]) -> str:
-    """Return name, expected seconds and summary of each section, and the sum."""
+def listing(sections: Sequence[Section], chosen: Sequence[Section]) -> str:
+    """Return name, expected seconds and summary of each section, and the sum of the chosen ones."""
     lines = [f"{s.name:<16}{s.expected_s:>5.0f} s  {s.summary}" for s in sections]
-    return "\n".join([*lines, f"{'sum':<16}{sum(s.expected_s for s in sections):>5.0f} s"])
+    return "\n".join([*lines, f"{'sum':<16}{sum(s.expected_s for s in chosen):>5.0f} s"])
 
 
 def choose(sections: Sequence[Section], only: str) -> list[Section]:
-    """Return the sections that ``only`` names, or all; raise Refused for an unknown one."""
+    """Return the sections that ``only`` names, or the usual ones; raise Refused for others."""
     names = [name.strip() for name in only.split(",") if name.strip()]
     known = [s.name for s in sections]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Refused(f"unknown section {', '.join(unknown)}; known: {', '.join(known)}")
-    return [s for s in sections if not names or s.name in names]
+    return [s for s in sections if (s.name in names if names else not s.only)]
 
 
 def prepare(options: argparse.Namespace) -> Check:

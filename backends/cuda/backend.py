@@ -25,6 +25,7 @@ from bertbench.backends import selfcheck
 from bertbench.backends.accelerator import AMP_DTYPES, WRONG_TYPE, Accelerator, one_line
 from bertbench.backends.base import Capabilities, Probe
 from bertbench.backends.cuda import identify, nvml, packages
+from bertbench.backends.cuda.flex import FlexOps
 from bertbench.backends.cuda.ops import KERNELS, CudaOps
 from bertbench.backends.sensors import Sensors
 from bertbench.common.errors import Unsupported
@@ -123,8 +124,12 @@ class Cuda(Accelerator):
         notes = dict(found.notes)
         if self._power_missing is not None:  # though other sensors may be there
             notes["power"] = self._power_missing
-        kernels = list(found.kernels)
-        # The rest is never chosen by ``auto``.
+        kernels, compilers = list(found.kernels), self._compilers(notes)
+        # The rest is never chosen by ``auto``, flex without a mask.
+        if "inductor" in compilers:
+            kernels.append(FlexOps.name)
+        else:
+            notes[FlexOps.name] = f"inductor, which compiles it: {notes['inductor']}"
         for package in packages.HOW_TO_GET:
             why = packages.why_no_package(package)
             if why is None:
@@ -135,7 +140,7 @@ class Cuda(Accelerator):
             found,
             pinned_memory=True,
             kernels=tuple(kernels),
-            compilers=self._compilers(notes),
+            compilers=compilers,
             notes=notes,
         )
 
@@ -198,8 +203,33 @@ class Cuda(Accelerator):
     ) -> Ops:
         return CudaOps(kernel, self.stream_dtype(precision), passed_over=passed_over)
 
+    def masked_ops(self, kernels: str, precision: str) -> Ops:
+        """Return operations with a verified masked attention; ``auto`` tries FlexAttention first.
+
+        Raises Unsupported as ``Accelerator.masked_ops``.
+        """
+        if kernels not in ("auto", FlexOps.name):
+            return super().masked_ops(kernels, precision)
+        precision, found = self.resolve_precision(precision), self.capabilities
+        why = found.notes.get(FlexOps.name)
+        if why is None:
+            ops = FlexOps(self.stream_dtype(precision))
+            if kernels == FlexOps.name:
+                return self.verified_masks(ops, precision)
+            why = self.masked_problem(ops, precision)
+            if why is None:
+                return ops
+        elif kernels == FlexOps.name:
+            raise Unsupported(f"{self.name}: kernels {kernels!r} unavailable: {why}")
+        return self.verified_masks(self.fastest_ops(precision, {FlexOps.name: why}), precision)
+
     def build_ops(self, kernels: str, precision: str) -> Ops:
         """Return ``kernels``' operations; raise Unsupported where its trial failed."""
+        if kernels == FlexOps.name:
+            raise Unsupported(
+                f"--kernels {kernels} computes attention with a mask only: give --attention_mask, "
+                f"or choose other kernels"
+            )
         if kernels == "transformer_engine":
             ops: Ops = packages.TransformerEngineOps(self.stream_dtype(precision))
             dtype = AMP_DTYPES.get(precision, torch.float32)

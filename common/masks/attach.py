@@ -86,7 +86,9 @@ class RecipeMask:
         dense, own = ops.kernels["attention"], ops.masked_kernel
         found = {**ops.kernels, "attention": f"masked-{own}"}
         if own != dense:
-            found["attention_passed_over"] = f"{dense}: computes no masks"
+            before = [found["attention_passed_over"]] if "attention_passed_over" in found else []
+            reasons = [*before, f"{dense}: computes no masks"]
+            found["attention_passed_over"] = "; ".join(reasons)
         return found
 
     def share_computed(self, ops: Ops) -> float:

@@ -194,11 +194,10 @@ class Task(ABC):
         self.data_description, self.notes = source.description, source.notes
         self.pin_memory = backend.capabilities.pinned_memory
         self.precision = backend.resolve_precision(impl.precision)
-        self.ops = backend.ops(impl.kernels, self.precision)
         self.split = requested(self.recipe.global_batch, impl, world.size)
         self.attention_mask = RecipeMask.of(self.recipe)
-        if self.attention_mask is not None:
-            backend.verify_masked_attention(self.ops, self.precision)
+        choose = backend.ops if self.attention_mask is None else backend.masked_ops
+        self.ops = choose(impl.kernels, self.precision)
         self.weights_report: WeightsReport | None = None
         backend.seed(seed)  # the same weights on every rank
         self.model = self.make_model(self.ops)

@@ -86,8 +86,7 @@ def test_masked_attention_equals_the_reference(backend: Backend, precision: str)
     """Every kernel's, in outputs and gradients; ``attention_why_not`` has the tolerances."""
     claimed(backend, precision)
     for kernels in kernels_for(backend, precision):
-        ops = backend.ops(kernels, precision)
-        backend.verify_masked_attention(ops, precision)
+        ops = backend.masked_ops(kernels, precision)
         tolerance = TF32_TOLERANCE if precision == "tf32" else None
         dtype = DTYPES.get(precision, torch.float32)
         why = attention_why_not(ops, backend.device, dtype, tolerance, masked=True)

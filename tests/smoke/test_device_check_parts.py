@@ -110,6 +110,64 @@ def test_busy_share_is_kernel_time_over_the_step_of_the_same_batch(
     assert share.value == pytest.approx(1.0 / step.value) and share.note == step.note
 
 
+def test_masked_attention_is_compared_and_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, report: Any
+) -> None:
+    masked = module("masked")
+    check = module("device").Check(backend="cpu_ref", tiny=True, folder=tmp_path)
+    monkeypatch.setattr(masked, "PATTERNS", ("longformer:window=1,globals=0,block=32",))
+    monkeypatch.setattr(masked, "REPEATS", 1)
+    monkeypatch.setattr(module("timing"), "WARM_UP", 0)
+    monkeypatch.setattr(module("parts"), "SPANS", 1)
+    masked.masked(check, report)
+    figures = found(report)
+    assert all(f.value is not None for f in figures.values())
+    equal = [f for name, f in figures.items() if name.endswith((": output", ": gradient"))]
+    assert len(equal) >= 2 and all(0 <= f.value < 0.03 for f in equal)
+    assert all(f.value == pytest.approx(1, abs=0.05) for name, f in figures.items()
+               if ": dropout 0." in name)  # fmt: skip
+    ratios = [name for name in figures if name.endswith("dense over masked")]
+    assert len(ratios) >= 4  # two lengths, with dropout and without
+    for name in ratios:
+        own = figures[name.removesuffix(", dense over masked")]
+        label = name.split(":")[0] + ":"
+        (base,) = (
+            figures[n] for n in figures if n.startswith(label) and n.endswith(", dense")
+        )  # fmt: skip
+        assert figures[name].value == pytest.approx(base.value / own.value)
+    step, dense, sparse = (
+        next(f for name, f in figures.items() if name.endswith(end))
+        for end in ("dense over masked, step", ": dense step", ": masked step")
+    )
+    assert step.value == pytest.approx(dense.value / sparse.value)
+
+
+def test_masked_attention_that_is_wrong_fails_its_section(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, report: Any
+) -> None:
+    masked, ops = module("masked"), importlib.import_module("bertbench.common.model.ops")
+    check = module("device").Check(backend="cpu_ref", tiny=True, folder=tmp_path)
+
+    class NoScale(ops.ComputeTypeOps):
+        def masked_attention(self, *args: Any, dropout: float, **more: Any) -> Any:
+            out = super().masked_attention(*args, dropout=dropout, **more)
+            return out * (1 - dropout)
+
+    backend = SimpleNamespace(
+        device=importlib.import_module("torch").device("cpu"),
+        masked_ops=lambda kernels, precision: NoScale(None, passed_over={"flex": "no compiler"}),
+    )
+    with pytest.raises(
+        masked.Wrong, match=r"dropout 0.1 scales by 0\.[89].*dropout 0.5 scales by 0.5"
+    ):
+        masked.equality(check, report, backend, "fp32")
+    report.end("passed")
+    facts = figure.read_report(Path(report._file.name))[1]
+    assert [(f.name, f.text) for f in facts] == [
+        ("fp32 masked attention: passed over", "flex: no compiler")
+    ]
+
+
 def test_the_batch_nearest_to_the_mean_is_chosen() -> None:
     batches = [SimpleNamespace(num_tokens=n) for n in (100, 300, 190, 260)]
     assert module("anatomy").nearest_to_mean(batches).num_tokens == 190

@@ -66,10 +66,12 @@ def set_rate(optimizer: torch.optim.Optimizer) -> None:
         group["lr"] = LEARNING_RATE
 
 
-def subject(check: Check, backend: Backend, precision: str, micro: int, count: int) -> Subject:
-    """Build BERT-large and ``count`` steps of 1 x ``micro`` sequences for it."""
+def subject(
+    check: Check, backend: Backend, precision: str, micro: int, count: int, *more: str
+) -> Subject:
+    """Build BERT-large and ``count`` steps of 1 x ``micro`` sequences, with ``more`` flags."""
     recipe, *flags = pretraining_arguments(check, precision, 1, micro, 1)
-    settings = resolve(recipe, flags)
+    settings = resolve(recipe, [*flags, *more])
     task = PretrainingTask(settings, backend, World(), find_source(settings))
     task.model.train()
     with closing(task.train_batches(None)) as stream:  # type: ignore[type-var]

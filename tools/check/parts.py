@@ -45,8 +45,8 @@ class Bench:
         unit: str,
         definition: str,
         make: Callable[[], Callable[[], object]],
-    ) -> None:
-        """Report ``work`` of a call / its seconds. ``make`` prepares, and returns the call.
+    ) -> float | None:
+        """Report, and return, ``work`` of a call / its seconds. ``make`` returns the call.
 
         Unit TFLOP/s or GB/s, with ``work`` in FLOPs or bytes; or ms, the time of ``work`` calls.
         """
@@ -61,6 +61,7 @@ class Bench:
         if value is not None and unit == "ms":
             value = 1 / value
         self.report.figure(name, value, unit, definition, note)
+        return value
 
     def _switches(self) -> AbstractContextManager[None]:
         """Set TF32's switches; without autocast, which would convert 16-bit operands."""

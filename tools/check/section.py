@@ -71,6 +71,8 @@ class Section:
     """The budget never skips it: its expected time is reserved."""
     calibrated: bool = False
     """Some of its figures need the calibration of this call."""
+    only: bool = False
+    """It runs only where --only names it: the usual budget has no time for it."""
 
     def expected(self, check: Check) -> float:
         """Return the expected seconds with the sizes of ``check``."""

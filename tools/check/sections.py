@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from check import anatomy, facts, parts, peer, records, runs, squad
+from check import anatomy, facts, masked, parts, peer, records, runs, squad
 from check.device import Check
 from check.figure import SectionReport
 from check.section import Section
@@ -54,6 +54,8 @@ SECTIONS = (
             summary="BERT-large, bf16, 96 = 1 x 96 with every other attention kernel"),
     Section(name="inductor", expected_s=50, run=runs.inductor, calibrated=True,
             summary="BERT-large, bf16, 96 = 1 x 96 with --compile inductor, if time is left"),
+    Section(name="masked", expected_s=120, run=masked.masked, only=True,
+            summary="masked attention: equality, times and a step at 2,048 tokens (--only masked)"),
     Section(name="records", expected_s=5, run=records.records, closing=True,
             summary="bertbench validate over all records"),
 )  # fmt: skip

@@ -18,11 +18,14 @@ import torch
 from bertbench.backends import selfcheck
 from bertbench.backends.cuda import identify, nvml, packages
 from bertbench.backends.cuda.backend import Cuda
-from bertbench.backends.cuda.ops import CudaOps
 from bertbench.backends.sensors import Sensors
 from bertbench.common.errors import Unsupported
+from bertbench.common.masks.attach import RecipeMask
+from bertbench.common.masks.mask import AttentionMask
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.factory import build_optimizer
+
+STAR = AttentionMask.of("star")
 
 
 class Event:
@@ -106,10 +109,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
         failing = kernels or {}
 
         def why_not(
-            ops: CudaOps, device: torch.device, dtype: torch.dtype, tolerance: float | None = None
-        ) -> str | None:
+            ops: Ops, device: torch.device, dtype: torch.dtype, tolerance: float | None = None,
+            *, masked: bool = False,
+        ) -> str | None:  # fmt: skip
             assert (device, tolerance) == (torch.device("cuda", 0), None)
-            return failing.get((ops.name, dtype))
+            return failing.get((f"masked {ops.name}" if masked else ops.name, dtype))
 
         monkeypatch.setattr(selfcheck, "attention_why_not", why_not)
         monkeypatch.setattr(
@@ -388,6 +392,56 @@ def test_without_any_fused_attention_the_references_is_left(machine: Any) -> Non
     assert "sdpa: its output differs" in ops.kernels["attention_passed_over"]
     with pytest.raises(Unsupported, match="'sdpa' in bf16: its output differs"):
         Cuda(0).ops("sdpa", "bf16")
+
+
+# -- masks -----------------------------------------------------------------------------------
+COMPILES = ("triton", "gcc")
+
+
+def test_masked_attention_is_flex_where_it_works(machine: Any) -> None:
+    machine(traces=COMPILES)
+    cuda = Cuda(0)
+    assert cuda.capabilities.kernels == ("flash", "efficient", "sdpa", "plain", "flex")
+    for kernels in ("auto", "flex"):
+        ops = cuda.masked_ops(kernels, "bf16")
+        assert (ops.name, ops.masked_kernel) == ("flex", "flex-kept-blocks")
+        assert ops.kernels["norm"] == "torch-bfloat16"
+        assert "attention_passed_over" not in RecipeMask(STAR, 128).kernels(ops)
+    assert cuda.masked_ops("auto", "auto").name == "flex"
+    assert cuda.masked_ops("flash", "bf16").name == "flash"  # whose masks are sdpa's
+    assert cuda.ops("auto", "bf16").name == "flash"
+    with pytest.raises(Unsupported, match="flex computes attention with a mask only: give --att"):
+        cuda.ops("flex", "bf16")
+
+
+def test_where_flex_fails_sdpa_masks_and_the_record_says_why(machine: Any) -> None:
+    machine(traces=COMPILES, kernels={("masked flex", torch.bfloat16): "its gradient differs"})
+    ops = Cuda(0).masked_ops("auto", "bf16")
+    kernels = RecipeMask(STAR, 128).kernels(ops)
+    assert kernels["attention"] == "masked-fused-sdpa-per-sequence"
+    assert kernels["attention_passed_over"] == (
+        "flex: its gradient differs; flash-varlen: computes no masks"
+    )
+    assert Cuda(0).masked_ops("auto", "fp16").name == "flex"
+    with pytest.raises(Unsupported, match="by flex-kept-blocks in bf16: its gradient differs"):
+        Cuda(0).masked_ops("flex", "bf16")
+    both = {(f"masked {name}", torch.bfloat16): "RuntimeError: no" for name in ("flex", "flash")}
+    machine(traces=COMPILES, kernels=both)
+    with pytest.raises(Unsupported, match="by fused-sdpa-per-sequence in bf16: RuntimeError: no"):
+        Cuda(0).masked_ops("auto", "bf16")
+
+
+def test_without_a_compiler_there_is_no_flex(machine: Any) -> None:
+    machine()
+    cuda = Cuda(0)
+    assert "flex" not in cuda.capabilities.kernels
+    why = "inductor, which compiles it: package triton, for which it generates code, is not"
+    assert cuda.capabilities.notes["flex"].startswith(why)
+    passed_over = cuda.masked_ops("auto", "bf16").kernels["attention_passed_over"]
+    assert passed_over.startswith(f"flex: {why}")
+    for refused in (cuda.masked_ops, cuda.ops):
+        with pytest.raises(Unsupported, match=f"'flex' unavailable: {why}"):
+            refused("flex", "bf16")
 
 
 def test_sdpa_does_not_take_the_kernel_that_plans_each_length(machine: Any) -> None:
