@@ -9,6 +9,7 @@ and score are those of the recipe.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,6 @@ from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown, why, write_atomic
 from bertbench.common.launch.threads import host_threads
-from bertbench.common.model.naming import SEARCH
 from bertbench.common.report.plot import Series, lines, standalone
 
 if TYPE_CHECKING:
@@ -98,12 +98,14 @@ def _build(settings: Settings) -> tuple[Task, Backend]:
         raise BadInput("a model of random weights has no important keys: give --init_checkpoint")
     if not source.has_eval:
         raise BadInput("there is nothing to evaluate on: give held-out data")
-    task = benchmark.build(settings, backend, World(), source)
-    if any(name.startswith(SEARCH) for name, _ in task.model.named_parameters()):
+    if getattr(settings.recipe, "search", None) is not None:
         raise BadInput("a search draws its own masks: name a recipe without --search")
+    if settings.recipe.attention_mask is None:  # so that the kernels are those of masks throughout
+        recipe = dataclasses.replace(settings.recipe, attention_mask="dense")
+        settings = dataclasses.replace(settings, recipe=recipe)
+    task = benchmark.build(settings, backend, World(), source)
     if not hasattr(settings.recipe, "max_seq_length") or not _layers(task):
         raise BadInput(f"{settings.preset.benchmark} has no attention whose keys could be closed")
-    backend.verify_masked_attention(task.ops, task.precision)
     return task, backend
 
 
@@ -111,7 +113,7 @@ def _layers(task: Task) -> list[Any]:
     return [part for part in task.model.modules() if hasattr(part, "attention_mask")]
 
 
-def _without(task: Task, distances: Sequence[int]) -> Iterator[tuple[str, list[Tensor | None]]]:
+def _without(task: Task, distances: Sequence[int]) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield a label and each layer's mask, bool [1 or N, L, L], with what it names closed."""
     own = [layer.attention_mask for layer in _layers(task)]
     yield "", own
@@ -122,11 +124,9 @@ def _without(task: Task, distances: Sequence[int]) -> Iterator[tuple[str, list[T
     for label, cells in {**closed, FIRST: (at == 0).expand(length, -1)}.items():
         masks = []
         for mask in own:
-            open_ = ~cells[None] if mask is None else mask.cpu() & ~cells
-            empty = ~open_.any(2)
-            open_ = open_.clone()
-            open_[:, at, at] |= empty  # a query without a key would have no context at all
-            masks.append(open_ if mask is None else open_.to(mask.device))
+            open_ = mask & ~cells.to(mask.device)
+            open_[:, at, at] |= ~open_.any(2)  # a query without a key would have no context at all
+            masks.append(open_)
         yield label, masks
 
 
@@ -138,7 +138,7 @@ def _line(rows: Sequence[dict[str, Any]], metric: str) -> str:
 
 
 def _evaluate(
-    task: Task, settings: Settings, backend: Backend, masks: Sequence[Tensor | None]
+    task: Task, settings: Settings, backend: Backend, masks: Sequence[Tensor]
 ) -> Mapping[str, float]:
     """Return the task's results under each layer's mask, bool [1 or N, L, L]."""
     from bertbench.common.distributed.world import World
@@ -146,7 +146,7 @@ def _evaluate(
     from bertbench.common.training.progress import Progress
 
     for layer, mask in zip(_layers(task), masks, strict=True):
-        layer.attention_mask = None if mask is None else mask.to(backend.device)
+        layer.attention_mask = mask
     event = evaluate(
         task, backend=backend, world=World(), plan=task.plan(settings), progress=Progress(),
         observers=[],

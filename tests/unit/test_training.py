@@ -61,7 +61,7 @@ class ToyTask:
 
     sum_names = ("loss", "count")
     target_metric = "score"
-    attention_mask = None
+    mask_now = staticmethod(lambda: None)
 
     def __init__(self, world=ALONE, accumulation=2, poison_at=None, dropout=0.0, lr=0.1):
         torch.manual_seed(0)

@@ -24,7 +24,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def task(mask: torch.Tensor | None) -> SimpleNamespace:
+def task(mask: torch.Tensor) -> SimpleNamespace:
     config = BertConfig(
         vocab_size=19, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32, max_position_embeddings=8,
@@ -36,9 +36,10 @@ def task(mask: torch.Tensor | None) -> SimpleNamespace:
 
 
 def test_each_distance_is_closed_once_and_no_query_is_left_without_a_key() -> None:
-    found = dict(_without(task(None), [0, 2, 9]))  # type: ignore[arg-type]
+    full = torch.ones(1, 6, 6, dtype=torch.bool)
+    found = dict(_without(task(full), [0, 2, 9]))  # type: ignore[arg-type]
     assert list(found) == ["", "0", "2", "[CLS]"]
-    assert found[""] == [None]
+    assert found[""][0] is full
     at = torch.arange(6)
     distance = (at[:, None] - at).abs()
     for label in ("0", "2"):
@@ -89,6 +90,7 @@ def test_a_run_s_weights_are_scored(
         (["--distances", "1,x"], [], "give numbers and ranges"),
         (["--plot", "a.png"], [], "ends in .svg"),
         ([], [], "no important keys: give --init_checkpoint"),
+        ([], ["--no_such_flag"], "no_such_flag"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(
