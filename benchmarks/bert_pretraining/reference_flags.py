@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meaning of each flag of the reference pretraining scripts in this benchmark.
 
-The references are NVIDIA's run_pretraining.py of MLPerf Training v1.0 and v5.0 and DeepSparkHub's.
+The references are run_pretraining.py of NVIDIA's MLPerf Training v1.0 and v5.0, of DeepSparkHub, and
+of NVIDIA's DeepLearningExamples (2020, and its head), which SparseBERT copies.
 """
 
 from __future__ import annotations
@@ -17,11 +18,19 @@ from bertbench.common.config.reference_flags import (
     as_whole,
     each,
 )
+from bertbench.common.errors import BadInput
 
 
 def _interval(text: str) -> str:
     """Convert -1 (off) to 0."""
     return str(max(0, int(as_whole(text))))
+
+
+def _count(text: str) -> str:
+    """Read a number of steps from 1."""
+    if int(as_whole(text)) < 1:
+        raise BadInput(f"{text} is not a number of steps: give one from 1, or --skip_checkpoint")
+    return as_whole(text)
 
 
 def _target(text: str) -> str:
@@ -45,6 +54,9 @@ UNPADDED = "padding is never computed: sequences lie end to end"
 BALANCED = "every rank always gets a near-equal share of the real tokens"
 GRAPHS = "graphs are not captured here; the backend decides how its kernels are launched"
 REDUCED = "gradients are all-reduced by torch's DDP in float32, overlapped with the backward pass"
+DENSE = "the output layer always sees masked positions only"
+PHASES = "each phase counts its own steps; phase 2 takes phase 1's weights with --init_checkpoint"
+PROFILE = "start the command under the vendor's profiler"
 UPDATE = "LAMB updates the whole model on every rank and needs no tuning"
 PACKED = "packed files are recognised and unpacked; single sequences are counted"
 EVALUATION = "evaluation needs no such switch"
@@ -56,7 +68,7 @@ _DWU_VALUES = (
 _FUSIONS = (
     "fused_mha no_fused_mha fused_gelu_bias fused_dropout_add enable_fuse_dropout "
     "disable_fuse_mask disable_fuse_scale disable_fuse_qkv disable_apex_softmax enable_stream "
-    "fused_bias_fc fused_bias_fc_loss_head fused_bias_mha fused_gemm_gelu"
+    "fused_bias_fc fused_bias_fc_loss_head fused_bias_mha fused_gemm_gelu disable_jit_fusions"
 )
 
 
@@ -72,13 +84,19 @@ REFERENCE: dict[str, Meaning] = {
     "num_samples_per_checkpoint": Sets("num_samples_per_checkpoint", _interval),
     "target_mlm_accuracy": Sets("target_mlm_accuracy", _target),
     "average_packing_rate": Sets("average_packing_rate", as_whole),
-    "resume_from_checkpoint": Sets("resume", "last"),
+    **each(
+        "resume_from_checkpoint resume_phase2",
+        Sets("resume", "last", "goes on from this recipe's newest checkpoint, not from weights"),
+    ),
+    "config_file": Sets("config_file", str),
+    "num_steps_per_checkpoint": Sets("num_steps_per_checkpoint", _count),
+    "steps_this_run": Sets("steps_this_run", as_whole),
     "synthetic_input": Sets("synthetic", "True"),
     # -- always so, or never needed here
     **each("unpad unpad_fmha pad pad_fmha", Notes(UNPADDED)),
     **each("exchange_padding order_samples", Notes(BALANCED)),
     **each(_FUSIONS, Notes(FUSED)),
-    **each("use_cuda_graph eval_cuda_graph", Notes(GRAPHS)),
+    **each("use_cuda_graph eval_cuda_graph cuda_graphs", Notes(GRAPHS)),
     **each("cuda_graph_mode max_iterations_per_graph", Notes(GRAPHS, takes_value=True)),
     **each("use_ddp use_gradient_as_bucket_view", Notes(REDUCED)),
     **each("allreduce_post_accumulation allreduce_post_accumulation_fp16", Notes(REDUCED)),
@@ -88,14 +106,27 @@ REFERENCE: dict[str, Meaning] = {
     "packed_samples": Notes(PACKED, keeps=True),
     "max_pack_factor": Notes(PACKED, takes_value=True),
     "load_eval_synchronously": Notes(EVALUATION),
-    "dense_seq_output": Notes("the output layer always sees masked positions only"),
+    **each("dense_seq_output no_dense_sequence_output", Notes(DENSE)),
     "do_train": Notes("this benchmark always trains"),
-    "phase2": Notes("it only names checkpoint files in the reference"),
+    "phase2": Notes(PHASES),
+    "phase1_end_step": Notes(PHASES, takes_value=True),
+    "num_train_epochs": Notes("--max_steps ends a run, as in the reference", takes_value=True),
+    "vocab_file": Notes("samples hold the numbers of tokens", takes_value=True),
+    "num_workers": Notes("one process reads the files", takes_value=True),
+    "disable_progress_bar": Notes("only a terminal shows the bar; the record does not have it"),
     "bert_model": Notes("the model is the recipe's, as in the reference", takes_value=True),
     "num_epochs_to_generate_seeds_for": Notes(
         "the order of any epoch follows from --seed", takes_value=True
     ),
     # -- would change the numbers or their meaning
+    "lamb": Refuses("is of the mask search: run a sparse_bert recipe", takes_value=True),
+    "resume_step": Refuses(
+        "name the checkpoint itself: --resume RUN/checkpoints/step_XXXXXXXX",
+        takes_value=True,
+        off=("-1",),
+    ),
+    "profile": Refuses(PROFILE),
+    "profile_start": Refuses(PROFILE, takes_value=True, off=("0",)),
     "init_tf_checkpoint": Refuses(
         "TensorFlow checkpoints are not supported; give the converted .pt or .safetensors file "
         "with --init_checkpoint",
