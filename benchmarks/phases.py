@@ -64,7 +64,7 @@ usage: bash scripts/run_pretraining.sh [parameters of NVIDIA's script] [flags]
 Pretrains BERT in two phases; phase 2 starts from phase 1's weights. An empty parameter has its
 default. Records and logs are written to CODEDIR/results. The parameters, in this order:
 
-{chr(10).join(f"  {name:<35} {value or 'BERT_PREP_WORKING_DIR/hdf5_...'}" for name, value in DEFAULTS.items())}
+{chr(10).join(f"  {name:<35} {value}" for name, value in DEFAULTS.items())}
 
   --recipe NAME     other recipes: NAME_phase1 and NAME_phase2 (default: {DENSE})
   --lamb X          penalty of the mask search; the recipes are {SEARCH}'s
@@ -112,8 +112,8 @@ def read(argv: Sequence[str]) -> Script:
     words, rest = argv[:end], argv[end:]
     if len(words) > len(DEFAULTS):
         raise BadInput(
-            f"run_pretraining.sh takes {len(DEFAULTS)} parameters, not {len(words)}: NVIDIA's later "
-            f"ones prepare parquet files, which bertbench does not read; use its HDF5 shards"
+            f"run_pretraining.sh takes {len(DEFAULTS)} parameters, not {len(words)}: NVIDIA's "
+            f"later ones prepare parquet files, which bertbench does not read; use its HDF5 shards"
         )
     given = {name: word for name, word in zip(DEFAULTS, words, strict=False) if word}
     values = DEFAULTS | given
@@ -235,8 +235,8 @@ def newest(root: Path, recipe: str) -> tuple[int, Path] | None:
 def starts(script: Script) -> dict[int, list[str]]:
     """Return the phases to run now, with the flags of their beginning where these are known.
 
-    resume_training goes on with phase 2 where it has a checkpoint, else with phase 1; a phase 1 that
-    has ended is not run again. Raises BadInput where there is nothing to resume.
+    resume_training goes on with phase 2 where it has a checkpoint, else with phase 1; one that has
+    ended is not run again. Raises BadInput where there is nothing to resume.
     """
     weights = script.values["init_checkpoint"]
     first = [] if weights == "None" else ["--init_checkpoint", weights]

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 
 from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
 from bertbench.benchmarks.bert_pretraining.reference_flags import REFERENCE, WARMUP
-from bertbench.benchmarks.finetuning import take_model
+from bertbench.benchmarks.phase_flags import derive_limits, derive_model
 from bertbench.common.config.recipe import Impl
 from bertbench.common.config.reference_flags import (
     BATCHES,
     Flags,
     Remarks,
     Values,
-    as_float,
-    as_whole,
     derive_batches,
     fields,
 )
@@ -51,37 +49,10 @@ def translate(
             rows=_sequences_in_a_row(values, notes),
         )
         if recipe is not None:
-            _derive_model(values, notes, recipe)
-            _derive_limits(values, notes, recipe)
+            derive_model(values, notes, recipe)
+            derive_limits(values, notes, recipe)
 
     return FLAGS.translate(argv, derive)
-
-
-def _derive_model(values: Values, notes: Remarks, recipe: PretrainingRecipe) -> None:
-    """Take the model from --config_file; --bert_config_path has to agree with the recipe's."""
-    if "config_file" in values:
-        values["bert_config_path"] = values.pop("config_file")
-        take_model(values, notes, recipe.model)
-
-
-def _derive_limits(values: Values, notes: Remarks, recipe: PretrainingRecipe) -> None:
-    """Convert numbers of steps to samples. As in the reference, the last step is saved, too."""
-    if as_float(values.get("warmup_proportion", "0")) > 0 and recipe.warmup_steps:
-        values.setdefault("warmup_steps", "0")  # which would win
-    batch = int(as_whole(values.get("global_batch", str(recipe.global_batch))))
-    last = int(as_whole(values.get("max_steps", str(recipe.max_steps))))
-    this_run = int(values.pop("steps_this_run", -1))
-    if this_run > 0:
-        last = min(last, this_run)
-        values["max_samples_termination"] = str(batch * this_run)
-        notes["the run ends after them, its schedule at --max_steps"] = ["--steps_this_run"]
-    every = min(int(values.pop("num_steps_per_checkpoint", 0)), last)
-    if every:
-        first = every + last % every
-        values["num_samples_per_checkpoint"] = str(batch * every)
-        values.setdefault("min_samples_to_start_checkpoints", str(batch * first))
-        text = f"at step {first} and then every {every} steps, so that the last one is saved"
-        notes[text] = ["--num_steps_per_checkpoint"]
 
 
 def _sequences_in_a_row(values: Values, notes: Remarks) -> int:

@@ -7,6 +7,7 @@ of NVIDIA's DeepLearningExamples (2020, and its head), which SparseBERT copies.
 
 from __future__ import annotations
 
+from bertbench.benchmarks.phase_flags import PHASE_FLAGS
 from bertbench.common.config.reference_flags import (
     FUSED,
     Divides,
@@ -18,19 +19,11 @@ from bertbench.common.config.reference_flags import (
     as_whole,
     each,
 )
-from bertbench.common.errors import BadInput
 
 
 def _interval(text: str) -> str:
     """Convert -1 (off) to 0."""
     return str(max(0, int(as_whole(text))))
-
-
-def _count(text: str) -> str:
-    """Read a number of steps from 1."""
-    if int(as_whole(text)) < 1:
-        raise BadInput(f"{text} is not a number of steps: give one from 1, or --skip_checkpoint")
-    return as_whole(text)
 
 
 def _target(text: str) -> str:
@@ -55,8 +48,6 @@ BALANCED = "every rank always gets a near-equal share of the real tokens"
 GRAPHS = "graphs are not captured here; the backend decides how its kernels are launched"
 REDUCED = "gradients are all-reduced by torch's DDP in float32, overlapped with the backward pass"
 DENSE = "the output layer always sees masked positions only"
-PHASES = "each phase counts its own steps; phase 2 takes phase 1's weights with --init_checkpoint"
-PROFILE = "start the command under the vendor's profiler"
 UPDATE = "LAMB updates the whole model on every rank and needs no tuning"
 PACKED = "packed files are recognised and unpacked; single sequences are counted"
 EVALUATION = "evaluation needs no such switch"
@@ -74,6 +65,7 @@ _FUSIONS = (
 
 FP8 = Refuses("no FP8 layers in this version; 16-bit mixed precision is --precision amp")
 REFERENCE: dict[str, Meaning] = {
+    **PHASE_FLAGS,
     # -- same quantity, other name or other spelling of its values
     "lr": Sets("learning_rate", str),
     "max_steps": Sets("max_steps", as_whole),
@@ -84,13 +76,6 @@ REFERENCE: dict[str, Meaning] = {
     "num_samples_per_checkpoint": Sets("num_samples_per_checkpoint", _interval),
     "target_mlm_accuracy": Sets("target_mlm_accuracy", _target),
     "average_packing_rate": Sets("average_packing_rate", as_whole),
-    **each(
-        "resume_from_checkpoint resume_phase2",
-        Sets("resume", "last", "goes on from this recipe's newest checkpoint, not from weights"),
-    ),
-    "config_file": Sets("config_file", str),
-    "num_steps_per_checkpoint": Sets("num_steps_per_checkpoint", _count),
-    "steps_this_run": Sets("steps_this_run", as_whole),
     "synthetic_input": Sets("synthetic", "True"),
     # -- always so, or never needed here
     **each("unpad unpad_fmha pad pad_fmha", Notes(UNPADDED)),
@@ -108,25 +93,11 @@ REFERENCE: dict[str, Meaning] = {
     "load_eval_synchronously": Notes(EVALUATION),
     **each("dense_seq_output no_dense_sequence_output", Notes(DENSE)),
     "do_train": Notes("this benchmark always trains"),
-    "phase2": Notes(PHASES),
-    "phase1_end_step": Notes(PHASES, takes_value=True),
-    "num_train_epochs": Notes("--max_steps ends a run, as in the reference", takes_value=True),
-    "vocab_file": Notes("samples hold the numbers of tokens", takes_value=True),
-    "num_workers": Notes("one process reads the files", takes_value=True),
-    "disable_progress_bar": Notes("only a terminal shows the bar; the record does not have it"),
     "bert_model": Notes("the model is the recipe's, as in the reference", takes_value=True),
     "num_epochs_to_generate_seeds_for": Notes(
         "the order of any epoch follows from --seed", takes_value=True
     ),
     # -- would change the numbers or their meaning
-    "lamb": Refuses("is of the mask search: run a sparse_bert recipe", takes_value=True),
-    "resume_step": Refuses(
-        "name the checkpoint itself: --resume RUN/checkpoints/step_XXXXXXXX",
-        takes_value=True,
-        off=("-1",),
-    ),
-    "profile": Refuses(PROFILE),
-    "profile_start": Refuses(PROFILE, takes_value=True, off=("0",)),
     "init_tf_checkpoint": Refuses(
         "TensorFlow checkpoints are not supported; give the converted .pt or .safetensors file "
         "with --init_checkpoint",
