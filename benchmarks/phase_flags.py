@@ -38,7 +38,7 @@ def _count(text: str) -> str:
 
 JSON_SUMMARY = (
     "NVIDIA's logger's lines are not written: losses, rates and sequences per second are in the "
-    "record's steps.jsonl and result.json"
+    "record's steps.jsonl and manifest.json"
 )
 PHASE_FLAGS: dict[str, Meaning] = {
     **each(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meaning of each flag of the reference pretraining scripts in this benchmark.
 
-The references are run_pretraining.py of NVIDIA's MLPerf Training v1.0 and v5.0, of DeepSparkHub, and
-of NVIDIA's DeepLearningExamples (2020, and its head), which SparseBERT copies.
+The references are run_pretraining.py of NVIDIA's MLPerf Training v1.0 and v5.0, of DeepSparkHub,
+and of NVIDIA's DeepLearningExamples (2020, and its head), which SparseBERT copies.
 """
 
 from __future__ import annotations
