@@ -49,8 +49,8 @@ def test_the_defaults_are_the_recipes(size: str, phase: int) -> None:
 
 
 def test_parameters_reach_their_phase(tmp_path: Path) -> None:
-    words = ["64", "1e-3", "tf32", "2", "0.1", "10", "4", "", "", "true", "8", "7", "job", "false",
-             "false", "32", "2e-3", "0.2", "6", "4", str(tmp_path), str(tmp_path), "code"]  # fmt: skip
+    text = "64 1e-3 tf32 2 0.1 10 4 false true true 8 7 job false false 32 2e-3 0.2 6 4"
+    words = [*text.split(), str(tmp_path), str(tmp_path), "code"]
     script = phases.read(words)
     first, second = (phases.request(script, n, []).values for n in (1, 2))
     assert (first["global_batch"], first["max_micro_batch"], first["max_steps"]) == (
