@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
 from bertbench.benchmarks.bert_pretraining.reference_flags import REFERENCE, WARMUP
+from bertbench.benchmarks.phase_flags import derive_limits, derive_model
 from bertbench.common.config.recipe import Impl
 from bertbench.common.config.reference_flags import (
     BATCHES,
@@ -18,7 +19,14 @@ from bertbench.common.config.reference_flags import (
 )
 
 OWN = fields(PretrainingRecipe, Impl, PretrainingOptions)
-DERIVED = {**BATCHES, "average_packing_rate": "", "packed_samples": ""}
+DERIVED = {
+    **BATCHES,
+    "average_packing_rate": "",
+    "packed_samples": "",
+    "config_file": "bert_config_path",
+    "num_steps_per_checkpoint": "num_samples_per_checkpoint",
+    "steps_this_run": "max_samples_termination",
+}
 """The references' quantities, and our field that replaces each."""
 MEANINGS = {**REFERENCE, "warmup": WARMUP}
 FLAGS = Flags(OWN, MEANINGS, DERIVED)
@@ -41,6 +49,9 @@ def translate(
             world=world,
             rows=_sequences_in_a_row(values, notes),
         )
+        if recipe is not None:
+            derive_model(values, notes, recipe)
+            derive_limits(values, notes, recipe)
 
     if recipe is None:
         return FLAGS.translate(argv, derive)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from bertbench.benchmarks import phases
 from bertbench.benchmarks.bert_pretraining.flags import FLAGS
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS, PretrainingRecipe
 from bertbench.common.errors import BadInput
@@ -69,4 +70,6 @@ def read(argv: Sequence[str], environment: Mapping[str, str]) -> launcher.Reques
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--positional"]:  # scripts/run_pretraining.sh
+        sys.exit(phases.main(sys.argv[2:]))
     sys.exit(launcher.main(sys.argv[1:], USAGE, read))

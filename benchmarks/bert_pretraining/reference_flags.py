@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meaning of each flag of the reference pretraining scripts in this benchmark.
 
-The references are NVIDIA's run_pretraining.py of MLPerf Training v1.0 and v5.0 and DeepSparkHub's.
+The references are run_pretraining.py of NVIDIA's MLPerf Training v1.0 and v5.0, of DeepSparkHub,
+and of NVIDIA's DeepLearningExamples (2020, and its head), which SparseBERT copies.
 """
 
 from __future__ import annotations
 
+from bertbench.benchmarks.phase_flags import PHASE_FLAGS
 from bertbench.common.config.reference_flags import (
     FUSED,
     Divides,
@@ -45,6 +47,7 @@ UNPADDED = "padding is never computed: sequences lie end to end"
 BALANCED = "every rank always gets a near-equal share of the real tokens"
 GRAPHS = "graphs are not captured here; the backend decides how its kernels are launched"
 REDUCED = "gradients are all-reduced by torch's DDP in float32, overlapped with the backward pass"
+DENSE = "the output layer always sees masked positions only"
 UPDATE = "LAMB updates the whole model on every rank and needs no tuning"
 PACKED = "packed files are recognised and unpacked; single sequences are counted"
 EVALUATION = "evaluation needs no such switch"
@@ -56,12 +59,13 @@ _DWU_VALUES = (
 _FUSIONS = (
     "fused_mha no_fused_mha fused_gelu_bias fused_dropout_add enable_fuse_dropout "
     "disable_fuse_mask disable_fuse_scale disable_fuse_qkv disable_apex_softmax enable_stream "
-    "fused_bias_fc fused_bias_fc_loss_head fused_bias_mha fused_gemm_gelu"
+    "fused_bias_fc fused_bias_fc_loss_head fused_bias_mha fused_gemm_gelu disable_jit_fusions"
 )
 
 
 FP8 = Refuses("no FP8 layers in this version; 16-bit mixed precision is --precision amp")
 REFERENCE: dict[str, Meaning] = {
+    **PHASE_FLAGS,
     # -- same quantity, other name or other spelling of its values
     "lr": Sets("learning_rate", str),
     "max_steps": Sets("max_steps", as_whole),
@@ -72,13 +76,12 @@ REFERENCE: dict[str, Meaning] = {
     "num_samples_per_checkpoint": Sets("num_samples_per_checkpoint", _interval),
     "target_mlm_accuracy": Sets("target_mlm_accuracy", _target),
     "average_packing_rate": Sets("average_packing_rate", as_whole),
-    "resume_from_checkpoint": Sets("resume", "last"),
     "synthetic_input": Sets("synthetic", "True"),
     # -- always so, or never needed here
     **each("unpad unpad_fmha pad pad_fmha", Notes(UNPADDED)),
     **each("exchange_padding order_samples", Notes(BALANCED)),
     **each(_FUSIONS, Notes(FUSED)),
-    **each("use_cuda_graph eval_cuda_graph", Notes(GRAPHS)),
+    **each("use_cuda_graph eval_cuda_graph cuda_graphs", Notes(GRAPHS)),
     **each("cuda_graph_mode max_iterations_per_graph", Notes(GRAPHS, takes_value=True)),
     **each("use_ddp use_gradient_as_bucket_view", Notes(REDUCED)),
     **each("allreduce_post_accumulation allreduce_post_accumulation_fp16", Notes(REDUCED)),
@@ -88,9 +91,8 @@ REFERENCE: dict[str, Meaning] = {
     "packed_samples": Notes(PACKED, keeps=True),
     "max_pack_factor": Notes(PACKED, takes_value=True),
     "load_eval_synchronously": Notes(EVALUATION),
-    "dense_seq_output": Notes("the output layer always sees masked positions only"),
+    **each("dense_seq_output no_dense_sequence_output", Notes(DENSE)),
     "do_train": Notes("this benchmark always trains"),
-    "phase2": Notes("it only names checkpoint files in the reference"),
     "bert_model": Notes("the model is the recipe's, as in the reference", takes_value=True),
     "num_epochs_to_generate_seeds_for": Notes(
         "the order of any epoch follows from --seed", takes_value=True

@@ -33,12 +33,6 @@ REFERENCE: dict[str, Meaning] = {
     # -- same quantity, other name or other spelling of its values
     "device": Sets("backend", _device),
     "no_cuda": Sets("backend", "cpu_ref"),
-    "amp": Sets(
-        "precision",
-        "amp",
-        note="mixed precision in the device's better 16-bit format; the reference's float16 is "
-        "--fp16",
-    ),
     "predict_batch_size": Sets("eval_batch_size", as_whole),
     "max_steps": Sets("max_steps", _limit),
     "skip_steps": Sets("skip_steps", as_whole),

@@ -61,12 +61,6 @@ REFERENCE: dict[str, Meaning] = {
     "no_cuda": Sets("backend", "cpu_ref"),
     "use_cpu": Sets("backend", "cpu_ref"),
     "bf16": Sets("precision", "bf16"),
-    "amp": Sets(
-        "precision",
-        "amp",
-        note="mixed precision in the device's better 16-bit format; the reference's float16 is "
-        "--fp16",
-    ),
     # -- always so, or never needed here
     "bert_model": Notes(
         "it only names cache files and a tokenizer in the reference; --vocab_file is ours",

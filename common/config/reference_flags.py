@@ -117,6 +117,12 @@ RANKS = "rank and device come from the launcher's environment"
 FUSED = "the backend chooses the fused kernels; change them with --kernels (`bertbench doctor`)"
 SHARED: dict[str, Meaning] = {
     "fp16": Sets("precision", "fp16"),
+    "amp": Sets(
+        "precision",
+        "amp",
+        note="mixed precision in the device's better 16-bit format; the reference's float16 is "
+        "--fp16",
+    ),
     "log_freq": Sets("log_freq", log_freq),
     "train_batch_size": Sets("train_batch_size", as_whole),
     "gradient_accumulation_steps": Sets("gradient_accumulation_steps", as_whole),

@@ -7,9 +7,11 @@ module does not import torch, so a vendor's package cannot break the launcher.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -281,15 +283,55 @@ def doctor(python: str, backend: str, environment: Mapping[str, str]) -> dict[st
     return report
 
 
-def _become(launch: Launch) -> NoReturn:
+def prepare(request: Request) -> Launch:
+    """Return the command for ``request`` on this machine's devices; raises as ``plan``."""
+    environment = {**request.variables, **os.environ}
+    report = doctor(sys.executable, request.values.get("backend", "auto"), environment)
+    return plan(request, environment, report, sys.executable)
+
+
+def complete(launch: Launch, log: Path | None = None) -> int:
+    """Run to the end and return the exit code; ``log`` gets a copy of the output.
+
+    Ctrl-C and SIGTERM are passed on, so that the run can save and stop.
+    """
+    code = _announce(launch)
+    if code:
+        return code
+    pipe, errors = (None, None) if log is None else (subprocess.PIPE, subprocess.STDOUT)
+    out = Stream(sys.stdout)
+    with contextlib.ExitStack() as kept:
+        file = None if log is None else kept.enter_context(log.open("ab"))
+        process = subprocess.Popen(
+            launch.command, env=launch.environment, stdout=pipe, stderr=errors,
+            start_new_session=True,
+        )  # fmt: skip
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, lambda number, _: process.send_signal(number))
+            kept.callback(signal.signal, number, before)
+        if process.stdout is not None and file is not None:
+            for line in kept.enter_context(process.stdout):
+                file.write(line)
+                print(line.decode("utf-8", "replace"), end="", file=out, flush=True)
+        code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _announce(launch: Launch) -> int:
+    """Print messages and command, and rehearse; return the rehearsal's exit code."""
     out = Stream(sys.stdout)  # a reader that has left does not stop the run
     for text in [*launch.messages, shlex.join(launch.command)]:
         print(f"launch: {text}", file=out, flush=True)
-    if launch.rehearsal is not None:
-        command, output = launch.rehearsal, subprocess.DEVNULL
-        code = subprocess.run(command, env=launch.environment, stdout=output).returncode
-        if code:
-            sys.exit(code)
+    if launch.rehearsal is None:
+        return 0
+    command, output = launch.rehearsal, subprocess.DEVNULL
+    return subprocess.run(command, env=launch.environment, stdout=output).returncode
+
+
+def _become(launch: Launch) -> NoReturn:
+    code = _announce(launch)
+    if code:
+        sys.exit(code)
     os.execve(launch.command[0], launch.command, launch.environment)
 
 
@@ -307,10 +349,7 @@ def main(
         print(usage + USAGE)
         return 0
     try:
-        request = read(argv, os.environ)
-        environment = {**request.variables, **os.environ}
-        report = doctor(sys.executable, request.values.get("backend", "auto"), environment)
-        launch = plan(request, environment, report, sys.executable)
+        launch = prepare(read(argv, os.environ))
     except BertbenchError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2

@@ -59,11 +59,19 @@ NVIDIA_V5 = {
     "use_transformer_engine": None, "use_transformer_engine2": None, "eval_cuda_graph": None,
     "load_eval_synchronously": None, "synthetic_input": None, "sustained_training_time": "0",
 }  # fmt: skip
+DLE = {
+    "num_train_epochs": "3", "resume_step": "-1", "amp": None,
+    "num_steps_per_checkpoint": "200", "phase1_end_step": "7038", "init_loss_scale": "1048576",
+    "json-summary": "results/dllogger.json", "disable_progress_bar": None, "steps_this_run": "9",
+    "profile": None, "profile-start": "0", "num_workers": "4", "no_dense_sequence_output": None,
+    "disable_jit_fusions": None, "cuda_graphs": None, "vocab_file": "v", "resume_phase2": None,
+    "lamb": "5e-5",
+}  # fmt: skip
 ALIASES = {"dwugs": "0", "dwunb": "1", "dwunc": "1", "dwurspg": "1", "dwuarpg": "1", "dwuagpg": "1"}
-EVERY = {**NVIDIA_V1, **DEEPSPARK, **NVIDIA_V5, **ALIASES}
+EVERY = {**NVIDIA_V1, **DEEPSPARK, **NVIDIA_V5, **DLE, **ALIASES}
 REFUSED = {
     "init_tf_checkpoint", "checkpoint_activations", "bypass_amp", "use_transformer_engine",
-    "use_transformer_engine2",
+    "use_transformer_engine2", "lamb", "profile",
 }  # fmt: skip
 
 DEEPSPARK_COMMAND = """--init_checkpoint /d/model.ckpt-28252.apex.pt
@@ -107,7 +115,7 @@ def test_every_reference_flag_is_known(name: str) -> None:
 
 def test_every_note_and_refusal_names_a_reference_flag() -> None:
     """The table holds nothing that no reference script has."""
-    known = {n.replace("-", "_") for n in EVERY} | {"lr", "dwuchks"}
+    known = {n.replace("-", "_") for n in EVERY} | {"lr", "dwuchks", "config_file"}
     assert set(REFERENCE) <= known
 
 
@@ -156,6 +164,13 @@ def test_deepspark_command_is_the_recipe_named_after_it(monkeypatch: pytest.Monk
         ("--gradient_accumulation_steps 4 --micro_batch 3", "--micro_batch 3"),
         ("--packed_samples --train_batch_size 48", "--global_batch 192"),
         ("--average_packing_rate 2 --train_batch_size 48", "--global_batch 96"),
+        (
+            "--num_steps_per_checkpoint 5 --max_steps 12",
+            "--max_steps 12 --num_samples_per_checkpoint 80 --min_samples_to_start_checkpoints 112",
+        ),
+        ("--steps_this_run 3", "--max_samples_termination 48"),
+        ("--amp", "--precision amp"),
+        ("--warmup_proportion 0.1", "--warmup_proportion 0.1 --warmup_steps 0"),
         ("--hidden_size 64", "--hidden_size 64"),
         ("--dry-run --json", "--dry_run --json"),
         ("--max_samples 3", "--max_samples_termination 3"),
@@ -189,7 +204,15 @@ def test_bad_input_names_the_fix(argv: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", ["--loss_scale 1024", "--opt_level O3", "--train_mlm_accuracy_window_size 5"]
+    "argv",
+    [
+        "--loss_scale 1024",
+        "--resume_step 7",
+        "--lamb 1e-4",
+        "--profile-start 3",
+        "--opt_level O3",
+        "--train_mlm_accuracy_window_size 5",
+    ],
 )
 def test_values_that_cannot_be_honoured_are_refused(argv: str) -> None:
     with pytest.raises(Unsupported, match=argv.split()[1]):
