@@ -75,7 +75,7 @@ def derive_model(values: Values, notes: Remarks, recipe: PretrainingRecipe) -> N
 
 def derive_limits(values: Values, notes: Remarks, recipe: PretrainingRecipe) -> None:
     """Convert numbers of steps to samples. As in the reference, the last step is saved, too."""
-    if as_float(values.get("warmup_proportion", "0")) > 0 and recipe.warmup_steps:
+    if values.get("warmup_proportion", "0").strip("0.") and recipe.warmup_steps:
         values.setdefault("warmup_steps", "0")  # which would win
     batch = int(as_whole(values.get("global_batch", str(recipe.global_batch))))
     last = int(as_whole(values.get("max_steps", str(recipe.max_steps))))

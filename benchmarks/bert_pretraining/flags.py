@@ -56,7 +56,8 @@ def translate(
     if recipe is None:
         return FLAGS.translate(argv, derive)
     own = fields(type(recipe), Impl, PretrainingOptions)  # a subclass of the recipe has more
-    return Flags(own, MEANINGS, DERIVED).translate(argv, derive)
+    meanings = {name: m for name, m in MEANINGS.items() if name in OWN or name not in own}
+    return Flags(own, meanings, DERIVED).translate(argv, derive)
 
 
 def _sequences_in_a_row(values: Values, notes: Remarks) -> int:

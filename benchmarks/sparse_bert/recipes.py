@@ -9,17 +9,22 @@ the mask, DAM_s whole distances.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from bertbench.benchmarks.bert_pretraining.recipes import (
-    BASE,
     PretrainingOptions,
     PretrainingRecipe,
     mini,
+    nvidia,
 )
 from bertbench.common.config.recipe import Impl, Preset
+from bertbench.common.model.config import BERT_BASE
 
+Kind = Literal["structured", "unstructured"]
+LAMB = 5e-5
+"""The default of SparseBERT's run_pretraining.py."""
 LAMBDAS = ("1e-4", "1e-3", "1e-2", "1e-1")
 FIXED = ("strided", "fixed", "longformer", "logsparse", "bigbird", "star")
 
@@ -28,7 +33,7 @@ FIXED = ("strided", "fixed", "longformer", "logsparse", "bigbird", "star")
 class SparseRecipe(PretrainingRecipe):
     """Pretraining that also learns the attention mask; without a search, with a given one."""
 
-    search: Literal["structured", "unstructured"] | None = None
+    search: Kind | None = None
     """Learn which distances between tokens (structured, DAM_s) or which entries of the mask
     (unstructured, DAM_u) may attend; None: --attention_mask, or dense."""
     lamb: float | None = None
@@ -84,79 +89,68 @@ class SparseRecipe(PretrainingRecipe):
             raise ValueError("--search needs one of --lamb and --target_sparsity")
 
 
+def _sparse(base: PretrainingRecipe, **own: Any) -> SparseRecipe:
+    """Return a recipe of pretraining with the values ``own`` set or added."""
+    values = {f.name: getattr(base, f.name) for f in fields(PretrainingRecipe)}
+    return SparseRecipe(**values | own)
+
+
 def search_mini() -> SparseRecipe:
     """``mini`` of pretraining, with a search for a mask that keeps a tenth of the scores."""
-    base = {f.name: getattr(mini(), f.name) for f in fields(PretrainingRecipe)}
-    return SparseRecipe(
-        **base | {"target_mlm_accuracy": None},
+    return _sparse(
+        mini(),
+        target_mlm_accuracy=None,
         search="structured",
         target_sparsity=0.9,
+        search_start=0.9,
+        search_ramp=0.6,
         search_window=1,
         search_rate=10.0,
     )
 
 
-def published(**own: Any) -> SparseRecipe:
-    """Return SparseBERT's first phase: BERT-base from scratch at length 128."""
-    return SparseRecipe(
-        model=BASE,
-        max_seq_length=128,
-        max_predictions_per_seq=20,
-        global_batch=65_536,
-        learning_rate=6e-3,
-        warmup_proportion=0.2843,
-        lr_power=0.5,  # PolyWarmUp
-        max_steps=7_038,
-        max_samples_termination=65_536 * 7_038,
-        eval_iter_start_samples=65_536 * 200,
-        eval_iter_samples=65_536 * 200,  # its save_checkpoint_steps
-        target_mlm_accuracy=None,
-        **own,
-    )
-
-
-def _preset(name: str, summary: str, recipe: SparseRecipe) -> Preset:
+def _preset(name: str, summary: str, phase: int = 1, **own: Any) -> Preset:
+    """Return a row of the table: NVIDIA's two-phase pretraining of BERT-base, as SparseBERT's."""
+    first = phase == 1
+    every = 200 * (65_536 if first else 32_768)  # its save_checkpoint_steps
+    recipe = _sparse(nvidia(phase, BERT_BASE), eval_iter_samples=every, **own)
     return Preset(
         name=f"sparse_bert_{name}",
         benchmark="sparse_bert",
         summary=summary,
         recipe=recipe,
-        impl=Impl(max_micro_batch=64, eval_batch_size=128),
+        impl=Impl(max_micro_batch=64 if first else 8, eval_batch_size=128),
         run=PretrainingOptions(),
-        data="any folder made by `bertbench data prepare` for length 128, given by --data",
+        data=f"samples of {128 if first else 512} tokens: a folder made by `bertbench data "
+        f"prepare`, given by --data, or NVIDIA's *training*.hdf5 by --input_dir",
         duration="days on eight accelerators; --global_batch and --max_steps shorten it",
     )
 
 
-def _all() -> list[Preset]:
-    kinds: dict[str, Literal["structured", "unstructured"]] = {
-        "dam_u": "unstructured", "dam_s": "structured",
-    }  # fmt: skip
-    small = Preset(
-        name="sparse_bert_mini",
-        benchmark="sparse_bert",
-        summary="search a mask with a 4 x 256 BERT on Wikipedia summaries, on a laptop",
-        recipe=search_mini(),
-        impl=Impl(max_micro_batch=16, eval_batch_size=64),
-        run=PretrainingOptions(log_freq=20, num_samples_per_checkpoint=6_400),
-        data="downloaded (5 MB) and prepared by itself, or --text PATH",
-        duration="minutes on 2 CPU cores",
-    )
-    searched = [
-        _preset(
-            f"{short}_{lamb}",
-            f"SparseBERT's DAM_{short[-1]}, lambda {lamb}: search over {kind} masks",
-            published(search=kind, lamb=float(lamb)),
-        )
-        for short, kind in kinds.items()
-        for lamb in LAMBDAS
-    ]
-    fixed = [
-        _preset(name, f"SparseBERT's row {name}: a fixed mask", published(attention_mask=name))
-        for name in FIXED
-    ]
-    return [small, _preset("dense", "SparseBERT's setting without a mask", published()), *searched,
-            *fixed]  # fmt: skip
+def _rows() -> Iterator[Preset]:
+    yield _preset("dense", "SparseBERT's setting without a mask")
+    kinds: tuple[Kind, ...] = ("unstructured", "structured")
+    for kind in kinds:
+        for lamb in LAMBDAS:
+            row = f"DAM_{kind[0]}, lambda {lamb}: search over {kind} masks"
+            yield _preset(
+                f"dam_{kind[0]}_{lamb}", f"SparseBERT's {row}", search=kind, lamb=float(lamb)
+            )
+    for name in FIXED:
+        yield _preset(name, f"SparseBERT's row {name}: a fixed mask", attention_mask=name)
+    for phase in (1, 2):
+        summary = f"phase {phase} of scripts/run_pretraining.sh with --lamb: a structured search"
+        yield _preset(f"phase{phase}", summary, phase, search="structured", lamb=LAMB)
 
 
-PRESETS = {preset.name: preset for preset in _all()}
+_MINI = Preset(
+    name="sparse_bert_mini",
+    benchmark="sparse_bert",
+    summary="search a mask with a 4 x 256 BERT on Wikipedia summaries, on a laptop",
+    recipe=search_mini(),
+    impl=Impl(max_micro_batch=16, eval_batch_size=64),
+    run=PretrainingOptions(log_freq=20, num_samples_per_checkpoint=6_400),
+    data="downloaded (5 MB) and prepared by itself, or --text PATH",
+    duration="minutes on 2 CPU cores",
+)
+PRESETS = {preset.name: preset for preset in (_MINI, *_rows())}

@@ -138,7 +138,7 @@ def test_an_error_is_json_however_json_is_asked_for(
 ) -> None:
     assert wants_json(words.split()) is asked
     if asked:
-        assert main(["run", "mini", *words.split(), "--learning_rate", "nan"]) == 2
+        assert main(["run", "glue_mini", *words.split(), "--learning_rate", "nan"]) == 2
         out, err = capsys.readouterr()
         assert json.loads(out)["kind"] == "BadInput"
         assert json.loads(out)["error"].startswith("--learning_rate") and "Traceback" not in err
@@ -146,9 +146,9 @@ def test_an_error_is_json_however_json_is_asked_for(
 
 def test_a_flag_of_another_benchmark_names_it() -> None:
     with pytest.raises(
-        BadInput, match=r"unknown flag --json_summary.*; it is a flag of bert_squad"
+        BadInput, match=r"unknown flag --doc_stride.*; it is a flag of bert_squad"
     ):
-        resolve("mini", ["--json_summary", "x"])
+        resolve("mini", ["--doc_stride", "x"])
     with pytest.raises(BadInput, match="it is a flag of bert_pretraining"):
         resolve("squad_mini", ["--lr_power", "2"])
     with pytest.raises(BadInput) as caught:
