@@ -159,8 +159,7 @@ def summary(runs: dict[str, Any]) -> dict[str, Any]:
         }
     if "own" in result:
         result["within"] = WITHIN
-        # "within one point": a better score than the peer's is no fault of a fair comparison,
-        # but a difference either way would show that not the same thing is computed.
+        # Either way: a better score, too, would show that not the same thing is computed.
         result["ok"] = abs(result["own"]["difference"]) <= WITHIN
     return result
 
@@ -181,11 +180,10 @@ def show(content: dict[str, Any]) -> str:
         for side in sides
     ]
     lines.append(f"| mean | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    for side, row in found.items():
-        if isinstance(row, dict):
-            lines += ["", f"{side} - peer, {row['seeds']} seeds: {row['difference']:+.2f}"]
-    if "ok" in found:
-        lines[-1 if len(sides) < 3 else -3] += (
-            f", goal within {WITHIN:g}: {'kept' if found['ok'] else 'missed'}"
-        )
+    for side in (s for s in sides if s in found):
+        row = found[side]
+        line = f"{side} - peer, {row['seeds']} seeds: {row['difference']:+.2f}"
+        if side == "own":
+            line += f", goal within {WITHIN:g}: {'kept' if found['ok'] else 'missed'}"
+        lines += ["", line]
     return "\n".join(lines)

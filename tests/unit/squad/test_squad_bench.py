@@ -249,7 +249,7 @@ def test_stopped_runs_go_on(tmp_path, monkeypatch) -> None:
 
         return one
 
-    monkeypatch.setattr(Quality, "_own", run("own"))
+    monkeypatch.setattr(Quality, "own_run", run("own"))
     monkeypatch.setattr(Quality, "_peer", run("peer"))
     options = {
         "train": file, "predict": file, "folder": tmp_path / "out", "precision": "bf16",
