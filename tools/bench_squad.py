@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from bench import squad_features, squad_quality, squad_speed
+from bench.quality import Interrupted
 from bench.steps import PEER_MISSING, peer_available
 
 from bertbench.common.errors import BertbenchError
@@ -60,7 +61,7 @@ def main() -> int:
     except BertbenchError as error:
         print(f"bench_squad: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, squad_quality.Interrupted):
+    except (KeyboardInterrupt, Interrupted):
         hint = "; the same command resumes"
         hint = hint if arguments.verb == "quality" else ""
         print(f"bench_squad: interrupted{hint}", file=sys.stderr)

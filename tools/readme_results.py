@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -64,9 +65,23 @@ def of_squad(results: Path) -> str:
         "EM and F1": ("quality.json", squad_quality.show),
         "Features": ("features.json", squad_features.show),
     }
+    return _of_peers(results / PEERS / "squad", parts)
+
+
+def of_glue(results: Path) -> str:
+    """Return the tables of tools/bench_glue.py's saved results."""
+    from bench import glue_quality, glue_speed
+
+    parts = {"Sequences per second": ("speed.json", glue_speed.show)}
+    for task in ("MNLI", "QNLI", "SNLI"):
+        parts[f"Accuracy, {task}"] = (f"{task.lower()}/quality.json", glue_quality.show)
+    return _of_peers(results / PEERS / "glue", parts)
+
+
+def _of_peers(folder: Path, parts: dict[str, tuple[str, Any]]) -> str:
     shown = []
     for title, (name, show) in parts.items():
-        file = results / PEERS / "squad" / name
+        file = folder / name
         if file.is_file():
             content = json.loads(file.read_text(encoding="utf-8"))
             about = content.get("environment", {})
@@ -79,6 +94,7 @@ PAGES = {
     "README.md": repeated,
     "docs/results.md": of_records,
     "benchmarks/bert_squad/README.md": of_squad,
+    "benchmarks/glue/README.md": of_glue,
 }
 
 

@@ -30,6 +30,8 @@ class Glue(Benchmark):
         --global_batch 16 --max_steps 6""".split()
     )
 
+    verbs = {"score glue": "bertbench.benchmarks.glue.verbs:score_main"}  # noqa: RUF012
+
     def translate(self, argv: Sequence[str], preset: Preset) -> tuple[list[str], list[str]]:
         return translate(argv, cast("GlueRecipe", preset.recipe))
 

@@ -125,7 +125,7 @@ def find_source(settings: Settings) -> GlueSource:
     if vocab is None:
         vocab = minilm_file("vocab.txt")
         check_vocabulary(vocab, recipe.model.vocab_size, lowercase=recipe.lowercase)
-    train, sets = _read(recipe, run, files)
+    train, sets = read_sets(recipe, run, files)
     encoder = Encoder(vocab, lowercase=recipe.lowercase, max_seq_length=recipe.max_seq_length)
     hashes = {"vocab": file_sha256(vocab)}
     own: dict[str, Any] = {"task": recipe.task}
@@ -169,13 +169,16 @@ def _parts(settings: Settings) -> tuple[GlueRecipe, GlueOptions]:
     return cast("GlueRecipe", settings.recipe), cast("GlueOptions", settings.run)
 
 
-_Set = tuple[Literal["dev", "test"], str, str, Examples]
+LabelledSet = tuple[Literal["dev", "test"], str, str, Examples]
+"""Kind, the name of its score, the submission's name and its examples."""
 
 
-def _read(recipe: GlueRecipe, run: GlueOptions, files: Files) -> tuple[Examples | None, list[_Set]]:
-    """Return the examples to train on, and the sets to label."""
+def read_sets(
+    recipe: GlueRecipe, run: GlueOptions, files: Files
+) -> tuple[Examples | None, list[LabelledSet]]:
+    """Return the examples to train on, and the sets to label; raises BadInput as read_examples."""
     task, skip = TASKS[recipe.task], recipe.malformed_lines == "skip"
-    train, sets = None, list[_Set]()
+    train, sets = None, list[LabelledSet]()
     own = own_column(recipe.task)
     splits = recipe.eval_share is not None or files.dev_ids is not None
     if files.train is not None and (run.do_train or (run.do_eval and splits)):

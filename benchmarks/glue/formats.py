@@ -29,7 +29,7 @@ _ADVICE = {
     True: "correct it, or leave such lines out with --malformed_lines skip",
     False: "correct it, since a submission needs every line",
 }
-"""By whether labels are read."""
+"""By whether labels are read, with their texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,6 +109,24 @@ def read_examples(path: Path, task: GlueTask, *, labelled: bool, skip: bool = Fa
     return _collect(path, found, task, labelled, malformed, hashlib.sha256(raw).hexdigest())
 
 
+def read_predictions(path: Path, task: GlueTask) -> Examples:
+    """Read predictions in the layout of GLUE's server: a header, then a number and a label a line.
+
+    Returns examples without texts; numbers need not be in the task's range. Raises BadInput as
+    ``read_examples``.
+    """
+    most = float(np.finfo(np.float32).max)
+    layout = replace(
+        task,
+        texts=(),
+        label=("prediction",),
+        positions=(),
+        unlabelled=(),
+        range=task.range and (-most, most),
+    )
+    return read_examples(path, layout, labelled=True)
+
+
 def _collect(
     path: Path,
     lines: Iterator[_Line],
@@ -162,10 +180,15 @@ def _table(
         columns, first = task.positions, 0
     missing = [" or ".join(names) for names in wanted if not _has(columns, names)]
     if missing:
+        fix = (
+            f"name a file of {task.folder} as GLUE's archive has it, with its header, or the "
+            f"file's task with --task"
+            if task.texts
+            else "its first line must be index, a tab and prediction"
+        )
         raise BadInput(
             f"{path}, line 1: no column {', '.join(missing)} among "
-            f"{shown(', '.join(columns), 200)}: name a file of {task.folder} as GLUE's archive has "
-            f"it, with its header, or the file's task with --task"
+            f"{shown(', '.join(columns), 200)}: {fix}"
         )
     label = next((columns.index(n) for n in task.label if labelled and n in columns), None)
     for number, line in enumerate(lines[first:], first + 1):
@@ -180,7 +203,7 @@ def _table(
         elif malformed is None:
             raise BadInput(
                 f"{path}, line {number}: {problem}: a text holds a tab or a line break, or the "
-                f"line is cut: {_ADVICE[labelled]}"
+                f"line is cut: {_ADVICE[labelled and bool(task.texts)]}"
             )
         else:
             malformed.append(number)

@@ -35,6 +35,8 @@ from bertbench.common.model.weight_files import find_prefix, is_finite, is_weigh
 
 ENCODER = ("bert.embeddings.", "bert.encoder.")
 POSITION = "bert.embeddings.position_embeddings.weight"
+CLASSIFIER = "classifier."
+"""The output layer of a classification task, in all three spellings."""
 _ROBERTA_ROWS = (130, 258, 514, 1026, 2050, 4098)
 
 
@@ -72,10 +74,12 @@ def load_pretrained(
     """Fill ``model``, whose ``encoder`` is a BertEncoder, from a ``.pt`` or ``.safetensors`` file.
 
     The file must cover the part ``require`` completely. The vocabulary may be padded in one of the
-    two only: rows that the file lacks become zero. Raises BadInput, with the model untouched, when
-    that part is not covered, a shape differs, the encoder's depth differs, the decoder is untied,
-    a weight is not finite, the file holds no weights, or those of another architecture: one with
-    more tensors in its encoder, or one that a configuration beside the file describes.
+    two only: rows that the file lacks become zero. A classifier with another number of outputs is
+    another task's: it is left out, with a note, unless ``require`` covers it. Raises BadInput, with
+    the model untouched, when that part is not covered, a shape differs, the encoder's depth
+    differs, the decoder is untied, a weight is not finite, the file holds no weights, or those of
+    another architecture: one with more tensors in its encoder, or one that a configuration beside
+    the file describes.
     """
     config = _config(model)
     _refuse_described_otherwise(path, config)
@@ -88,6 +92,8 @@ def load_pretrained(
         targets.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
 
     used = {name for name in targets if name in file.tensors}
+    if require == "encoder":
+        used -= _another_tasks_head(file, targets)
     missing = [name for name in targets if name not in used]
     _refuse_other_depth(file, config.num_hidden_layers)
     _refuse_uncovered(file, missing, len(targets), require)
@@ -241,6 +247,21 @@ def _refuse_uncovered(file: _File, missing: list[str], total: int, require: str)
             f"Give the weights of a BERT that covers "
             f"{'the whole model, heads included' if require == 'all' else 'the whole encoder'}"
         )
+
+
+def _another_tasks_head(file: _File, targets: Mapping[str, Tensor]) -> set[str]:
+    """Return the classifier's names, and note it, where its number of outputs differs."""
+    names = {name for name in targets if name.startswith(CLASSIFIER) and name in file.tensors}
+    have, want = (
+        {len(of[name]) for name in names if of[name].dim()} for of in (file.tensors, targets)
+    )
+    if have == want or not have:
+        return set()
+    file.notes.append(
+        f"its head has {' or '.join(map(str, sorted(have)))} outputs and is another task's; this "
+        f"task's, with {max(want)}, is new"
+    )
+    return names
 
 
 def _check_shape(file: _File, name: str, targets: Mapping[str, Tensor]) -> str | None:

@@ -18,7 +18,7 @@ from operator import truediv
 from pathlib import Path
 from typing import Any
 
-from bench.squad import RECIPE
+from bench.squad_quality import RECIPE
 from bertbench.benchmarks import resolve
 from bertbench.benchmarks.bert_squad.data import find_source
 from bertbench.benchmarks.bert_squad.examples import read_squad

@@ -12,29 +12,35 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.squad import RECIPE, Own, Peer, environment, flag, padded, undemanding, unpadded
+from bench.finetuning import (
+    PART,
+    Own,
+    Peer,
+    environment,
+    flag,
+    padded,
+    parts,
+    undemanding,
+    unpadded,
+)
+from bench.quality import Comparison
 from bertbench.benchmarks.bert_squad.outputs import PREDICTIONS
 from bertbench.benchmarks.bert_squad.scoring import answer_and_score
 from bertbench.common.config.recipe import plain
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256, write_atomic
-from bertbench.common.measure.code import code_hash
 from bertbench.common.training.checkpoint import (
     Checkpoints,
     flatten_optimizer,
@@ -42,23 +48,17 @@ from bertbench.common.training.checkpoint import (
     restore_optimizer,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+RECIPE = "squad_mini"
 SAY_EVERY_S = 30.0
 SAVE_EVERY_S = 300.0
-PART = 4
-"""Sequences that the peer computes at once; of 2, 4, 8 and 16 the fastest on one core."""
 SIDES = ("own", "peer")
 SCORES = ("exact_match", "f1")
 WITHIN = 1.0
 """Accepted difference of the means, in points of F1."""
 
 
-class Interrupted(Exception):
-    """The current run was stopped in an orderly way."""
-
-
-class Quality:
-    """All seeds' runs, saved in ``folder``/quality.json; saved ones are not repeated."""
+class Quality(Comparison):
+    """All seeds' runs, ours and the peer's."""
 
     def __init__(
         self,
@@ -73,10 +73,7 @@ class Quality:
         seeds: Iterable[int],
         sides: Iterable[str] = SIDES,
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._attention = folder, attention
-        self._seeds, self._sides = list(seeds), list(sides)
-        self.file = folder / "quality.json"
+        self._attention = attention
         files = {"train": train, "predict": predict}
         for name, path in files.items():
             if not path.is_file():
@@ -87,87 +84,34 @@ class Quality:
             "precision": precision,
             "attention": attention,
         }
-        self._threads = threads
+        folder.mkdir(parents=True, exist_ok=True)
         if limit is not None:
             files = {n: limited(p, limit, folder / f"limited-{n}.json") for n, p in files.items()}
-        self._flags = [
+        flags = [
             *("--backend", "cpu_ref", "--precision", precision, "--num_threads", str(threads)),
             *flag("train_file", files["train"]),
             *flag("predict_file", files["predict"]),
         ]
-        self.content: dict[str, Any] = {"same": same, "runs": {}}
-        if self.file.is_file():
-            self.content = known = json.loads(self.file.read_text(encoding="utf-8"))
-            other = [name for name in same if known["same"].get(name) != same[name]]
-            if other:
-                raise BadInput(
-                    f"{self.file} was made with another {', '.join(other)}: give another --output, "
-                    f"or the same options to continue"
-                )
+        super().__init__(
+            RECIPE, folder=folder, same=same, flags=flags, threads=threads, seeds=seeds, sides=sides
+        )
 
-    def run(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """Run the missing seeds and sides; return everything."""
-        for seed in self._seeds:
-            for side in self._sides:
-                if side in self.content["runs"].get(str(seed), {}):
-                    say(f"seed {seed}, {side}: done before")
-                    continue
-                say(f"seed {seed}, {side}: begins")
-                flags = [*self._flags, "--seed", str(seed)]
-                found = self._own(flags) if side == "own" else self._peer(flags, seed, say)
-                details = {"code_hash": code_hash(), "threads": self._threads}
-                self._keep(seed, side, found | details)
-                say(f"seed {seed}, {side}: {run_line(found)}")
-        self.content["summary"] = summary(self.content["runs"])
-        return self.content
+    def one(
+        self, side: str, flags: list[str], seed: int, say: Callable[[str], None]
+    ) -> dict[str, Any]:
+        if side == "own":
+            return self.own_run([*flags, "--no_write_nbest"], SCORES)
+        return self._peer(flags, seed, say)
 
-    def _keep(self, seed: int, side: str, found: dict[str, Any]) -> None:
-        """Add a run to the file, which other commands may have changed meanwhile."""
-        with (self._folder / "quality.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.file.is_file():
-                known = json.loads(self.file.read_text(encoding="utf-8"))
-                self.content = known | self.content | {"runs": known["runs"]}
-            self.content["runs"].setdefault(str(seed), {})[side] = found
-            self.content["summary"] = summary(self.content["runs"])
-            write_atomic(self.file, json.dumps(self.content, indent=1) + "\n")
+    def summary(self, runs: dict[str, Any]) -> dict[str, Any]:
+        return summary(runs)
 
-    def _own(self, flags: list[str]) -> dict[str, Any]:
-        """Run as a user does; the record stays in the folder."""
-        command = [
-            *(sys.executable, "-m", "bertbench", "run", RECIPE, *flags, "--skip_checkpoint"),
-            "--no_write_nbest",
-            *("--output_dir", str(self._folder.resolve() / "records"), "--json"),
-        ]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        try:
-            printed, _ = process.communicate()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        result = json.loads((printed.strip().splitlines() or ["{}"])[-1])
-        if process.returncode == 130:
-            raise Interrupted
-        if process.returncode:
-            why = result.get("reason") or result.get("error") or "see above"
-            raise BadInput(f"our run ended with exit code {process.returncode}: {why}")
-        metrics = result["metrics"]
-        apart = metrics["eval_s"] + metrics["checkpoint_s"]
-        found = {name: metrics[name] for name in SCORES} | {
-            "training_s": metrics["run_time_s"] - apart,
-            "training_sequences_per_second": metrics["sequences_per_second"],
-            "inference_sequences_per_second": metrics["inference_sequences_per_second"],
-            "seconds": metrics["e2e_time_s"],
-        }
-        return found | {"record": self._relative(Path(result["record"]))}
-
-    def _relative(self, path: Path) -> str:
-        return path.resolve().relative_to(self._folder.resolve()).as_posix()
+    def line(self, found: dict[str, Any]) -> str:
+        return run_line(found)
 
     def _peer(self, flags: list[str], seed: int, say: Callable[[str], None]) -> dict[str, Any]:
         begin = time.perf_counter()
-        own = Own(flags)
+        own = Own(RECIPE, flags)
         peer = Peer(own, self._attention)
         self.content["environment"] = environment(own)
         self.content["recipe"] = plain(own.task.recipe)
@@ -189,7 +133,7 @@ class Quality:
         found = {name: scores[name] for name in SCORES} | found
         if not found["resumed"]:  # the time of earlier processes is unknown
             found["seconds"] = time.perf_counter() - begin
-        return found | {"sequences_at_once": PART, "record": self._relative(kept)}
+        return found | {"sequences_at_once": PART, "record": self.relative(kept)}
 
 
 @dataclass
@@ -295,14 +239,6 @@ def answer_peer(own: Own, peer: Peer, say: Callable[[str], None]) -> dict[str, A
         "inference_sequences_per_second": sequences / seconds,
         "logits": torch.cat(found).numpy(),
     }
-
-
-def parts(inputs: dict[str, Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield rows, and ``inputs`` [B, S] of them, by length: PART at a time, cut to the longest."""
-    lengths = inputs["attention_mask"].sum(1)
-    for rows in lengths.argsort(stable=True).split(PART):
-        room = int(lengths[rows].max())
-        yield rows, {n: x[rows, :room] if x.dim() == 2 else x[rows] for n, x in inputs.items()}
 
 
 def give_back_memory() -> None:

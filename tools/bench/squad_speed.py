@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.squad import (
+from bench.finetuning import (
     ATTENTIONS,
     Own,
     Peer,
@@ -24,6 +24,7 @@ from bench.squad import (
     real_share,
     undemanding,
 )
+from bench.squad_quality import RECIPE
 from bench.steps import Step
 from bench.timing import interleave
 from bertbench.benchmarks.bert_squad.model import SpanBatch
@@ -58,14 +59,14 @@ def speed(
     tokenization, collation or the search for answers. ``fixed`` adds the peer on batches padded to
     384, the default of Hugging Face's run_qa.py.
     """
-    own = Own([
+    own = Own(RECIPE, [
         *("--backend", "cpu_ref", "--precision", precision, "--seed", str(seed)),
         *("--global_batch", str(batch), "--micro_batch", str(batch)),
         *("--eval_batch_size", str(eval_batch), *(["--synthetic"] if train is None else [])),
         *flag("train_file", train), *flag("predict_file", predict),
     ])  # fmt: skip
     peers = _peers(own, fixed)
-    steps, trained = _typical_steps(own, batch, batches)
+    steps, trained = typical_steps(own, batch, batches)
     features = (own.task.source.predict or own.task.source.train).features
     rows = typical(features.lengths, eval_batch, eval_batches)
     answered = answer_batches(features, rows, eval_batch)
@@ -78,7 +79,7 @@ def speed(
         "load_before": os.getloadavg()[0],  # of the last minute, with this process
     }
     for what, run, peer_run, times, used, every, size in (
-        ("training", _own_steps(own, steps), _peer_steps, 3, micro, trained, batch),
+        ("training", own_steps(own, steps), peer_steps, 3, micro, trained, batch),
         ("inference", _own_answers(own, answered), _peer_answers, 1, answered, features.lengths,
          eval_batch),
     ):  # fmt: skip
@@ -109,7 +110,7 @@ def _peers(own: Own, fixed: bool) -> dict[str, tuple[Peer, int | None]]:
     return peers
 
 
-def _typical_steps(own: Own, batch: int, batches: int) -> tuple[list[Any], np.ndarray]:
+def typical_steps(own: Own, batch: int, batches: int) -> tuple[list[Any], np.ndarray]:
     """Return typical steps, and the lengths of all from which they were chosen."""
     with contextlib.closing(own.task.train_batches(None)) as stream:
         shuffled = list(itertools.islice(stream, CANDIDATES))
@@ -171,7 +172,9 @@ def share_of_all(lengths: np.ndarray, size: int) -> float:
     return float(table.sum() / (table.max(axis=1).sum() * size)) if table.size else 1.0
 
 
-def _own_steps(own: Own, steps: list[Any]) -> Step:
+def own_steps(own: Own, steps: list[Any]) -> Step:
+    """Return a turn of our training loop's steps."""
+
     task, backend = own.task, own.backend
     scaler = backend.grad_scaler(own.plan.precision, own.plan.init_loss_scale)
     faults = Faults(backend.device)
@@ -187,7 +190,9 @@ def _own_steps(own: Own, steps: list[Any]) -> Step:
     return run
 
 
-def _peer_steps(peer: Peer, inputs: list[Any]) -> Step:
+def peer_steps(peer: Peer, inputs: list[Any]) -> Step:
+    """Return a turn of the peer's optimizer steps, one for each of ``inputs``."""
+
     def run() -> None:
         peer.model.train()
         for number, each in enumerate(inputs):
@@ -253,7 +258,7 @@ def _spread_of(values: Sequence[float]) -> dict[str, float]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """Return a table of training and inference."""
+    """Return a table of training, and one of inference where it was measured."""
 
     def cell(found: dict[str, float], digits: int) -> str:
         low, high = found["least"], found["most"]
@@ -266,6 +271,8 @@ def show(result: dict[str, Any]) -> str:
     }
     lines = []
     for what in ("training", "inference"):
+        if what not in result:
+            continue
         row = result[what]
         lines += [
             f"{what}: {row['batches']} batches of {row['batch']}, {row['real_share']:.0%} of the "

@@ -25,6 +25,7 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.model.config import BertConfig
+from bertbench.common.model.weights import export_state_dict
 from bertbench.common.results.validate import validate
 
 MODEL = BertConfig(
@@ -259,6 +260,29 @@ def test_without_training_the_weights_must_hold_the_head(sklearn, tmp_path, voca
     only = replace(chosen, run=replace(chosen.run, do_train=False))
     with pytest.raises(BadInput, match="lacks 2 of the model's"):
         Glue().build(only, CpuRef(), World(), find_source(only))
+
+
+@pytest.mark.parametrize("form", ["huggingface", "nvidia", "own"])
+def test_the_head_of_another_task_is_replaced_by_a_new_one(sklearn, tmp_path, vocab, form):
+    """RTE from MNLI's weights, as is usual; and without training they are refused."""
+    first = settings(preset="glue_mnli", data=folder(tmp_path, "mnli"), vocab_file=vocab)
+    trained = GlueTask(first, CpuRef(), World(), find_source(first)).model
+    path = tmp_path / "mnli.pt"
+    if form == "own":
+        torch.save(trained.state_dict(), path)
+    else:
+        named = export_state_dict(trained, form)
+        torch.save({"model": named} if form == "nvidia" else named, path)
+    files = {"data": folder(tmp_path, "rte"), "vocab_file": vocab, "init_checkpoint": path}
+    chosen = settings({"starts_from": "checkpoint"}, **files)
+    task = GlueTask(chosen, CpuRef(), World(), find_source(chosen))
+    assert task.model.classifier.weight.shape == (2, 32)
+    assert torch.equal(task.model.pooler.dense.weight, trained.pooler.dense.weight)
+    assert task.facts().init_checkpoint["missing"] == ["classifier.weight", "classifier.bias"]
+    assert any("3 outputs and is another task's" in note for note in task.notes)
+    only = replace(chosen, run=replace(chosen.run, do_train=False))
+    with pytest.raises(BadInput, match=r"classifier\.\w+ has shape \[3"):
+        GlueTask(only, CpuRef(), World(), find_source(only))
 
 
 def test_steps_and_rates(tmp_path):

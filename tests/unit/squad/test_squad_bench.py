@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 import bench_squad
 from bench import squad_features, squad_quality
-from bench.squad import Own, Peer, padded, real_share, undemanding, unpadded
-from bench.squad_quality import Quality, answer_peer, limited, parts, show, summary, train_peer
+from bench.finetuning import Own, Peer, padded, parts, real_share, undemanding, unpadded
+from bench.squad_quality import Quality, answer_peer, limited, show, summary, train_peer
 from bench.squad_speed import compare, share_of_all, typical
 from bench.squad_speed import show as speed_table
 
@@ -49,7 +49,7 @@ def own(monkeypatch) -> Iterator[Own]:
     monkeypatch.setattr(data, "SYNTHETIC", (64, 60))
     demanded = torch.are_deterministic_algorithms_enabled()
     try:
-        yield Own(TINY)
+        yield Own(squad_quality.RECIPE, TINY)
     finally:
         torch.use_deterministic_algorithms(demanded)
 
@@ -249,7 +249,7 @@ def test_stopped_runs_go_on(tmp_path, monkeypatch) -> None:
 
         return one
 
-    monkeypatch.setattr(Quality, "_own", run("own"))
+    monkeypatch.setattr(Quality, "own_run", run("own"))
     monkeypatch.setattr(Quality, "_peer", run("peer"))
     options = {
         "train": file, "predict": file, "folder": tmp_path / "out", "precision": "bf16",
@@ -308,7 +308,7 @@ def test_a_run_that_fails_is_told(tmp_path, monkeypatch) -> None:
     script = tmp_path / "fails"
     script.write_text('#!/bin/sh\necho \'{"error": "no such weights"}\'\nexit 2\n')
     script.chmod(0o755)
-    monkeypatch.setattr(squad_quality.sys, "executable", str(script))
+    monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(BadInput, match="exit code 2: no such weights"):
         quality.run(lambda text: None)
 
