@@ -16,7 +16,6 @@ from bertbench.common.config.reference_flags import (
     Remarks,
     Sets,
     Values,
-    as_float,
     as_whole,
     each,
 )
