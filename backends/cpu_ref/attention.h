@@ -89,8 +89,9 @@ INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols,
     }
 }
 
-// out [cols][rows padded to 16], of cells x [rows][cols]; zeros beyond `rows`. cols % 8 == 0.
-INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out, long ldo) {
+// Panels of 16 rows [rows / 16][cols][16], of cells x [rows][cols]; zeros beyond `rows`. A product
+// reads a panel in sequence, however long the sequence is. cols % 8 == 0.
+INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out) {
     for (long r = 0; r < rows; r += W)
         for (long c = 0; c < cols; c += W) {
             vu v[W];
@@ -99,7 +100,7 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
                 if (r + i < rows) memcpy(&v[i], x + (r + i) * ld + c, 4 * lmin(W, cols - c));
             }
             transpose16(v);
-            for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + (c + i) * ldo + r) = v[i];
+            for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + r * cols + (c + i) * W) = v[i];
         }
 }
 
@@ -109,16 +110,18 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
                    float *inverse, int half) {
     const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, step = half ? 2 : 1, M = w->queries;
     uint32_t *KT = (uint32_t *)scratch(4 * (w->Dc * Lp + Lc * D + M * (Lp + Lc + D)));
-    uint32_t *V = KT + w->Dc * Lp, *P = V + Lc * D;
-    float *S = (float *)(P + M * Lc), *O = S + M * Lp;
+    uint32_t *V = KT + w->Dc * Lp, *own = V + Lc * D;
+    float *S = (float *)(own + M * Lc), *O = S + M * Lp;
     const long cells = half ? w->ld / 2 : w->ld;
-    turn(k, cells, L, w->Dc, KT, Lp);
+    turn(k, cells, L, w->Dc, KT);
     pair_rows(v, w->ld, L, Lp, D, V, half);
     for (long i0 = 0; i0 < L; i0 += M) {
         const Tile t = tile_of(w, i0);
         const long rows = lmin(M, L - i0), N = t.width;
+        uint32_t *P = saved && !w->threshold ? saved : own;  // without dropout they are the same
         EACH_RUN(w, t)
-            GEMM(rows, end - j, w->Dc, at(q, i0 * w->ld, half), cells, KT + j, Lp, S + c, N, 0);
+            GEMM(rows, end - j, w->Dc, at(q, i0 * w->ld, half), cells, KT + j * w->Dc, w->Dc * W, W,
+                 S + c, N, 0);
         for (long r = 0; r < rows; r++) {
             float *s = S + r * N;
             const uint16_t *bits = w->bits ? w->bits + (i0 + r) * w->words : NULL;
@@ -144,7 +147,7 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
                         vi keep = w->threshold ? keep16(h, i != j0, w->threshold) : ~(vi){};
                         vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
                         st(P, r * N + at, half, (vf)((vi)e & keep));
-                        if (saved) st(saved, r * N + at, half, dead);
+                        if (saved && w->threshold) st(saved, r * N + at, half, dead);
                     }
                 }
             const float total = sum16(sum);
@@ -153,7 +156,8 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
         if (saved) saved = (char *)saved + rows * N * bytes(half);
         if (!t.count) memset(O, 0, 4 * rows * D);
         EACH_RUN(w, t)
-            GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, D, O, D, n_ > 0);
+            GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, W, D, O, D,
+                 n_ > 0);
         for (long r = 0; r < rows; r++) {
             float scale = inverse[(i0 + r) * w->heads] * w->keep_scale;
             for (long d = 0; d < D; d += W)
@@ -162,35 +166,22 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
     }
 }
 
-// out rows j (of L) <- x [D][Lp], turned.
-INLINE void put_turned(const float *x, long Lp, long L, long D, void *out, long ld, int half) {
-    for (long j = 0; j < L; j += W)
-        for (long d = 0; d < D; d += W) {
-            vu v[W];
-            for (long i = 0; i < W; i++) v[i] = *(const vu *)(x + (d + i) * Lp + j);
-            transpose16(v);
-            for (long i = 0; i < lmin(W, L - j); i++) st(out, (j + i) * ld + d, half, (vf)v[i]);
-        }
-}
-
 INLINE void attend_backward(const Item *w, const void *q, const void *k, const void *v,
                             const void *out, const void *dout, const void *saved,
                             const float *inverse, void *dq, void *dk, void *dv, int half) {
     const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, H = w->H, step = half ? 2 : 1;
     const long M = w->queries, Qc = M / step;
     uint32_t *VT = (uint32_t *)scratch(
-        4 * (w->Dc * Lp + 2 * Lc * D + 2 * D * Lp + M * (Lp + D + Lc) + 2 * Qc * Lp + 2 * D * Lp +
-             M * (D + 1)));
-    uint32_t *K = VT + w->Dc * Lp, *pairs = K + Lc * D, *QT = pairs + Lc * D, *GT = QT + D * Lp;
-    uint32_t *dS = GT + D * Lp, *dSc = dS + M * Lc, *Pc = dSc + Qc * Lp;
-    float *dP = (float *)(Pc + Qc * Lp), *dQ = dP + M * Lp, *dKT = dQ + M * D,
-          *dVT = dKT + D * Lp, *scaled = dVT + D * Lp;
+        4 * (w->Dc * Lp + 3 * Lc * D + M * (Lp + D + Lc) + 2 * Qc * Lp + 2 * Lp * D + 2 * D));
+    uint32_t *K = VT + w->Dc * Lp, *Q = K + Lc * D, *G = Q + Lc * D, *own = G + Lc * D;
+    uint32_t *cells_dS = own + M * Lc, *cells_P = cells_dS + Qc * Lp;
+    float *dP = (float *)(cells_P + Qc * Lp), *dQ = dP + M * Lp, *dK = dQ + M * D, *dV = dK + Lp * D,
+          *scaled = dV + Lp * D;
     const long cells = half ? w->ld / 2 : w->ld, out_cells = half ? H / 2 : H;
-    turn(v, cells, L, w->Dc, VT, Lp);
+    turn(v, cells, L, w->Dc, VT);
     pair_rows(k, w->ld, L, Lp, D, K, half);
-    pair_rows(q, w->ld, L, Lp, D, pairs, half);
-    turn(pairs, D, Lc, D, QT, Lp);
-    // GT: the output's gradient, turned, with each row's 1 / sum and dropout's scale.
+    pair_rows(q, w->ld, L, Lp, D, Q, half);
+    // G: the output's gradient with each row's 1 / sum and dropout's scale.
     for (long i0 = 0; i0 < Lp; i0 += 2) {
         for (long r = 0; r < 2; r++) {
             float f = i0 + r < L ? inverse[(i0 + r) * w->heads] * w->keep_scale : 0.0f;
@@ -200,16 +191,20 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                 st(scaled, r * D + d, half, g);
             }
         }
-        pair_rows(scaled, D, 2, 2, D, pairs + (half ? i0 / 2 : i0) * D, half);
+        pair_rows(scaled, D, 2, 2, D, G + (half ? i0 / 2 : i0) * D, half);
     }
-    turn(pairs, D, Lc, D, GT, Lp);
-    memset(dKT, 0, 8 * D * Lp);
+    memset(dK, 0, 8 * Lp * D);
 
     for (long i0 = 0; i0 < L; i0 += M) {
         const Tile t = tile_of(w, i0);
         const long rows = lmin(M, L - i0), here = up(rows, step) / step, N = t.width;
+        // In float32 the gradient of the scores takes dP's place, and without dropout the
+        // probabilities are the saved ones.
+        uint32_t *dS = half ? own : (uint32_t *)dP, *dSc = half ? cells_dS : dS;
+        const uint32_t *Pc = half || w->threshold ? cells_P : saved;
         EACH_RUN(w, t)
-            GEMM(rows, end - j, w->Dc, at(dout, i0 * H, half), out_cells, VT + j, Lp, dP + c, N, 0);
+            GEMM(rows, end - j, w->Dc, at(dout, i0 * H, half), out_cells, VT + j * w->Dc, w->Dc * W,
+                 W, dP + c, N, 0);
         for (long r = 0; r < rows; r += step) {
             float f[2] = {0, 0}, delta[2] = {0, 0};
             for (long s = 0; s < step && r + s < rows; s++) {
@@ -226,36 +221,41 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                     vi alive = (vi)e >= 0;
                     vf d = (vf)((vi)(*(vf *)(dP + (r + s) * N + c) * w->keep_scale) & alive);
                     vf ds = (vf)((vi)e & 0x7fffffff) * (f[s] * w->scale) * (d - delta[s]);
-                    vf kept = (vf)((vi)e & alive);
+                    p[s] = (vu)e & (vu)alive;
                     if (half) {
                         vh hs = narrow(ds);
                         memcpy((uint16_t *)dS + (r + s) * N + c, &hs, 32);
                         g[s] = __builtin_convertvector(hs, vu);
-                        p[s] = (vu)kept >> 16;
                     } else {
                         *(vf *)(dS + (r + s) * N + c) = ds;
-                        g[s] = (vu)ds;
-                        p[s] = (vu)kept;
                     }
                 }
-                long cell = r / step * N + c;
-                *(vu *)(dSc + cell) = g[0] | (half ? g[1] << 16 : g[1]);
-                *(vu *)(Pc + cell) = p[0] | (half ? p[1] << 16 : p[1]);
+                const long cell = r / step * N + c;
+                if (half) {
+                    *(vu *)(dSc + cell) = g[0] | g[1] << 16;
+                    *(vu *)(cells_P + cell) = p[0] >> 16 | (p[1] & 0xffff0000u);
+                } else if (w->threshold) {
+                    *(vu *)(cells_P + cell) = p[0];
+                }
             }
         }
         saved = (const char *)saved + rows * N * bytes(half);
         if (!t.count) memset(dQ, 0, 4 * rows * D);
         EACH_RUN(w, t) {
-            GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, D, dQ, D, n_ > 0);
-            GEMM(D, end - j, here, QT + i0 / step, Lp, dSc + c, N, dKT + j, Lp, 1);
-            GEMM(D, end - j, here, GT + i0 / step, Lp, Pc + c, N, dVT + j, Lp, 1);
+            GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, W, D, dQ, D,
+                 n_ > 0);
+            GEMM_TURNED(end - j, D, here, dSc + c, N, Q + i0 / step * D, W, D, dK + j * D, D, 1);
+            GEMM_TURNED(end - j, D, here, Pc + c, N, G + i0 / step * D, W, D, dV + j * D, D, 1);
         }
         for (long r = 0; r < rows; r++)
             for (long d = 0; d < D; d += W)
                 st(dq, (i0 + r) * w->ld + d, half, *(vf *)(dQ + r * D + d));
     }
-    put_turned(dKT, Lp, L, D, dk, w->ld, half);
-    put_turned(dVT, Lp, L, D, dv, w->ld, half);
+    for (long j = 0; j < L; j++)
+        for (long d = 0; d < D; d += W) {
+            st(dk, j * w->ld + d, half, *(vf *)(dK + j * D + d));
+            st(dv, j * w->ld + d, half, *(vf *)(dV + j * D + d));
+        }
 }
 
 #define ATTENTION_PARAMS                                                                        \

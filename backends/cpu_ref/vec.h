@@ -169,8 +169,9 @@ INLINE vf dot(int half, vf c, uint32_t a, vu b) {
 #endif
 }
 
-INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long lda,
-                 const uint32_t *B, long ldb, float *C, long ldc, int add) {
+// A's cell [m, k] is A[m * am + k * ak]; the vectors of B's row k begin at B + k * bk, bj apart.
+INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long am, long ak,
+                 const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
     vf c[6][4];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
@@ -179,11 +180,11 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long l
     for (long k = 0; k < K; k++) {
         vu b[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) b[j] = *(const vu *)(B + k * ldb + W * j);
+        for (int j = 0; j < cols; j++) b[j] = *(const vu *)(B + k * bk + j * bj);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-            for (int j = 0; j < cols; j++) c[r][j] = dot(half, c[r][j], A[r * lda + k], b[j]);
+            for (int j = 0; j < cols; j++) c[r][j] = dot(half, c[r][j], A[r * am + k * ak], b[j]);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
@@ -191,7 +192,9 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long l
         for (int j = 0; j < cols; j++) *(vf *)(C + r * ldc + W * j) = c[r][j];
 }
 
-#define TILE(r, c) tile(half, r, c, K, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc, add)
+#define TILE(r, c)                                                                         \
+    tile(half, r, c, lmin(DEPTH, K - k), A + m * am + k * ak, am, ak, B + n / W * bj + k * bk, \
+         bj, bk, C + m * ldc + n, ldc, add || k)
 #define TILES(c)                                     \
     switch (rows) {                                  \
         case 1: TILE(1, c); break;                   \
@@ -201,31 +204,37 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long l
         case 5: TILE(5, c); break;                   \
         default: TILE(6, c); break;                  \
     }
+enum { DEPTH = 128 };  // rows of B: those of four vectors stay in L2, whatever K is
 
-INLINE void gemm_(int half, long M, long N, long K, const uint32_t *A, long lda, const uint32_t *B,
-                  long ldb, float *C, long ldc, int add) {
-    for (long n = 0; n < N; n += 4 * W)
-        for (long m = 0; m < M; m += 6) {
-            long rows = lmin(6, M - m);
-            switch (lmin(4, (N - n) / W)) {
-                case 1: TILES(1); break;
-                case 2: TILES(2); break;
-                case 3: TILES(3); break;
-                default: TILES(4); break;
+INLINE void gemm_(int half, long M, long N, long K, const uint32_t *A, long am, long ak,
+                  const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
+    for (long k = 0; k < K; k += DEPTH)
+        for (long n = 0; n < N; n += 4 * W)
+            for (long m = 0, left = (M + 5) / 6, rows; left; m += rows, left--) {
+                rows = (M - m + left - 1) / left;  // equal parts: few rows leave units idle
+                switch (lmin(4, (N - n) / W)) {
+                    case 1: TILES(1); break;
+                    case 2: TILES(2); break;
+                    case 3: TILES(3); break;
+                    default: TILES(4); break;
+                }
             }
-        }
 }
 
-#define GEMM_ARGS                                                                             \
-    long M, long N, long K, const uint32_t *A, long lda, const uint32_t *B, long ldb, float *C, \
-        long ldc, int add
-static __attribute__((noinline)) void gemm_half(GEMM_ARGS) {
-    gemm_(1, M, N, K, A, lda, B, ldb, C, ldc, add);
-}
-static __attribute__((noinline)) void gemm_float(GEMM_ARGS) {
-    gemm_(0, M, N, K, A, lda, B, ldb, C, ldc, add);
-}
+#define GEMM_ARGS                                                                               \
+    long M, long N, long K, const uint32_t *A, long lda, const uint32_t *B, long bj, long bk,   \
+        float *C, long ldc, int add
+#define GEMM_FORM(name, half, am, ak)                        \
+    static __attribute__((noinline)) void name(GEMM_ARGS) { \
+        gemm_(half, M, N, K, A, am, ak, B, bj, bk, C, ldc, add); \
+    }
+GEMM_FORM(gemm_half, 1, lda, 1)
+GEMM_FORM(gemm_float, 0, lda, 1)
+GEMM_FORM(gemm_turned_half, 1, 1, lda)
+GEMM_FORM(gemm_turned_float, 0, 1, lda)
 #define GEMM(...) (half ? gemm_half(__VA_ARGS__) : gemm_float(__VA_ARGS__))
+// A is given turned, as [K][lda].
+#define GEMM_TURNED(...) (half ? gemm_turned_half(__VA_ARGS__) : gemm_turned_float(__VA_ARGS__))
 
 // -- transposition of 4-byte cells, 16 x 16 ---------------------------------------------------
 #if defined(__clang__)
