@@ -70,11 +70,22 @@ INLINE vi lanes(uint32_t bits) {
     return (vi)((lane & bits) != 0);
 }
 
+INLINE const void *at(const void *x, long i, int half) { return (const char *)x + i * bytes(half); }
+
+// Asks for `rows` rows of memory ahead of their use: they lie a whole row of the batch apart, which
+// no processor foresees.
+INLINE void ahead(const void *x, long ld, long rows, long cols, int half) {
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < cols; i += 64 / (long)bytes(half))
+            __builtin_prefetch((const char *)x + (r * ld + i) * bytes(half));
+}
+
 // cells [rows / 2 or rows][cols]: two bf16 rows side by side, or float32 rows; zeros to `padded`.
 INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols, uint32_t *out,
                       int half) {
     const uint16_t *h = x;
     for (long r = 0; r < padded; r += half ? 2 : 1) {
+        if (r % W == 0) ahead(at(x, (r + W) * ld, half), ld, lmin(W, rows - r - W), cols, half);
         for (long i = 0; i < cols; i += W) {
             vu a = {}, b = {};
             if (half) {
@@ -92,7 +103,8 @@ INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols,
 // Panels of 16 rows [rows / 16][cols][16], of cells x [rows][cols]; zeros beyond `rows`. A product
 // reads a panel in sequence, however long the sequence is. cols % 8 == 0.
 INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out) {
-    for (long r = 0; r < rows; r += W)
+    for (long r = 0; r < rows; r += W) {
+        ahead(x + (r + W) * ld, ld, lmin(W, rows - r - W), cols, 0);
         for (long c = 0; c < cols; c += W) {
             vu v[W];
             for (long i = 0; i < W; i++) {
@@ -102,9 +114,8 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
             transpose16(v);
             for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + r * cols + (c + i) * W) = v[i];
         }
+    }
 }
-
-INLINE const void *at(const void *x, long i, int half) { return (const char *)x + i * bytes(half); }
 
 INLINE void attend(const Item *w, const void *q, const void *k, const void *v, void *out, void *saved,
                    float *inverse, int half) {
@@ -118,6 +129,7 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
     for (long i0 = 0; i0 < L; i0 += M) {
         const Tile t = tile_of(w, i0);
         const long rows = lmin(M, L - i0), N = t.width;
+        ahead(at(q, (i0 + M) * w->ld, half), w->ld, lmin(M, L - i0 - M), D, half);
         uint32_t *P = saved && !w->threshold ? saved : own;  // without dropout they are the same
         EACH_RUN(w, t)
             GEMM(rows, end - j, w->Dc, at(q, i0 * w->ld, half), cells, KT + j * w->Dc, w->Dc * W, W,
@@ -183,6 +195,7 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
     pair_rows(q, w->ld, L, Lp, D, Q, half);
     // G: the output's gradient with each row's 1 / sum and dropout's scale.
     for (long i0 = 0; i0 < Lp; i0 += 2) {
+        ahead(at(dout, (i0 + W) * H, half), H, lmin(2, L - i0 - W), D, half);
         for (long r = 0; r < 2; r++) {
             float f = i0 + r < L ? inverse[(i0 + r) * w->heads] * w->keep_scale : 0.0f;
             for (long d = 0; d < D; d += W) {
@@ -202,6 +215,9 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
         // probabilities are the saved ones.
         uint32_t *dS = half ? own : (uint32_t *)dP, *dSc = half ? cells_dS : dS;
         const uint32_t *Pc = half || w->threshold ? cells_P : saved;
+        const long next = lmin(M, L - i0 - M);
+        ahead(at(dout, (i0 + M) * H, half), H, next, D, half);
+        ahead(at(out, (i0 + M) * H, half), H, next, D, half);
         EACH_RUN(w, t)
             GEMM(rows, end - j, w->Dc, at(dout, i0 * H, half), out_cells, VT + j * w->Dc, w->Dc * W,
                  W, dP + c, N, 0);
@@ -251,11 +267,14 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
             for (long d = 0; d < D; d += W)
                 st(dq, (i0 + r) * w->ld + d, half, *(vf *)(dQ + r * D + d));
     }
-    for (long j = 0; j < L; j++)
+    for (long j = 0; j < L; j++) {
+        ahead(at(dk, (j + W) * w->ld, half), w->ld, j + W < L, D, half);
+        ahead(at(dv, (j + W) * w->ld, half), w->ld, j + W < L, D, half);
         for (long d = 0; d < D; d += W) {
             st(dk, j * w->ld + d, half, *(vf *)(dK + j * D + d));
             st(dv, j * w->ld + d, half, *(vf *)(dV + j * D + d));
         }
+    }
 }
 
 #define ATTENTION_PARAMS                                                                        \
