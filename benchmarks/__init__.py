@@ -27,6 +27,7 @@ BUILT_IN = {
     "bert_pretraining": "bertbench.benchmarks.bert_pretraining.benchmark:BertPretraining",
     "bert_squad": "bertbench.benchmarks.bert_squad.benchmark:BertSquad",
     "glue": "bertbench.benchmarks.glue.benchmark:Glue",
+    "sparse_bert": "bertbench.benchmarks.sparse_bert.benchmark:SparseBert",
 }
 """Name -> module:class."""
 

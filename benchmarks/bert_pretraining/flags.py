@@ -20,7 +20,8 @@ from bertbench.common.config.reference_flags import (
 OWN = fields(PretrainingRecipe, Impl, PretrainingOptions)
 DERIVED = {**BATCHES, "average_packing_rate": "", "packed_samples": ""}
 """The references' quantities, and our field that replaces each."""
-FLAGS = Flags(OWN, {**REFERENCE, "warmup": WARMUP}, DERIVED)
+MEANINGS = {**REFERENCE, "warmup": WARMUP}
+FLAGS = Flags(OWN, MEANINGS, DERIVED)
 
 
 def translate(
@@ -41,7 +42,10 @@ def translate(
             rows=_sequences_in_a_row(values, notes),
         )
 
-    return FLAGS.translate(argv, derive)
+    if recipe is None:
+        return FLAGS.translate(argv, derive)
+    own = fields(type(recipe), Impl, PretrainingOptions)  # a subclass of the recipe has more
+    return Flags(own, MEANINGS, DERIVED).translate(argv, derive)
 
 
 def _sequences_in_a_row(values: Values, notes: Remarks) -> int:

@@ -42,7 +42,14 @@ class PretrainingTask(Task):
     """Model, data and metrics of one pretraining recipe on one rank."""
 
     recipe: PretrainingRecipe
-    sum_names = ("mlm_loss", "mlm_correct", "masked", "nsp_loss", "nsp_correct", "sequences")
+    sum_names: tuple[str, ...] = (
+        "mlm_loss",
+        "mlm_correct",
+        "masked",
+        "nsp_loss",
+        "nsp_correct",
+        "sequences",
+    )
     target_metric = "mlm_accuracy"
 
     def __init__(

@@ -102,6 +102,16 @@ RANGES = {
     "initial_mlm_accuracy": _SHARE,
     "target_f1": Range(0, 100, above=True),
     "target_score": Range(0, 100, above=True),
+    # mask search
+    "lamb": Range(0, 1e6),
+    "target_sparsity": _BETA,
+    "target_weight": _POSITIVE,
+    "search_block": Range(1, 2**14),
+    "search_window": Range(0, 2**14),
+    "search_rate": _POSITIVE,
+    "search_temperature": Range(0, 1e6, above=True, below=True),
+    "search_end_temperature": Range(0, 1e6, above=True, below=True),
+    # data and scores
     "eval_share": Range(0.001, 0.999),
     "null_score_diff_threshold": Range(-1e30, 1e30),
     # the run

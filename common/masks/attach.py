@@ -113,10 +113,10 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> AttentionMask:
         raise BadInput(f"the checkpoint's attention mask is damaged: {shown(error)}") from error
 
 
-def check_same(mask: RecipeMask | None, saved: Mapping[str, Tensor] | None) -> None:
+def check_same(mask: AttentionMask | None, saved: Mapping[str, Tensor] | None) -> None:
     """Raise BadInput where a checkpoint's ``saved`` tensors [...] are of another mask."""
     before = None if saved is None else from_tensors(saved).hash
-    if before != (None if mask is None else mask.mask.hash):
+    if before != (None if mask is None else mask.hash):
         raise BadInput(
             "the checkpoint's attention mask is not this run's: give the mask that it was made with"
         )

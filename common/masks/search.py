@@ -54,6 +54,9 @@ class MaskSearch(nn.Module):
     Raises BadInput for sizes that no mask has.
     """
 
+    scores: nn.Parameter
+    """float32 [L H C], the logits over ``rate``: one vector, which no optimizer decays or takes a
+    trust ratio of (as in the reference)."""
     step: Tensor
     """int64 [], the optimizer steps done; saved with the logits."""
     cells: Tensor
@@ -77,13 +80,15 @@ class MaskSearch(nn.Module):
         window: int | None = None,
         globals: Sequence[int] = (),
         temperature: Temperature | None = None,
+        rate: float = 1.0,
         seed: int = 0,
     ) -> None:
         """Set the cells: ``block`` x ``block`` entries, or as many distances where ``structured``.
 
         ``symmetric`` is of unstructured masks. Protected from being dropped: the ``window``
         neighbours of each side (0: the diagonal; None: none) and rows and columns of ``globals``
-        ([CLS] is 0; that of [SEP] differs between sequences, length - 1 in the longest).
+        ([CLS] is 0; that of [SEP] differs between sequences, length - 1 in the longest). Logits
+        move at ``rate`` times the optimizer's learning rate.
         """
         super().__init__()
         if not 1 < length <= MAX_LENGTH or min(heads, layers, block) < 1 or block > length:
@@ -93,7 +98,7 @@ class MaskSearch(nn.Module):
             )
         if not all(0 <= at < length for at in globals):
             raise BadInput(f"global tokens {list(globals)} must be from 0 to {length - 1}")
-        self.length, self.structured, self.seed = length, structured, seed
+        self.length, self.structured, self.seed, self.rate = length, structured, seed, rate
         self.temperature = temperature or Temperature()
         at = torch.arange(length)
         distance = (at[:, None] - at).abs()
@@ -115,12 +120,18 @@ class MaskSearch(nn.Module):
         counts = torch.bincount(entries[~always], minlength=count).float()
         generator = torch.Generator().manual_seed(seed)
         start = torch.randn(layers, heads, count, generator=generator) * _INIT_STD
-        self.logits = nn.Parameter(start)
+        self._shape = start.shape
+        self.scores = nn.Parameter(start.flatten() / rate)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         for name, value in (
             ("cells", entries), ("counts", counts), ("protected", protected), ("always", always),
         ):  # fmt: skip
             self.register_buffer(name, value, persistent=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """The logit of each cell, float32 [L, H, C]."""
+        return (self.scores * self.rate).view(self._shape)
 
     # -- masks ------------------------------------------------------------------------------------
     def forward(self) -> Tensor:
@@ -140,8 +151,8 @@ class MaskSearch(nn.Module):
         """Return the step's logistic noise, float32 [L, H, C], made on the host."""
         text = f"{self.seed} {int(self.step)}".encode()
         seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
-        uniform = torch.rand(self.logits.shape, generator=torch.Generator().manual_seed(seed))
-        return uniform.clamp(1e-6, 1 - 1e-6).logit().to(self.logits.device)
+        uniform = torch.rand(self._shape, generator=torch.Generator().manual_seed(seed))
+        return uniform.clamp(1e-6, 1 - 1e-6).logit().to(self.scores.device)
 
     def _keep(self) -> Tensor:
         """Return the cells that are kept, float32 [L, H, C]: no query is left without a key."""
@@ -189,10 +200,17 @@ class MaskSearch(nn.Module):
         """
         if not 0 <= ratio < 1:
             raise BadInput(f"the target sparsity ratio is {ratio}: it must be from 0 to below 1")
-        kept = self._completed((self.logits > 0).float())
-        density = self._replaced(kept) / (self.logits.shape[0] * self.logits.shape[1])
-        away = density / self.length**2 - (1 - ratio)
+        away = self.density() - (1 - ratio)
         return weight * (away.abs() - tolerance).clamp(min=0)
+
+    def density(self) -> Tensor:
+        """Return nnz / n^2 of the mask that ``export`` gives, the mean of layers and heads, [].
+
+        Its gradient is that of the expected mask.
+        """
+        kept = self._completed((self.logits > 0).float())
+        heads = self._shape[0] * self._shape[1]
+        return self._replaced(kept) / (heads * self.length**2)
 
     def _replaced(self, keep: Tensor) -> Tensor:
         """Return the entries of ``keep`` [L, H, C], with the gradient of the expected ones, []."""

@@ -71,7 +71,8 @@ class Layer(nn.Module):
         super().__init__()
         self.config, self.ops = config, ops
         self.attention_mask: Tensor | None = None
-        """bool [1 or N, L, L] on the model's device; not a buffer, which DDP would broadcast."""
+        """bool [1 or N, L, L] on the model's device; not a buffer, which DDP would broadcast. In a
+        search it is float32, with a gradient."""
         hidden, eps = config.hidden_size, config.layer_norm_eps
         self.qkv = skip_init(FusedQKV, hidden, 3 * hidden)
         self.attention_output = linear(hidden, hidden)
@@ -91,9 +92,9 @@ class Layer(nn.Module):
         if self.attention_mask is None:
             context = ops.attention(qkv, tokens, num_heads=heads, dropout=dropout)
         else:
-            context = ops.masked_attention(
-                qkv, tokens, self.attention_mask, num_heads=heads, dropout=dropout
-            )
+            learnt = self.attention_mask.is_floating_point()
+            masked = ops.searched_attention if learnt else ops.masked_attention
+            context = masked(qkv, tokens, self.attention_mask, num_heads=heads, dropout=dropout)
         out = ops.linear(context, self.attention_output.weight, self.attention_output.bias)
         x = self._after(out, x, self.attention_norm)
         inner = ops.linear_gelu(

@@ -16,6 +16,8 @@ Naming = Literal["huggingface", "nvidia"]
 WORD_EMBEDDING = "bert.embeddings.word_embeddings.weight"
 DECODER_WEIGHT = "cls.predictions.decoder.weight"
 DECODER_BIAS = "cls.predictions.bias"
+SEARCH = "mask_search."
+"""The prefix of a mask search's tensors in a model: no weights, and of no other software."""
 LAYER = re.compile(r"bert\.encoder\.layer\.(\d{1,4})\.")
 
 _MODULES = {

@@ -24,6 +24,7 @@ from bertbench.common.model.naming import (
     DECODER_BIAS,
     DECODER_WEIGHT,
     LAYER,
+    SEARCH,
     WORD_EMBEDDING,
     Naming,
     huggingface_names,
@@ -81,6 +82,8 @@ def load_pretrained(
     file = _read(path, config.norm_position)
     targets: dict[str, Tensor] = {}
     for own, parameter in model.named_parameters():
+        if own.startswith(SEARCH):
+            continue
         names = huggingface_names(own, config.norm_position)
         targets.update(zip(names, parameter.detach().chunk(len(names)), strict=True))
 
@@ -139,6 +142,8 @@ def other_names(
         raise Unsupported("a pre-LN model has no NVIDIA names; export with naming 'huggingface'")
     state: dict[str, Tensor] = {}
     for own, tensor in named.items():
+        if own.startswith(SEARCH):
+            continue
         names = huggingface_names(own, norm_position)
         state.update(zip(names, tensor.chunk(len(names)), strict=True))
     for name in (WORD_EMBEDDING, DECODER_BIAS):

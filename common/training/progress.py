@@ -92,8 +92,8 @@ def save_checkpoint(
     if world.is_main:
         tensors, optimizer = flatten_optimizer(task.optimizer)
         groups = {"model": task.model.state_dict(), "optimizer": tensors}
-        if task.attention_mask is not None:
-            groups["attention_mask"] = to_tensors(task.attention_mask.mask)
+        if (mask := task.mask_now()) is not None:
+            groups["attention_mask"] = to_tensors(mask)
         for rank, state in enumerate(states):
             groups[rank_group(rank)] = state
         state = {
@@ -130,11 +130,11 @@ def restore(
     """
     tensors, state = saved
     check_state(state, tensors)
-    check_same(task.attention_mask, tensors.get("attention_mask"))
     # Older checkpoints of compiled models have this prefix.
     model = {name.removeprefix("_orig_mod."): value for name, value in tensors["model"].items()}
     check_tensors("model", model, task.model.state_dict())
     task.model.load_state_dict(model)
+    check_same(task.mask_now(), tensors.get("attention_mask"))
     restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
     for entry in task.optimizer.state.values():
         if isinstance(entry.get("step"), Tensor):

@@ -26,6 +26,7 @@ from bertbench.common.optim.lamb import parameter_groups
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
     from bertbench.common.distributed.world import World
+    from bertbench.common.masks.mask import AttentionMask
     from bertbench.common.measure.metric import Metric
     from bertbench.common.training.events import EvalEvent
 
@@ -317,6 +318,10 @@ class Task(ABC):
         return []
 
     # -- the record -------------------------------------------------------------------------------
+    def mask_now(self) -> AttentionMask | None:
+        """Return the attention mask that a checkpoint keeps; None for dense attention."""
+        return None if self.attention_mask is None else self.attention_mask.mask
+
     @property
     def gelu(self) -> Literal["erf", "tanh"] | None:
         """The form of GELU that the model asks for; None where it has none."""

@@ -23,7 +23,7 @@ from bertbench.common.config.recipe import Recipe, recipe_hash
 from bertbench.common.config.reference_flags import fields
 from bertbench.common.errors import BadInput
 
-NAMES = ("mini", "squad_mini", "glue_mini")
+NAMES = ("mini", "squad_mini", "glue_mini", "sparse_bert_mini")
 
 
 def numbers(name: str) -> list[str]:

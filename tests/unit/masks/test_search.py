@@ -28,7 +28,7 @@ KINDS = [
 def search(length: int = 16, heads: int = 3, **options: object) -> MaskSearch:
     made = MaskSearch(length, heads, **options)  # type: ignore[arg-type]
     with torch.no_grad():  # far enough from 0 for both outcomes
-        made.logits.normal_(std=2.0, generator=torch.Generator().manual_seed(1))
+        made.scores.normal_(std=2.0, generator=torch.Generator().manual_seed(1))
     return made
 
 
@@ -74,7 +74,7 @@ def test_a_structured_mask_is_the_reference_s_expansion() -> None:
 def test_cells_are_kept_with_the_logit_s_probability() -> None:
     made = MaskSearch(64, 4, seed=3)
     for logit in (-1.0, 0.0, 2.0):
-        torch.nn.init.constant_(made.logits, logit)
+        torch.nn.init.constant_(made.scores, logit)
         kept = []
         for _ in range(40):
             kept.append((made.logits + made.noise() > 0).float().mean())
@@ -125,7 +125,7 @@ def test_layers_of_their_own() -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_protected_entries_are_always_kept(kind: dict) -> None:
     made = search(window=1, globals=(0, 15), **kind)
-    torch.nn.init.constant_(made.logits, -20.0)
+    torch.nn.init.constant_(made.scores, -20.0)
     i, j = np.indices((16, 16))
     for mask in (made().detach().numpy(), made.eval()().detach().numpy()):
         assert (mask[..., abs(i - j) <= 1] == 1).all()
@@ -139,10 +139,10 @@ def test_no_query_is_left_without_a_key(kind: dict) -> None:
     made = search(**kind)
     for value in (-20.0, None):
         if value is not None:
-            torch.nn.init.constant_(made.logits, value)
+            torch.nn.init.constant_(made.scores, value)
         else:
             with torch.no_grad():
-                made.logits.normal_(mean=-2.0)
+                made.scores.normal_(mean=-2.0)
         made.export()  # AttentionMask refuses empty rows, also of shorter sequences
         for step in range(5):
             made.train()
@@ -150,9 +150,9 @@ def test_no_query_is_left_without_a_key(kind: dict) -> None:
             made.advance()
             for n in (2, 3, 9, 16):
                 assert mask[..., :n, :n].any(-1).all(), step
-    torch.nn.init.constant_(made.logits, -20.0)
+    torch.nn.init.constant_(made.scores, -20.0)
     with torch.no_grad():
-        made.logits[..., int(made.cells[1, 0])] = 20.0
+        made.scores.view(1, 3, -1)[..., int(made.cells[1, 0])] = 20.0
     if kind == {"structured": True}:  # a neighbour is enough: the diagonal may go
         assert not made.eval()().diagonal(dim1=2, dim2=3).any()
 
@@ -174,7 +174,7 @@ def test_attention_and_penalties_reach_every_logit(kind: dict) -> None:
     for name, loss in losses.items():
         made.zero_grad()
         loss().backward()
-        grad = made.logits.grad
+        grad = made.scores.grad
         assert grad is not None
         # In float32 a few samples are so far from 0 that their sigmoid is flat.
         assert (grad != 0).float().mean() > 0.97, name
@@ -204,7 +204,7 @@ def test_the_softmax_is_that_of_minus_infinity() -> None:
 
 def test_the_penalty_is_the_reference_s_sum_and_does_not_overflow_in_fp16() -> None:
     made = MaskSearch(128, 12, window=None)
-    torch.nn.init.constant_(made.logits, 20.0)
+    torch.nn.init.constant_(made.scores, 20.0)
     with torch.autocast("cpu", dtype=torch.float16):
         value = made.half().penalty(1e-1)
     assert value.dtype == torch.float32
@@ -216,11 +216,11 @@ def test_the_penalty_is_the_reference_s_sum_and_does_not_overflow_in_fp16() -> N
 def test_the_penalty_s_gradient_is_that_of_the_expected_sum() -> None:
     made = search()
     made.penalty(0.5).backward()
-    grad = made.logits.grad
+    grad = made.scores.grad
     made.zero_grad()
     (0.5 * (torch.sigmoid(made.logits) * made.counts).sum()).backward()
     assert grad is not None
-    assert torch.equal(grad, made.logits.grad)
+    assert torch.equal(grad, made.scores.grad)
 
 
 @pytest.mark.parametrize("structured", [True, False])
@@ -230,7 +230,7 @@ def test_the_hinge_meets_its_target(seed: int, structured: bool) -> None:
     target = 0.88
     made = MaskSearch(32, 8, structured=structured, window=0, seed=seed)
     value = torch.rand(8, 32, 32, generator=torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.Adam([made.logits], lr=0.05)
+    optimizer = torch.optim.Adam([made.scores], lr=0.05)
     for step in range(200):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 200)
         optimizer.zero_grad()
@@ -274,7 +274,7 @@ def test_a_checkpoint_continues_the_search() -> None:
     for _ in range(3):
         made.advance()
     again = MaskSearch(16, 3, temperature=schedule, seed=5)
-    assert set(made.state_dict()) == {"logits", "step"}
+    assert set(made.state_dict()) == {"scores", "step"}
     again.load_state_dict(made.state_dict())
     assert again.temperature.at(int(again.step)) == made.temperature.at(3)
     assert torch.equal(again(), made())
@@ -289,7 +289,7 @@ def test_the_temperature_falls_by_a_constant_factor() -> None:
     for _ in range(2):
         made.zero_grad()
         made().sum().backward()
-        grads.append(made.logits.grad.clone())
+        grads.append(made.scores.grad.clone())
         made.temperature = Temperature(start=0.5)
     assert not torch.allclose(*grads)
 
