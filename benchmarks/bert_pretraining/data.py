@@ -246,7 +246,11 @@ def _parts(settings: Settings) -> tuple[PretrainingRecipe, PretrainingOptions]:
 def _quick_start(settings: Settings) -> bool:
     """Return whether the quick-start corpus is meant: a mini recipe without data flags."""
     _, run = _parts(settings)
-    return settings.preset.name in ("mini", "sparse_bert_mini") and run.data is None and run.input_dir is None
+    return (
+        settings.preset.name in ("mini", "sparse_bert_mini")
+        and run.data is None
+        and run.input_dir is None
+    )
 
 
 def _locate(settings: Settings, root: Path | None) -> _Files:
