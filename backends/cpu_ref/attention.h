@@ -117,6 +117,11 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
     }
 }
 
+// The unnormalised probability of a score; vexp has no zero, so that of minus infinity is cut off.
+INLINE vf weight(vf score, float largest, float scale) {
+    return (vf)((vi)vexp((score - largest) * scale) & (score > -INFINITY));
+}
+
 INLINE void attend(const Item *w, const void *q, const void *k, const void *v, void *out, void *saved,
                    float *inverse, int half) {
     const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, step = half ? 2 : 1, M = w->queries;
@@ -137,31 +142,39 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
         for (long r = 0; r < rows; r++) {
             float *s = S + r * N;
             const uint16_t *bits = w->bits ? w->bits + (i0 + r) * w->words : NULL;
-            vf top = splat(-INFINITY), sum = {};
-            EACH_RUN(w, t)
-                for (long i = 0; i < end - j; i += W) {
-                    vf *x = (vf *)(s + c + i);
-                    if (bits || j + i + W > L)
-                        *x = select16(lanes(allowed(bits, j + i, L)), *x, splat(-INFINITY));
-                    top = select16(*x > top, *x, top);
-                }
-            const float largest = max16(top);
-            key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
-            EACH_RUN(w, t)
-                for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W) {
-                    vu h = w->threshold ? hash32(key, j0) : (vu){};
-                    for (long i = j0 < j ? j : j0; i < lmin(end, j0 + 2 * W); i += W) {
-                        const long at = c + i - j;
-                        vf e = vexp((*(vf *)(s + at) - largest) * w->scale);
-                        if (bits || i + W > L)  // vexp has no zero
-                            e = (vf)((vi)e & lanes(allowed(bits, i, L)));
-                        sum += e;
-                        vi keep = w->threshold ? keep16(h, i != j0, w->threshold) : ~(vi){};
-                        vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
-                        st(P, r * N + at, half, (vf)((vi)e & keep));
-                        if (saved && w->threshold) st(saved, r * N + at, half, dead);
+            if (bits || Lp > L)
+                EACH_RUN(w, t)
+                    for (long i = 0; i < end - j; i += W) {
+                        vf *x = (vf *)(s + c + i);
+                        if (bits || j + i + W > L)
+                            *x = select16(lanes(allowed(bits, j + i, L)), *x, splat(-INFINITY));
                     }
+            vf top = splat(-INFINITY), sum = {};
+            for (long c = 0; c < N; c += W) top = vmax(top, *(vf *)(s + c));
+            const float largest = max16(top);
+            if (!w->threshold) {
+#pragma GCC unroll 4
+                for (long c = 0; c < N; c += W) {
+                    const vf e = weight(*(vf *)(s + c), largest, w->scale);
+                    sum += e;
+                    st(P, r * N + c, half, e);
                 }
+            } else {
+                key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
+                EACH_RUN(w, t)
+                    for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W) {
+                        vu h = hash32(key, j0);
+                        for (long i = j0 < j ? j : j0; i < lmin(end, j0 + 2 * W); i += W) {
+                            const long at = c + i - j;
+                            const vf e = weight(*(vf *)(s + at), largest, w->scale);
+                            sum += e;
+                            vi keep = keep16(h, i != j0, w->threshold);
+                            vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
+                            st(P, r * N + at, half, (vf)((vi)e & keep));
+                            if (saved) st(saved, r * N + at, half, dead);
+                        }
+                    }
+            }
             const float total = sum16(sum);
             inverse[(i0 + r) * w->heads] = total > 0 ? 1.0f / total : 0.0f;
         }

@@ -93,24 +93,39 @@ INLINE void stn(void *p, long i, long n, int half, vf x) {
     else st_part(p, i, n, half, x);
 }
 
-INLINE float sum16(vf x) {  // fixed order
-    float y[W], s = 0;
+INLINE float sum16(vf x) {  // in one order, whatever the instructions
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float y[W];
     memcpy(y, &x, 64);
     for (int i = 0; i < 8; i++) y[i] += y[i + 8];
     for (int i = 0; i < 4; i++) y[i] += y[i + 4];
-    s = (y[0] + y[2]) + (y[1] + y[3]);
-    return s;
+    return (y[0] + y[2]) + (y[1] + y[3]);
+#endif
 }
 
 INLINE float max16(vf x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float y[W], m;
     memcpy(y, &x, 64);
     m = y[0];
     for (int i = 1; i < W; i++) m = y[i] > m ? y[i] : m;
     return m;
+#endif
 }
 
 INLINE vf select16(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+INLINE vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return select16(a > b, a, b);
+#endif
+}
 
 // exp, relative error below 2e-7 for x in [-87, 88]; less than -87 gives about 1e-38.
 INLINE vf vexp(vf x) {
@@ -208,17 +223,20 @@ enum { DEPTH = 128 };  // rows of B: those of four vectors stay in L2, whatever 
 
 INLINE void gemm_(int half, long M, long N, long K, const uint32_t *A, long am, long ak,
                   const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
+    // Equal parts: tiles of few rows or columns leave units idle.
     for (long k = 0; k < K; k += DEPTH)
-        for (long n = 0; n < N; n += 4 * W)
+        for (long n = 0, right = (N / W + 3) / 4, cols; right; n += cols * W, right--) {
+            cols = ((N - n) / W + right - 1) / right;
             for (long m = 0, left = (M + 5) / 6, rows; left; m += rows, left--) {
-                rows = (M - m + left - 1) / left;  // equal parts: few rows leave units idle
-                switch (lmin(4, (N - n) / W)) {
+                rows = (M - m + left - 1) / left;
+                switch (cols) {
                     case 1: TILES(1); break;
                     case 2: TILES(2); break;
                     case 3: TILES(3); break;
                     default: TILES(4); break;
                 }
             }
+        }
 }
 
 #define GEMM_ARGS                                                                               \
