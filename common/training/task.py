@@ -203,8 +203,11 @@ class Task(ABC):
         self.model = self.make_model(self.ops)
         if source.init_checkpoint is not None:
             self.weights_report = load_pretrained(
-                self.model, source.init_checkpoint, require=self.required_weights
-            )
+                self.model, source.init_checkpoint, require=self.required_weights,
+                extend_positions=self.recipe.extend_positions == "tile",
+            )  # fmt: skip
+        elif self.recipe.extend_positions is not None:
+            raise BadInput("--extend_positions without weights to start from: leave it out")
         self.model.to(backend.device)
         if self.attention_mask is not None:
             masks = self.attention_mask.attach(self.model, backend.device)

@@ -166,6 +166,14 @@ def test_recipes_without_a_mask_keep_their_hashes() -> None:
     assert recipe_hash(recipe) == hash_values("PretrainingRecipe", before, {})
 
 
+def test_extended_positions_count_and_their_absence_does_not() -> None:
+    recipe = preset("mini").recipe
+    extended = dataclasses.replace(recipe, extend_positions="tile")
+    before = {k: v for k, v in plain(recipe).items() if k != "extend_positions"}
+    assert recipe_hash(recipe) == hash_values("PretrainingRecipe", before, {})
+    assert recipe_hash(extended) != recipe_hash(recipe)
+
+
 def test_a_mask_counts_by_its_content(tmp_path: Path) -> None:
     file = tmp_path / "m.json"
     AttentionMask.of("star").save(file)
