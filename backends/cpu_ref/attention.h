@@ -70,11 +70,22 @@ INLINE vi lanes(uint32_t bits) {
     return (vi)((lane & bits) != 0);
 }
 
+INLINE const void *at(const void *x, long i, int half) { return (const char *)x + i * bytes(half); }
+
+// Asks for `rows` rows of memory ahead of their use: they lie a whole row of the batch apart, which
+// no processor foresees.
+INLINE void ahead(const void *x, long ld, long rows, long cols, int half) {
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < cols; i += 64 / (long)bytes(half))
+            __builtin_prefetch((const char *)x + (r * ld + i) * bytes(half));
+}
+
 // cells [rows / 2 or rows][cols]: two bf16 rows side by side, or float32 rows; zeros to `padded`.
 INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols, uint32_t *out,
                       int half) {
     const uint16_t *h = x;
     for (long r = 0; r < padded; r += half ? 2 : 1) {
+        if (r % W == 0) ahead(at(x, (r + W) * ld, half), ld, lmin(W, rows - r - W), cols, half);
         for (long i = 0; i < cols; i += W) {
             vu a = {}, b = {};
             if (half) {
@@ -89,9 +100,11 @@ INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols,
     }
 }
 
-// out [cols][rows padded to 16], of cells x [rows][cols]; zeros beyond `rows`. cols % 8 == 0.
-INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out, long ldo) {
-    for (long r = 0; r < rows; r += W)
+// Panels of 16 rows [rows / 16][cols][16], of cells x [rows][cols]; zeros beyond `rows`. A product
+// reads a panel in sequence, however long the sequence is. cols % 8 == 0.
+INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out) {
+    for (long r = 0; r < rows; r += W) {
+        ahead(x + (r + W) * ld, ld, lmin(W, rows - r - W), cols, 0);
         for (long c = 0; c < cols; c += W) {
             vu v[W];
             for (long i = 0; i < W; i++) {
@@ -99,61 +112,77 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
                 if (r + i < rows) memcpy(&v[i], x + (r + i) * ld + c, 4 * lmin(W, cols - c));
             }
             transpose16(v);
-            for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + (c + i) * ldo + r) = v[i];
+            for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + r * cols + (c + i) * W) = v[i];
         }
+    }
 }
 
-INLINE const void *at(const void *x, long i, int half) { return (const char *)x + i * bytes(half); }
+// The unnormalised probability of a score; vexp has no zero, so that of minus infinity is cut off.
+INLINE vf weight(vf score, float largest, float scale) {
+    return (vf)((vi)vexp((score - largest) * scale) & (score > -INFINITY));
+}
 
 INLINE void attend(const Item *w, const void *q, const void *k, const void *v, void *out, void *saved,
                    float *inverse, int half) {
     const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, step = half ? 2 : 1, M = w->queries;
     uint32_t *KT = (uint32_t *)scratch(4 * (w->Dc * Lp + Lc * D + M * (Lp + Lc + D)));
-    uint32_t *V = KT + w->Dc * Lp, *P = V + Lc * D;
-    float *S = (float *)(P + M * Lc), *O = S + M * Lp;
+    uint32_t *V = KT + w->Dc * Lp, *own = V + Lc * D;
+    float *S = (float *)(own + M * Lc), *O = S + M * Lp;
     const long cells = half ? w->ld / 2 : w->ld;
-    turn(k, cells, L, w->Dc, KT, Lp);
+    turn(k, cells, L, w->Dc, KT);
     pair_rows(v, w->ld, L, Lp, D, V, half);
     for (long i0 = 0; i0 < L; i0 += M) {
         const Tile t = tile_of(w, i0);
         const long rows = lmin(M, L - i0), N = t.width;
+        ahead(at(q, (i0 + M) * w->ld, half), w->ld, lmin(M, L - i0 - M), D, half);
+        uint32_t *P = saved && !w->threshold ? saved : own;  // without dropout they are the same
         EACH_RUN(w, t)
-            GEMM(rows, end - j, w->Dc, at(q, i0 * w->ld, half), cells, KT + j, Lp, S + c, N, 0);
+            GEMM(rows, end - j, w->Dc, at(q, i0 * w->ld, half), cells, KT + j * w->Dc, w->Dc * W, W,
+                 S + c, N, 0);
         for (long r = 0; r < rows; r++) {
             float *s = S + r * N;
             const uint16_t *bits = w->bits ? w->bits + (i0 + r) * w->words : NULL;
-            vf top = splat(-INFINITY), sum = {};
-            EACH_RUN(w, t)
-                for (long i = 0; i < end - j; i += W) {
-                    vf *x = (vf *)(s + c + i);
-                    if (bits || j + i + W > L)
-                        *x = select16(lanes(allowed(bits, j + i, L)), *x, splat(-INFINITY));
-                    top = select16(*x > top, *x, top);
-                }
-            const float largest = max16(top);
-            key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
-            EACH_RUN(w, t)
-                for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W) {
-                    vu h = w->threshold ? hash32(key, j0) : (vu){};
-                    for (long i = j0 < j ? j : j0; i < lmin(end, j0 + 2 * W); i += W) {
-                        const long at = c + i - j;
-                        vf e = vexp((*(vf *)(s + at) - largest) * w->scale);
-                        if (bits || i + W > L)  // vexp has no zero
-                            e = (vf)((vi)e & lanes(allowed(bits, i, L)));
-                        sum += e;
-                        vi keep = w->threshold ? keep16(h, i != j0, w->threshold) : ~(vi){};
-                        vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
-                        st(P, r * N + at, half, (vf)((vi)e & keep));
-                        if (saved) st(saved, r * N + at, half, dead);
+            if (bits || Lp > L)
+                EACH_RUN(w, t)
+                    for (long i = 0; i < end - j; i += W) {
+                        vf *x = (vf *)(s + c + i);
+                        if (bits || j + i + W > L)
+                            *x = select16(lanes(allowed(bits, j + i, L)), *x, splat(-INFINITY));
                     }
+            vf top = splat(-INFINITY), sum = {};
+            for (long c = 0; c < N; c += W) top = vmax(top, *(vf *)(s + c));
+            const float largest = max16(top);
+            if (!w->threshold) {
+#pragma GCC unroll 4
+                for (long c = 0; c < N; c += W) {
+                    const vf e = weight(*(vf *)(s + c), largest, w->scale);
+                    sum += e;
+                    st(P, r * N + c, half, e);
                 }
+            } else {
+                key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
+                EACH_RUN(w, t)
+                    for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W) {
+                        vu h = hash32(key, j0);
+                        for (long i = j0 < j ? j : j0; i < lmin(end, j0 + 2 * W); i += W) {
+                            const long at = c + i - j;
+                            const vf e = weight(*(vf *)(s + at), largest, w->scale);
+                            sum += e;
+                            vi keep = keep16(h, i != j0, w->threshold);
+                            vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
+                            st(P, r * N + at, half, (vf)((vi)e & keep));
+                            if (saved) st(saved, r * N + at, half, dead);
+                        }
+                    }
+            }
             const float total = sum16(sum);
             inverse[(i0 + r) * w->heads] = total > 0 ? 1.0f / total : 0.0f;
         }
         if (saved) saved = (char *)saved + rows * N * bytes(half);
         if (!t.count) memset(O, 0, 4 * rows * D);
         EACH_RUN(w, t)
-            GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, D, O, D, n_ > 0);
+            GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, W, D, O, D,
+                 n_ > 0);
         for (long r = 0; r < rows; r++) {
             float scale = inverse[(i0 + r) * w->heads] * w->keep_scale;
             for (long d = 0; d < D; d += W)
@@ -162,36 +191,24 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
     }
 }
 
-// out rows j (of L) <- x [D][Lp], turned.
-INLINE void put_turned(const float *x, long Lp, long L, long D, void *out, long ld, int half) {
-    for (long j = 0; j < L; j += W)
-        for (long d = 0; d < D; d += W) {
-            vu v[W];
-            for (long i = 0; i < W; i++) v[i] = *(const vu *)(x + (d + i) * Lp + j);
-            transpose16(v);
-            for (long i = 0; i < lmin(W, L - j); i++) st(out, (j + i) * ld + d, half, (vf)v[i]);
-        }
-}
-
 INLINE void attend_backward(const Item *w, const void *q, const void *k, const void *v,
                             const void *out, const void *dout, const void *saved,
                             const float *inverse, void *dq, void *dk, void *dv, int half) {
     const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, H = w->H, step = half ? 2 : 1;
     const long M = w->queries, Qc = M / step;
     uint32_t *VT = (uint32_t *)scratch(
-        4 * (w->Dc * Lp + 2 * Lc * D + 2 * D * Lp + M * (Lp + D + Lc) + 2 * Qc * Lp + 2 * D * Lp +
-             M * (D + 1)));
-    uint32_t *K = VT + w->Dc * Lp, *pairs = K + Lc * D, *QT = pairs + Lc * D, *GT = QT + D * Lp;
-    uint32_t *dS = GT + D * Lp, *dSc = dS + M * Lc, *Pc = dSc + Qc * Lp;
-    float *dP = (float *)(Pc + Qc * Lp), *dQ = dP + M * Lp, *dKT = dQ + M * D,
-          *dVT = dKT + D * Lp, *scaled = dVT + D * Lp;
+        4 * (w->Dc * Lp + 3 * Lc * D + M * (Lp + D + Lc) + 2 * Qc * Lp + 2 * Lp * D + 2 * D));
+    uint32_t *K = VT + w->Dc * Lp, *Q = K + Lc * D, *G = Q + Lc * D, *own = G + Lc * D;
+    uint32_t *cells_dS = own + M * Lc, *cells_P = cells_dS + Qc * Lp;
+    float *dP = (float *)(cells_P + Qc * Lp), *dQ = dP + M * Lp, *dK = dQ + M * D, *dV = dK + Lp * D,
+          *scaled = dV + Lp * D;
     const long cells = half ? w->ld / 2 : w->ld, out_cells = half ? H / 2 : H;
-    turn(v, cells, L, w->Dc, VT, Lp);
+    turn(v, cells, L, w->Dc, VT);
     pair_rows(k, w->ld, L, Lp, D, K, half);
-    pair_rows(q, w->ld, L, Lp, D, pairs, half);
-    turn(pairs, D, Lc, D, QT, Lp);
-    // GT: the output's gradient, turned, with each row's 1 / sum and dropout's scale.
+    pair_rows(q, w->ld, L, Lp, D, Q, half);
+    // G: the output's gradient with each row's 1 / sum and dropout's scale.
     for (long i0 = 0; i0 < Lp; i0 += 2) {
+        ahead(at(dout, (i0 + W) * H, half), H, lmin(2, L - i0 - W), D, half);
         for (long r = 0; r < 2; r++) {
             float f = i0 + r < L ? inverse[(i0 + r) * w->heads] * w->keep_scale : 0.0f;
             for (long d = 0; d < D; d += W) {
@@ -200,16 +217,23 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                 st(scaled, r * D + d, half, g);
             }
         }
-        pair_rows(scaled, D, 2, 2, D, pairs + (half ? i0 / 2 : i0) * D, half);
+        pair_rows(scaled, D, 2, 2, D, G + (half ? i0 / 2 : i0) * D, half);
     }
-    turn(pairs, D, Lc, D, GT, Lp);
-    memset(dKT, 0, 8 * D * Lp);
+    memset(dK, 0, 8 * Lp * D);
 
     for (long i0 = 0; i0 < L; i0 += M) {
         const Tile t = tile_of(w, i0);
         const long rows = lmin(M, L - i0), here = up(rows, step) / step, N = t.width;
+        // In float32 the gradient of the scores takes dP's place, and without dropout the
+        // probabilities are the saved ones.
+        uint32_t *dS = half ? own : (uint32_t *)dP, *dSc = half ? cells_dS : dS;
+        const uint32_t *Pc = half || w->threshold ? cells_P : saved;
+        const long next = lmin(M, L - i0 - M);
+        ahead(at(dout, (i0 + M) * H, half), H, next, D, half);
+        ahead(at(out, (i0 + M) * H, half), H, next, D, half);
         EACH_RUN(w, t)
-            GEMM(rows, end - j, w->Dc, at(dout, i0 * H, half), out_cells, VT + j, Lp, dP + c, N, 0);
+            GEMM(rows, end - j, w->Dc, at(dout, i0 * H, half), out_cells, VT + j * w->Dc, w->Dc * W,
+                 W, dP + c, N, 0);
         for (long r = 0; r < rows; r += step) {
             float f[2] = {0, 0}, delta[2] = {0, 0};
             for (long s = 0; s < step && r + s < rows; s++) {
@@ -226,36 +250,44 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                     vi alive = (vi)e >= 0;
                     vf d = (vf)((vi)(*(vf *)(dP + (r + s) * N + c) * w->keep_scale) & alive);
                     vf ds = (vf)((vi)e & 0x7fffffff) * (f[s] * w->scale) * (d - delta[s]);
-                    vf kept = (vf)((vi)e & alive);
+                    p[s] = (vu)e & (vu)alive;
                     if (half) {
                         vh hs = narrow(ds);
                         memcpy((uint16_t *)dS + (r + s) * N + c, &hs, 32);
                         g[s] = __builtin_convertvector(hs, vu);
-                        p[s] = (vu)kept >> 16;
                     } else {
                         *(vf *)(dS + (r + s) * N + c) = ds;
-                        g[s] = (vu)ds;
-                        p[s] = (vu)kept;
                     }
                 }
-                long cell = r / step * N + c;
-                *(vu *)(dSc + cell) = g[0] | (half ? g[1] << 16 : g[1]);
-                *(vu *)(Pc + cell) = p[0] | (half ? p[1] << 16 : p[1]);
+                const long cell = r / step * N + c;
+                if (half) {
+                    *(vu *)(dSc + cell) = g[0] | g[1] << 16;
+                    *(vu *)(cells_P + cell) = p[0] >> 16 | (p[1] & 0xffff0000u);
+                } else if (w->threshold) {
+                    *(vu *)(cells_P + cell) = p[0];
+                }
             }
         }
         saved = (const char *)saved + rows * N * bytes(half);
         if (!t.count) memset(dQ, 0, 4 * rows * D);
         EACH_RUN(w, t) {
-            GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, D, dQ, D, n_ > 0);
-            GEMM(D, end - j, here, QT + i0 / step, Lp, dSc + c, N, dKT + j, Lp, 1);
-            GEMM(D, end - j, here, GT + i0 / step, Lp, Pc + c, N, dVT + j, Lp, 1);
+            GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, W, D, dQ, D,
+                 n_ > 0);
+            GEMM_TURNED(end - j, D, here, dSc + c, N, Q + i0 / step * D, W, D, dK + j * D, D, 1);
+            GEMM_TURNED(end - j, D, here, Pc + c, N, G + i0 / step * D, W, D, dV + j * D, D, 1);
         }
         for (long r = 0; r < rows; r++)
             for (long d = 0; d < D; d += W)
                 st(dq, (i0 + r) * w->ld + d, half, *(vf *)(dQ + r * D + d));
     }
-    put_turned(dKT, Lp, L, D, dk, w->ld, half);
-    put_turned(dVT, Lp, L, D, dv, w->ld, half);
+    for (long j = 0; j < L; j++) {
+        ahead(at(dk, (j + W) * w->ld, half), w->ld, j + W < L, D, half);
+        ahead(at(dv, (j + W) * w->ld, half), w->ld, j + W < L, D, half);
+        for (long d = 0; d < D; d += W) {
+            st(dk, j * w->ld + d, half, *(vf *)(dK + j * D + d));
+            st(dv, j * w->ld + d, half, *(vf *)(dV + j * D + d));
+        }
+    }
 }
 
 #define ATTENTION_PARAMS                                                                        \

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -30,7 +29,7 @@ from bertbench.backends.cpu_ref.functions import (
     Norm,
     draw_dropout,
 )
-from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells
+from bertbench.backends.cpu_ref.layout import BLOCKS, DENSE, Layout, candidates
 from bertbench.backends.cpu_ref.library import library
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
@@ -164,18 +163,17 @@ class NativeOps(Ops):
         """
         return self._attend(qkv, tokens, num_heads, dropout, self._layout(mask, num_heads))
 
-    def masked_share(self, mask: Tensor, num_heads: int) -> float:
-        layout = Layout.best(mask.numpy(), heads=num_heads)
-        length = np.array(mask.shape[2:])
-        kept, dense = (saved_cells(length, num_heads, x).sum() for x in (layout, DENSE))
-        return float(kept / dense)
+    def masked_routes(self, mask: Tensor, num_heads: int) -> Mapping[str, Layout]:
+        return candidates(mask.numpy(), heads=num_heads)
+
+    def use_route(self, mask: Tensor, route: Layout) -> None:
+        self._layouts[id(mask)] = mask, route  # the mask is kept, so that no other gets its id
 
     def _layout(self, mask: Tensor, heads: int) -> Layout:
-        """Return the layout of ``mask``, made once; masks are not written after that."""
-        known = self._layouts.get(id(mask))
-        if known is None:  # the mask is kept with it, so that no other gets its id
-            known = self._layouts[id(mask)] = mask, Layout.best(mask.numpy(), heads=heads)
-        return known[1]
+        """Return the chosen layout of ``mask``; masks are not written after that."""
+        if id(mask) not in self._layouts:  # nobody measured: any of them is right
+            self.use_route(mask, Layout.of(mask.numpy(), heads=heads, block=BLOCKS[0]))
+        return self._layouts[id(mask)][1]
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
         x, residual = x.to(self.dtype), residual.to(self.dtype)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 VECTOR_KEYS = 16
 """W of vec.h: runs begin and end at multiples of it."""
-BLOCKS = {16: 1.3, 32: 1.1, 64: 1.0}
-"""Block sizes, and the time of one score in them, estimated: small tiles use a key less often."""
+BLOCKS = (32, 64, 16)
+"""Sizes of the kept blocks: small ones skip more scores, and use each key less often."""
 
 
 class Layout(NamedTuple):
@@ -38,16 +38,6 @@ class Layout(NamedTuple):
     longest: int = 0
     words: int = 0
     queries: int = 0
-
-    @classmethod
-    def best(cls, masks: NDArray[np.bool_], *, heads: int) -> Layout:
-        """Make the layout of ``masks``, bool [1 or heads, N, N], in the block of least time."""
-
-        def time(layout: Layout) -> float:
-            cells = saved_cells(np.array(masks.shape[2:]), heads, layout)
-            return float(cells.sum()) * BLOCKS[layout.queries]
-
-        return min((cls.of(masks, heads=heads, block=block) for block in BLOCKS), key=time)
 
     @classmethod
     def of(cls, masks: NDArray[np.bool_], *, heads: int, block: int) -> Layout:
@@ -88,6 +78,11 @@ class Layout(NamedTuple):
 
 
 DENSE = Layout()
+
+
+def candidates(masks: NDArray[np.bool_], *, heads: int) -> dict[str, Layout]:
+    """Return the layouts of ``masks``, bool [1 or heads, N, N], of which one is the fastest."""
+    return {f"blocks-{b}": Layout.of(masks, heads=heads, block=b) for b in BLOCKS}
 
 
 def saved_cells(

@@ -93,24 +93,39 @@ INLINE void stn(void *p, long i, long n, int half, vf x) {
     else st_part(p, i, n, half, x);
 }
 
-INLINE float sum16(vf x) {  // fixed order
-    float y[W], s = 0;
+INLINE float sum16(vf x) {  // in one order, whatever the instructions
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float y[W];
     memcpy(y, &x, 64);
     for (int i = 0; i < 8; i++) y[i] += y[i + 8];
     for (int i = 0; i < 4; i++) y[i] += y[i + 4];
-    s = (y[0] + y[2]) + (y[1] + y[3]);
-    return s;
+    return (y[0] + y[2]) + (y[1] + y[3]);
+#endif
 }
 
 INLINE float max16(vf x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
     float y[W], m;
     memcpy(y, &x, 64);
     m = y[0];
     for (int i = 1; i < W; i++) m = y[i] > m ? y[i] : m;
     return m;
+#endif
 }
 
 INLINE vf select16(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+
+INLINE vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return select16(a > b, a, b);
+#endif
+}
 
 // exp, relative error below 2e-7 for x in [-87, 88]; less than -87 gives about 1e-38.
 INLINE vf vexp(vf x) {
@@ -169,8 +184,9 @@ INLINE vf dot(int half, vf c, uint32_t a, vu b) {
 #endif
 }
 
-INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long lda,
-                 const uint32_t *B, long ldb, float *C, long ldc, int add) {
+// A's cell [m, k] is A[m * am + k * ak]; the vectors of B's row k begin at B + k * bk, bj apart.
+INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long am, long ak,
+                 const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
     vf c[6][4];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
@@ -179,11 +195,11 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long l
     for (long k = 0; k < K; k++) {
         vu b[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) b[j] = *(const vu *)(B + k * ldb + W * j);
+        for (int j = 0; j < cols; j++) b[j] = *(const vu *)(B + k * bk + j * bj);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-            for (int j = 0; j < cols; j++) c[r][j] = dot(half, c[r][j], A[r * lda + k], b[j]);
+            for (int j = 0; j < cols; j++) c[r][j] = dot(half, c[r][j], A[r * am + k * ak], b[j]);
     }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
@@ -191,7 +207,9 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long l
         for (int j = 0; j < cols; j++) *(vf *)(C + r * ldc + W * j) = c[r][j];
 }
 
-#define TILE(r, c) tile(half, r, c, K, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc, add)
+#define TILE(r, c)                                                                         \
+    tile(half, r, c, lmin(DEPTH, K - k), A + m * am + k * ak, am, ak, B + n / W * bj + k * bk, \
+         bj, bk, C + m * ldc + n, ldc, add || k)
 #define TILES(c)                                     \
     switch (rows) {                                  \
         case 1: TILE(1, c); break;                   \
@@ -201,31 +219,40 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long l
         case 5: TILE(5, c); break;                   \
         default: TILE(6, c); break;                  \
     }
+enum { DEPTH = 128 };  // rows of B: those of four vectors stay in L2, whatever K is
 
-INLINE void gemm_(int half, long M, long N, long K, const uint32_t *A, long lda, const uint32_t *B,
-                  long ldb, float *C, long ldc, int add) {
-    for (long n = 0; n < N; n += 4 * W)
-        for (long m = 0; m < M; m += 6) {
-            long rows = lmin(6, M - m);
-            switch (lmin(4, (N - n) / W)) {
-                case 1: TILES(1); break;
-                case 2: TILES(2); break;
-                case 3: TILES(3); break;
-                default: TILES(4); break;
+INLINE void gemm_(int half, long M, long N, long K, const uint32_t *A, long am, long ak,
+                  const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
+    // Equal parts: tiles of few rows or columns leave units idle.
+    for (long k = 0; k < K; k += DEPTH)
+        for (long n = 0, right = (N / W + 3) / 4, cols; right; n += cols * W, right--) {
+            cols = ((N - n) / W + right - 1) / right;
+            for (long m = 0, left = (M + 5) / 6, rows; left; m += rows, left--) {
+                rows = (M - m + left - 1) / left;
+                switch (cols) {
+                    case 1: TILES(1); break;
+                    case 2: TILES(2); break;
+                    case 3: TILES(3); break;
+                    default: TILES(4); break;
+                }
             }
         }
 }
 
-#define GEMM_ARGS                                                                             \
-    long M, long N, long K, const uint32_t *A, long lda, const uint32_t *B, long ldb, float *C, \
-        long ldc, int add
-static __attribute__((noinline)) void gemm_half(GEMM_ARGS) {
-    gemm_(1, M, N, K, A, lda, B, ldb, C, ldc, add);
-}
-static __attribute__((noinline)) void gemm_float(GEMM_ARGS) {
-    gemm_(0, M, N, K, A, lda, B, ldb, C, ldc, add);
-}
+#define GEMM_ARGS                                                                               \
+    long M, long N, long K, const uint32_t *A, long lda, const uint32_t *B, long bj, long bk,   \
+        float *C, long ldc, int add
+#define GEMM_FORM(name, half, am, ak)                        \
+    static __attribute__((noinline)) void name(GEMM_ARGS) { \
+        gemm_(half, M, N, K, A, am, ak, B, bj, bk, C, ldc, add); \
+    }
+GEMM_FORM(gemm_half, 1, lda, 1)
+GEMM_FORM(gemm_float, 0, lda, 1)
+GEMM_FORM(gemm_turned_half, 1, 1, lda)
+GEMM_FORM(gemm_turned_float, 0, 1, lda)
 #define GEMM(...) (half ? gemm_half(__VA_ARGS__) : gemm_float(__VA_ARGS__))
+// A is given turned, as [K][lda].
+#define GEMM_TURNED(...) (half ? gemm_turned_half(__VA_ARGS__) : gemm_turned_float(__VA_ARGS__))
 
 // -- transposition of 4-byte cells, 16 x 16 ---------------------------------------------------
 #if defined(__clang__)

@@ -28,6 +28,9 @@ class Recipe:
     attention_mask: str | None = None
     """Sparse attention: NAME or NAME:key=value (`bertbench masks`), or a saved mask (.json);
     None: dense."""
+    extend_positions: Literal["tile"] | None = None
+    """Starting weights with fewer positions than the model: tile repeats the learnt ones, as
+    Longformer began (Beltagy et al. 2020); None refuses them."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -190,8 +193,12 @@ def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str |
     """Return ``recipe_hash`` for the plain values of a record.
 
     The attention mask counts by its content, among the inputs: not by its name or file's place.
+    Records from before positions could be extended lack that value: None leaves it out.
     """
-    values = {name: value for name, value in values.items() if name != "attention_mask"}
+    left_out = {"attention_mask"}
+    if values.get("extend_positions") is None:
+        left_out.add("extend_positions")
+    values = {name: value for name, value in values.items() if name not in left_out}
     text = json.dumps(
         {"kind": kind, "recipe": values, "inputs": dict(inputs)},
         sort_keys=True,

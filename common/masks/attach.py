@@ -20,6 +20,7 @@ from bertbench.common.files import parse_json, shown
 from bertbench.common.masks.mask import AttentionMask
 
 if TYPE_CHECKING:
+    from bertbench.backends.attention_costs import AttentionCosts
     from bertbench.common.model.ops import Ops
 
 _LAYERS = "layers"
@@ -48,8 +49,11 @@ class RecipeMask:
         mask.check(layers=model.num_hidden_layers, heads=model.num_attention_heads, length=length)
         return cls(mask, length)
 
-    def attach(self, model: nn.Module, device: torch.device) -> None:
-        """Mask the attention of all layers of ``model``; raises BadInput where it has none."""
+    def attach(self, model: nn.Module, device: torch.device) -> list[Tensor]:
+        """Mask the attention of all layers of ``model``; return the masks, bool [1 or N, L, L].
+
+        Raises BadInput for a model without attention.
+        """
         layers = [part for part in model.modules() if hasattr(part, "attention_mask")]
         if not layers:
             raise BadInput("--attention_mask: the benchmark's model has no attention to mask")
@@ -61,6 +65,7 @@ class RecipeMask:
                 made[at] = torch.from_numpy(bits).to(device)
             layer.attention_mask = made[at]
         _ = self._left_out  # now, not within the timed window
+        return list(made.values())
 
     def left_out(self, lengths: Sequence[int], *, layers: int, heads: int) -> int:
         """Return the scores that a model leaves out of sequences of ``lengths`` tokens."""
@@ -91,30 +96,23 @@ class RecipeMask:
             found["attention_passed_over"] = "; ".join(reasons)
         return found
 
-    def share_computed(self, ops: Ops) -> float:
-        """Return the share of the scores that ``ops`` compute, mean over the mask's layers."""
-        heads = self.mask.heads
-        masks = [self.mask.layer(at, self.length) for at in range(len(self.mask.layers))]
-        return float(np.mean([ops.masked_share(torch.from_numpy(m), heads) for m in masks]))
-
-    def note(self, ops: Ops) -> str:
-        """Return a line on the mask and its kernel for people."""
-        ratio, share = self.mask.sparsity_ratio(self.length), self.share_computed(ops)
-        speed = "" if share < 0.9 else ": no faster than dense attention"
+    def note(self, ops: Ops, costs: AttentionCosts) -> str:
+        """Return a line on the mask and its measured kernel for people."""
         return (
-            f"attention mask {shown(self.mask.text)}: sparsity ratio {100 * ratio:.2f} % at "
-            f"{self.length} tokens; attention by {self.kernels(ops)['attention']} computes "
-            f"{share:.0%} of the scores{speed}"
+            f"attention mask {shown(self.mask.text)}: sparsity ratio "
+            f"{100 * self.mask.sparsity_ratio(self.length):.2f} % at {self.length} tokens; "
+            f"attention by {self.kernels(ops)['attention']}: {costs.note()}"
         )
 
-    def facts(self) -> dict[str, Any]:
-        """Return the mask's facts for the record."""
+    def facts(self, costs: AttentionCosts) -> dict[str, Any]:
+        """Return the mask's facts and its kernels' measured costs for the record."""
         return {
             "attention_mask": {
                 "mask": self.mask.text,
                 "hash": self.mask.hash,
                 "length": self.length,
                 "sparsity_ratio": self.mask.sparsity_ratio(self.length),
+                "cost": costs.facts(),
             }
         }
 

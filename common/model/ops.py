@@ -11,6 +11,7 @@ V vocabulary, B sequences.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,9 +103,15 @@ class Ops:
         with sdpa_kernel(SDPBackend.MATH):
             return _per_sequence(qkv, tokens, mask, num_heads, dropout, fused=False)
 
-    def masked_share(self, mask: Tensor, num_heads: int) -> float:
-        """Return the share of the L x L scores that ``masked_attention`` computes for ``mask``."""
-        return 1.0
+    def masked_routes(self, mask: Tensor, num_heads: int) -> Mapping[str, Any]:
+        """Return the ways in which ``masked_attention`` can compute ``mask``, bool [1 or N, L, L].
+
+        By name, as ``use_route`` takes them; all give the same results up to rounding.
+        """
+        return {self.masked_kernel: None}
+
+    def use_route(self, mask: Tensor, route: Any) -> None:
+        """Compute ``mask``, bool [1 or N, L, L], from now on by this one of its routes."""
 
     def searched_attention(
         self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float

@@ -69,17 +69,20 @@ class _File:
 
 
 def load_pretrained(
-    model: nn.Module, path: Path, *, require: Literal["encoder", "all"] = "encoder"
-) -> WeightsReport:
+    model: nn.Module, path: Path, *, require: Literal["encoder", "all"] = "encoder",
+    extend_positions: bool = False,
+) -> WeightsReport:  # fmt: skip
     """Fill ``model``, whose ``encoder`` is a BertEncoder, from a ``.pt`` or ``.safetensors`` file.
 
     The file must cover the part ``require`` completely. The vocabulary may be padded in one of the
     two only: rows that the file lacks become zero. A classifier with another number of outputs is
-    another task's: it is left out, with a note, unless ``require`` covers it. Raises BadInput, with
-    the model untouched, when that part is not covered, a shape differs, the encoder's depth
-    differs, the decoder is untied, a weight is not finite, the file holds no weights, or those of
-    another architecture: one with more tensors in its encoder, or one that a configuration beside
-    the file describes.
+    another task's: it is left out, with a note, unless ``require`` covers it. With
+    ``extend_positions``, a table of more positions than the file's repeats these to its end, as
+    Longformer's conversion does (Beltagy et al. 2020): neighbours keep the distances that were
+    learnt. Raises BadInput, with the model untouched, when that part is not covered, a shape
+    differs, the encoder's depth differs, the decoder is untied, a weight is not finite, the file
+    holds no weights, or those of another architecture: one with more tensors in its encoder, or one
+    that a configuration beside the file describes.
     """
     config = _config(model)
     _refuse_described_otherwise(path, config)
@@ -98,6 +101,7 @@ def load_pretrained(
     _refuse_other_depth(file, config.num_hidden_layers)
     _refuse_uncovered(file, missing, len(targets), require)
     _refuse_more_than_bert(file, targets)
+    extended = _extend_positions(file, targets[POSITION]) if extend_positions else []
     notes = [note for name in sorted(used) if (note := _check_shape(file, name, targets))]
     for name in used:
         if not is_finite(file.tensors[name]):
@@ -118,7 +122,7 @@ def load_pretrained(
         matched=tuple(sorted(matched)),
         missing=tuple(missing),
         unexpected=tuple(sorted(unexpected)),
-        notes=(*file.notes, *notes),
+        notes=(*file.notes, *extended, *notes),
     )
 
 
@@ -274,11 +278,33 @@ def _check_shape(file: _File, name: str, targets: Mapping[str, Tensor]) -> str |
     if vocabulary and source.shape[1:] == target.shape[1:]:
         did = "added as zeros" if want > have else "dropped"
         return f"{file.original[name]}: {abs(want - have)} padding rows {did}"
+    if name == POSITION and have < want and source.shape[1:] == target.shape[1:]:
+        raise BadInput(
+            f"{file.path}: {file.original[name]} has {have} positions and the model {want}. "
+            f"--extend_positions tile repeats the learnt ones; else lower "
+            f"--max_position_embeddings and --max_seq_length"
+        )
     raise BadInput(
         f"{file.path}: {file.original[name]} has shape {list(source.shape)}, the model needs "
         f"{list(target.shape)}. Choose the recipe and model configuration that the weights were "
         f"made with"
     )
+
+
+def _extend_positions(file: _File, target: Tensor) -> list[str]:
+    """Repeat the file's positions to those of ``target`` [P, H]; return a note where that is done.
+
+    Raises BadInput where the file has as many already.
+    """
+    source = file.tensors[POSITION]
+    have, want = len(source), len(target)
+    if have >= want:
+        raise BadInput(
+            f"{file.path}: {file.original[POSITION]} has {have} positions and the model {want}: "
+            f"there are none to add. Leave out --extend_positions"
+        )
+    file.tensors[POSITION] = source.repeat(-(-want // have), 1)[:want]
+    return [f"{file.original[POSITION]}: {have} positions repeated to {want}"]
 
 
 def _are_padded(have: int, want: int) -> bool:

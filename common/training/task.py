@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from bertbench.backends.attention_costs import choose_kernels
 from bertbench.common.config.batch_split import requested, split
 from bertbench.common.config.recipe import Recipe, Settings
 from bertbench.common.errors import BadInput
@@ -203,12 +204,19 @@ class Task(ABC):
         self.model = self.make_model(self.ops)
         if source.init_checkpoint is not None:
             self.weights_report = load_pretrained(
-                self.model, source.init_checkpoint, require=self.required_weights
-            )
+                self.model, source.init_checkpoint, require=self.required_weights,
+                extend_positions=self.recipe.extend_positions == "tile",
+            )  # fmt: skip
+        elif self.recipe.extend_positions is not None:
+            raise BadInput("--extend_positions without weights to start from: leave it out")
         self.model.to(backend.device)
         if self.attention_mask is not None:
-            self.attention_mask.attach(self.model, backend.device)
-            self.notes += (self.attention_mask.note(self.ops),)
+            masks = self.attention_mask.attach(self.model, backend.device)
+            model = self.recipe.model  # type: ignore[attr-defined]  # RecipeMask.of has checked it
+            self.attention_costs = choose_kernels(
+                self.ops, masks, model, backend, world, self.precision
+            )
+            self.notes += (self.attention_mask.note(self.ops, self.attention_costs),)
         if impl.compile is not None:
             self.ops.keep_out_of_graphs()
         backend.compile(self.model, impl.compile)
@@ -382,5 +390,5 @@ class Task(ABC):
                 "unexpected": list(report.unexpected),
                 "notes": list(report.notes),
             },
-            own=self.own_facts() | ({} if mask is None else mask.facts()),
+            own=self.own_facts() | ({} if mask is None else mask.facts(self.attention_costs)),
         )

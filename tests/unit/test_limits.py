@@ -145,9 +145,7 @@ def test_an_error_is_json_however_json_is_asked_for(
 
 
 def test_a_flag_of_another_benchmark_names_it() -> None:
-    with pytest.raises(
-        BadInput, match=r"unknown flag --doc_stride.*; it is a flag of bert_squad"
-    ):
+    with pytest.raises(BadInput, match=r"unknown flag --doc_stride.*; it is a flag of bert_squad"):
         resolve("mini", ["--doc_stride", "x"])
     with pytest.raises(BadInput, match="it is a flag of bert_pretraining"):
         resolve("squad_mini", ["--lr_power", "2"])

@@ -195,6 +195,26 @@ def test_another_shape_is_refused_and_nothing_is_loaded(tmp_path, change, says):
     assert same(model, build())
 
 
+def test_positions_are_extended_only_where_asked(tmp_path):
+    torch.save(export_state_dict(build(seed=1)), tmp_path / "w.pt")
+    longer = replace(CONFIG, max_position_embeddings=60)
+    model = build(longer)
+    with pytest.raises(BadInput, match=r"has 24 positions and the model 60. --extend_positions"):
+        load_pretrained(model, tmp_path / "w.pt")
+    assert same(model, build(longer))
+    report = load_pretrained(model, tmp_path / "w.pt", extend_positions=True)
+    name = "bert.embeddings.position_embeddings.weight"
+    learnt = export_state_dict(build(seed=1))[name]
+    found = export_state_dict(model)[name]
+    assert torch.equal(found, torch.cat([learnt, learnt, learnt[:12]]))
+    assert any("24 positions repeated to 60" in note for note in report.notes)
+    with pytest.raises(BadInput, match="there are none to add"):
+        load_pretrained(build(), tmp_path / "w.pt", extend_positions=True)
+    shorter = build(replace(CONFIG, max_position_embeddings=8))
+    with pytest.raises(BadInput, match="has shape"):
+        load_pretrained(shorter, tmp_path / "w.pt")
+
+
 def edited(edit: Callable[[State], None]) -> State:
     state = export_state_dict(build())
     edit(state)

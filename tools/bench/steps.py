@@ -31,10 +31,18 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
 
-def own_step(config: BertConfig, batch: PretrainingBatch, ops: Ops, dtype: torch.dtype) -> Step:
-    """Return forward, backward, clipping and AdamW of common/model with ``ops``."""
+def own_step(
+    config: BertConfig, batch: PretrainingBatch, ops: Ops, dtype: torch.dtype,
+    mask: Tensor | None = None,
+) -> Step:  # fmt: skip
+    """Return forward, backward, clipping and AdamW of common/model with ``ops``.
+
+    All layers' attention has the ``mask``, bool [1 or N, L, L].
+    """
     torch.manual_seed(0)
     model = BertForPreTraining(config, ops).train()
+    for layer in model.encoder.layers:
+        layer.attention_mask = mask
     optimizer = adamw(model)
     masked, sequences = len(batch.masked_labels), len(batch.next_sentence_labels)
     parameters = list(model.parameters())

@@ -20,14 +20,20 @@ from bertbench.backends.cpu_ref.functions import (
     draw_dropout,
     keep_mask,
 )
-from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells, why_no_layout
+from bertbench.backends.cpu_ref.layout import (
+    DENSE,
+    Layout,
+    candidates,
+    saved_cells,
+    why_no_layout,
+)
 from bertbench.common.data.batch import Tokens
 from bertbench.common.native import NativeUnavailable
 
 try:
-    from bertbench.backends.cpu_ref.library import library
+    from bertbench.backends.cpu_ref.kernels import NativeOps, load
 
-    library()
+    load()
 except NativeUnavailable as error:
     pytest.skip(f"no native kernels: {error}", allow_module_level=True)
 
@@ -119,6 +125,38 @@ def test_a_full_mask_is_dense_attention_and_keeps_as_much() -> None:
     assert all(map(torch.equal, full, plain)) and layout.bits is None
     lengths = np.array([50, 30])
     assert (saved_cells(lengths, 2, layout) == saved_cells(lengths, 2)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_size_of_the_blocks_changes_no_bit(dtype: torch.dtype) -> None:
+    """So that a choice by measured cost does not change what a run learns."""
+    torch.manual_seed(0)
+    qkv = torch.randn(300, 3 * 64).to(dtype).requires_grad_()
+    dy, ragged = torch.randn(300, 64).to(dtype), tokens([170, 130])
+    masks, drop = (
+        masks_of("scattered", 170, 2, 0) & masks_of("window", 170, 2, 0),
+        Dropout(6554, 1.1, 5),
+    )
+    found = [
+        both_passes(Attention.apply(qkv, ragged, 2, drop, True, layout), qkv, dy)
+        for layout in candidates(masks, heads=2).values()
+    ]
+    assert len(found) == 3
+    for one in found[1:]:
+        assert all(map(torch.equal, one, found[0]))
+
+
+def test_operations_compute_a_mask_by_the_route_they_are_given() -> None:
+    ops, mask = NativeOps(torch.float32), torch.from_numpy(masks_of("blocks", 64, 1, 0))
+    qkv, once = torch.randn(64, 3 * 32), tokens([64])
+    routes = ops.masked_routes(mask, 2)
+    before = ops.masked_attention(qkv, once, mask, num_heads=2, dropout=0.0)
+    for route in routes.values():
+        ops.use_route(mask, route)
+        assert torch.equal(ops.masked_attention(qkv, once, mask, num_heads=2, dropout=0.0), before)
+    ops.use_route(mask, Layout.of(np.ones((1, 64, 64), bool), heads=2, block=16))
+    dense_ = ops.attention(qkv, once, num_heads=2, dropout=0.0)
+    assert torch.equal(ops.masked_attention(qkv, once, mask, num_heads=2, dropout=0.0), dense_)
 
 
 def test_memory_grows_with_the_kept_keys() -> None:

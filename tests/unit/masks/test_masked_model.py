@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bertbench.backends.attention_costs import AttentionCosts
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.selfcheck import attention_why_not
 from bertbench.benchmarks import preset, resolve
@@ -150,8 +151,11 @@ def test_native_kernels_hand_masked_attention_over_and_say_so() -> None:
     fused = masked.kernels(ComputeTypeOps(None))
     assert fused["attention"] == "masked-fused-sdpa-per-sequence"
     assert "attention_passed_over" not in fused
-    assert "sparsity ratio 96.13 % at 128 tokens" in masked.note(Ops())
-    assert masked.facts()["attention_mask"]["sparsity_ratio"] == pytest.approx(1 - 634 / 128**2)
+    costs = AttentionCosts(sequences=1, dense_ms=2.0, layers=({"a": 4.0, "b": 3.0},))
+    assert "sparsity ratio 96.13 % at 128 tokens" in masked.note(Ops(), costs)
+    found = masked.facts(costs)["attention_mask"]
+    assert found["sparsity_ratio"] == pytest.approx(1 - 634 / 128**2)
+    assert found["cost"]["chosen"] == ["b"]
 
 
 # -- recipes ---------------------------------------------------------------------------------------
@@ -161,6 +165,14 @@ def test_recipes_without_a_mask_keep_their_hashes() -> None:
     recipe = preset("mini").recipe
     before = {k: v for k, v in plain(recipe).items() if k != "attention_mask"}
     assert recipe_hash(recipe) == hash_values("PretrainingRecipe", before, {})
+
+
+def test_extended_positions_count_and_their_absence_does_not() -> None:
+    recipe = preset("mini").recipe
+    extended = dataclasses.replace(recipe, extend_positions="tile")
+    before = {k: v for k, v in plain(recipe).items() if k != "extend_positions"}
+    assert recipe_hash(recipe) == hash_values("PretrainingRecipe", before, {})
+    assert recipe_hash(extended) != recipe_hash(recipe)
 
 
 def test_a_mask_counts_by_its_content(tmp_path: Path) -> None:
@@ -271,7 +283,10 @@ def test_a_task_trains_with_its_mask_records_it_and_resumes_with_no_other(tmp_pa
     ratio = 1 - parse("star").bits(64).mean()
     assert facts.own["attention_mask"]["sparsity_ratio"] == pytest.approx(ratio)
     assert facts.kernels["attention"] == "masked-unfused-per-sequence"
-    assert any("attention mask star" in note for note in task.notes)
+    cost = facts.own["attention_mask"]["cost"]
+    assert cost["chosen"] == ["unfused-per-sequence"]
+    assert cost["dense_ms"] > 0
+    assert any("attention mask star" in note and "measured" in note for note in task.notes)
     groups, state = where.load()
     assert from_tensors(groups["attention_mask"]).hash == AttentionMask.of("star").hash
     scaler = torch.amp.GradScaler("cpu", enabled=False)
