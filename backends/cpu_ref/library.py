@@ -270,9 +270,7 @@ def _wrong(p: _Parameter, kind: Any, sizes: dict[str, int], halves: set[int | No
     return None if fits else f"of shape {list(shape)}, not [{', '.join(p.shape)}] where {sizes}"
 
 
-def _check_sequences(
-    name: str, args: dict[str, Any], sizes: dict[str, int]
-) -> NDArray[np.int64]:
+def _check_sequences(name: str, args: dict[str, Any], sizes: dict[str, int]) -> NDArray[np.int64]:
     """Return the sequences' lengths [sequences].
 
     Raises ValueError where attention's heads or sequences do not make up its shapes.

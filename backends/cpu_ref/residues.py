@@ -60,9 +60,7 @@ class Residues:
         """
         different = sorted({max(1, length) for length in lengths})
         if different and different[-1] > self.longest:
-            raise ValueError(
-                f"masks of {self.longest} positions for a sequence of {different[-1]}"
-            )
+            raise ValueError(f"masks of {self.longest} positions for a sequence of {different[-1]}")
         parts = [self._of_length(length) for length in different or [1]]
         last, masks = parts[-1], len(self._masks)
         numbers = np.searchsorted(different, np.maximum(lengths, 1)) * masks

@@ -156,7 +156,7 @@ def test_dropout_of_offsets_is_that_of_kept_blocks() -> None:
         torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("pattern", "stride"), [("strided", 4), ("fixed", 4), ("strided:stride=9", 9)])
+@pytest.mark.parametrize(("pattern", "stride"), [("strided", 4), ("fixed", 4)])
 def test_the_stride_is_found_in_the_mask(pattern: str, stride: int) -> None:
     masks = parse(pattern).bits(512)[None]
     route = Residues.of(masks, heads=2, block=16)
@@ -183,9 +183,7 @@ def test_longer_sequences_than_the_mask_are_refused() -> None:
             attend(torch.randn(65, 48), tokens([65]), 1, NO_DROPOUT, False, route)
 
 
-@pytest.mark.parametrize(
-    "places", [[0, 0, 1, 2], [0, 1, 2, 4], [-1, 0, 1, 2], [0, 1, 2]], ids=str
-)
+@pytest.mark.parametrize("places", [[0, 0, 1, 2], [0, 1, 2, 4], [-1, 0, 1, 2], [0, 1, 2]], ids=str)
 def test_an_order_that_is_none_is_refused(places: list[int]) -> None:
     layout = Layout.of(np.ones((1, 4, 4), bool), heads=1, block=16)
     wrong = layout._replace(places=torch.tensor([places], dtype=torch.int32))
