@@ -92,8 +92,8 @@ def kept_blocks(masks: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
     parts = -(-longest // block)
     padded = np.zeros((count, parts * block, parts * block), bool)
     padded[:, :longest, :longest] = masks
-    blocks: NDArray[np.bool_] = padded.reshape(count, parts, block, parts, block).any(axis=(2, 4))
-    return blocks
+    blocks = padded.reshape(count, parts, block, parts, block).any(axis=(2, 4))
+    return np.asarray(blocks)
 
 
 def distinct(masks: NDArray[np.bool_], heads: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

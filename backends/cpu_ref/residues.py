@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bertbench.backends.cpu_ref.layout import Layout, distinct, kept_blocks
 
@@ -66,10 +67,13 @@ class Residues:
         numbers = np.searchsorted(different, np.maximum(lengths, 1)) * masks
         if len(parts) == 1:
             return last.over(len(lengths))
-        tiles, runs, before = [], [], 0
+        tiles: list[Tensor] = []
+        runs: list[Tensor] = []
+        before = 0
         bits = torch.zeros(len(parts), masks, last.longest, last.words, dtype=torch.int16)
         places = torch.zeros(len(parts), masks, last.longest, dtype=torch.int32)
         for at, part in enumerate(parts):
+            assert part.tiles is not None and part.runs is not None and part.places is not None
             fences = part.tiles + before
             more = fences[:, -1:].expand(masks, last.edges - part.edges)
             tiles.append(torch.cat([fences, more], dim=1))
