@@ -290,24 +290,55 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
     }
 }
 
+// Rows places[i] of x, which lie `ld` apart, to rows i of `out`; or back where `back`.
+INLINE void move_rows(const int32_t *places, void *x, long ld_, long rows, long D, void *out,
+                      int back, int half) {
+    for (long i = 0; i < rows; i++) {
+        if (i + W < rows) ahead(at(x, places[i + W] * ld_, half), 0, 1, D, half);
+        char *far = (char *)at(x, places[i] * ld_, half), *near = (char *)at(out, i * D, half);
+        memcpy(back ? far : near, back ? near : far, D * bytes(half));
+    }
+}
+
+// Either pass on copies of the head's rows in the order of `places`.
+INLINE void in_order(Item *w, const int32_t *places, const void *q, const void *k, const void *v,
+                     void *out, const void *dout, void *saved, float *inverse, void *dq, int half) {
+    const long L = w->L, D = w->D, ld = w->ld, H = w->H, part = up(L * D * (long)bytes(half), 64);
+    char *room = copies(8 * part), *own[8];
+    for (long i = 0; i < 8; i++) own[i] = room + i * part;
+    const void *from[] = {q, k, v, out, dout};
+    for (long i = 0; i < (dout ? 5 : 3); i++)
+        move_rows(places, (void *)from[i], i < 3 ? ld : H, L, D, own[i], 0, half);
+    w->ld = w->H = D;
+    if (!dout) {
+        attend(w, own[0], own[1], own[2], own[3], saved, inverse, half);
+        move_rows(places, out, H, L, D, own[3], 1, half);
+        return;
+    }
+    attend_backward(w, own[0], own[1], own[2], own[3], own[4], saved, inverse, own[5], own[6],
+                    own[7], half);
+    for (long i = 0; i < 3; i++)
+        move_rows(places, (void *)at(dq, i * H, half), ld, L, D, own[5 + i], 1, half);
+}
+
 #define ATTENTION_PARAMS                                                                        \
     const void *qkv, const int32_t *starts, const int64_t *order, const int64_t *offsets,       \
         long sequences, long heads, long D, const int64_t *which, const int64_t *tiles,         \
-        const Run *runs, const uint16_t *bits, long fences, long longest, long words,           \
-        long queries, void *out, void *saved, float *inverse, const void *dout, void *dqkv,     \
+        const Run *runs, const uint16_t *bits, const int32_t *places, long fences,              \
+        long longest, long words, long queries, void *out, void *saved, float *inverse, const void *dout, void *dqkv,     \
         uint32_t threshold, float keep_scale, uint64_t seed, int half
 #define ATTENTION_VALUES                                                                       \
-    qkv, starts, order, offsets, sequences, heads, D, which, tiles, runs, bits, fences, longest, \
-        words, queries, out, saved, inverse, dout, dqkv, threshold, keep_scale, seed
+    qkv, starts, order, offsets, sequences, heads, D, which, tiles, runs, bits, places, fences,  \
+        longest, words, queries, out, saved, inverse, dout, dqkv, threshold, keep_scale, seed
 
 // Task t is one head of one sequence. Forward without dout, backward with it. order: sequences,
 // longest first (for balance); offsets [sequences, heads]: where each task's probabilities start in
-// `saved`. Of the layouts, head n has number which[n]: tiles [layouts][fences], bits
-// [layouts][longest][words].
+// `saved`. Of the layouts, head n of sequence b has number which[b * heads + n]: tiles
+// [layouts][fences], bits and places [layouts][longest][words or 1].
 INLINE void attention_(long t, ATTENTION_PARAMS) {
     const long b = order[t / heads], n = t % heads, first = starts[b];
-    const long L = starts[b + 1] - first, Lp = up(L, W), H = heads * D, own = which ? which[n] : 0;
-    const Item w = {L, Lp, half ? Lp / 2 : Lp, D, half ? D / 2 : D, 3 * H, H, threshold,
+    const long L = starts[b + 1] - first, Lp = up(L, W), H = heads * D, own = which ? which[b * heads + n] : 0;
+    Item w = {L, Lp, half ? Lp / 2 : Lp, D, half ? D / 2 : D, 3 * H, H, threshold,
                     1.0f / sqrtf(D), keep_scale, seed, first, heads, n,
                     which ? queries : QUERIES, {0, Lp}, runs,
                     which ? tiles + own * fences : NULL,
@@ -317,6 +348,11 @@ INLINE void attention_(long t, ATTENTION_PARAMS) {
     const void *q = at(qkv, from, half), *k = at(qkv, from + H, half),
                *v = at(qkv, from + 2 * H, half), *o = at(out, to, half);
     float *inv = inverse + first * heads + n;
+    if (places) {
+        in_order(&w, places + own * longest, q, k, v, (void *)o, dout ? at(dout, to, half) : NULL, mine,
+                 inv, dout ? (void *)at(dqkv, from, half) : NULL, half);
+        return;
+    }
     if (!dout)
         attend(&w, q, k, v, (void *)o, mine, inv, half);
     else

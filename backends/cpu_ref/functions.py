@@ -163,13 +163,13 @@ class Attention(torch.autograd.Function):
 
         With a ``layout``, keys that its masks leave out have no weight.
         """
-        qkv = _aligned(qkv)
+        qkv = aligned(qkv)
         rows, width = qkv.shape
+        layout = layout.over(len(tokens.lengths))
         cells = saved_cells(np.array(tokens.lengths), heads, layout)
         offsets = torch.from_numpy(cells.cumsum() - cells.ravel()).view(cells.shape)
-        order = torch.tensor(np.argsort(-np.array(tokens.lengths), kind="stable"))
         ctx.fixed = (
-            tokens.cu_seqlens, order, offsets, heads, width // 3 // heads, *layout,
+            tokens.cu_seqlens, longest_first(tokens), offsets, heads, width // 3 // heads, *layout,
         )  # fmt: skip
         ctx.drop = drop
         out = qkv.new_empty(rows, width // 3)
@@ -184,7 +184,7 @@ class Attention(torch.autograd.Function):
         qkv, out, saved, inverse = ctx.saved_tensors
         grad = torch.empty_like(qkv)
         call(
-            "attention", qkv, *ctx.fixed, out, saved, inverse, _aligned(dy), grad, *ctx.drop,
+            "attention", qkv, *ctx.fixed, out, saved, inverse, aligned(dy), grad, *ctx.drop,
         )  # fmt: skip
         return grad, None, None, None, None, None
 
@@ -293,10 +293,15 @@ class CrossEntropy(torch.autograd.Function):
         return dx, dweight, _column_sums(dlogits) * scale, None, None, None, None
 
 
-def _aligned(x: Tensor) -> Tensor:
+def aligned(x: Tensor) -> Tensor:
     """Return x [...] as whole vectors: a part of a larger tensor is copied."""
     x = x.contiguous()
     return x.clone() if x.data_ptr() % VECTOR else x
+
+
+def longest_first(tokens: Tokens) -> Tensor:
+    """Return the sequences in the order in which threads take them up: int64 [sequences]."""
+    return torch.tensor(np.argsort(-np.array(tokens.lengths), kind="stable"))
 
 
 def _weight_grad(dy: Tensor, x: Tensor) -> Tensor:

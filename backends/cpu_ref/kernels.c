@@ -2,6 +2,7 @@
 // The fused kernels of cpu_ref, compiled at first use; kernels.py calls them.
 #include "attention.h"
 #include "lamb.h"
+#include "offsets.h"
 #include "rows.h"
 
 // Which elements dropout keeps, 1 or 0, for rows first..first + rows of any operation: tests only

@@ -19,7 +19,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bertbench.backends.cpu_ref.functions import (
     NO_DROPOUT,
-    Attention,
     CrossEntropy,
     DropoutAdd,
     Embed,
@@ -29,8 +28,9 @@ from bertbench.backends.cpu_ref.functions import (
     Norm,
     draw_dropout,
 )
-from bertbench.backends.cpu_ref.layout import BLOCKS, DENSE, Layout, candidates
+from bertbench.backends.cpu_ref.layout import BLOCKS, DENSE, Layout
 from bertbench.backends.cpu_ref.library import library
+from bertbench.backends.cpu_ref.routes import Route, attend, candidates
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
@@ -63,7 +63,7 @@ class NativeOps(Ops):
             raise Unsupported(f"native CPU kernels compute in bfloat16 or float32, not {dtype}")
         load()
         self.dtype = dtype
-        self._layouts: dict[int, tuple[Tensor, Layout]] = {}
+        self._routes: dict[int, tuple[Tensor, Route]] = {}
         self._shadows: dict[int, _Shadow] = {}
         self._forget_after_updates()
 
@@ -137,7 +137,7 @@ class NativeOps(Ops):
         return self._attend(qkv, tokens, num_heads, dropout, DENSE)
 
     def _attend(
-        self, qkv: Tensor, tokens: Tokens, heads: int, dropout: float, layout: Layout
+        self, qkv: Tensor, tokens: Tokens, heads: int, dropout: float, route: Route
     ) -> Tensor:
         size = qkv.shape[1] // 3 // heads
         if size % 16:
@@ -146,9 +146,7 @@ class NativeOps(Ops):
                 f"elements: choose another hidden_size or num_attention_heads, or --kernels plain"
             )
         save = torch.is_grad_enabled() and qkv.requires_grad
-        return Attention.apply(
-            qkv.to(self.dtype), tokens, heads, draw_dropout(dropout), save, layout
-        )
+        return attend(qkv.to(self.dtype), tokens, heads, draw_dropout(dropout), save, route)
 
     @property
     def masked_kernel(self) -> str:
@@ -161,19 +159,19 @@ class NativeOps(Ops):
 
         Scores of blocks without a True are not computed. Raises Unsupported as ``attention``.
         """
-        return self._attend(qkv, tokens, num_heads, dropout, self._layout(mask, num_heads))
+        return self._attend(qkv, tokens, num_heads, dropout, self._route(mask, num_heads))
 
-    def masked_routes(self, mask: Tensor, num_heads: int) -> Mapping[str, Layout]:
+    def masked_routes(self, mask: Tensor, num_heads: int) -> Mapping[str, Route]:
         return candidates(mask.numpy(), heads=num_heads)
 
-    def use_route(self, mask: Tensor, route: Layout) -> None:
-        self._layouts[id(mask)] = mask, route  # the mask is kept, so that no other gets its id
+    def use_route(self, mask: Tensor, route: Route) -> None:
+        self._routes[id(mask)] = mask, route  # the mask is kept, so that no other gets its id
 
-    def _layout(self, mask: Tensor, heads: int) -> Layout:
-        """Return the chosen layout of ``mask``; masks are not written after that."""
-        if id(mask) not in self._layouts:  # nobody measured: any of them is right
+    def _route(self, mask: Tensor, heads: int) -> Route:
+        """Return the chosen route of ``mask``; masks are not written after that."""
+        if id(mask) not in self._routes:  # nobody measured: any of them is right
             self.use_route(mask, Layout.of(mask.numpy(), heads=heads, block=BLOCKS[0]))
-        return self._layouts[id(mask)][1]
+        return self._routes[id(mask)][1]
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
         x, residual = x.to(self.dtype), residual.to(self.dtype)

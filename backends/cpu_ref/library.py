@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bertbench.backends.cpu_ref.layout import Layout, saved_cells, why_no_layout
@@ -42,11 +43,16 @@ _SIGNATURES = {
     "cross_entropy": """logits:x[rows,cols] labels:i64[rows]<cols loss:f32[rows] hit:u8[rows]
         rows cols gradient:int half""",
     "attention": """qkv:x[rows,triple] starts:i32[fences] order:i64[sequences]<sequences
-        offsets:i64[sequences,heads] sequences heads:dim size:dim which:i64[heads]<layouts?
-        tiles:i64[layouts,edges]?which runs:i32[runs_,2]?which bits:i16[layouts,longest,words]?
+        offsets:i64[sequences,heads] sequences heads:dim size:dim
+        which:i64[sequences,heads]<layouts? tiles:i64[layouts,edges]?which runs:i32[runs_,2]?which
+        bits:i16[layouts,longest,words]? places:i32[layouts,longest]?
         edges:dim longest:dim words:dim queries:dim out:x[rows,width] saved:x[cells]?
         inverse:f32[rows,heads] dout:x[rows,width]? dqkv:x[rows,triple]?dout
         threshold:u32 scale:float seed:u64 half""",
+    "offset_attention": """qkv:x[rows,triple] starts:i32[fences] order:i64[sequences]<sequences
+        sequences heads:dim size:dim which:i64[heads]<sets steps:i32[sets,slots] slots
+        out:x[rows,width] saved:x[heads,rows,slots]? inverse:f32[rows,heads] rows
+        dout:x[rows,width]? dqkv:x[rows,triple]?dout threshold:u32 scale:float seed:u64 half""",
     "keep_mask": "out:u8[rows,cols] first:long rows cols threshold:u32 seed:u64",
 }
 """The parameters in C's order (rows.h, attention.h, kernels.c): ``name:type[shape]``.
@@ -76,6 +82,8 @@ _LONGEST_ROW = 1 << 16
 _ROW_ON_STACK = ("embed_forward", "norm_forward", "norm_backward")
 VECTOR = 64
 """Bytes that attention's ``qkv`` and ``dout`` are aligned to: they are read as whole vectors."""
+NOWHERE = 1 << 30
+"""A step of offset_attention that leads out of every sequence."""
 
 
 class _Parameter(NamedTuple):
@@ -182,8 +190,10 @@ def call(name: str, *args: Tensor | int | float | None) -> None:
                 f"{name}: {given[place].name}[{at}] is {int(ids[at])} and there are {below} "
                 f"{bound}: the data is not of this model"
             )
-    if name == "attention":
-        _check_sequences(dict(zip((p.name for p in given), args, strict=True)), plan.sizes)
+    if name in ("attention", "offset_attention"):
+        named = dict(zip((p.name for p in given), args, strict=True))
+        lengths = _check_sequences(name, named, plan.sizes)
+        (_check_layout if name == "attention" else _check_steps)(named, plan.sizes, lengths)
     values += plan.derived
     if plan.sizes.get("cols") != 0:  # pointers to nothing are not passed on
         functions[name](*map(values.__getitem__, plan.order))
@@ -260,8 +270,11 @@ def _wrong(p: _Parameter, kind: Any, sizes: dict[str, int], halves: set[int | No
     return None if fits else f"of shape {list(shape)}, not [{', '.join(p.shape)}] where {sizes}"
 
 
-def _check_sequences(args: dict[str, Any], sizes: dict[str, int]) -> None:
-    """Raise ValueError where attention's heads or sequences do not make up its shapes."""
+def _check_sequences(name: str, args: dict[str, Any], sizes: dict[str, int]) -> NDArray[np.int64]:
+    """Return the sequences' lengths [sequences].
+
+    Raises ValueError where attention's heads or sequences do not make up its shapes.
+    """
     heads, size, rows = sizes["heads"], sizes["size"], sizes["rows"]
     width = heads * size
     if (
@@ -270,7 +283,7 @@ def _check_sequences(args: dict[str, Any], sizes: dict[str, int]) -> None:
         or size % 16
         or (sizes["triple"], sizes["width"]) != (3 * width, width)
     ):
-        raise ValueError(f"attention: {heads} heads of {size} do not make up the shapes {sizes}")
+        raise ValueError(f"{name}: {heads} heads of {size} do not make up the shapes {sizes}")
     starts = args["starts"].numpy().astype(np.int64)
     lengths = np.diff(starts)
     if (
@@ -279,20 +292,32 @@ def _check_sequences(args: dict[str, Any], sizes: dict[str, int]) -> None:
         or (lengths < 0).any()
     ):
         raise ValueError(
-            f"attention: sequences that start at {starts.tolist()} do not divide {rows} rows"
+            f"{name}: sequences that start at {starts.tolist()} do not divide {rows} rows"
         )
+    if args["saved"] is None and args["dout"] is not None:
+        raise ValueError(f"{name}: the backward pass needs the saved probabilities")
+    return lengths
+
+
+def _check_layout(args: dict[str, Any], sizes: dict[str, int], lengths: NDArray[np.int64]) -> None:
+    """Raise ValueError where attention's layout is not for its sequences."""
     layout = Layout(*(args[name] for name in Layout._fields))
     if layout.which is not None:
-        why = why_no_layout(layout, int(lengths.max(initial=0)))
+        why = why_no_layout(layout, lengths)
         if why is not None:
             raise ValueError(f"attention: a layout with {why}")
-    elif layout.bits is not None:
-        raise ValueError("attention: bits without a layout")
+    elif layout.bits is not None or layout.places is not None:
+        raise ValueError("attention: bits or places without a layout")
     if args["saved"] is None:
-        if args["dout"] is not None:
-            raise ValueError("attention: the backward pass needs the saved probabilities")
         return
-    cells = saved_cells(lengths, heads, layout).ravel()
+    cells = saved_cells(lengths, sizes["heads"], layout).ravel()
     offsets = args["offsets"].numpy().ravel()
     if cells.sum() != sizes["cells"] or (offsets != cells.cumsum() - cells).any():
         raise ValueError(f"attention: saved is not the room of {cells.sum()} probabilities")
+
+
+def _check_steps(args: dict[str, Any], sizes: dict[str, int], _: NDArray[np.int64]) -> None:
+    """Raise ValueError for steps that the kernel cannot search, or whose sums would overflow."""
+    steps = args["steps"].numpy()
+    if sizes["slots"] % 16 or (np.diff(steps, axis=1) < 0).any() or (abs(steps) > NOWHERE).any():
+        raise ValueError("offset_attention: steps that do not ascend in vectors of 16")

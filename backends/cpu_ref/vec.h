@@ -156,12 +156,16 @@ INLINE key_t_ row_key(uint64_t seed, uint64_t row) {
     return (key_t_){(uint32_t)z, (uint32_t)(z >> 32)};
 }
 
-INLINE vu hash32(key_t_ key, long column) {  // column is a multiple of 32
-    const vu lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    vu x = (lane + (uint32_t)(column / 2)) * 0x9e3779b9u + key.a;
+INLINE vu hash16(key_t_ key, vu x) {
+    x = x * 0x9e3779b9u + key.a;
     x = (x ^ (x >> 16)) * 0x7feb352du;
     x = ((x ^ (x >> 15)) + key.b) * 0x846ca68bu;
     return x ^ (x >> 16);
+}
+
+INLINE vu hash32(key_t_ key, long column) {  // column is a multiple of 32
+    const vu lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return hash16(key, lane + (uint32_t)(column / 2));
 }
 
 // All ones where columns column + 16 * odd + (0..15) are kept: 16 random bits >= threshold.
@@ -283,15 +287,28 @@ INLINE void transpose16(vu r[W]) {
     _Pragma("GCC unroll 16") STAGE(8);
 }
 
-// Memory of this thread that is kept between calls.
-static inline char *scratch(size_t size) {
-    static _Thread_local char *memory;
-    static _Thread_local size_t have;
-    if (have < size) {
-        free(memory);
-        have = (size_t)up((long)size, 4096);
-        memory = aligned_alloc(4096, have);
-        if (!memory) abort();
+// Memory of this thread that is kept between calls, in two parts.
+typedef struct {
+    char *memory;
+    size_t have;
+} Room;
+
+static inline char *room_of(Room *room, size_t size) {
+    if (room->have < size) {
+        free(room->memory);
+        room->have = (size_t)up((long)size, 4096);
+        room->memory = aligned_alloc(4096, room->have);
+        if (!room->memory) abort();
     }
-    return memory;
+    return room->memory;
+}
+
+static inline char *scratch(size_t size) {
+    static _Thread_local Room room;
+    return room_of(&room, size);
+}
+
+static inline char *copies(size_t size) {
+    static _Thread_local Room room;
+    return room_of(&room, size);
 }

@@ -150,27 +150,61 @@ def attention(draw: Draw) -> list[Any]:
     import torch
 
     from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells
+    from bertbench.backends.cpu_ref.residues import Residues
 
     half = draw.choice([torch.bfloat16, torch.float32])
-    heads, size = draw.choice([1, 2, 3]), draw.choice([16, 32, 48])
-    lengths = [draw.choice(SIZES) for _ in range(draw.randrange(4))]
-    rows, width = sum(lengths), heads * size
-    layout = DENSE
-    if draw.random() < 0.5:
+    heads, lengths = draw.choice([1, 2, 3]), [draw.choice(SIZES) for _ in range(draw.randrange(4))]
+    layout, block = DENSE, draw.choice([16, 32, 48])
+    kind = draw.choice(["dense", "blocks", "residues"])
+    if kind != "dense":
         longest = max([1, *lengths]) + draw.choice([0, 1, 40])
         share = draw.choice([0.0, 0.003, 0.1, 1.0])
         masks = np.random.default_rng(draw.getrandbits(32)).random((heads, longest, longest))
-        layout = Layout.of(masks < share, heads=heads, block=draw.choice([16, 32, 48]))
+        layout = Layout.of(masks < share, heads=heads, block=block)
+        if kind == "residues":
+            strides = [draw.choice([1, 2, 7, 64]) for _ in range(heads)]
+            made = Residues(masks < share, np.arange(heads), strides, block)
+            layout = made.layout(tuple(lengths))
+    layout = layout.over(len(lengths))
     cells = saved_cells(np.array(lengths, np.int64), heads, layout)
+    offsets = torch.from_numpy(cells.cumsum() - cells.ravel()).view(cells.shape)
+    return attention_arguments(
+        draw, half, lengths, heads, [offsets], list(layout), [int(cells.sum())]
+    )
+
+
+def offset_attention(draw: Draw) -> list[Any]:
+    """Return valid arguments of attention by distances, of either pass."""
+    import torch
+
+    from bertbench.backends.cpu_ref.library import NOWHERE
+
+    half = draw.choice([torch.bfloat16, torch.float32])
+    heads, lengths = draw.choice([1, 2, 3]), [draw.choice(SIZES) for _ in range(draw.randrange(4))]
+    sets, slots = draw.choice([1, 2]), draw.choice([16, 32])
+    far = draw.choice([1, 20, 200, NOWHERE])
+    steps = [sorted(draw.randint(-far, far) for _ in range(slots)) for _ in range(sets)]
+    which = draw.tensor([heads], torch.int64, sets)
+    kept = [which, torch.tensor(steps, dtype=torch.int32)]
+    return attention_arguments(draw, half, lengths, heads, [], kept, [heads, sum(lengths), slots])
+
+
+def attention_arguments(
+    draw: Draw, half: Any, lengths: list[int], heads: int, offsets: list[Any], kept: list[Any],
+    room: list[int],
+) -> list[Any]:  # fmt: skip
+    """Return the arguments of either kernel of attention; ``room`` is the shape of ``saved``."""
+    import torch
+
+    size, rows = draw.choice([16, 32, 48, 64, 80]), sum(lengths)
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
     order = torch.tensor(sorted(range(len(lengths)), key=lambda b: -lengths[b]), dtype=torch.int64)
     backward = draw.random() < 0.5
     saved = backward or draw.random() < 0.5
+    width = heads * size
     return [
-        draw.tensor([rows, 3 * width], half), starts, order,
-        torch.from_numpy(cells.cumsum() - cells.ravel()).view(cells.shape),
-        heads, size, *layout, draw.tensor([rows, width], half),
-        draw.tensor([int(cells.sum())], half) if saved else None,
+        draw.tensor([rows, 3 * width], half), starts, order, *offsets, heads, size, *kept,
+        draw.tensor([rows, width], half), draw.tensor(room, half) if saved else None,
         draw.tensor([rows, heads], torch.float32),
         draw.tensor([rows, width], half) if backward else None,
         draw.tensor([rows, 3 * width], half) if backward else None,
@@ -182,7 +216,8 @@ def try_kernel(draw: Draw, name: str, wrong: bool) -> None:
     """Call one kernel of cpu_ref."""
     from bertbench.backends.cpu_ref.library import call
 
-    args = attention(draw) if name == "attention" else kernel(draw, name)
+    made = {"attention": attention, "offset_attention": offset_attention}
+    args = made[name](draw) if name in made else kernel(draw, name)
     if wrong:
         at = draw.randrange(len(args))
         args[at] = draw.spoil(args[at])

@@ -25,12 +25,12 @@ def sanitizers() -> None:
 
 def test_random_and_wrong_calls_of_every_entry_touch_only_their_arguments() -> None:
     """Also fails where a call that is wrong on purpose is not caught: then it proves nothing."""
-    command = [sys.executable, str(SCRIPT), "--seed", "1", "--n", "308"]
+    command = [sys.executable, str(SCRIPT), "--seed", "1", "--n", "330"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     report = [line for line in done.stdout.splitlines() if line.startswith(sys.executable)][-1:]
     report += [line for line in done.stderr.splitlines() if "rror" in line][:3]
     assert done.returncode == 0, "\n".join(report) or done.stdout[-500:]
-    for name in ("attention", "lamb", "masking", "wordpiece", "scatter_add"):
+    for name in ("attention", "offset_attention", "lamb", "masking", "wordpiece", "scatter_add"):
         assert f"{name} valid done" in done.stdout
         assert f"{name} wrong refused" in done.stdout
 

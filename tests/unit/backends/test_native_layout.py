@@ -107,7 +107,7 @@ def test_it_equals_masked_dense_attention(
     qkv = torch.randn(sum(lengths), 3 * heads * size).to(dtype).requires_grad_()
     dy = torch.randn(sum(lengths), heads * size).to(dtype)
     layout = Layout.of(masks, heads=heads, block=block)
-    assert why_no_layout(layout, longest) is None
+    assert why_no_layout(layout, np.array([longest])) is None
     own = both_passes(Attention.apply(qkv, tokens(lengths), heads, drop, True, layout), qkv, dy)
     exact = qkv.detach().double().requires_grad_()
     right = both_passes(dense(exact, lengths, heads, masks, drop), exact, dy.double())
