@@ -207,7 +207,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
     style = (Path(__file__).parents[1] / "common/report/report.css").read_text()
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="960"><style>{style}</style>'
     names = "".join(
-        f'<text x="70" y="{44 + 14 * at}" font-size="10">{"●■▲▼+x"[at % 6]} {one.label}</text>'
+        f'<text x="70" y="{44 + 14 * at}" font-size="10">{"\u25cf\u25a0\u25b2\u25bc+x"[at % 6]} {one.label}</text>'
         for at, one in enumerate(series)
     )
     inner = str(drawn.svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
