@@ -52,6 +52,8 @@ PATTERNS = tuple(
 )
 OVER_DENSE = {512: 1.3, 1024: 2.5, 2048: 5.0, 4096: 9.0}
 OF_IDEAL, MODEL_OVER_DENSE = 0.6, 2.0
+_MARKS = "\u25cf\u25a0\u25b2\u25bc+x"
+"""As the plot marks its series, in their order."""
 HEADER = (
     "| n | pattern | share kept | sdpa, ms | native, ms | kept blocks, ms | x dense | of ideal "
     "| forward, ms | flex, ms | saved, MB |\n|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
@@ -207,7 +209,7 @@ def drawing(rows: list[dict[str, Any]]) -> str:
     style = (Path(__file__).parents[1] / "common/report/report.css").read_text()
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="960"><style>{style}</style>'
     names = "".join(
-        f'<text x="70" y="{44 + 14 * at}" font-size="10">{"●■▲▼+x"[at % 6]} {one.label}</text>'
+        f'<text x="70" y="{44 + 14 * at}" font-size="10">{_MARKS[at % 6]} {one.label}</text>'
         for at, one in enumerate(series)
     )
     inner = str(drawn.svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
