@@ -97,7 +97,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Measure all variants at one length, in turns; return a row for each pattern."""
     layer = Layer(length, dtype)
-    layouts = {pattern: layer.layouts(pattern) for pattern in patterns}
+    layouts = {pattern: layer.routes(pattern) for pattern in patterns}
     dense = {"sdpa": layer.sdpa, "native": layer.native}
     steps = {(name, ""): layer.both_passes(forward) for name, forward in dense.items()}
     for pattern, made in layouts.items():

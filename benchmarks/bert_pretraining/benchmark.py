@@ -15,6 +15,7 @@ from bertbench.benchmarks.bert_pretraining.recipes import (
     PretrainingOptions,
     PretrainingRecipe,
 )
+from bertbench.benchmarks.phases import recipes as phases
 from bertbench.common.config.recipe import Preset, Settings
 from bertbench.common.errors import BadInput
 
@@ -29,7 +30,7 @@ class BertPretraining(Benchmark):
     """Masked-language-model and next-sentence pretraining, logged as MLPerf does."""
 
     name = "bert_pretraining"
-    presets = PRESETS
+    presets = PRESETS | phases.PRESETS
     example = tuple(
         """mini --synthetic --hidden_size 64 --num_hidden_layers 2 --num_attention_heads 2
         --intermediate_size 128 --vocab_size 512 --max_seq_length 64

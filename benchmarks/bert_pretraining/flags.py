@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bertbench.benchmarks.bert_pretraining.recipes import PretrainingOptions, PretrainingRecipe
 from bertbench.benchmarks.bert_pretraining.reference_flags import REFERENCE, WARMUP
-from bertbench.benchmarks.phase_flags import derive_limits, derive_model
+from bertbench.benchmarks.phases.flags import derive_limits, derive_model
 from bertbench.common.config.recipe import Impl
 from bertbench.common.config.reference_flags import (
     BATCHES,
@@ -53,9 +53,7 @@ def translate(
             derive_model(values, notes, recipe)
             derive_limits(values, notes, recipe)
 
-    if recipe is None:
-        return FLAGS.translate(argv, derive)
-    own = fields(type(recipe), Impl, PretrainingOptions)  # a subclass of the recipe has more
+    own = fields(type(recipe) if recipe else PretrainingRecipe, Impl, PretrainingOptions)
     meanings = {name: m for name, m in MEANINGS.items() if name in OWN or name not in own}
     return Flags(own, meanings, DERIVED).translate(argv, derive)
 

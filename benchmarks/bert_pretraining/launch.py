@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from bertbench.benchmarks import phases
 from bertbench.benchmarks.bert_pretraining.flags import FLAGS
 from bertbench.benchmarks.bert_pretraining.recipes import PRESETS, PretrainingRecipe
+from bertbench.benchmarks.phases import script as phases
 from bertbench.common.errors import BadInput
 from bertbench.common.launch import launcher
 

@@ -207,28 +207,6 @@ def mini() -> PretrainingRecipe:
     )
 
 
-def nvidia(phase: int, model: BertConfig) -> PretrainingRecipe:
-    """One of the two phases of NVIDIA's DeepLearningExamples (scripts/run_pretraining.sh, 8 GPUs).
-
-    SparseBERT's script is the same. Only max_steps ends the run; nothing is evaluated.
-    """
-    first = phase == 1
-    return PretrainingRecipe(
-        model=model,
-        max_seq_length=128 if first else 512,
-        max_predictions_per_seq=20 if first else 80,
-        global_batch=65_536 if first else 32_768,
-        learning_rate=6e-3 if first else 4e-3,
-        max_steps=7_038 if first else 1_563,
-        max_samples_termination=2**53,
-        warmup_proportion=0.2843 if first else 0.128,
-        lr_power=0.5,
-        eval_iter_start_samples=0,
-        eval_iter_samples=0,
-        target_mlm_accuracy=None,
-    )
-
-
 _MLPERF_DATA = "MLPerf's Wikipedia data set and checkpoint, given by --data"
 _PREPARED = "any folder made by `bertbench data prepare`, given by --data"
 
@@ -332,21 +310,4 @@ def _from_mlperfs_checkpoint() -> list[Preset]:
     ]
 
 
-def _phase(size: str, model: BertConfig, phase: int) -> Preset:
-    first = phase == 1
-    return Preset(
-        name=f"nvidia_{size}_phase{phase}",
-        benchmark="bert_pretraining",
-        summary=f"DeepLearningExamples' BERT-{size}, length {128 if first else 512}",
-        recipe=nvidia(phase, model),
-        impl=Impl(max_micro_batch=64 if first else 8, init_loss_scale=2.0**20),
-        run=PretrainingOptions(log_freq=1),
-        data="NVIDIA's *training*.hdf5 of this length, given by --input_dir"
-        + ("" if first else ", and phase 1's weights by --init_checkpoint"),
-        duration="days on eight accelerators",
-    )
-
-
-# SparseBERT's base (2020) has the exact GELU; DeepLearningExamples at its head tanh.
-_PHASES = [_phase(*size, n) for size in (("base", BERT_BASE), ("large", LARGE)) for n in (1, 2)]
-PRESETS = {p.name: p for p in (*_from_scratch(), *_from_mlperfs_checkpoint(), *_PHASES)}
+PRESETS = {preset.name: preset for preset in (*_from_scratch(), *_from_mlperfs_checkpoint())}

@@ -7,7 +7,7 @@ and of NVIDIA's DeepLearningExamples (2020, and its head), which SparseBERT copi
 
 from __future__ import annotations
 
-from bertbench.benchmarks.phase_flags import PHASE_FLAGS
+from bertbench.benchmarks.phases.flags import PHASE_FLAGS
 from bertbench.common.config.reference_flags import (
     FUSED,
     Divides,

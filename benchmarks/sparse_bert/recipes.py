@@ -17,8 +17,8 @@ from bertbench.benchmarks.bert_pretraining.recipes import (
     PretrainingOptions,
     PretrainingRecipe,
     mini,
-    nvidia,
 )
+from bertbench.benchmarks.phases.recipes import nvidia
 from bertbench.common.config.recipe import Impl, Preset
 from bertbench.common.model.config import BERT_BASE
 

@@ -14,13 +14,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertbench.common.errors import BadInput
 from bertbench.common.masks.mask import AttentionMask, Head
 from bertbench.common.masks.patterns import MAX_LENGTH
+
+if TYPE_CHECKING:
+    from bertbench.common.data.batch import Tokens
 
 _INIT_STD = 2**0.5 * 1e-3
 """Of a logit: the difference of the reference's two, each 1e-3 x normal."""
@@ -284,3 +289,21 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     best = scores.detach().masked_fill(mask.detach() == 0, float("-inf")).amax(-1, keepdim=True)
     weights = (scores - best).clamp(max=0).exp() * mask
     return weights / weights.sum(-1, keepdim=True)
+
+
+def searched_attention(
+    qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
+) -> Tensor:
+    """Return attention through a mask that is being learnt: [T, 3H] -> [T, H].
+
+    ``mask`` is float32 [1 or N, L, L] of 0 and 1 and gets a gradient in every entry, so all scores
+    are computed, in plain PyTorch on every device: a search's speed is not what is measured.
+    """
+    hidden, out = qkv.shape[1] // 3, []
+    for part in qkv.split(tokens.lengths):
+        n = len(part)
+        q, k, v = part.view(n, 3, num_heads, hidden // num_heads).permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) * (hidden // num_heads) ** -0.5
+        weights = F.dropout(masked_softmax(scores, mask[:, :n, :n]), dropout)
+        out.append((weights.to(v.dtype) @ v).transpose(0, 1).reshape(n, hidden))
+    return torch.cat(out)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from bertbench.common.data.batch import Tokens
+from bertbench.common.masks.search import searched_attention
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.ops import Ops
 
@@ -93,7 +94,7 @@ class Layer(nn.Module):
             context = ops.attention(qkv, tokens, num_heads=heads, dropout=dropout)
         else:
             learnt = self.attention_mask.is_floating_point()
-            masked = ops.searched_attention if learnt else ops.masked_attention
+            masked = searched_attention if learnt else ops.masked_attention
             context = masked(qkv, tokens, self.attention_mask, num_heads=heads, dropout=dropout)
         out = ops.linear(context, self.attention_output.weight, self.attention_output.bias)
         x = self._after(out, x, self.attention_norm)

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bertbench.common.data.batch import Tokens
-from bertbench.common.masks.search import masked_softmax
 
 
 class Ops:
@@ -37,7 +36,7 @@ class Ops:
 
         Here that is attention: it loops over lengths that differ in each batch.
         """
-        for name in ("attention", "masked_attention", "searched_attention"):
+        for name in ("attention", "masked_attention"):
             setattr(self, name, torch.compiler.disable(getattr(self, name)))
 
     def embed(
@@ -112,23 +111,6 @@ class Ops:
 
     def use_route(self, mask: Tensor, route: Any) -> None:
         """Compute ``mask``, bool [1 or N, L, L], from now on by this one of its routes."""
-
-    def searched_attention(
-        self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
-    ) -> Tensor:
-        """Return attention through a mask that is being learnt: [T, 3H] -> [T, H].
-
-        ``mask`` is float32 [1 or N, L, L] of 0 and 1 and gets a gradient in every entry, so all
-        scores are computed, on every backend alike: a search is not what is measured.
-        """
-        hidden, out = qkv.shape[1] // 3, []
-        for part in qkv.split(tokens.lengths):
-            n = len(part)
-            q, k, v = part.view(n, 3, num_heads, hidden // num_heads).permute(1, 2, 0, 3)
-            scores = q @ k.transpose(1, 2) * (hidden // num_heads) ** -0.5
-            weights = F.dropout(masked_softmax(scores, mask[:, :n, :n]), dropout)
-            out.append((weights.to(v.dtype) @ v).transpose(0, 1).reshape(n, hidden))
-        return torch.cat(out)
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
         """Return Dropout(x) + residual, [T, H]: the pre-LN sublayer's end."""

@@ -76,13 +76,12 @@ def load_pretrained(
 
     The file must cover the part ``require`` completely. The vocabulary may be padded in one of the
     two only: rows that the file lacks become zero. A classifier with another number of outputs is
-    another task's: it is left out, with a note, unless ``require`` covers it. With
-    ``extend_positions``, a table of more positions than the file's repeats these to its end, as
-    Longformer's conversion does (Beltagy et al. 2020): neighbours keep the distances that were
-    learnt. Raises BadInput, with the model untouched, when that part is not covered, a shape
-    differs, the encoder's depth differs, the decoder is untied, a weight is not finite, the file
-    holds no weights, or those of another architecture: one with more tensors in its encoder, or one
-    that a configuration beside the file describes.
+    another task's: it is left out, with a note, unless ``require`` covers it. ``extend_positions``
+    repeats the file's positions to the table's end, as Longformer's conversion does (Beltagy et al.
+    2020). Raises BadInput, with the model untouched, when that part is not covered, a shape or the
+    encoder's depth differs, the decoder is untied, a weight is not finite, the file holds no
+    weights, or those of another architecture: one with more tensors in its encoder, or one that a
+    configuration beside the file describes.
     """
     config = _config(model)
     _refuse_described_otherwise(path, config)

@@ -15,10 +15,10 @@ from typing import Any, ParamSpec, TypeVar
 from bertbench.backends.base import Backend
 from bertbench.backends.peaks import Peak
 from bertbench.common.config.recipe import Settings, recipe_hash
+from bertbench.common.distributed.all_reduce import gradient_all_reduce_s
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError
 from bertbench.common.files import why
-from bertbench.common.measure.communication import gradient_all_reduce_s
 from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord

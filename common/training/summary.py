@@ -64,7 +64,7 @@ def summarise(
     """Return the metrics of a run; those not measured are left out.
 
     ``quality`` holds the task's metrics of the last evaluation, ``all_reduce_s`` the result of
-    common/measure/communication.py.
+    common/distributed/all_reduce.py.
 
     ``whole`` is false for a resumed run: its times are of this process only, so it has no time to
     target. ``memory`` and ``sensors`` hold one entry per rank. A rank without its own sensors (one

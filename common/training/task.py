@@ -279,10 +279,7 @@ class Task(ABC):
 
     @abstractmethod
     def model_flops(self, batch: Any) -> int:
-        """Return the FLOPs of training on this micro-batch once (common/measure/flops.py).
-
-        They are the dense model's, whatever the attention mask.
-        """
+        """Return the dense model's FLOPs of training on this once (common/measure/flops.py)."""
 
     def effective_flops(self, batch: Any) -> int:
         """Return ``model_flops`` without the scores that the mask leaves out; 0 without a mask."""

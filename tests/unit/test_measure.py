@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
+from bertbench.common.distributed.all_reduce import BUCKET_BYTES, REPEATS, gradient_all_reduce_s
 from bertbench.common.measure.code import code_hash, git_state
-from bertbench.common.measure.communication import BUCKET_BYTES, REPEATS, gradient_all_reduce_s
 from bertbench.common.measure.energy import energy
 from bertbench.common.measure.metric import SHARED, metric
 from bertbench.common.measure.system import describe_system

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bertbench.benchmarks import phases, resolve
+from bertbench.benchmarks import resolve
 from bertbench.benchmarks.bert_pretraining.flags import FLAGS
+from bertbench.benchmarks.phases import script as phases
 from bertbench.common.errors import BadInput
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from bench.steps import Step, own_step
 from bertbench.backends.attention_costs import AttentionShape, measure
-from bertbench.backends.cpu_ref.functions import NO_DROPOUT, Attention
+from bertbench.backends.cpu_ref.functions import NO_DROPOUT
 from bertbench.backends.cpu_ref.kernels import NativeOps
-from bertbench.backends.cpu_ref.layout import DENSE, Layout, candidates
+from bertbench.backends.cpu_ref.layout import DENSE
+from bertbench.backends.cpu_ref.routes import Route, attend, candidates
 from bertbench.common.data.batch import PretrainingBatch, Tokens
 from bertbench.common.masks.mask import AttentionMask
 from bertbench.common.masks.patterns import parse
@@ -62,16 +63,16 @@ class Layer:
         out = F.scaled_dot_product_attention(*self._apart())
         return out.transpose(1, 2).reshape(self.length, HEADS * SIZE)
 
-    def native(self, layout: Layout = DENSE, save: bool = True) -> Tensor:
+    def native(self, route: Route = DENSE, save: bool = True) -> Tensor:
         """Return attention by our kernel; ``save`` keeps what the backward pass needs."""
-        return Attention.apply(self.qkv, self.tokens, HEADS, NO_DROPOUT, save, layout)
+        return attend(self.qkv, self.tokens, HEADS, NO_DROPOUT, save, route)
 
     def both_passes(self, forward: Callable[[], Tensor]) -> Step:
         """Return forward and backward pass as one step."""
         return lambda: torch.autograd.grad(forward(), self.qkv, self.dy)
 
-    def layouts(self, pattern: str) -> dict[str, Layout]:
-        """Return the layouts of a pattern's mask between which a run chooses."""
+    def routes(self, pattern: str) -> dict[str, Route]:
+        """Return the routes of a pattern's mask between which a run chooses."""
         return candidates(mask_of(pattern, self.length), heads=HEADS)
 
     def flex(self, pattern: str, block: int) -> Step:
@@ -95,7 +96,7 @@ class Layer:
             assert isinstance(out, Tensor)
             return out
 
-        mine = self.native(self.layouts(pattern)[f"blocks-{block}"], save=False)
+        mine = self.native(self.routes(pattern)[f"blocks-{block}"], save=False)
         theirs = run().transpose(1, 2).reshape(mine.shape)
         assert (mine - theirs).abs().max() < (1e-4 if mine.dtype == torch.float32 else 3e-2)
         return run

@@ -19,6 +19,7 @@ from bertbench.common.cli.main import main
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.masks.mask import AttentionMask
+from bertbench.common.masks.search import searched_attention
 from bertbench.common.model.ops import Ops
 from bertbench.common.model.weights import export_state_dict, load_pretrained
 from bertbench.common.results.validate import validate
@@ -124,7 +125,7 @@ def test_searched_attention_is_masked_attention_for_zeros_and_ones() -> None:
     bits = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(2)) < 0.4
     bits |= torch.eye(16, dtype=torch.bool)
     grads = []
-    for attend, mask in ((Ops().masked_attention, bits), (Ops().searched_attention, bits.float())):
+    for attend, mask in ((Ops().masked_attention, bits), (searched_attention, bits.float())):
         leaf = qkv.clone().requires_grad_()
         out = attend(leaf, tokens, mask, num_heads=2, dropout=0.0)
         out.pow(2).sum().backward()
