@@ -23,11 +23,23 @@ from bertbench.common.model.config import BertConfig
 from bertbench.common.model.ops import ComputeTypeOps, Ops
 
 HEADS, SIZE = 12, 64
-MODEL = BertConfig(
-    vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-    intermediate_size=1536, max_position_embeddings=4096, hidden_dropout=0.0, attention_dropout=0.0,
-)  # fmt: skip
-"""MiniLM's size. Without dropout, with which torch's SDPA has no fused kernel on CPUs."""
+
+
+def _model(layers: int, hidden: int, heads: int, vocabulary: int = 30522) -> BertConfig:
+    # Without dropout, with which torch's SDPA has no fused kernel on CPUs.
+    return BertConfig(
+        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, intermediate_size=4 * hidden, max_position_embeddings=4096,
+        hidden_dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+
+
+MODELS = {
+    "mini": _model(4, 256, 4, 4096),
+    "minilm": _model(6, 384, 12),
+    "base": _model(12, 768, 12),
+}
+"""The smaller the model, the larger the share of attention in a step at the same length."""
 
 
 def mask_of(pattern: str, length: int) -> Any:
@@ -115,8 +127,10 @@ def saved_bytes(forward: Callable[[], Tensor]) -> int:
     return sum(sizes)
 
 
-def model_steps(length: int, patterns: list[str], dtype: torch.dtype) -> Mapping[str, Step]:
-    """Return one optimizer step of MODEL on one sequence: dense by two kernels, and per pattern."""
+def model_steps(
+    model: BertConfig, length: int, patterns: list[str], dtype: torch.dtype
+) -> Mapping[str, Step]:
+    """Return one optimizer step on one sequence: dense by two kernels, and for each pattern."""
     tokens = one_sequence(length)
     masked = torch.arange(0, length, 7)
     batch = PretrainingBatch(
@@ -130,18 +144,20 @@ def model_steps(length: int, patterns: list[str], dtype: torch.dtype) -> Mapping
     }
     variants |= {pattern: (NativeOps(dtype), pattern) for pattern in patterns}
     return {
-        name: own_step(MODEL, batch, ops, dtype, mask=_fastest(ops, pattern, length, dtype))
+        name: own_step(model, batch, ops, dtype, mask=_fastest(model, ops, pattern, length, dtype))
         for name, (ops, pattern) in variants.items()
     }
 
 
-def _fastest(ops: Ops, pattern: str | None, length: int, dtype: torch.dtype) -> Tensor | None:
+def _fastest(
+    model: BertConfig, ops: Ops, pattern: str | None, length: int, dtype: torch.dtype
+) -> Tensor | None:
     """Return a pattern's mask after ``ops`` took its fastest kernel, as a run takes it."""
     if pattern is None:
         return None
     mask = torch.from_numpy(mask_of(pattern, length))
     shape = AttentionShape(
-        heads=MODEL.num_attention_heads, size=MODEL.hidden_size // MODEL.num_attention_heads,
+        heads=model.num_attention_heads, size=model.hidden_size // model.num_attention_heads,
         dropout=0.0, dtype=dtype, device=mask.device,
     )  # fmt: skip
     chosen = measure(ops, [mask], shape).chosen[0]
