@@ -94,13 +94,15 @@ def measure(
     masks: Sequence[Tensor],
     shape: AttentionShape,
     *,
+    dense_ops: Ops | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> AttentionCosts:
     """Time ``ops`` on each of ``masks``, bool [1 or heads, L, L], on random sequences of L tokens.
 
-    Draws from the device's generator where there is dropout.
+    Dense attention is that of ``dense_ops`` (default: ``ops``). Draws from the device's generator
+    where there is dropout.
     """
     length = masks[0].shape[1]
     sequences = max(1, TOKENS // length)
@@ -113,7 +115,7 @@ def measure(
     options: dict[str, Any] = {"num_heads": shape.heads, "dropout": shape.dropout}
 
     def dense() -> Tensor:
-        return ops.attention(qkv, tokens, **options)
+        return (dense_ops or ops).attention(qkv, tokens, **options)
 
     def passes(forward: Callable[[], Tensor]) -> None:
         with autocast():
@@ -167,7 +169,10 @@ def choose_kernels(
     )
     if world.is_main:
         autocast = partial(backend.precision, precision)
-        own = measure(ops, masks, shape, autocast=autocast, synchronize=backend.synchronize)
+        own = measure(
+            ops, masks, shape, autocast=autocast, synchronize=backend.synchronize,
+            dense_ops=backend.ops("auto", precision),  # the device's fastest, for all kernels
+        )  # fmt: skip
     costs: AttentionCosts = world.gather(own)[0]
     for mask, name in zip(masks, costs.chosen, strict=True):
         ops.use_route(mask, ops.masked_routes(mask, heads)[name])

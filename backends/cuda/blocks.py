@@ -130,11 +130,6 @@ class MaskCounts:
         there = (columns <= last) & (layout.length > 0)[:, None]
         return torch.where(last_queries, cut, found).masked_fill(~there, 0)
 
-    @property
-    def share(self) -> float:
-        """The share of the mask's blocks that hold a True."""
-        return float((self.whole > 0).float().mean())
-
 
 # -- tables ---------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True, eq=False)

@@ -175,9 +175,6 @@ class FlexOps(ComputeTypeOps):
     def masked_kernel(self) -> str:
         return "flex-kept-blocks"
 
-    def masked_share(self, mask: Tensor, num_heads: int) -> float:
-        return MaskCounts.of(mask).share
-
     def masked_attention(
         self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
     ) -> Tensor:

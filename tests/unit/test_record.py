@@ -50,7 +50,8 @@ CONFIG: dict[str, Any] = {
     "impl": {"kernels": "plain"},
     "run": {"data": str(Path.home() / "corpus"), "seed": 42},
     "origins": dict.fromkeys(
-        ("global_batch", "attention_mask", "rates", "kernels", "data", "seed"), "default"
+        ("global_batch", "attention_mask", "extend_positions", "rates", "kernels", "data", "seed"),
+        "default",
     ),
     "notes": [],
 }

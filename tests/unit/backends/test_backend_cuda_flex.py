@@ -115,8 +115,6 @@ def test_a_block_of_the_batch_is_a_block_of_the_mask() -> None:
     kept = dense(Tables.of(counts, layout, separate=False).keys)[0]
     assert layout.blocks == 1 + 4 + 1 + 4
     assert int(kept.sum()) == 1 + 10 + 1 + 10
-    assert eager().masked_share(mask, 12) == 10 / 16
-    assert eager().masked_share(torch.ones(1, 100, 100, dtype=torch.bool), 12) == 1.0
 
 
 def test_slots_hold_each_token_once_and_sequences_begin_at_blocks() -> None:
