@@ -69,6 +69,7 @@ class Peers:
         self._own: Any = None
         """The watch's connection: another thread's wait must not hold it up."""
         self._prefix = f"bertbench/{attempt}/"
+        self._threads: list[threading.Thread] = []
 
     def meet(self) -> None:
         """Wait for every rank and begin to watch; raises PeerLost where one does not come.
@@ -86,7 +87,8 @@ class Peers:
             raise
         self._answered = time.monotonic()
         for work in (self._watch, self._guard):
-            threading.Thread(target=work, name="peers", daemon=True).start()
+            self._threads.append(threading.Thread(target=work, name="peers", daemon=True))
+            self._threads[-1].start()
 
     def _meet(self) -> None:
         if not self._hosts:
@@ -108,6 +110,11 @@ class Peers:
         end = time.monotonic() + patience_s
         if self._own is not None:
             _in_time(lambda: self._say_done(end), end + 1)
+        for thread in self._threads:
+            # One that comes back from torch's C++ while the interpreter ends is unwound through it,
+            # which aborts the process. Without an answer from the store it cannot come back.
+            if thread is not threading.current_thread():
+                thread.join(2.0)
 
     def _say_done(self, end: float) -> None:
         with contextlib.suppress(RuntimeError):

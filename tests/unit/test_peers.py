@@ -77,6 +77,16 @@ def test_a_rank_that_is_done_is_not_lost(two: tuple[Peers, Peers], exits: list[i
     assert time.monotonic() - begin < 0.5 and exits == []
 
 
+def test_no_watch_is_in_the_store_when_the_process_ends(
+    two: tuple[Peers, Peers], exits: list[int]
+) -> None:
+    """The interpreter's end would unwind it through C++ and abort the process."""
+    threads = [thread for one in two for thread in one._threads]
+    assert len(threads) == 4 and all(thread.is_alive() for thread in threads)
+    leave_both(two)
+    assert not any(thread.is_alive() for thread in threads)
+
+
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_rank_that_stands_still_is_lost(
     two: tuple[Peers, Peers], exits: list[int], stopped: int, capsys: pytest.CaptureFixture[str]
