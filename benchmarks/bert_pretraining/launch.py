@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from bertbench.benchmarks.bert_pretraining.benchmark import BertPretraining
 from bertbench.benchmarks.bert_pretraining.flags import FLAGS
-from bertbench.benchmarks.bert_pretraining.recipes import PRESETS, PretrainingRecipe
+from bertbench.benchmarks.bert_pretraining.recipes import PretrainingRecipe
 from bertbench.benchmarks.phases import script as phases
 from bertbench.common.errors import BadInput
 from bertbench.common.launch import launcher
@@ -27,7 +28,7 @@ usage: [DATA=/path] bash train_bert_pretraining_amp_dist.sh [--recipe NAME] [fla
                     trains {WITH_DATA} on the accelerators found
   without DATA      trains {WITHOUT_DATA} on a small corpus that it downloads
   INIT_LOSS_SCALE=N the first loss scale of fp16
-  --recipe NAME     another recipe: {", ".join(PRESETS)}
+  --recipe NAME     another recipe: {", ".join(BertPretraining.presets)}
   --backend NAME    instead of the first accelerator found; cpu_ref is the CPU
 """
 
@@ -40,7 +41,7 @@ def read(argv: Sequence[str], environment: Mapping[str, str]) -> launcher.Reques
     data = values.get("data", environment.get("DATA"))
     has_data = bool(data or "input_dir" in values)
     recipe = named or (WITH_DATA if has_data else WITHOUT_DATA)
-    preset = launcher.find_preset(recipe, PRESETS)
+    preset = launcher.find_preset(recipe, BertPretraining.presets)
     if data and not Path(data).is_dir():
         raise BadInput(f"DATA={data} is not a folder; it must hold the shards, see README.md")
     if named is None and not has_data:
