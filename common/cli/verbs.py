@@ -35,7 +35,7 @@ _TABLE = (
     ("describe", "RECIPE", "Print every value of a recipe, and its hash", "recipes:describe_main"),
     ("run", "RECIPE [flags]", "Run a recipe; --dry_run prints the plan", "recipes:run_main"),
     ("calibrate", "", "Measure the device's peak rates, the denominator of MFU"),
-    ("score", "squad", "Compute EM and F1 of a SQuAD predictions file"),
+    ("score", "squad|glue", "Compute the scores of predictions files"),
     ("data", "VERB", "Prepare, pack or check training data"),
     ("masks", "[--pattern P]", "Count and draw masks of sparse attention"),
     ("importance", "-- run ...", "Score a model without the keys of each distance"),
