@@ -95,11 +95,11 @@ def _build(settings: Settings) -> tuple[Task, Backend]:
     torch.set_num_threads(settings.impl.num_threads or host_threads(1))
     source = benchmark.prepare(settings)
     if source.init_checkpoint is None:
-        raise BadInput("a model of random weights has no important keys: give --init_checkpoint")
+        raise BadInput("give --init_checkpoint: random weights have no important keys")
     if not source.has_eval:
-        raise BadInput("there is nothing to evaluate on: give held-out data")
+        raise BadInput("give held-out data: there is nothing to evaluate on")
     if getattr(settings.recipe, "search", None) is not None:
-        raise BadInput("a search draws its own masks: name a recipe without --search")
+        raise BadInput("name a recipe without --search, which draws its own masks")
     if settings.recipe.attention_mask is None:  # so that the kernels are those of masks throughout
         recipe = dataclasses.replace(settings.recipe, attention_mask="dense")
         settings = dataclasses.replace(settings, recipe=recipe)

@@ -89,7 +89,7 @@ def test_a_run_s_weights_are_scored(
     [
         (["--distances", "1,x"], [], "give numbers and ranges"),
         (["--plot", "a.png"], [], "ends in .svg"),
-        ([], [], "no important keys: give --init_checkpoint"),
+        ([], [], "give --init_checkpoint: random weights"),
         ([], ["--no_such_flag"], "no_such_flag"),
     ],
 )
