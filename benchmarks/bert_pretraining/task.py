@@ -43,13 +43,8 @@ class PretrainingTask(Task):
 
     recipe: PretrainingRecipe
     sum_names: tuple[str, ...] = (
-        "mlm_loss",
-        "mlm_correct",
-        "masked",
-        "nsp_loss",
-        "nsp_correct",
-        "sequences",
-    )
+        "mlm_loss", "mlm_correct", "masked", "nsp_loss", "nsp_correct", "sequences",
+    )  # fmt: skip
     target_metric = "mlm_accuracy"
 
     def __init__(

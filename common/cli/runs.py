@@ -47,7 +47,7 @@ def settings_of(words: Sequence[str]) -> Settings:
     """
     check_alone()
     if ranks().size > 1:
-        raise BadInput("run this verb once, not in each of several processes: unset WORLD_SIZE and RANK")
+        raise BadInput("run this verb once, not in each process: unset WORLD_SIZE and RANK")
     settings = resolve(words[1], words[2:])
     for flag in ("resume", "dry_run"):
         if getattr(settings.run, flag):
