@@ -150,7 +150,7 @@ class NativeOps(Ops):
 
     @property
     def masked_kernel(self) -> str:
-        return f"{self.kernels['attention']}-kept-blocks"
+        return self.kernels["attention"]  # by the route that the record's costs name
 
     def masked_attention(
         self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
