@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import Unsupported
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.ops import Ops
 
@@ -101,8 +102,8 @@ def measure(
 ) -> AttentionCosts:
     """Time ``ops`` on each of ``masks``, bool [1 or heads, L, L], on random sequences of L tokens.
 
-    Dense attention is that of ``dense_ops`` (default: ``ops``). Draws from the device's generator
-    where there is dropout.
+    Dense attention is that of ``dense_ops``, or of ``ops`` where they are not given or refuse this
+    shape. Draws from the device's generator where there is dropout.
     """
     length = masks[0].shape[1]
     sequences = max(1, TOKENS // length)
@@ -115,7 +116,10 @@ def measure(
     options: dict[str, Any] = {"num_heads": shape.heads, "dropout": shape.dropout}
 
     def dense() -> Tensor:
-        return (dense_ops or ops).attention(qkv, tokens, **options)
+        try:
+            return (dense_ops or ops).attention(qkv, tokens, **options)
+        except Unsupported:  # a kernel has fewer sizes of heads than the run's own
+            return ops.attention(qkv, tokens, **options)
 
     def passes(forward: Callable[[], Tensor]) -> None:
         with autocast():
