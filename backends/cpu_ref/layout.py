@@ -98,9 +98,11 @@ def kept_blocks(masks: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
 
 def distinct(masks: NDArray[np.bool_], heads: int) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Return the distinct ones of ``masks``, bool [1 or heads, N, N], and each head's number."""
-    packed, which = np.unique(np.packbits(masks, axis=2), axis=0, return_inverse=True)
-    unpacked = np.unpackbits(packed, axis=2, count=masks.shape[2]).view(bool)
-    return unpacked, np.broadcast_to(which.reshape(-1), heads).astype(np.int64)
+    numbers: dict[bytes, int] = {}
+    packed = (np.packbits(mask).tobytes() for mask in masks)
+    which = np.array([numbers.setdefault(bits, len(numbers)) for bits in packed], np.int64)
+    _, first = np.unique(which, return_index=True)
+    return masks[first], np.broadcast_to(which, heads).copy()
 
 
 DENSE = Layout()
