@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from bertbench.benchmarks.base import Benchmark
 from bertbench.common.config.batch_split import AUTO, requested
 from bertbench.common.config.recipe import Settings
 from bertbench.common.distributed.world import World
-from bertbench.common.errors import BadInput
+from bertbench.common.files import check_writable
 from bertbench.common.model.config import BertConfig
 from bertbench.common.results.record import check_name
 from bertbench.common.training.facts import RunFacts
@@ -34,7 +33,7 @@ def dry_run(settings: Settings, backend: Backend, world: World, benchmark: Bench
     auto = settings.impl.micro_batch == AUTO
     resumed = find_checkpoint(settings)
     backend.compile(torch.nn.Module(), settings.impl.compile)
-    _check_writable(settings.run.output_dir)
+    check_writable(settings.run.output_dir, "--output_dir")
     if settings.run.system is not None:
         check_name("system", settings.run.system)
     _compute_one(settings, backend, world, benchmark)
@@ -109,15 +108,3 @@ def _compute_one(settings: Settings, backend: Backend, world: World, benchmark: 
     (batch,) = step.micro_batches
     with torch.no_grad(), backend.precision(task.precision):
         task.loss(task.model, batch.to(backend.device), step)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise BadInput where the folder of the records cannot be made or written."""
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    try:
-        tempfile.TemporaryFile(dir=there).close()  # leaves nothing
-    except OSError as error:
-        raise BadInput(
-            f"--output_dir {folder}: {there} is not a folder that can be written to "
-            f"({error.strerror})"
-        ) from error

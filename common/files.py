@@ -13,11 +13,12 @@ import math
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bertbench.common.errors import BertbenchError
+from bertbench.common.errors import BadInput, BertbenchError
 
 LARGEST_JSON = 16 << 20
 """Bytes of a document that is read whole, unless its reader allows more."""
@@ -48,6 +49,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path, flag: str) -> None:
+    """Raise BadInput, which names ``flag``, where a folder cannot be made or written."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=there).close()  # leaves nothing
+    except OSError as error:
+        raise BadInput(
+            f"{flag} {folder}: {there} is not a folder that can be written to ({error.strerror})"
+        ) from error
 
 
 def write_atomic(path: Path, text: str) -> None:

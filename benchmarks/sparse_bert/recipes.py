@@ -113,7 +113,8 @@ def _preset(name: str, summary: str, phase: int = 1, **own: Any) -> Preset:
     """Return a row of the table: NVIDIA's two-phase pretraining of BERT-base, as SparseBERT's."""
     first = phase == 1
     every = 200 * (65_536 if first else 32_768)  # its save_checkpoint_steps
-    recipe = _sparse(nvidia(phase, BERT_BASE), eval_iter_samples=every, **own)
+    evaluations = {"eval_iter_start_samples": every, "eval_iter_samples": every}
+    recipe = _sparse(nvidia(phase, BERT_BASE), **evaluations, **own)
     return Preset(
         name=f"sparse_bert_{name}",
         benchmark="sparse_bert",

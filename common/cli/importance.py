@@ -23,7 +23,7 @@ from bertbench import backends, benchmarks
 from bertbench.common.cli.runs import settings_of, split_words
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown, why, write_atomic
+from bertbench.common.files import check_writable, shown, why, write_atomic
 from bertbench.common.launch.threads import host_threads
 from bertbench.common.report.plot import Series, lines, standalone
 
@@ -52,8 +52,10 @@ def main(argv: Sequence[str]) -> int:
     own, words = split_words("importance", argv)
     given = verb.parse_args(own)
     distances = _numbers(given.distances)
-    if given.plot is not None and given.plot.suffix != ".svg":
-        raise BadInput(f"--plot {shown(given.plot)}: the name of the picture ends in .svg")
+    if given.plot is not None:
+        if given.plot.suffix != ".svg":
+            raise BadInput(f"--plot {shown(given.plot)}: the name of the picture ends in .svg")
+        check_writable(given.plot.parent, "the folder of --plot,")
     settings = settings_of(words)
     task, backend = _build(settings)
     rows: list[dict[str, Any]] = []
@@ -66,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
             print(_line(rows, task.target_metric), flush=True)
     if given.plot is not None:
         try:
+            given.plot.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(given.plot, draw(rows, task.target_metric))
         except OSError as error:
             raise BadInput(f"--plot {shown(given.plot)}: {why(error)}") from error

@@ -89,6 +89,7 @@ def test_a_run_s_weights_are_scored(
     [
         (["--distances", "1,x"], [], "give numbers and ranges"),
         (["--plot", "a.png"], [], "ends in .svg"),
+        (["--plot", "/dev/null/a.svg"], [], "the folder of --plot, /dev/null: /dev/null is not a"),
         ([], [], "give --init_checkpoint: random weights"),
         ([], ["--no_such_flag"], "no_such_flag"),
     ],
