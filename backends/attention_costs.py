@@ -115,12 +115,6 @@ def measure(
     qkv, dy = made[:, : 3 * width].contiguous().requires_grad_(), made[:, 3 * width :].contiguous()
     options: dict[str, Any] = {"num_heads": shape.heads, "dropout": shape.dropout}
 
-    def dense() -> Tensor:
-        try:
-            return (dense_ops or ops).attention(qkv, tokens, **options)
-        except Unsupported:  # a kernel has fewer sizes of heads than the run's own
-            return ops.attention(qkv, tokens, **options)
-
     def passes(forward: Callable[[], Tensor]) -> None:
         with autocast():
             out = forward()
@@ -139,7 +133,7 @@ def measure(
         routes = ops.masked_routes(mask, shape.heads)
         turns = {name: masked(mask, route) for name, route in routes.items()}
         if mask is masks[0] and _fits(scores, shape.device):
-            turns[""] = dense
+            turns[""] = partial(_dense, (dense_ops or ops, ops), qkv, tokens, options)
         ms: dict[str, list[float]] = {name: [] for name in turns}
         for turn in range(ROUNDS + 1):
             for name, forward in turns.items():
@@ -153,6 +147,17 @@ def measure(
         dense_ms = medians.pop("", dense_ms)
         layers.append(medians)
     return AttentionCosts(sequences=sequences, dense_ms=dense_ms, layers=tuple(layers))
+
+
+def _dense(
+    choices: tuple[Ops, Ops], qkv: Tensor, tokens: Tokens, options: dict[str, Any]
+) -> Tensor:
+    """Return attention by the first of ``choices`` that computes heads of this size."""
+    first, second = choices
+    try:
+        return first.attention(qkv, tokens, **options)
+    except Unsupported:
+        return second.attention(qkv, tokens, **options)
 
 
 def choose_kernels(

@@ -40,6 +40,7 @@ from bench.sparse import MODELS, Layer, mask_of, model_steps, saved_bytes
 from bench.timing import interleave, ratio
 
 from bertbench.backends.cpu_ref.allocator import keep_freed_memory
+from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.cpu_ref.kernels import NativeOps
 from bertbench.common.masks.mask import AttentionMask
 from bertbench.common.masks.patterns import parse
@@ -65,8 +66,10 @@ def main() -> int:
     arguments = _parse()
     allocator = keep_freed_memory()
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    device = CpuRef().describe()
     heading = {
-        "threads": torch.get_num_threads(),
+        "device": device.name,
+        **device.extras,
         "torch": torch.__version__,
         "allocator": allocator,
         "kernels": dict(NativeOps(dtype).kernels),
@@ -169,6 +172,12 @@ def misses(rows: list[dict[str, Any]], models: list[dict[str, Any]]) -> list[str
         for n, pattern, what, value, goal in found
         if _block(pattern) == 32 and value < goal
     ]
+
+
+def tables(content: dict[str, Any]) -> str:
+    """Return what --json has saved, as it was printed."""
+    steps = [f"- {show_model(row)}" for row in content["models"]]
+    return "\n".join([HEADER, *map(show, content["rows"]), "", *steps])
 
 
 def show(row: dict[str, Any]) -> str:

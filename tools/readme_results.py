@@ -78,6 +78,15 @@ def of_glue(results: Path) -> str:
     return _of_peers(results / PEERS / "glue", parts)
 
 
+def of_sparse(results: Path) -> str:
+    """Return the tables of tools/bench_sparse.py's saved results."""
+    import bench_sparse
+
+    return _of_peers(
+        results / PEERS / "sparse", {"Time and memory": ("speed.json", bench_sparse.tables)}
+    )
+
+
 def _of_peers(folder: Path, parts: dict[str, tuple[str, Any]]) -> str:
     shown = []
     for title, (name, show) in parts.items():
@@ -95,6 +104,7 @@ PAGES = {
     "docs/results.md": of_records,
     "benchmarks/bert_squad/README.md": of_squad,
     "benchmarks/glue/README.md": of_glue,
+    "docs/sparse-attention.md": of_sparse,
 }
 
 

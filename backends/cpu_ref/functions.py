@@ -20,7 +20,7 @@ from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells
 from bertbench.backends.cpu_ref.library import VECTOR, call
 from bertbench.common.data.batch import Tokens
 
-NORM_BLOCKS = 32
+BLOCKS = 32
 """BLOCKS of rows.h: rows of partial sums."""
 
 
@@ -141,9 +141,9 @@ class LinearGelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, _, slope = ctx.saved_tensors
-        du, dbias = torch.empty_like(slope), torch.empty(slope.shape[1])
-        call("gelu_backward", dy.contiguous(), slope, du, dbias)
-        return du @ ctx.weight, _weight_grad(du, x), dbias, None, None
+        du, sums = torch.empty_like(slope), torch.empty(BLOCKS, slope.shape[1])
+        call("gelu_backward", dy.contiguous(), slope, du, sums)
+        return du @ ctx.weight, _weight_grad(du, x), sums.sum(0), None, None
 
 
 class Attention(torch.autograd.Function):
@@ -309,9 +309,9 @@ def _weight_grad(dy: Tensor, x: Tensor) -> Tensor:
 
 
 def _column_sums(x: Tensor) -> Tensor:
-    sums = torch.empty(x.shape[1])
+    sums = torch.empty(BLOCKS, x.shape[1])
     call("column_sums", x, sums)
-    return sums
+    return sums.sum(0)
 
 
 def _dropout(x: Tensor, drop: Dropout) -> Tensor:
@@ -328,7 +328,7 @@ def _norm_backward(
     """Return gradients of LayerNorm's input, of dropout's input before it, of gamma and beta."""
     dz = torch.empty_like(dy)
     dropped = torch.empty_like(dy) if drop.threshold and not outer else dz
-    partial = torch.empty(NORM_BLOCKS, 2, dy.shape[1])
+    partial = torch.empty(BLOCKS, 2, dy.shape[1])
     call("norm_backward", dy, xhat, rstd, gamma, dz, dropped, partial, int(outer), *drop)
     dgamma, dbeta = partial.sum(0)
     return dz, dropped, dgamma, dbeta

@@ -35,9 +35,9 @@ _SIGNATURES = {
     "norm_backward": """dy:x[rows,cols] xhat:x[rows,cols] rstd:f32[rows] gamma:f32[cols]
         dz:x[rows,cols] dropped:x[rows,cols] partial:f32[32,2,cols]
         rows cols outer:int threshold:u32 scale:float seed:u64 half""",
-    "column_sums": "x:x[rows,cols] sums:f32[cols] rows cols half",
+    "column_sums": "x:x[rows,cols] sums:f32[32,cols] rows cols half",
     "gelu_forward": "u:x[rows,cols] bias:f32[cols] y:x[rows,cols] rows cols tanh:int half",
-    "gelu_backward": """dy:x[rows,cols] slope:x[rows,cols] du:x[rows,cols] sums:f32[cols]
+    "gelu_backward": """dy:x[rows,cols] slope:x[rows,cols] du:x[rows,cols] sums:f32[32,cols]
         rows cols half""",
     "dropout": "x:x[rows,cols] out:x[rows,cols] rows cols threshold:u32 scale:float seed:u64 half",
     "cross_entropy": """logits:x[rows,cols] labels:i64[rows]<cols loss:f32[rows] hit:u8[rows]

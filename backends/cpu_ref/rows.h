@@ -158,15 +158,18 @@ KERNEL(norm_backward,
         float scale, uint64_t seed, int half), BLOCKS, 1,
        dy, xhat, rstd, gamma, dz, dropped, partial, rows, cols, outer, threshold, scale, seed)
 
-// sums[cols] = x summed over rows.
-INLINE void column_sums_(long c, const void *x, float *sums, long rows, long cols, int half) {
-    vf sum[COLUMNS / W] = {};
-    for (long t = 0; t < rows; t++)
-        for (long i = c; i < lmin(cols, c + COLUMNS); i += W)
-            sum[(i - c) / W] += ldn(x, t * cols + i, cols - i, half);
-    for (long i = c; i < lmin(cols, c + COLUMNS); i += W) stn(sums, i, cols - i, 0, sum[(i - c) / W]);
+// sums [BLOCKS, cols]: x summed over the rows of each block. Whole rows, whose memory is read in order.
+INLINE void column_sums_(long b, const void *x, float *sums, long rows, long cols, int half) {
+    const long block = (rows + BLOCKS - 1) / BLOCKS;
+    float *sum = sums + b * cols;
+    memset(sum, 0, 4 * cols);
+    for (long t = b * block; t < lmin(rows, (b + 1) * block); t++)
+        for (long i = 0; i < cols; i += W) {
+            long n = cols - i;
+            stn(sum, i, n, 0, ldn(sum, i, n, 0) + ldn(x, t * cols + i, n, half));
+        }
 }
-KERNEL(column_sums, (const void *x, float *sums, long rows, long cols, int half), cols, COLUMNS, x, sums, rows, cols)
+KERNEL(column_sums, (const void *x, float *sums, long rows, long cols, int half), BLOCKS, 1, x, sums, rows, cols)
 
 // u [rows, cols] without its bias -> y = GELU(u + bias); u is overwritten by GELU'(u + bias).
 // erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7), sharing exp(-u^2 / 2) with GELU'.
@@ -201,21 +204,22 @@ INLINE void gelu_forward_(long t, void *u, const float *bias, void *y, long rows
 KERNEL(gelu_forward, (void *u, const float *bias, void *y, long rows, long cols, int tanh_form, int half), rows, 1,
      u, bias, y, rows, cols, tanh_form)
 
-// du = dy * slope, and its column sums (the bias's gradient).
-INLINE void gelu_backward_(long c, const void *dy, const void *slope, void *du, float *sums, long rows,
+// du = dy * slope; sums [BLOCKS, cols]: its column sums (the bias's gradient), to be added up.
+INLINE void gelu_backward_(long b, const void *dy, const void *slope, void *du, float *sums, long rows,
                            long cols, int half) {
-    vf sum[COLUMNS / W] = {};
-    for (long t = 0; t < rows; t++)
-        for (long i = c; i < lmin(cols, c + COLUMNS); i += W) {
+    const long block = (rows + BLOCKS - 1) / BLOCKS;
+    float *sum = sums + b * cols;
+    memset(sum, 0, 4 * cols);
+    for (long t = b * block; t < lmin(rows, (b + 1) * block); t++)
+        for (long i = 0; i < cols; i += W) {
             long n = cols - i, at = t * cols + i;
             vf d = ldn(dy, at, n, half) * ldn(slope, at, n, half);
             stn(du, at, n, half, d);
-            sum[(i - c) / W] += d;
+            stn(sum, i, n, 0, ldn(sum, i, n, 0) + d);
         }
-    for (long i = c; i < lmin(cols, c + COLUMNS); i += W) stn(sums, i, cols - i, 0, sum[(i - c) / W]);
 }
 KERNEL(gelu_backward,
-     (const void *dy, const void *slope, void *du, float *sums, long rows, long cols, int half), cols, COLUMNS, dy,
+     (const void *dy, const void *slope, void *du, float *sums, long rows, long cols, int half), BLOCKS, 1, dy,
      slope, du, sums, rows, cols)
 
 // x = dropout(x) scaled; the gradient is the same function.

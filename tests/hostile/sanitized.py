@@ -321,7 +321,7 @@ def _canaries() -> dict[str, Callable[[], object]]:
     from bertbench.common.prepare import masking
 
     def read() -> None:
-        x, sums = torch.zeros(2, 16), torch.zeros(16)
+        x, sums = torch.zeros(2, 16), torch.zeros(32, 16)
         library()["column_sums"](x.data_ptr(), sums.data_ptr(), 3, 16, 0)
 
     def write() -> None:

@@ -53,6 +53,7 @@ WRITERS: dict[str, Callable[[Path, list[Plain]], None]] = {
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_the_child_reads_what_is_there(tmp_path: Path, layout: str) -> None:
+    reader.stop()  # tests before this one may have left several
     plain = plain_samples(20)
     path = tmp_path / "part"
     WRITERS[layout](path, plain)

@@ -105,22 +105,22 @@ def test_attention_of_a_part_of_a_tensor() -> None:
     assert torch.equal(got, want)
 
 
-X, ROW = torch.zeros(3, 16), torch.zeros(16)
+X, ROW, SUMS = torch.zeros(3, 16), torch.zeros(16), torch.zeros(32, 16)
 
 
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        ((X.double(), ROW), "x is torch.float64, not the compute type"),
-        ((X, ROW.half()), "sums is torch.float16, not torch.float32"),
-        ((X, torch.zeros(15)), r"sums is of shape \[15\], not \[cols\]"),
-        ((X[0], ROW), r"x is of shape \[16\], not \[rows, cols\]"),
-        ((torch.zeros(3, 32)[:, ::2], ROW), "x is not a contiguous tensor in the host's memory"),
-        ((X.to("meta"), ROW), "x is not a contiguous tensor in the host's memory"),
+        ((X.double(), SUMS), "x is torch.float64, not the compute type"),
+        ((X, SUMS.half()), "sums is torch.float16, not torch.float32"),
+        ((X, torch.zeros(15)), r"sums is of shape \[15\], not \[32, cols\]"),
+        ((X[0], SUMS), r"x is of shape \[16\], not \[rows, cols\]"),
+        ((torch.zeros(3, 32)[:, ::2], SUMS), "x is not a contiguous tensor in the host's memory"),
+        ((X.to("meta"), SUMS), "x is not a contiguous tensor in the host's memory"),
         ((X, None), "sums is missing"),
         ((X, 3), "sums is not a contiguous tensor"),
         ((X,), "1 arguments, not 2"),
-        ((X, ROW, ROW), "3 arguments, not 2"),
+        ((X, SUMS, SUMS), "3 arguments, not 2"),
     ],
     ids=str,
 )
