@@ -51,10 +51,13 @@ class AttentionMask:
                 f"an attention mask has 1 to {_MOST} layers of 1 or the same number of heads, not "
                 f"{len(self.layers)} layers of {', '.join(map(str, sorted(heads)[:4]))} heads"
             )
+        checked: dict[int, Head] = {}  # which keeps them, so that no two have an id
         for at, layer in enumerate(self.layers):
             for index, head in enumerate(layer):
-                if not isinstance(head, Pattern):
+                # A file may name an array a million times.
+                if not isinstance(head, Pattern) and id(head) not in checked:
                     _check(head, f"layer {at}, head {index}")
+                    checked[id(head)] = head
 
     # -- the masks --------------------------------------------------------------------------------
     @property
@@ -71,8 +74,10 @@ class AttentionMask:
     def layer(self, index: int, length: int) -> Bits:
         """Return the mask of a layer for ``length`` n, bool [heads or 1, n, n].
 
-        Raises BadInput for a layer that it lacks, and for a length beyond ``longest``.
+        Raises BadInput for a layer that it lacks, and for a length below 1 or beyond ``longest``.
         """
+        if length < 1:
+            raise BadInput(f"a mask's length is {length}: give 1 to {self.longest or MAX_LENGTH}")
         if len(self.layers) > 1 and not 0 <= index < len(self.layers):
             raise BadInput(f"the attention mask has {len(self.layers)} layers, none with {index}")
         if self.longest is not None and length > self.longest:
@@ -160,6 +165,7 @@ class AttentionMask:
         """Return the layers as JSON values, and the arrays that they name, each once."""
         arrays: dict[str, Bits] = {}
         known: dict[tuple[Any, ...], str] = {}
+        named: dict[int, tuple[str, Head]] = {}  # by identity, so that each array is read once
         rows: list[list[Any]] = []
         for layer in self.layers:
             rows.append([])
@@ -167,15 +173,19 @@ class AttentionMask:
                 if isinstance(head, Pattern):
                     rows[-1].append(head.full_text)
                     continue
-                name = known.setdefault((head.shape, head.tobytes()), str(len(known)))
-                arrays[name] = head
+                if id(head) not in named:
+                    name = known.setdefault((head.shape, head.tobytes()), str(len(known)))
+                    arrays[name] = head
+                    named[id(head)] = name, head
+                name, _ = named[id(head)]
                 rows[-1].append({"bits" if head.ndim == 2 else "offsets": name})
         return rows, arrays
 
     def save(self, path: Path) -> list[Path]:
         """Write ``path`` (.json), and beside it a .safetensors where there are bits; return both.
 
-        Raises BadInput for another suffix, and where the files cannot be written.
+        Raises BadInput for another suffix, where the second file would replace one that is not a
+        mask's, such as a model's weights, and where the files cannot be written.
         """
         from safetensors.numpy import save
 
@@ -187,6 +197,10 @@ class AttentionMask:
         try:
             if arrays:
                 tensors = path.with_suffix(".safetensors")
+                if tensors.exists() and not path.exists():
+                    raise BadInput(
+                        f"{shown(path)}: its bits would replace {shown(tensors)}: give another name"
+                    )
                 raw = save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
                 tensors.write_bytes(raw)
                 sync(tensors)

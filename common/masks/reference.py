@@ -14,6 +14,7 @@ from torch import Tensor
 from bertbench.common.errors import BadInput
 from bertbench.common.files import is_plain, shown
 from bertbench.common.masks.mask import AttentionMask
+from bertbench.common.masks.patterns import MAX_LENGTH
 
 ALPHAS, MASK = "init_alphas", "mask"
 """[H, n, 2] under the model's names, keep and drop of each distance; [H, n, n], the last sample."""
@@ -37,8 +38,12 @@ def read_reference(
         named = [v for k, v in model.items() if str(k).rpartition(".")[2] == ALPHAS]
         found, name, shape = named[0] if len(named) == 1 else None, ALPHAS, "[H, n, 2]"
     right = (
+        # Files may also hold sparse, quantised, nested and complex tensors, or shapes alone.
         isinstance(found, Tensor)
+        and (found.layout, found.device.type) == (torch.strided, "cpu")
+        and not (found.is_quantized or found.is_nested or found.is_complex())
         and found.ndim == 3
+        and 0 < found.shape[1] <= MAX_LENGTH
         and (found.shape[2] == (2 if which == "alphas" else found.shape[1]))
     )
     if not right or not torch.isfinite(found.float()).all():

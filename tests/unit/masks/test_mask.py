@@ -157,6 +157,32 @@ def test_a_name_without_the_suffix_is_refused(tmp_path: Path) -> None:
         mixed().save(tmp_path / "absent" / "m.json")
 
 
+def test_another_file_s_tensors_are_not_replaced(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    with pytest.raises(BadInput, match=r"would replace .*model\.safetensors"):
+        mixed().save(tmp_path / "model.json")
+    assert weights.read_bytes() == b"weights"
+    mixed().save(tmp_path / "m.json")
+    mixed().save(tmp_path / "m.json")  # a mask may be replaced
+
+
+def test_an_array_of_many_heads_is_read_once() -> None:
+    class Counted(np.ndarray):
+        reads = 0
+
+        def tobytes(self, *_: object) -> bytes:  # type: ignore[override]
+            Counted.reads += 1
+            return super().tobytes()
+
+    bits = np.eye(16, dtype=bool)
+    shared = bits.view(Counted)
+    many = AttentionMask([[shared] * 1000] * 3)
+    _, arrays = many.content()
+    assert (list(arrays), Counted.reads) == (["0"], 1)
+    assert AttentionMask([[bits.copy() for _ in range(1000)]] * 3).hash == many.hash
+
+
 def write(path: Path, **changes: object) -> None:
     content = {"format": "bertbench-attention-mask", "version": 1, "layers": [["star"]]}
     path.write_text(json.dumps(content | changes))

@@ -73,6 +73,11 @@ def test_rows_without_a_key_need_the_diagonal(tmp_path: Path) -> None:
         {"model": {"init_alphas": torch.full((2, 8, 2), float("nan"))}},
         {"model": {"init_alphas": [1]}},
         {"model": [1]},
+        {"model": {"init_alphas": torch.ones(2, 8, 2).to_sparse()}},
+        {"model": {"init_alphas": torch.ones(2, 8, 2, dtype=torch.complex64)}},
+        {"model": {"init_alphas": torch.ones(2, 8, 2, device="meta")}},
+        {"model": {"init_alphas": torch.ones(2, 0, 2)}},
+        {"model": {"init_alphas": torch.ones(1, 1, 1).expand(10**6, 10**6, 2)}},
         {"mask": torch.ones(2, 8, 9)},
         [1],
     ],
@@ -82,6 +87,14 @@ def test_other_checkpoints_are_refused(tmp_path: Path, content: object) -> None:
     for which in ("alphas", "mask"):
         with pytest.raises(BadInput, match="not a checkpoint of SparseBERT's"):
             read_reference(tmp_path / "c.pt", which=which)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(tmp_path: Path) -> None:
+    alphas = torch.nested.nested_tensor([torch.ones(8, 2)] * 2)
+    torch.save({"model": {"init_alphas": alphas}}, tmp_path / "c.pt")
+    with pytest.raises(BadInput, match="not a checkpoint of SparseBERT's"):
+        read_reference(tmp_path / "c.pt")
 
 
 def test_other_files_are_refused_and_nothing_is_executed(tmp_path: Path) -> None:

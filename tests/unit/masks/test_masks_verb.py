@@ -13,6 +13,7 @@ import pytest
 
 from bertbench.common.cli.masks import draw, main, png
 from bertbench.common.errors import BadInput
+from bertbench.common.masks.mask import AttentionMask
 from bertbench.common.masks.patterns import PATTERNS, parameters, parse
 
 
@@ -38,6 +39,16 @@ def test_named_masks_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert (first["toeplitz"], second["toeplitz"]) == (True, False)
     assert (second["heads"], second["nnz"]) == (2, (parse("star").bits(64).sum() + 4096) / 2)
     assert first["blocks_kept"]["16"] <= 1 == first["blocks_kept"]["64"]
+
+
+@pytest.mark.parametrize("length", [0, -5])
+@pytest.mark.parametrize("shape", [(16, 16), (16,)])
+def test_saved_masks_have_no_length_below_1(
+    length: int, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    AttentionMask([[np.ones(shape, dtype=bool)]]).save(tmp_path / "m.json")
+    with pytest.raises(BadInput, match=f"length is {length}: give 1 to 16"):
+        main(["--pattern", str(tmp_path / "m.json"), "--length", str(length)])
 
 
 def test_a_drawing_has_every_entry() -> None:
