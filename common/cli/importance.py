@@ -46,18 +46,26 @@ def main(argv: Sequence[str]) -> int:
         epilog=f"The first token ({FIRST}) as a key is always among the entries that are closed.",
     )
     verb.add_argument(
-        "--distances", default=DISTANCES, metavar="D", help="between query and key, in tokens"
-    )
+        "--distances", metavar="D",
+        help=f"between query and key, in tokens (default: those of {DISTANCES} that there are)",
+    )  # fmt: skip
     verb.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.svg)")
     own, words = split_words("importance", argv)
     given = verb.parse_args(own)
-    distances = _numbers(given.distances)
+    distances = _numbers(DISTANCES if given.distances is None else given.distances)
     if given.plot is not None:
         if given.plot.suffix != ".svg":
             raise BadInput(f"--plot {shown(given.plot)}: the name of the picture ends in .svg")
+        if given.plot.is_dir():
+            raise BadInput(f"--plot {shown(given.plot)} is a folder: name a file")
         check_writable(given.plot.parent, "the folder of --plot,")
     settings = settings_of(words)
     task, backend = _build(settings)
+    if given.distances is not None and distances[-1] >= (length := _length(task)):
+        raise BadInput(
+            f"--distances {shown(given.distances)}: sequences have up to {length} tokens, so that "
+            f"distances are from 0 to {length - 1}"
+        )
     rows: list[dict[str, Any]] = []
     for label, mask in _without(task, distances):
         found = _evaluate(task, settings, backend, mask)
@@ -81,10 +89,11 @@ def _numbers(text: str) -> list[int]:
     """Return the numbers of ``0-8,16``; raises BadInput for other words."""
     found: set[int] = set()
     for word in text.split(","):
-        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", word)
-        if match is None:
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", word)
+        some = range(0) if match is None else range(int(match[1]), int(match[2] or match[1]) + 1)
+        if not some:
             raise BadInput(f"--distances {shown(text)!r}: give numbers and ranges, as 0-8,16")
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        found.update(some)
     return sorted(found)
 
 
@@ -116,21 +125,31 @@ def _layers(task: Task) -> list[Any]:
     return [part for part in task.model.modules() if hasattr(part, "attention_mask")]
 
 
+def _length(task: Task) -> int:
+    """Return the longest sequence, in tokens."""
+    length: int = task.recipe.max_seq_length  # type: ignore[attr-defined]
+    return length
+
+
 def _without(task: Task, distances: Sequence[int]) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield a label and each layer's mask, bool [1 or N, L, L], with what it names closed."""
     own = [layer.attention_mask for layer in _layers(task)]
     yield "", own
-    length = task.recipe.max_seq_length  # type: ignore[attr-defined]
+    length = _length(task)
     at = torch.arange(length)
+    # Query i is in sequences of more than i tokens, of which the shortest counts; BERT's have two.
+    near = at <= at.clamp(min=1)[:, None]
     distance = (at[:, None] - at).abs()
     closed = {str(d): distance == d for d in distances if d < length}
     for label, cells in {**closed, FIRST: (at == 0).expand(length, -1)}.items():
-        masks = []
+        made: dict[int, Tensor] = {}  # layers that share a mask share what is left of it
         for mask in own:
-            open_ = mask & ~cells.to(mask.device)
-            open_[:, at, at] |= ~open_.any(2)  # a query without a key would have no context at all
-            masks.append(open_)
-        yield label, masks
+            if id(mask) not in made:
+                open_ = mask & ~cells.to(mask.device)
+                # A query without a key would have no context at all.
+                open_[:, at, at] |= ~(open_ & near.to(mask.device)).any(2)
+                made[id(mask)] = open_
+        yield label, [made[id(mask)] for mask in own]
 
 
 def _line(rows: Sequence[dict[str, Any]], metric: str) -> str:

@@ -53,6 +53,18 @@ def test_each_distance_is_closed_once_and_no_query_is_left_without_a_key() -> No
     assert torch.equal(narrow["0"][0], torch.eye(6, dtype=torch.bool)[None]), "all that is left"
 
 
+def test_a_query_keeps_a_key_in_every_sequence_and_layers_share_what_they_shared() -> None:
+    mask = torch.eye(6, dtype=torch.bool)[None].clone()
+    mask[:, :, 4] = True  # a global token, which sequences of up to four tokens lack
+    one = task(mask)
+    one.model.append(task(mask).model[0])
+    (first, second) = dict(_without(one, [0]))["0"]  # type: ignore[arg-type]
+    assert first is second
+    for length in range(2, 7):
+        assert first[0, :length, :length].any(1).all()
+    assert not first[0].diagonal()[5]
+
+
 def test_scores_are_drawn_over_distance() -> None:
     picture = draw(ROWS, "mlm_accuracy")
     tree = ElementTree.fromstring(picture)
@@ -82,12 +94,17 @@ def test_a_run_s_weights_are_scored(
     assert found["rows"][0]["score"] == pytest.approx(accuracy)
     assert len({row["loss"] for row in found["rows"]}) == 5, "each mask has taken effect"
     assert picture.read_text().startswith("<svg xmlns")
+    far = ["importance", "--distances", "3,32", "--", "run", "mini", *flags]
+    assert main([*far, "--init_checkpoint", str(weights)]) == 2
+    assert "distances are from 0 to 31" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("own", "run", "message"),
     [
         (["--distances", "1,x"], [], "give numbers and ranges"),
+        (["--distances", "0,8-5"], [], "give numbers and ranges"),
+        (["--plot", "{folder}"], [], "is a folder: name a file"),
         (["--plot", "a.png"], [], "ends in .svg"),
         (["--plot", "/dev/null/a.svg"], [], "the folder of --plot, /dev/null: /dev/null is not a"),
         ([], [], "give --init_checkpoint: random weights"),
@@ -96,8 +113,11 @@ def test_a_run_s_weights_are_scored(
 )
 def test_what_cannot_be_scored_is_refused(
     own: list[str], run: list[str], message: str, prepared: Path, tiny: list[str],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    folder = tmp_path / "folder.svg"
+    folder.mkdir()
+    own = [word.format(folder=folder) for word in own]
     words = ["importance", *own, "--", "run", "mini", *tiny, "--data", str(prepared), *run]
     assert main(words) == 2
     assert message in capsys.readouterr().err
