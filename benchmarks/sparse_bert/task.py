@@ -132,6 +132,18 @@ class SearchTask(PretrainingTask):
     def mask_now(self) -> AttentionMask:
         return self._search.export()
 
+    def closing_notes(self) -> list[str]:
+        ratio = self.mask_now().sparsity_ratio(self.recipe.max_seq_length)
+        target, notes = self.recipe.target_sparsity, super().closing_notes()
+        if target is not None and ratio < target - 1e-6:
+            notes = [
+                *notes,
+                f"the mask's sparsity ratio is {ratio:.4f}, below --target_sparsity {target:g}: "
+                f"entries that are always kept (window, global tokens, each query's last key) take "
+                f"more room than the target leaves",
+            ]
+        return notes
+
     def facts(self) -> TaskFacts:
         found = super().facts()
         kernels = {**found.kernels, "attention": "searched-unfused-per-sequence"}

@@ -158,6 +158,13 @@ def test_a_run_writes_its_mask_and_one_that_goes_on_finds_the_same(
     assert newest(records[0]).is_dir()
 
 
+def test_a_mask_that_cannot_meet_its_target_is_noted() -> None:
+    (note,) = tiny("--target_sparsity", "0.9").closing_notes()  # a window of 46 of 256 entries
+    assert "0.8203, below --target_sparsity 0.9" in note
+    assert tiny("--target_sparsity", "0.8").closing_notes() == []
+    assert tiny("--lamb", "1e-3", "--target_sparsity", "None").closing_notes() == []
+
+
 def test_weights_of_a_search_are_a_bert_s(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
