@@ -9,7 +9,9 @@ in Hugging Face's order, as SNLI is often distributed.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +25,8 @@ from bertbench.common.data.foreign import text_of
 from bertbench.common.errors import BadInput
 from bertbench.common.files import parse_json, read_bytes, shown
 
+_NUMBER = re.compile(r" *[0-9.eE+-]+ *")
+"""What float() takes, without 1_0 and other scripts' digits."""
 LARGEST_FILE = 1 << 30
 """Bytes; the largest, SNLI's training file as JSON lines, has half of them."""
 _ADVICE = {
@@ -190,6 +194,9 @@ def _table(
             f"{path}, line 1: no column {', '.join(missing)} among "
             f"{shown(', '.join(columns), 200)}: {fix}"
         )
+    read = {*sum(wanted, ()), *INDEX, *PAIR_IDS}
+    if twice := next((name for name in columns if name in read and columns.count(name) > 1), None):
+        raise BadInput(f"{path}, line 1: two columns {shown(twice, 40)}: leave one of them out")
     label = next((columns.index(n) for n in task.label if labelled and n in columns), None)
     for number, line in enumerate(lines[first:], first + 1):
         fields = line.split("\t")
@@ -220,6 +227,8 @@ def _json_lines(
             fields = parse_json(line)
             if not isinstance(fields, dict):
                 raise ValueError("no object")
+            if "\\u" in line:  # half a character, which no file of ours could hold
+                json.dumps(fields, ensure_ascii=False).encode()
         except ValueError as error:
             if malformed is None:
                 raise BadInput(
@@ -253,7 +262,7 @@ def _label(line: _Line, task: GlueTask) -> float | None:
     if task.range is not None:
         low, high = task.range
         try:
-            value = float(text)
+            value = float(text) if _NUMBER.fullmatch(text) else math.nan
         except ValueError:
             value = math.nan
         if low <= value <= high and not isinstance(found, bool):

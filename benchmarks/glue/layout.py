@@ -140,7 +140,11 @@ def missing(files: Files, recipe: GlueRecipe, run: GlueOptions) -> list[str]:
         (files.config, "the model's shape (--config_file)"),
     ]
     lacking = [what for lacks, what in wanted if lacks]
-    lacking += [f"{what}: {p} does not exist" for p, what in named if p and not p.is_file()]
+    lacking += [
+        f"{what}: {p} {'is not a plain file' if p.exists() else 'does not exist'}"
+        for p, what in named
+        if p and not p.is_file()
+    ]
     if files.checkpoint is not None and not files.checkpoint.is_file():
         from bertbench.common.model.weight_files import why_no_file  # only here: it loads torch
 

@@ -138,12 +138,31 @@ def test_malformed_lines_can_be_left_out_but_not_other_labels(tmp_path):
         read_examples(path, TASKS["qqp"], labelled=True, skip=True)
 
 
-@pytest.mark.parametrize("score", ["5.1", "-0.5", "nan", "high"])
+@pytest.mark.parametrize("score", ["5.1", "-0.5", "nan", "high", "0_1", "٣"])
 def test_a_similarity_out_of_range_is_refused(tmp_path, score):
     head, row, *_ = MADE["stsb"]
     path = written(tmp_path / "f.tsv", head, [*row[:-1], score])
     with pytest.raises(BadInput, match=r"line 2: label .* is not a number from 0 to 5"):
         read_examples(path, TASKS["stsb"], labelled=True)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    for head in ("index label sentence label", "sentence sentence label"):
+        path = written(tmp_path / "f.tsv", head.split(), ["0"] * len(head.split()))
+        with pytest.raises(BadInput, match=r"line 1: two columns (label|sentence)"):
+            read_examples(path, TASKS["sst2"], labelled=True)
+    path = written(tmp_path / "f.tsv", ["mark", "mark", "sentence", "label"], ["x", "y", "A", "1"])
+    assert read_examples(path, TASKS["sst2"], labelled=True).texts == (["A"],)
+
+
+def test_half_a_character_is_refused_and_a_whole_one_is_read(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"sentence": "\\ud83d\\ude00", "label": 1}\n')
+    assert read_examples(path, TASKS["sst2"], labelled=True).texts == (["\U0001f600"],)
+    for half in ('"sentence": "\\ud83d"', '"sentence": "A", "index": "\\ud83d"'):
+        path.write_text('{"sentence": "A", "label": 1}\n{"label": 1, ' + half + "}\n")
+        with pytest.raises(BadInput, match="line 2: not a JSON object"):
+            read_examples(path, TASKS["sst2"], labelled=True)
 
 
 def test_a_file_of_another_task_is_refused_with_its_columns(tmp_path):

@@ -230,6 +230,7 @@ def test_the_data_set_is_identified_by_what_the_result_depends_on(sklearn, tmp_p
         ({}, {"data": "@"}, r"RTE/train.tsv \(--train_file\)"),
         ({"task": "mnli"}, {"data": "@"}, "MNLI/dev_matched.tsv and dev_mismatched.tsv"),
         ({}, {"train_file": "@/gone", "dev_file": "@/gone"}, "--train_file: .* does not exist"),
+        ({}, {"train_file": "@", "dev_file": "@"}, "--train_file: .* is not a plain file"),
         ({"starts_from": "checkpoint"}, {"data": "@"}, r"weights to start from \(--init_check"),
         ({"eval_share": 0.1}, {"dev_file": "@/d"}, "--eval_share beside --dev_file"),
         ({}, {"init_checkpoint": "@/c.pt"}, "beside --starts_from random"),
