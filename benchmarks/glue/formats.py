@@ -102,7 +102,7 @@ def read_examples(path: Path, task: GlueTask, *, labelled: bool, skip: bool = Fa
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}: name an existing file") from error
     except ValueError as error:
-        raise BadInput(f"{path} {error}") from error
+        raise BadInput(f"{path} {str(error).removeprefix('it ')}") from error
     malformed: list[int] = []
     bad = malformed if skip else None
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
@@ -153,7 +153,10 @@ def _collect(
             labels.append(label)
         for part, names in zip(texts, task.texts, strict=True):
             part.append(_text(line, names))
-        number = next((line.fields[n] for n in INDEX if n in line.fields), count)
+        number = next((line.fields[n] for n in INDEX if n in line.fields), None)
+        if number is None and not task.texts:  # by order they would be another example's
+            raise BadInput(f"{line.at}: a prediction without its {INDEX[0]}: name that column so")
+        number = count if number is None else number
         index.append(" ".join(str(number).split()))
         if all(name in line.fields for name in PAIR_IDS):
             pairs.append("\t".join(str(line.fields[name]) for name in PAIR_IDS))

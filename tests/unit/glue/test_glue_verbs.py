@@ -111,6 +111,7 @@ def test_predictions_that_do_not_fit_are_refused(labels, tmp_path, capsys, rows,
 def test_a_file_whose_task_is_not_known_or_that_holds_no_predictions(labels, tmp_path, capsys):
     for name, head, message in (
         ("mine.tsv", "index|prediction", "name its task with --task"),
+        ("RTE.tsv", "idx|prediction", "line 2: a prediction without its index"),
         ("RTE.tsv", "id|answer", "its first line must be index, a tab and prediction"),
     ):
         file = predicted(tmp_path / name, *WHOLE, head=head)
