@@ -75,15 +75,13 @@ class RecipeMask:
     @cached_property
     def _left_out(self) -> NDArray[np.int64]:
         """int64 [length + 1]: of a sequence of n tokens, over all layers and heads of the mask."""
-        length, heads = self.length, self.mask.heads
-        at = np.arange(length)
-        corner = np.maximum.outer(at, at).ravel()  # entry [i, j] is in sequences longer than this
-        found = np.zeros(length + 1, np.int64)
+        found = np.zeros(self.length + 1, np.int64)
         for index in range(len(self.mask.layers)):
-            bits = self.mask.layer(index, length)
-            dropped = (len(bits) - bits.sum(0)).ravel()
-            by_corner = np.bincount(corner, dropped, minlength=length)
-            found[1:] += by_corner.cumsum().astype(np.int64) * (heads // len(bits))
+            bits = self.mask.layer(index, self.length)
+            for dropped in (~head for head in bits):
+                # Token i brings its row up to itself, and its column above.
+                brought = np.tril(dropped).sum(1) + np.triu(dropped, 1).sum(0)
+                found[1:] += brought.cumsum() * (self.mask.heads // len(bits))
         return found
 
     def kernels(self, ops: Ops) -> dict[str, str]:

@@ -161,6 +161,19 @@ def test_native_kernels_hand_masked_attention_over_and_say_so() -> None:
 # -- recipes ---------------------------------------------------------------------------------------
 
 
+def test_scores_left_out_by_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    bits = (rng.random((2, 9, 9)) < 0.4) | np.eye(9, dtype=bool)
+    mask = RecipeMask(
+        AttentionMask([list(bits), [parse("fixed")]]), 9
+    )  # of 2 heads, and 1 for both
+    both = [*bits, parse("fixed").bits(9), parse("fixed").bits(9)]
+    for length in range(1, 10):
+        wanted = sum(int((~head[:length, :length]).sum()) for head in both)
+        assert mask.left_out([length], layers=2, heads=2) == wanted
+    assert mask.left_out([9, 1, 9], layers=2, heads=2) == 2 * wanted
+
+
 def test_recipes_without_a_mask_keep_their_hashes() -> None:
     recipe = preset("mini").recipe
     before = {k: v for k, v in plain(recipe).items() if k != "attention_mask"}
