@@ -38,6 +38,6 @@ def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
     for candidate, answer in answers.items():
         if answer["ok"]:
             return load(candidate)
-    detail = "; ".join(f"{n}: {answer['reason']}" for n, answer in answers.items())
+    detail = "".join(f"\n  {n}: {answer['reason']}" for n, answer in answers.items())
     what = "accelerator" if name == "auto" else name
-    raise Unsupported(f"no {what} found; to run on the CPU: --backend cpu_ref ({detail})")
+    raise Unsupported(f"no {what} found; to run on the CPU: --backend cpu_ref{detail}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bertbench.common.config.reference_flags import Remarks, Values
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 from bertbench.common.model.config import BertConfig
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def take_model(values: Values, notes: Remarks, model: BertConfig) -> None:
             values[f.name] = str(theirs)
             changed.append(f"{f.name} {theirs}")
     if changed:
-        notes.setdefault(f"the model has {', '.join(changed)}", []).append("--config_file")
+        notes.setdefault(f"the model has {', '.join(changed)}", []).append(shown(path))
 
 
 def check_vocabulary(path: Path, rows: int, *, lowercase: bool) -> None:

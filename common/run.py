@@ -27,7 +27,7 @@ from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import Stream, why
 from bertbench.common.launch.threads import OtherWork, host_threads
-from bertbench.common.masks.attach import RecipeMask
+from bertbench.common.masks.attach import RecipeMask, left_out_mask
 from bertbench.common.measure.clock import Clock, command_began
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.system import system_name
@@ -257,6 +257,7 @@ class Run:
         folders = [run.output_dir / s for s in (self._system(built), system_name(first.name, 1))]
         built.calibrated = find_calibration(folders, plain(first), built.plan.precision, notes)
         notes += self.other_work.notes(self.world.local_size)
+        notes += left_out_mask(built.source.init_checkpoint, built.task.mask_now())
         self._note([*settings.notes, *built.task.notes, *notes])
         if built.saved is not None and (before := built.saved[1]["world_size"]) != self.world.size:
             ranks = f"{self.world.size} processes, saved on {before}"

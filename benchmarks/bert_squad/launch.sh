@@ -7,6 +7,7 @@ unset CDPATH
 root="$(cd "$(dirname -- "$(readlink -f -- "$0" 2> /dev/null || echo "$0")")/../.." && pwd)"
 [ -f "$root/init.sh" ] || root="${SLURM_SUBMIT_DIR:-$root}" # sbatch runs a copy
 if [ ! -f "$root/.venv/.bertbench" ]; then
+    if [[ " $* " == *" --help "* ]] && (cd "$root" && "${PYTHON:-python3}" -m bertbench.benchmarks.bert_squad.launch "$@" 2> /dev/null); then exit; fi
     bash "$root/init.sh"
     export BERTBENCH_INSTALLED_S="$SECONDS" # which the run does not count
 fi

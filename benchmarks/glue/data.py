@@ -22,7 +22,7 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.data.foreign import read_text
 from bertbench.common.data.minilm import minilm_file
 from bertbench.common.errors import BadInput
-from bertbench.common.files import file_sha256
+from bertbench.common.files import file_sha256, shown
 from bertbench.common.training.task import Source
 
 LENGTHS = (6, 15, 18, 21, 23, 26, 28, 30, 32, 34, 36, 38, 41, 43, 46, 49, 53, 57, 63, 72, 128)
@@ -129,7 +129,7 @@ def find_source(settings: Settings) -> GlueSource:
     encoder = Encoder(vocab, lowercase=recipe.lowercase, max_seq_length=recipe.max_seq_length)
     hashes = {"vocab": file_sha256(vocab)}
     own: dict[str, Any] = {"task": recipe.task}
-    notes: list[str] = []
+    notes = [f"vocabulary {shown(vocab)}"]
     features = None
     if run.do_train and train is not None:
         features, own["train"] = _encoded(encoder, train, notes)
@@ -152,10 +152,10 @@ def find_source(settings: Settings) -> GlueSource:
         hashes["dev_ids"] = file_sha256(files.dev_ids)
     if recipe.eval_share is not None:
         own["split"] = f"eval_share {recipe.eval_share:g} by the sha256 of the first text"
-    shown = dict.fromkeys(str(e.path) for e in (train, *(s[3] for s in sets)) if e is not None)
+    files_read = dict.fromkeys(str(e.path) for e in (train, *(s[3] for s in sets)) if e is not None)
     return GlueSource(
         recipe=recipe,
-        description=" and ".join(shown),
+        description=" and ".join(files_read),
         train=features,
         parts=tuple(parts),
         hashes=hashes,

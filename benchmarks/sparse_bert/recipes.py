@@ -152,6 +152,6 @@ _MINI = Preset(
     impl=Impl(max_micro_batch=16, eval_batch_size=64),
     run=PretrainingOptions(log_freq=20, num_samples_per_checkpoint=6_400),
     data="downloaded (5 MB) and prepared by itself, or --text PATH",
-    duration="minutes on 2 CPU cores",
+    duration="about half an hour on 2 CPU cores",
 )
 PRESETS = {preset.name: preset for preset in (_MINI, *_rows())}

@@ -129,6 +129,11 @@ class SearchTask(PretrainingTask):
         return [*super().quality(event), ratio]
 
     # -- the mask ---------------------------------------------------------------------------------
+    @property
+    def has_learnt(self) -> bool:
+        """Whether the search has done a step: before, its mask is only the seed's."""
+        return bool(self._search.step)
+
     def mask_now(self) -> AttentionMask:
         return self._search.export()
 
@@ -150,6 +155,8 @@ class SearchTask(PretrainingTask):
         return replace(found, kernels=kernels)
 
     def results(self) -> dict[str, Any]:
+        if not self.has_learnt:
+            return super().results()
         mask = self.mask_now()
         found = {
             "length": self.recipe.max_seq_length,
@@ -169,5 +176,6 @@ class MaskFiles(Observer):
         self.files = (MASK, str(Path(MASK).with_suffix(".safetensors")))
 
     def close(self, summary: RunSummary) -> None:
-        """Write the mask, whatever the end of the run: a search that was cut has one too."""
-        self._task.mask_now().save(self._folder / MASK)
+        """Write the mask of a search that has learnt, whatever its end: one cut short has one."""
+        if self._task.has_learnt:
+            self._task.mask_now().save(self._folder / MASK)

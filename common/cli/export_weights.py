@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertbench.common.cli.verbs import parser
-from bertbench.common.exchange.export_weights import MASK, export
+from bertbench.common.exchange.export_weights import export
+from bertbench.common.masks.attach import WITH_WEIGHTS
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +40,10 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(f"  --init_checkpoint {Path(made['folder']) / 'pytorch_model.bin'}")
     if made["attention_mask"] is not None:
-        print(f"  attention mask {made['attention_mask']}: {MASK}; others compute dense attention")
+        print(
+            f"  attention mask {made['attention_mask']}: --attention_mask "
+            f"{Path(made['folder']) / WITH_WEIGHTS}; others compute dense attention"
+        )
     if given.vocab_file is None:
         print("  no vocabulary included: --vocab_file FILE adds one")
     return 0

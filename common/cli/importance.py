@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from bertbench.common.training.task import Task
 
 DISTANCES = "0-8,12,16,24,32,48,64"
+MEANING = """closed: no query attends to keys at this distance ([CLS]: to the first token)
++/-: score minus the score with nothing closed; below 0, the model needs these keys"""
+NEAR_ZERO = 0.02
+"""A score, or a percentage, of a model that has learnt nothing yet."""
 FIRST = "[CLS]"
 """The label of the first token as a key."""
 
@@ -66,6 +70,8 @@ def main(argv: Sequence[str]) -> int:
             f"--distances {shown(given.distances)}: sequences have up to {length} tokens, so that "
             f"distances are from 0 to {length - 1}"
         )
+    if not given.json:
+        print(MEANING)
     rows: list[dict[str, Any]] = []
     for label, mask in _without(task, distances):
         found = _evaluate(task, settings, backend, mask)
@@ -74,6 +80,9 @@ def main(argv: Sequence[str]) -> int:
         )
         if not given.json:
             print(_line(rows, task.target_metric), flush=True)
+    near_zero = abs(rows[0]["score"]) < NEAR_ZERO
+    if near_zero and not given.json:
+        print(f"note: the model's {task.target_metric} is near zero: the differences say nothing")
     if given.plot is not None:
         try:
             given.plot.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         except OSError as error:
             raise BadInput(f"--plot {shown(given.plot)}: {why(error)}") from error
     if given.json:
-        print(json.dumps({"metric": task.target_metric, "rows": rows}))
+        print(json.dumps({"metric": task.target_metric, "rows": rows, "near_zero": near_zero}))
     return 0
 
 

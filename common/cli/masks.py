@@ -62,8 +62,9 @@ def main(argv: Sequence[str]) -> int:
         try:
             given.png.write_bytes(png(bits))
         except OSError as error:
+            hint = "" if given.png.parent.is_dir() else ": make the folder first"
             raise BadInput(
-                f"--png {shown(given.png)}: cannot be written: {error.strerror}"
+                f"--png {shown(given.png)}: cannot be written: {error.strerror}{hint}"
             ) from error
     every = not given.pattern and given.reference is None
     if given.json:
@@ -74,7 +75,9 @@ def main(argv: Sequence[str]) -> int:
     if every:
         print(f"\n{table()}")
     if bits is not None and given.draw:
-        print(f"\n{draw(bits)}")
+        heads = masks[0].layer(given.layer, given.length).shape[0]
+        print(f"\nlayer {given.layer}, head {given.head} of {heads}; x: keys, y: queries")
+        print(draw(bits))
     return 0
 
 
@@ -121,16 +124,18 @@ def described(name: str) -> dict[str, Any]:
 def render(rows: Sequence[dict[str, Any]], length: int) -> str:
     """Return the table of numbers for people."""
     width = max(len("mask"), *(len(row["mask"]) for row in rows))
-    heads = "".join(f"{size:>7}" for size in BLOCKS)
+    sizes = "".join(f"{size:>6}" for size in BLOCKS)
+    several = any(row["layers"] * row["heads"] > 1 for row in rows)
     lines = [
-        f"n = {length}; kept: share of blocks with an entry, for blocks of 16 to 128 tokens",
-        f"{'mask':<{width}}{'nnz':>12}{'sparsity %':>12}    kept %{heads}",
+        f"n = {length}; kept: share of blocks, of 16 to 128 tokens a side, with an entry",
+        *(["all numbers are means over layers and heads"] if several else []),
+        f"{'mask':<{width}}{'nnz':>12}{'sparsity %':>12}  kept % of blocks of:{sizes}",
     ]
     for row in rows:
-        kept = "".join(f"{100 * share:>7.1f}" for share in row["blocks_kept"].values())
+        kept = "".join(f"{100 * share:>6.1f}" for share in row["blocks_kept"].values())
         lines.append(
             f"{shown(row['mask']):<{width}}{row['nnz']:>12,.10g}"
-            f"{100 * row['sparsity_ratio']:>12.2f}{'':>10}{kept}"
+            f"{100 * row['sparsity_ratio']:>12.2f}{'':>22}{kept}"
         )
     return "\n".join(lines)
 
@@ -140,8 +145,8 @@ def table() -> str:
     lines = []
     shared = dict(parameters("star").items() - PATTERNS["star"].parameters.items())
     rows = {name: (kind.summary, kind.parameters) for name, kind in PATTERNS.items()}
-    for name, (summary, own) in {**rows, "all others": ("than dense", shared)}.items():
-        lines.append(f"{name:<12}{summary}")
+    for name, (summary, own) in {**rows, "every pattern": ("except dense", shared)}.items():
+        lines.append(f"{name:<11} {summary}")
         for key, p in own.items():
             default = "+".join(map(str, p.default)) if isinstance(p.default, tuple) else p.default
             lines += textwrap.wrap(

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,13 @@ class Parser(argparse.ArgumentParser):
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         return super().parse_known_args([*map(self._spell, words[:end]), *words[end:]], namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the values of ``args``; raises BadInput as ``parse_known_args``, or for more."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}{if_several(rest[0])}")
+        return found
 
     def _spell(self, word: str) -> str:
         """Return a flag with underscores, any other word as it is."""
@@ -66,6 +74,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return the end of a message: the closest of ``known``, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def if_several(word: str) -> str:
+    """Return the end of a message on a word too many: a hint where it names a file, or nothing."""
+    if not os.path.lexists(word):
+        return ""
+    return ": where a pattern (*) matches several files, name one of them"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bertbench.common.config.launched import number
+from bertbench.common.config.parser import if_several
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.files import shown
 
@@ -213,7 +214,8 @@ class Flags:
             if word == "-h":
                 word = "--help"
             if not word.startswith("--"):
-                raise BadInput(f"'{shown(word, 60)}' is not a flag; flags are written --name value")
+                hint = if_several(word) or "; flags are written --name value"
+                raise BadInput(f"'{shown(word, 60)}' is not a flag{hint}")
             written, equals, joined = word[2:].partition("=")
             name = self._full_name(written)
             if name != written.replace("-", "_"):

@@ -23,7 +23,7 @@ from torch import Tensor
 from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_json, shown, sync
-from bertbench.common.masks.attach import from_tensors
+from bertbench.common.masks.attach import WITH_WEIGHTS, from_tensors
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
 from bertbench.common.model.weights import other_names
@@ -38,8 +38,6 @@ HEADS = {
     DECODER_BIAS: "BertForPreTraining",
 }
 """Name of a head's weight -> Hugging Face's class with that head."""
-MASK = "attention_mask.json"
-"""Where the run had one: other software computes dense attention unless it is given this."""
 
 
 def export(
@@ -53,7 +51,7 @@ def export(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{shown(output)} exists: name a new folder with --output")
-    checkpoint = resolve(run).resolve()
+    checkpoint = _checkpoint(run)
     recipe, config = _recipe(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
     saved_mask = groups.get("attention_mask")
@@ -81,8 +79,8 @@ def export(
         architecture = f"Megatron{architecture}"
     with _new_folder(output) as work:
         if mask is not None:
-            described["bertbench"]["attention_mask"] = MASK
-            mask.save(work / MASK)
+            described["bertbench"]["attention_mask"] = WITH_WEIGHTS
+            mask.save(work / WITH_WEIGHTS)
         if naming == "nvidia":
             torch.save({"model": _copied(state)}, work / "pytorch_model.bin")
             _write_json(work / "bert_config.json", described | {"hidden_act": "gelu"})
@@ -102,6 +100,19 @@ def export(
         "vocab_size": rows,
         "attention_mask": None if mask is None else mask.text,
     }
+
+
+def _checkpoint(run: Path) -> Path:
+    """Return the newest checkpoint of ``run``; raise BadInput, with the cause where it is known."""
+    try:
+        return resolve(run).resolve()
+    except BadInput as error:
+        if not (run / "config.json").is_file():
+            raise
+        raise BadInput(
+            f"{error}. The run saved none: it had fewer samples than --num_samples_per_checkpoint, "
+            f"or --skip_checkpoint; run it again with a lower --num_samples_per_checkpoint"
+        ) from error
 
 
 def _write_vocabulary(

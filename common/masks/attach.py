@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from bertbench.backends.attention_costs import AttentionCosts
     from bertbench.common.model.ops import Ops
 
+WITH_WEIGHTS = "attention_mask.json"
+"""Beside exported weights: the mask that they were trained under."""
 _LAYERS = "layers"
 """In a checkpoint: the layers' heads as JSON, beside the arrays that they name."""
 
@@ -113,6 +116,17 @@ class RecipeMask:
                 "cost": costs.facts(),
             }
         }
+
+
+def left_out_mask(weights: Path | None, mask: AttentionMask | None) -> list[str]:
+    """Return a note where a run without a ``mask`` starts from ``weights`` with one beside them."""
+    beside = None if weights is None else weights.with_name(WITH_WEIGHTS)
+    if mask is not None or beside is None or not beside.is_file():
+        return []
+    return [
+        f"the weights were trained under a mask ({shown(beside, 200)}): pass --attention_mask "
+        f"{shown(beside, 200)} to keep it; this run is dense"
+    ]
 
 
 def to_tensors(mask: AttentionMask) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ class AttentionMask:
                 rows[-1].append({"bits" if head.ndim == 2 else "offsets": name})
         return rows, arrays
 
-    def save(self, path: Path) -> list[Path]:
+    def save(self, path: Path | str) -> list[Path]:
         """Write ``path`` (.json), and beside it a .safetensors where there are bits; return both.
 
         Raises BadInput for another suffix, where the second file would replace one that is not a
@@ -189,6 +189,7 @@ class AttentionMask:
         """
         from safetensors.numpy import save
 
+        path = Path(path)
         if path.suffix != SUFFIX:
             raise BadInput(f"{shown(path)}: the name of a saved attention mask ends in {SUFFIX}")
         rows, arrays = self.content()

@@ -142,7 +142,7 @@ def _globals(*default: int) -> Parameter:
 _STRIDE = Parameter(default=4, low=1, help="distance of the tokens seen from afar")
 _BLOCK = Parameter(
     default=1, low=1, high=1024,
-    help="tokens that are one block: lengths, distances and positions then count blocks",
+    help="block=B makes B tokens one block; all other numbers then count blocks",
 )  # fmt: skip
 
 PATTERNS: Mapping[str, Kind] = MappingProxyType(

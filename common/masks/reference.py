@@ -68,8 +68,8 @@ def _read(path: Path) -> Mapping[Any, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise BadInput(
-            f"{shown(path)}: cannot be read as a PyTorch checkpoint of plain tensors, and nothing "
-            f"in it was executed: {shown(error)}"
+            f"{shown(path)}: not a SparseBERT checkpoint (.pt) of plain tensors; nothing in it was "
+            f"executed: {shown(error)}"
         ) from error
     if not isinstance(content, Mapping):
         raise BadInput(f"{shown(path)}: holds no dictionary: not a checkpoint of SparseBERT's")

@@ -112,7 +112,7 @@ class Report:
         yield PageSection(
             id="sparsity", title="Sparse attention",
             text="Runs with an attention mask beside the dense run with the same settings. "
-            "Elsewhere, runs of different masks are apart.",
+            "All other tables list runs with different masks separately.",
             plots=[*sparsity.plots(real, self.published)],
         )  # fmt: skip
         yield PageSection(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse attention in the report: quality and throughput over sparsity, and GLUE's nine columns.
 
-Elsewhere runs of different masks are apart; these figures bring them together, with the dense run
-of the same benchmark, task, model, length and data.
+All other tables list runs with different masks separately; these figures bring them together, with
+the dense run of the same benchmark, task, model, length and data.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _drawn(
 
 def _short(name: str) -> str:
     """Return a name that fits beside a point: a pattern without parameters, a search's goal."""
-    return name.partition(":")[0].split(", ")[-1][:20]
+    return name.partition(":")[0].split(", ")[-1][:24]
 
 
 def _median(value: Value | None) -> float | None:

@@ -24,7 +24,7 @@ class Attention:
     key: str
     """The mask's hash; for dense attention, a search and an unknown hash the name."""
     name: str = field(compare=False)
-    """A pattern, a file's name, a search's goal, or ``dense``."""
+    """A pattern, a file's name with ratio and hash, a search's goal, or ``dense``."""
     length: int | None = field(default=None, compare=False)
     sparsity_ratio: float | None = field(default=None, compare=False)
     """1 - nnz / n^2 for n = ``length``, mean over layers and heads; 0 for dense attention."""
@@ -38,7 +38,8 @@ class Attention:
         text += "unknown" if ratio is None else f"{100 * ratio:.2f} %"
         if self.length is not None:
             text += f" at {self.length} tokens"
-        return text if self.key == self.name else f"{text}, hash {self.key[:8]}"
+        known = self.key == self.name or self.key[:8] in self.name
+        return text if known else f"{text}, hash {self.key[:8]}"
 
 
 DENSE = Attention(key="dense", name="dense", sparsity_ratio=0.0, masked=False)
@@ -55,8 +56,7 @@ def attention(run: Result) -> Attention:
     if not isinstance(text, str):
         return DENSE
     facts = _mapping(extras.get("attention_mask"))
-    name = _named(facts) or (PurePath(text).name if text.endswith(SUFFIX) else text)
-    name = shown(name, _LONGEST)
+    name = _named(facts) or shown(_file(text, facts) if text.endswith(SUFFIX) else text, _LONGEST)
     key = facts.get("hash") or _pattern_hash(text) or name
     return _attention(facts, name, key=shown(key), searched=False)
 
@@ -83,6 +83,15 @@ def _attention(facts: Mapping[str, Any], name: str, *, key: str, searched: bool)
 def _named(facts: Mapping[str, Any]) -> str:
     name = facts.get("name")
     return shown(name, _LONGEST) if isinstance(name, str) else ""
+
+
+def _file(text: str, facts: Mapping[str, Any]) -> str:
+    """Return the name of a saved mask, its sparsity ratio and hash: most files are mask.json."""
+    ratio, digest = number(facts.get("sparsity_ratio")), facts.get("hash")
+    if ratio is None or not isinstance(digest, str):
+        return PurePath(text).name
+    stem = shown(PurePath(text).stem.removeprefix("attention_"), 30)
+    return f"{stem} {100 * ratio:.1f} % ({digest[:8]})"
 
 
 def _goal(recipe: Mapping[str, Any]) -> str:

@@ -206,6 +206,15 @@ def test_refuses_and_leaves_nothing(tmp_path, capsys, vocab, spoil, message):
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_run_that_saved_no_checkpoint_names_the_flag(tmp_path, capsys):
+    for run, known in ((tmp_path / "run", True), (tmp_path / "empty", False)):
+        run.mkdir()
+        if known:
+            (run / "config.json").write_text("{}")
+        assert main(["export-weights", str(run), "--output", str(tmp_path / "out")]) == 2
+        assert ("lower --num_samples_per_checkpoint" in capsys.readouterr().err) == known
+
+
 def test_a_place_where_nothing_can_be_is_refused(tmp_path, capsys):
     trained("bert_squad", tmp_path / "run")
     assert main(["export-weights", str(tmp_path / "run"), "--output", "/dev/null/x"]) == 2

@@ -266,6 +266,27 @@ def test_scripts_of_the_root_lead_to_the_launcher() -> None:
         assert f'real="$root/benchmarks/bert_pretraining/{name}"\n' in (folder / name).read_text()
 
 
+@pytest.mark.parametrize(
+    ("script", "first"),
+    [
+        ("benchmarks/bert_pretraining/train_bert_pretraining_amp_dist.sh", "usage: [DATA=/path]"),
+        ("benchmarks/bert_squad/launch.sh", "usage: [DATA_PATH=/path]"),
+    ],
+)
+def test_help_installs_nothing(tmp_path: Path, script: str, first: str) -> None:
+    copy = tmp_path / script
+    copy.parent.mkdir(parents=True)
+    shutil.copy(ROOT / script, copy)
+    (tmp_path / "bertbench").symlink_to(ROOT / "bertbench")
+    (tmp_path / "init.sh").write_text("echo installs; exit 7")
+    for python, said, code in ((sys.executable, first, 0), ("/bin/false", "installs", 7)):
+        done = subprocess.run(
+            ["bash", str(copy), "--help"], cwd="/", env={**os.environ, "PYTHON": python},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.stdout.startswith(said) and done.returncode == code, done
+
+
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize(
     ("script", "module"),

@@ -115,6 +115,7 @@ def test_a_run_scores_its_columns_and_labels_the_test_set(sklearn, tmp_path, voc
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["quality"]["metric"] == TASKS[task].sets[0].column
     assert manifest["inputs"]["data"]
+    assert f"vocabulary {vocab}" in manifest["notes"]
     facts = manifest["extras"]
     assert facts["labels"] == list(TASKS[task].names or TASKS[task].labels)
     assert facts["glue"]["train"]["examples"] == 24

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertbench.benchmarks import resolve
 from bertbench.common.cli.masks import draw, main, png
 from bertbench.common.errors import BadInput
 from bertbench.common.masks.mask import AttentionMask
@@ -84,6 +85,31 @@ def test_a_picture_has_every_entry(tmp_path: Path) -> None:
     assert (black == bits.repeat(10, 0).repeat(10, 1)).all()
 
 
+def test_more_files_than_one_are_refused_with_the_reason(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        AttentionMask.of("star").save(str(tmp_path / name))
+    words = ["--pattern", *map(str, sorted(tmp_path.glob("*.json")))]
+    with pytest.raises(BadInput, match=r"arguments: .*b.json: where a pattern \(\*\) matches sev"):
+        main(words)
+    with pytest.raises(BadInput, match=r"arguments: absent.json\nusage"):
+        main(["--pattern", "star", "absent.json"])
+    with pytest.raises(BadInput, match=r"is not a flag: where a pattern \(\*\) matches several"):
+        resolve("mini", ["--attention_mask", *words[1:]])
+
+
+def test_a_mask_of_several_heads_says_what_is_drawn_and_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "m.json")
+    AttentionMask([[parse("star"), parse("dense")]]).save(file)
+    assert main(["--pattern", file, "--draw", "--head", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "all numbers are means over layers and heads\n" in shown
+    assert "\nlayer 0, head 1 of 2; x: keys, y: queries\n" in shown
+    assert main(["--pattern", "star"]) == 0
+    assert "means" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -92,7 +118,10 @@ def test_a_picture_has_every_entry(tmp_path: Path) -> None:
         (["--draw"], "of one mask"),
         (["--pattern", "star", "--draw", "--head", "1"], "--head 1: the mask has 1"),
         (["--pattern", "star", "--draw", "--layer", "-1"], "--layer -1"),
-        (["--pattern", "star", "--png", "absent/m.png"], "absent/m.png: cannot be written"),
+        (
+            ["--pattern", "star", "--png", "absent/m.png"],
+            "No such file or directory: make the folder first",
+        ),
         (["--pattern", "absent.json"], "attention mask absent.json: No such file"),
     ],
 )

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from bertbench.common.errors import BadInput
+from bertbench.common.masks.mask import AttentionMask
 from bertbench.common.masks.search import (
     MaskSearch,
     Temperature,
@@ -345,3 +349,13 @@ def test_wrong_schedules_and_targets_are_refused() -> None:
         search(ratio=1.0)
     with pytest.raises(BadInput, match="without a target"):
         search().hinge()
+
+
+def test_the_pages_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "sparse-attention.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for snippet in snippets:
+        exec(snippet.replace("range(900)", "range(2)"), {})
+    assert AttentionMask.load(tmp_path / "mask.json").heads == 2
+    assert AttentionMask.load(tmp_path / "searched.json").heads == 12

@@ -94,6 +94,12 @@ def test_a_run_s_weights_are_scored(
     assert found["rows"][0]["score"] == pytest.approx(accuracy)
     assert len({row["loss"] for row in found["rows"]}) == 5, "each mask has taken effect"
     assert picture.read_text().startswith("<svg xmlns")
+    assert found["near_zero"] == (found["rows"][0]["score"] < 0.02)
+    text = ["importance", "--distances", "0", "--", "run", "mini", *flags]
+    assert main([*text, "--init_checkpoint", str(weights)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("closed: no query attends")
+    assert ("near zero: the differences say nothing" in shown) == found["near_zero"]
     far = ["importance", "--distances", "3,32", "--", "run", "mini", *flags]
     assert main([*far, "--init_checkpoint", str(weights)]) == 2
     assert "distances are from 0 to 31" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks import preset, presets, resolve
 from bertbench.benchmarks.sparse_bert.benchmark import SparseBert
-from bertbench.benchmarks.sparse_bert.task import MASK, SearchTask
+from bertbench.benchmarks.sparse_bert.task import MASK, MaskFiles, SearchTask
 from bertbench.common.cli.main import main
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
@@ -24,6 +24,7 @@ from bertbench.common.model.ops import Ops
 from bertbench.common.model.weights import export_state_dict, load_pretrained
 from bertbench.common.results.validate import validate
 from bertbench.common.training.checkpoint import resolve as newest
+from bertbench.common.training.events import RunSummary
 from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults
 
@@ -156,6 +157,17 @@ def test_a_run_writes_its_mask_and_one_that_goes_on_finds_the_same(
     kernel = whole["extras"]["kernels"]["attention"]
     assert kernel == "searched-unfused-per-sequence"
     assert newest(records[0]).is_dir()
+
+
+def test_a_search_without_a_step_has_no_mask(tmp_path: Path) -> None:
+    task = tiny()
+    files = MaskFiles(tmp_path, task)
+    summary = RunSummary(status="failed", reason="", step=0, samples=0)
+    files.close(summary)
+    assert list(tmp_path.iterdir()) == [] and "mask_search" not in task.results()
+    step(task, 4, 1)
+    files.close(summary)
+    assert (tmp_path / MASK).is_file() and task.results()["mask_search"]["file"] == MASK
 
 
 def test_a_mask_that_cannot_meet_its_target_is_noted() -> None:

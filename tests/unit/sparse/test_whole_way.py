@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -60,5 +61,13 @@ def test_the_whole_way(
         out = capsys.readouterr()
         allowed = (0, 1) if words[0] == "compare" else (0,)  # 1: a metric is worse
         assert code in allowed, f"{words}\n{out.out}\n{out.err}"
+    words = ["run", "mini", *tiny, "--data", "way/data", "--json", "--max_steps", "1"]
+    for more in ([], ["--attention_mask", "way/weights/attention_mask.json"]):
+        assert main([*words, "--init_checkpoint", "way/weights/model.safetensors", *more]) == 0
+        record = Path(json.loads(capsys.readouterr().out)["record"])
+        notes = json.loads((record / "manifest.json").read_text())["notes"]
+        found = [note for note in notes if note.startswith("the weights were trained under a mask")]
+        assert len(found) == (0 if more else 1)
+        assert more or "--attention_mask way/weights/attention_mask.json" in found[0]
     for made in ("way/report/report.html", "way/importance.svg"):
         assert (tmp_path / made).stat().st_size > 1000

@@ -113,7 +113,7 @@ def test_enflames_command_is_the_recipe_named_after_it(
     assert (run.backend, run.seed, run.skip_steps, run.log_freq) == ("npu", 1, 5, 20)
     assert run.do_train and run.do_predict and run.do_eval
     assert run.eval_script == Path("d/squad/squad_evaluate-v1.1.py")
-    assert not any("--config_file" in note for note in found.notes), "it is the same model"
+    assert not any("the model has" in note for note in found.notes), "it is the same model"
 
 
 @pytest.mark.parametrize(("name", "world"), [("squad_large", 8), ("squad_large_4", 4)])
@@ -192,6 +192,7 @@ def test_the_model_is_the_configuration_files(
     assert model.num_hidden_layers == 3, "a field that is named stays"
     assert (model.vocab_size, model.gelu) == (30528, "tanh")
     assert run.bert_config_path == small
+    assert any(note.startswith(f"{small}: the model has ") for note in found.notes)
     assert any("hidden_size 768" in note for note in found.notes)
     _, recipe, _ = settings("squad_mini", f"--config_file {tmp_path}", monkeypatch)
     assert recipe.model.vocab_size == 30522, "as in the file: the recipe has no padding"

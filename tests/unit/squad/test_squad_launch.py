@@ -417,5 +417,5 @@ def test_gpu_is_any_backend_of_that_family(monkeypatch: pytest.MonkeyPatch) -> N
     works = "rocm"
     assert backends.resolve("gpu").name == "rocm"
     works = ""
-    with pytest.raises(Unsupported, match=r"no gpu found; .*\(cuda: no cuda; rocm: no rocm"):
+    with pytest.raises(Unsupported, match=r"no gpu found; .*\n  cuda: no cuda.*\n  rocm: no rocm"):
         backends.resolve("gpu")
