@@ -58,7 +58,12 @@ def test_every_recipe_parses(name: str) -> None:
 
 def test_every_module_imports(files: list[Path]) -> None:
     for path in files:
-        if path.suffix == ".py" and path.parts[0] in {"backends", "benchmarks", "common"}:
+        if path.suffix == ".py" and path.parts[0] in {
+            "backends",
+            "benchmarks",
+            "common",
+            "engines",
+        }:
             module = ".".join(("bertbench", *path.with_suffix("").parts))
             importlib.import_module(module.removesuffix(".__init__"))
 
