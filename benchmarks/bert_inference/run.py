@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -15,17 +13,15 @@ from bertbench.backends.base import DeviceInfo
 from bertbench.benchmarks.bert_inference import logs, rules
 from bertbench.benchmarks.bert_inference.audit import CONF, TEST01, audit
 from bertbench.benchmarks.bert_inference.batches import Cut
+from bertbench.benchmarks.bert_inference.found import Found, opening
 from bertbench.benchmarks.bert_inference.options import BENCHMARK, InferenceSettings
 from bertbench.benchmarks.bert_inference.scoring import Questions, read_questions
 from bertbench.benchmarks.bert_inference.worker import AUDIT_CONF, USER_CONF, Job, start
 from bertbench.benchmarks.bert_squad.answers import AnswerOptions
 from bertbench.benchmarks.bert_squad.outputs import PREDICTIONS
-from bertbench.benchmarks.bert_squad.scoring import quality
 from bertbench.common.config.recipe import hash_values, plain
 from bertbench.common.errors import BadInput, BertbenchError, Unsupported
 from bertbench.common.files import Stream, clock, why, write_atomic
-from bertbench.common.measure.clock import command_began
-from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.measure.system import describe_system, system_name
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training.console import ConsoleObserver
@@ -38,30 +34,12 @@ _LINE_S = 10.0
 """Seconds between lines of progress."""
 
 
-_KEPT = ("effective_", "result_", "early_stopping_")
-"""Keys of LoadGen's detail log whose values the manifest repeats."""
-
-
 class _Failed(BertbenchError):
     """Why a run that had begun failed; its record says it."""
 
 
 class _Interrupted(Exception):
     """A signal asked for the end."""
-
-
-@dataclass
-class _Found:
-    """What the tests have found so far."""
-
-    engine: dict[str, Any] = field(default_factory=dict)
-    load_s: float | None = None
-    expected: dict[str, float] = field(default_factory=dict)
-    tests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    peak_memory_bytes: int | None = None
-    results: dict[str, logs.TestResult] = field(default_factory=dict)
-    scoring: dict[str, Any] = field(default_factory=dict)
-    audit: dict[str, Any] = field(default_factory=dict)
 
 
 def run(settings: InferenceSettings, exported: Exported) -> int:
@@ -93,7 +71,7 @@ class _Run:
         interruption: Interruption,
     ) -> None:  # fmt: skip
         self._settings, self._exported, self._questions = settings, exported, questions
-        self._interruption, self._found = interruption, _Found()
+        self._interruption, self._found = interruption, Found()
         recipe = settings.recipe
         self._answers = AnswerOptions(
             n_best_size=recipe.n_best_size, max_answer_length=recipe.max_answer_length
@@ -302,29 +280,11 @@ class _Run:
             max_steps=0, target=recipe.target_f1, log=record.console,
             out=Stream(sys.stderr if run.json else sys.stdout), lost=record.note,
         )  # fmt: skip
-        for line in self._opening(record, device):
+        for line in opening(settings, self._exported, self._questions, self._found.engine, device):
             self._console.say(line)
         if recipe.profile != "official":
             self._note(record, "non-official profile: not MLPerf's rules, and no MLPerf result")
         return record
-
-    def _opening(self, record: RunRecord, device: DeviceInfo) -> Iterator[str]:
-        recipe, impl, engine = self._settings.recipe, self._settings.impl, self._found.engine
-        questions, exported = self._questions, self._exported
-        yield f"{recipe.scenario} ({recipe.profile} profile) on {device.runtime}: {device.name}"
-        kind = ", ".join(filter(None, (exported.quantization or "fp32", exported.weight_sparsity)))
-        yield f"model       {exported.folder}: {exported.parameters:,} parameters, {kind}"
-        samples = len(questions.inputs)
-        yield f"questions   {questions.file}: {samples:,} samples"
-        padding = "all padded" if impl.padded else "by length"
-        yield (
-            f"batches     of up to {impl.batch_tokens:,} tokens, {padding}; {impl.num_threads} "
-            f"threads on {engine['provider']}"
-        )
-        if exported.quantization is not None and engine["linear_int8"] is not None:
-            total = engine["linear_int8"] + engine["linear_float"]
-            yield f"in INT8     {engine['linear_int8']} of {total} linear layers of the encoder"
-        yield f"record      {record.path}"
 
     def _note(self, record: RunRecord, text: str) -> None:
         for o in (record, self._console):
@@ -337,11 +297,8 @@ class _Run:
         record.run_stop(step=0, samples=0, status=stop)
         for file in record.path.glob("*_mlperf_log_trace.json"):
             file.unlink()  # tracing is off: it is empty
-        kept = (
-            *record.path.glob("*_mlperf_log_*"),
-            *map(record.path.joinpath, (USER_CONF, AUDIT_CONF)),
-        )
-        record.own.update(file.name for file in kept)
+        record.own.update(file.name for file in record.path.glob("*_mlperf_log_*"))
+        record.own.update((USER_CONF, AUDIT_CONF))
         self._check_seeds(record)
         inputs: dict[str, str | None] = {
             "data": self._questions.hash, "checkpoint": self._exported.hash()
@@ -354,9 +311,13 @@ class _Run:
             global_batch=None,
         )
         summary = RunSummary(
-            status=status, reason=reason, step=0, samples=0, metrics=tuple(self._metrics()),
-            extras=self._extras(),
-        )  # fmt: skip
+            status=status,
+            reason=reason,
+            step=0,
+            samples=0,
+            metrics=tuple(self._found.metrics(settings, self._began)),
+            extras=self._found.extras(settings, self._exported),
+        )
         self._console.close(summary)
         record.close(summary)
         if settings.run.json:
@@ -375,41 +336,6 @@ class _Run:
             seeds = tuple(result.values.get(f"effective_{key}") for key in keys)
             if seeds != rules.SEEDS["6.0"]:
                 self._note(record, f"LoadGen's seeds are not those of round 6.0: {seeds}")
-
-    def _metrics(self) -> Iterator[Metric]:
-        found, scenario = self._found, self._settings.recipe.scenario
-        yield metric("run_time_s", time.monotonic() - self._began)
-        yield metric("e2e_time_s", time.monotonic() - command_began())
-        if found.load_s is not None:
-            yield metric("init_s", found.load_s, note="loading the model into the engine")
-        if "accuracy" in found.tests:
-            yield metric("eval_s", found.tests["accuracy"]["seconds"], note="the accuracy test")
-        if "performance" in found.results:
-            yield from logs.metrics(found.results["performance"], scenario)
-        yield from quality({n: found.scoring[n] for n in ("exact_match", "f1") if found.scoring})
-        if found.peak_memory_bytes is not None:
-            text = "the largest resident memory of the engine's process"
-            named = metric("peak_memory_bytes", found.peak_memory_bytes)
-            yield replace(named, scope="per-process", definition=text)
-
-    def _extras(self) -> dict[str, Any]:
-        found, exported = self._found, self._exported
-        about = {n: v for n, v in plain(exported).items() if n != "folder"}
-        return {
-            "precision": exported.quantization or "fp32",
-            "parameters": exported.parameters,
-            "profile": self._settings.recipe.profile,
-            "export": about,
-            "engine": found.engine,
-            "tests": found.tests,
-            "expected": found.expected,
-            "loadgen": {
-                test: {k: v for k, v in result.values.items() if k.startswith(_KEPT)}
-                for test, result in found.results.items()
-            },
-            **({"scoring": found.scoring} if found.scoring else {}),
-            **({"audit": found.audit} if found.audit else {}),
-        }
 
 
 def _conf(settings: InferenceSettings) -> list[rules.Setting]:

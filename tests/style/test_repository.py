@@ -57,13 +57,9 @@ def test_every_recipe_parses(name: str) -> None:
 
 
 def test_every_module_imports(files: list[Path]) -> None:
+    product = {"backends", "benchmarks", "common", "engines"}
     for path in files:
-        if path.suffix == ".py" and path.parts[0] in {
-            "backends",
-            "benchmarks",
-            "common",
-            "engines",
-        }:
+        if path.suffix == ".py" and path.parts[0] in product:
             module = ".".join(("bertbench", *path.with_suffix("").parts))
             importlib.import_module(module.removesuffix(".__init__"))
 

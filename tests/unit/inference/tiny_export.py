@@ -87,6 +87,66 @@ def write_export(
     return folder
 
 
+def quantize(source: Path, folder: Path, *, floating: int = 0) -> Path:
+    """Write ``source`` with INT8 weights and inputs of its linear layers, all but ``floating``."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model = onnx.load(str(source / MODEL))
+    graph, nodes, left = model.graph, [], floating
+    weights = {t.name: t for t in graph.initializer if len(t.dims) == 2 and min(t.dims) > 2}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in weights:
+            if left:
+                left -= 1
+            else:
+                x, w = node.input
+                values = numpy_helper.to_array(weights[w])
+                scale = np.abs(values).max() / 127
+                for name, value in (
+                    (f"{w}_q", np.round(values / scale).astype(np.int8)),
+                    (f"{w}_s", np.float32(scale)), (f"{w}_z", np.int8(0)),
+                    (f"{w}_xs", np.float32(8 / 127)),
+                ):  # fmt: skip
+                    graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+                ends = [f"{w}_xs", f"{w}_z"]
+                nodes += [
+                    helper.make_node("QuantizeLinear", [x, *ends], [f"{w}_x8"]),
+                    helper.make_node("DequantizeLinear", [f"{w}_x8", *ends], [f"{w}_xf"]),
+                    helper.make_node(
+                        "DequantizeLinear", [f"{w}_q", f"{w}_s", f"{w}_z"], [f"{w}_f"]
+                    ),
+                ]
+                node.input[:] = [f"{w}_xf", f"{w}_f"]
+        nodes.append(node)
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copied)
+    onnx.save(model, str(folder / MODEL))
+    (folder / VOCAB).write_text((source / VOCAB).read_text())
+    description = json.loads((source / DESCRIPTION).read_text()) | {"quantization": "int8"}
+    (folder / DESCRIPTION).write_text(json.dumps(description))
+    return folder
+
+
+def write_questions(file: Path) -> Path:
+    """Write five questions; some of the paragraphs need several windows."""
+    text = "the cat saw one bird . the dog saw two tree . " * 3
+    asked = [("bird", "one"), ("tree", "two"), ("cat", "one bird"), ("dog", "two tree"),
+             ("tree", "dog")]  # fmt: skip
+    qas = [
+        {"id": f"q{i}", "question": f"how many {noun} ?",
+         "answers": [{"text": answer, "answer_start": text.index(answer)}]}
+        for i, (noun, answer) in enumerate(asked)
+    ]  # fmt: skip
+    paragraphs = [{"context": text, "qas": qas[:3]}, {"context": text[:46], "qas": qas[3:]}]
+    file.write_text(
+        json.dumps({"version": "1.1", "data": [{"title": "T", "paragraphs": paragraphs}]})
+    )
+    return file
+
+
 def batch_of(rng: np.random.Generator, sizes: list[int], length: int):
     """Return int64 [B, L] inputs of sequences of ``sizes`` tokens."""
     from bertbench.engines.base import Batch
