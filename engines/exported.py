@@ -47,6 +47,8 @@ class Exported:
     parameters: int
     run: str | None
     """The id of the run that trained it."""
+    step: int | None = None
+    """The optimizer step of its weights; may be absent."""
     recipe_hash: str | None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """``f1`` and ``exact_match`` in percent after training, where they are known."""
@@ -100,15 +102,16 @@ def _checked(where: str, content: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of ``Exported``; raises BadInput, naming the first wrong one."""
     names = {f.name for f in dataclasses.fields(Exported)} - {"folder"}
     given = content.keys() - {"format"}
-    if missing := sorted(names - given):
+    if missing := sorted(names - given - {"step"}):
         raise BadInput(f"{where}: {', '.join(missing)} missing: {_FIX}")
     if unknown := sorted(given - names):
         raise BadInput(f"{where}: unknown field {shown(', '.join(unknown))}: {_FIX}")
-    values = {name: content[name] for name in names}
+    values = {name: content.get(name) for name in names}
     values["model"] = _model(where, values["model"])
     for name, value, valid in (
         *((n, values[n], _is_count(values[n], 1)) for n in ("max_seq_length", "doc_stride")),
         *((n, values[n], _is_count(values[n], 0)) for n in ("max_query_length", "parameters")),
+        ("step", values["step"], values["step"] is None or _is_count(values["step"], 0)),
         ("lowercase", values["lowercase"], isinstance(values["lowercase"], bool)),
         ("quantization", values["quantization"], values["quantization"] in (None, "int8")),
         ("weight_sparsity", values["weight_sparsity"], values["weight_sparsity"] in (None, "2:4")),

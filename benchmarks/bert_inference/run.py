@@ -137,11 +137,11 @@ class _Run:
     # -- the tests --------------------------------------------------------------------------------
     def _tests(self, record: RunRecord, parent: Connection) -> tuple[str, str]:
         """Follow the tests to their end; return status and reason."""
-        parent.send(record.path)
         self._began = time.monotonic()
         record.run_start(step=0, samples=0)
         self._console.run_start(step=0, samples=0)
         try:
+            parent.send(record.path)
             self._found.expected = self._receive(parent, "ready")["expected"]
             for text in (
                 f"{k} {v:.4g} (from the warm-up)" for k, v in self._found.expected.items()

@@ -27,7 +27,9 @@ def locked(name: str) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("core.lock", ()), ("dev.lock", ("dev", "compare"))])
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("core.lock", ()), ("dev.lock", ("dev", "compare", "glue", "onnx"))]
+)
 def test_locks_hold_all_that_pyproject_asks_for(lock: str, extras: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = list(project["dependencies"])

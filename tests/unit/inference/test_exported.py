@@ -57,6 +57,7 @@ def test_the_hash_covers_weights_outside_the_model(folder):
         ({"max_seq_length": 513}, "above the model's 512"),
         ({"max_seq_length": 384.0}, "max_seq_length is 384.0"),
         ({"lowercase": 1}, "lowercase is 1"),
+        ({"step": "2"}, 'step is "2"'),
         ({"metrics": {"f1": None}}, "metrics is"),
         ({"doc_stride": ...}, "doc_stride missing"),
         ({"more": 1}, "unknown field more"),
