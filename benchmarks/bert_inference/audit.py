@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertbench.benchmarks.bert_inference.logs import TestResult
-from bertbench.benchmarks.bert_inference.rules import Scenario
+from bertbench.benchmarks.bert_inference.rules import TEST01, Scenario
 from bertbench.benchmarks.bert_inference.scoring import Questions
 from bertbench.benchmarks.bert_squad.answers import AnswerOptions
 
-TEST01 = "TEST01"
 CONF = """# compliance/TEST01/bert/audit.config of mlcommons/inference
 *.*.mode = 2
 *.*.accuracy_log_rng_seed = 720381539243781796

@@ -23,6 +23,8 @@ SCENARIOS: tuple[Scenario, ...] = ("Offline", "Server", "SingleStream", "MultiSt
 Profile = Literal["official", "non-official"]
 
 MODEL = "bert"
+TEST01 = "TEST01"
+"""The compliance test of BERT."""
 SAMPLES = 10_833
 """Features of dev-v1.1 at 384/128/64: BERT's sample set."""
 LENGTHS = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64}

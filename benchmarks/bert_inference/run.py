@@ -11,7 +11,7 @@ from typing import Any
 
 from bertbench.backends.base import DeviceInfo
 from bertbench.benchmarks.bert_inference import logs, rules
-from bertbench.benchmarks.bert_inference.audit import CONF, TEST01, audit
+from bertbench.benchmarks.bert_inference.audit import CONF, audit
 from bertbench.benchmarks.bert_inference.batches import Cut
 from bertbench.benchmarks.bert_inference.found import Found, opening
 from bertbench.benchmarks.bert_inference.options import BENCHMARK, InferenceSettings
@@ -237,11 +237,11 @@ class _Run:
         invalid = [f"{t} test: {r.reason}" for t, r in found.results.items() if not r.valid]
         if invalid:
             return "failed", f"LoadGen says INVALID: {'; '.join(invalid)}"
-        if TEST01 in found.results:
+        if rules.TEST01 in found.results:
             found.audit = audit(
                 self._questions, self._answers, recipe.scenario,
-                (found.results["performance"], found.results[TEST01]),
-                (self._logits["accuracy"], self._logits[TEST01]),
+                (found.results["performance"], found.results[rules.TEST01]),
+                (self._logits["accuracy"], self._logits[rules.TEST01]),
             )  # fmt: skip
             if not found.audit["passed"]:
                 return "failed", f"TEST01 failed: {json.dumps(found.audit)}"

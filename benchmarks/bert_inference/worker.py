@@ -194,8 +194,8 @@ class _Tests:
         output.copy_summary_to_stdout = False
         log = loadgen.LogSettings()
         log.log_output, log.enable_trace = output, False
-        audit = self._folder / (AUDIT_CONF if test == "TEST01" else "no_audit.config")
-        if test == "TEST01":
+        audit = self._folder / (AUDIT_CONF if test == rules.TEST01 else "no_audit.config")
+        if test == rules.TEST01:
             audit.write_text(job.audit_conf, encoding="utf-8")
         waiting = None
         issue = inline(self._runner, self._failed)
