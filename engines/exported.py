@@ -107,7 +107,7 @@ def _checked(where: str, content: dict[str, Any]) -> dict[str, Any]:
     if unknown := sorted(given - names):
         raise BadInput(f"{where}: unknown field {shown(', '.join(unknown))}: {_FIX}")
     values = {name: content.get(name) for name in names}
-    values["model"] = _model(where, values["model"])
+    values["model"] = model = _model(where, content["model"])
     for name, value, valid in (
         *((n, values[n], _is_count(values[n], 1)) for n in ("max_seq_length", "doc_stride")),
         *((n, values[n], _is_count(values[n], 0)) for n in ("max_query_length", "parameters")),
@@ -120,8 +120,8 @@ def _checked(where: str, content: dict[str, Any]) -> dict[str, Any]:
     ):
         if not valid:
             raise BadInput(f"{where}: {name} is {shown(json.dumps(value), 60)}: {_FIX}")
-    most = values["model"].max_position_embeddings
-    if values["max_seq_length"] > most:
+    most = model.max_position_embeddings
+    if content["max_seq_length"] > most:
         raise BadInput(
             f"{where}: max_seq_length {values['max_seq_length']} is above the model's {most} "
             f"positions: {_FIX}"

@@ -168,7 +168,7 @@ class _Tests:
             done += 1
         if job.estimate == "target_qps":
             # Above what it will do: LoadGen asks for as many samples as this rate needs.
-            return {"target_qps": max(1e-3, 1.1 * runner.samples / passed)}
+            return {"target_qps": max(1e-3, 1.2 * runner.samples / passed)}
         if job.estimate == "target_latency":
             # Below what it will need: LoadGen prepares as many queries as this latency allows.
             return {"target_latency": max(1e-3, 500 * passed / done * len(batches))}

@@ -57,7 +57,7 @@ def predictions(record: Path) -> dict[str, str]:
 
 
 def test_offline_answers_like_the_squad_benchmark(runs, tmp_path, capsys):
-    record = runs.run("--scenario", "Offline", "--mode", "both", "--min_queries", "50", "--json")
+    record = runs.run("--scenario", "Offline", "--mode", "both", "--target_qps", "1e5", "--json")
     printed = json.loads(capsys.readouterr().out.splitlines()[0])
     content, found = manifest(record), values(record)
     assert content["status"] == printed["status"] == "ok" and content["preset"].endswith("official")
@@ -91,7 +91,9 @@ def test_offline_answers_like_the_squad_benchmark(runs, tmp_path, capsys):
 
 
 def test_every_way_of_asking_gives_the_same_answers(runs):
-    stream = runs.run("--scenario", "SingleStream", "--min_queries", "70")
+    stream = runs.run(
+        "--scenario", "SingleStream", "--min_queries", "70", "--target_latency_ms", "0.01"
+    )
     found = values(stream)
     assert 0 < found["latency_p50_s"] <= found["latency_p90_s"] <= found["latency_p99_s"]
     assert found["latency_p90_early_stopping_s"] >= found["latency_p90_s"]

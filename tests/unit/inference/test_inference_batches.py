@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertbench.benchmarks.bert_inference.batches import Cut, Inputs, pad
@@ -17,6 +17,7 @@ from bertbench.common.data.samples import from_lengths
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60).map(np.array)
 
 
+@settings(deadline=None)
 @given(LENGTHS, st.integers(1, 200), st.sampled_from([None, 40]))
 def test_each_sample_is_in_one_batch_within_the_budget(lengths, tokens, length):
     batches = list(Cut(tokens=tokens, length=length).batches(lengths))
