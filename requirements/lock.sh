@@ -37,7 +37,7 @@ compile() {
 }
 
 wanted > "$work/core.in"
-wanted dev compare glue > "$work/dev.in"
+wanted dev compare glue onnx > "$work/dev.in"
 compile -o requirements/core.lock < "$work/core.in" > /dev/null
 compile -o requirements/dev.lock -c requirements/core.lock < "$work/dev.in" > /dev/null
 echo "renewed requirements/core.lock and requirements/dev.lock"

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 BOX, HIGH, FLOOR, MARGIN = 116, 34, 74, 24
-COLOURS = {"backends": "#fde7c8", "benchmarks": "#d9efd9"}
+COLOURS = {"backends": "#fde7c8", "benchmarks": "#d9efd9", "engines": "#e3ddf5"}
 Edges = dict[str, set[str]]
 
 
@@ -45,7 +45,7 @@ def imported(node: ast.AST) -> Iterator[str]:
 def read() -> tuple[Edges, set[str]]:
     """Return room -> imported rooms without the ground, and the ground."""
     edges: Edges = {}
-    for folder in ("backends", "benchmarks", "common"):
+    for folder in ("backends", "benchmarks", "common", "engines"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             if name := room(".".join(("bertbench", *parts)).removesuffix(".__init__")):

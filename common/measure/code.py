@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2]
 """The imported folder bertbench."""
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the sources: the checkout, or the installed package."""
-FOLDERS = ("backends", "benchmarks", "common")
+FOLDERS = ("backends", "benchmarks", "common", "engines")
 SUFFIXES = frozenset({".py", ".c", ".h", ".toml"})
 
 

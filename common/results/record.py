@@ -168,7 +168,7 @@ class RunRecord(Observer):
         recipe_hash: str,
         recipe_kind: str,
         inputs: Mapping[str, str | None],
-        global_batch: int,
+        global_batch: int | None,
     ) -> None:
         """Add the identity of recipe and data, known once the data is open.
 

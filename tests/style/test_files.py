@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CODE = {".py", ".sh", ".c", ".cpp", ".h"}
-PRODUCT = {"backends", "benchmarks", "bertbench", "common", "scripts", "tools"}
+PRODUCT = {"backends", "benchmarks", "bertbench", "common", "engines", "scripts", "tools"}
 MAX_LINES = 400
 SPDX = "SPDX-License-Identifier: Apache-2.0"
 

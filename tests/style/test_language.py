@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = {"backends", "benchmarks", "bertbench", "common", "scripts", "tools"}
-PACKAGE = {"backends", "benchmarks", "bertbench", "common"}
+PRODUCT = {"backends", "benchmarks", "bertbench", "common", "engines", "scripts", "tools"}
+PACKAGE = {"backends", "benchmarks", "bertbench", "common", "engines"}
 RECORDED = {Path("results/README.md"), Path("results/reference/README.md")}
 """The pages of results/ that people write; the others belong to records."""
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER = (
     "common.errors", "common.files", "common.native", "common.config", "common.masks",
-    "common.data", "common.model", "common.optim", "common.measure", "backends",
+    "common.data", "common.model", "common.optim", "engines", "common.measure", "backends",
     "common.distributed", "common.training", "common.launch", "common.mlperf", "common.results",
     "common.prepare", "common.exchange", "common.report", "benchmarks", "common.choices",
     "common.run", "common.cli", "api", "__main__",
@@ -103,13 +103,13 @@ def _check(files: list[Path], rule: str, folders: set[str], but: tuple[str, ...]
 
 
 def test_torch_cuda_only_in_its_backend(files: list[Path]) -> None:
-    folders = {"backends", "benchmarks", "common", "scripts", "tools", "tests"}
+    folders = {"backends", "benchmarks", "common", "engines", "scripts", "tools", "tests"}
     _check(files, "torch.cuda", folders, but=("backends/cuda/",))
 
 
 @pytest.mark.parametrize("rule", ["vendor", "device"])
 def test_no_vendor_in_benchmarks_and_common(files: list[Path], rule: str) -> None:
-    _check(files, rule, {"benchmarks", "common"})
+    _check(files, rule, {"benchmarks", "common", "engines"})
 
 
 def room(module: str) -> str | None:
@@ -139,7 +139,7 @@ def product(files: list[Path]) -> dict[str, set[str]]:
     paths = {
         ".".join(("bertbench", *path.with_suffix("").parts)).removesuffix(".__init__"): path
         for path in files
-        if path.suffix == ".py" and path.parts[0] in {"backends", "benchmarks", "common"}
+        if path.suffix == ".py" and path.parts[0] in {"backends", "benchmarks", "common", "engines"}
     } | {
         ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path
         for path in files
@@ -192,11 +192,12 @@ def test_common_has_few_rooms() -> None:
 
 def test_only_the_package_is_imported(files: list[Path]) -> None:
     """``common`` or ``backends`` may be somebody else's packages: ours are bertbench's."""
+    ours = {"common", "backends", "benchmarks", "engines"}
     loose = [
         f"{path}:{node.lineno}"
         for path in files
         if path.suffix == ".py"
         for node in ast.walk(ast.parse((ROOT / path).read_text()))
-        if {name.split(".")[0] for name in _imported(node)} & {"common", "backends", "benchmarks"}
+        if {name.split(".")[0] for name in _imported(node)} & ours
     ]
     assert not loose

@@ -27,7 +27,9 @@ def locked(name: str) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("core.lock", ()), ("dev.lock", ("dev", "compare"))])
+@pytest.mark.parametrize(
+    ("lock", "extras"), [("core.lock", ()), ("dev.lock", ("dev", "compare", "glue", "onnx"))]
+)
 def test_locks_hold_all_that_pyproject_asks_for(lock: str, extras: tuple[str, ...]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = list(project["dependencies"])
@@ -57,8 +59,9 @@ def test_every_recipe_parses(name: str) -> None:
 
 
 def test_every_module_imports(files: list[Path]) -> None:
+    product = {"backends", "benchmarks", "common", "engines"}
     for path in files:
-        if path.suffix == ".py" and path.parts[0] in {"backends", "benchmarks", "common"}:
+        if path.suffix == ".py" and path.parts[0] in product:
             module = ".".join(("bertbench", *path.with_suffix("").parts))
             importlib.import_module(module.removesuffix(".__init__"))
 

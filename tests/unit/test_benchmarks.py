@@ -192,7 +192,7 @@ def test_a_run_its_metrics_and_a_comparison_are_three_lines(
 
 
 def test_somebody_elses_packages_of_our_names_do_no_harm(tmp_path: Path) -> None:
-    for name in ("common", "backends", "benchmarks", "tools"):
+    for name in ("common", "backends", "benchmarks", "engines", "tools"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('a vendor package')\n")
     done = subprocess.run(

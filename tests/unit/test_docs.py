@@ -68,7 +68,10 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout whose init.sh makes a .venv that holds only the packages of a lock."""
     folder = tmp_path / "checkout"
     folder.mkdir()
-    for name in ("backends", "benchmarks", "bertbench", "common", "tests", "pyproject.toml"):
+    for name in (
+        *("backends", "benchmarks", "bertbench", "common", "engines"),
+        *("tests", "pyproject.toml"),
+    ):
         (folder / name).symlink_to(ROOT / name)
     (folder / "init.sh").write_text(INIT)
     for lock in ("core", "dev"):

@@ -19,6 +19,7 @@ SOURCES = (
     "benchmarks",
     "bertbench",
     "common",
+    "engines",
     "pyproject.toml",
     "README.md",
     "LICENSE",
