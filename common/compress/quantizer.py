@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Symmetric INT8 of one scale per tensor, learnt by calibration and trained through.
 
-x -> clamp(round(x / scale), -127, 127) * scale with scale = amax / 127: "MLPerf INT8 BERT
-Finetuning" (mlcommons/inference, language/bert). Weights take their largest magnitude as amax;
-activations the 99.99 percentile of their magnitudes, in histograms of 2,048 bins.
+x -> clamp(round(x / scale), -128, 127) * scale with scale = amax / 127. Weights take their largest
+magnitude as amax; activations the 99.99 percentile of their magnitudes, in histograms of 2,048
+bins: "MLPerf INT8 BERT Finetuning" (mlcommons/inference, language/bert). That clips at -127; ONNX's
+QuantizeLinear, and so every engine, at -128, and here training computes what engines do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-LEVELS = 127
+LEVELS, LOWEST = 127, -128
 BINS = 2048
 PERCENTILE = 0.9999
 _SMALLEST = 2.0**-20
@@ -47,7 +48,7 @@ class Quantizer(nn.Module):
         """Return x [...] rounded; while it is calibrated, x itself."""
         if self.mode == "on":
             rounded = torch.fake_quantize_per_tensor_affine(
-                x.float(), self.scale, self.zero_point, -LEVELS, LEVELS
+                x.float(), self.scale, self.zero_point, LOWEST, LEVELS
             )
             return rounded.to(x.dtype)
         if self.mode == "range":
