@@ -9,7 +9,7 @@ QuantizeLinear, and so every engine, at -128, and here training computes what en
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,21 @@ _SMALLEST = 2.0**-20
 """amax of a tensor of zeros: any scale represents it."""
 
 
+class _Rounded(torch.autograd.Function):
+    """As torch.fake_quantize_per_tensor_affine, but divided by the scale as ONNX defines it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return (x / scale).round_().clamp_(LOWEST, LEVELS).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x, scale = ctx.saved_tensors
+        kept = (x > (LOWEST - 0.5) * scale) & (x < (LEVELS + 0.5) * scale)
+        return grad * kept, None
+
+
 class Quantizer(nn.Module):
     """Rounds a tensor to INT8 and back; gradients pass where nothing was clipped.
 
@@ -29,13 +44,10 @@ class Quantizer(nn.Module):
 
     amax: Tensor
     """float32 [], the magnitude that 127 stands for."""
-    zero_point: Tensor
-    """int32 [], 0."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("amax", torch.zeros(()))
-        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32), persistent=False)
         self.mode: Literal["off", "range", "histogram", "on"] = "off"
         self._histogram: Tensor | None = None
 
@@ -47,9 +59,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x [...] rounded; while it is calibrated, x itself."""
         if self.mode == "on":
-            rounded = torch.fake_quantize_per_tensor_affine(
-                x.float(), self.scale, self.zero_point, LOWEST, LEVELS
-            )
+            rounded: Tensor = _Rounded.apply(x.float(), self.scale)
             return rounded.to(x.dtype)
         if self.mode == "range":
             self.amax = torch.maximum(self.amax, x.detach().abs().amax().float())
