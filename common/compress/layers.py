@@ -11,7 +11,6 @@ three tables ("MLPerf INT8 BERT Finetuning"). The heads stay in floating point.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -102,6 +101,8 @@ class QuantizedAttention:
         self._ops, self._quantizers = ops, quantizers
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while it is copied, and has no other Ops yet
+            raise AttributeError(name)
         return getattr(self._ops, name)
 
     @torch.compiler.disable  # it loops over lengths that differ in each batch
@@ -183,8 +184,11 @@ def compress(model: nn.Module, *, prune: bool, quantize: bool) -> None:
         if encoder.config.norm_position == "post":
             encoder.embeddings = QuantizedEmbeddings(encoder.embeddings)
         encoder.quantizers = nn.ModuleDict({"encoder_output": Quantizer()})
-        final: Callable[[Tensor], Tensor] = encoder.quantizers["encoder_output"]
-        encoder.register_forward_hook(lambda _module, _inputs, output: final(output))
+        encoder.register_forward_hook(_round_output)
+
+
+def _round_output(encoder: BertEncoder, _inputs: Any, output: Tensor) -> Tensor:
+    return encoder.quantizers["encoder_output"](output)  # type: ignore[operator,index]
 
 
 def compressed_layers(model: nn.Module) -> list[CompressedLayer]:

@@ -74,7 +74,9 @@ def export_onnx(run: Path, output: Path, *, vocab_file: Path | None = None) -> d
     if "qa_outputs.weight" not in groups["model"]:
         raise Unsupported(f"{checkpoint}: its model answers no questions: export a run of SQuAD")
     if groups.get("attention_mask"):
-        raise Unsupported(f"{checkpoint}: its attention is sparse, which no exported model computes")
+        raise Unsupported(
+            f"{checkpoint}: its attention is sparse, which no exported model computes"
+        )
     vocab = _vocabulary(folder / "config.json", vocab_file)
     tokens = read_vocab(vocab, pads=False)
     if not is_padded(len(tokens), config.vocab_size):
@@ -110,7 +112,8 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     length = min(32, padded.config.max_position_embeddings)
     batch, most = torch.export.Dim("batch"), padded.config.max_position_embeddings
     axes = {0: batch, 1: torch.export.Dim("length", max=most)}
-    sample = torch.ones(2, length, dtype=torch.int64)
+    # Three tensors: the exporter would take one that is given three times for one input.
+    sample = tuple(torch.ones(2, length, dtype=torch.int64) for _ in INPUTS)
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     try:
@@ -118,8 +121,8 @@ def write_onnx(model: nn.Module, path: Path) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                padded, (sample, sample, sample), dynamo=True, opset_version=OPSET,
-                input_names=INPUTS, output_names=OUTPUTS, dynamic_shapes=(axes,) * 3,
+                padded, sample, dynamo=True, opset_version=OPSET,
+                input_names=INPUTS, output_names=OUTPUTS, dynamic_shapes=(axes,) * len(INPUTS),
                 verbose=False,
             )  # fmt: skip
     except ImportError as error:

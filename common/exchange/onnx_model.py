@@ -160,8 +160,6 @@ class Product(nn.Module):
         weight, bias = self.weight, self.bias
         if self.steps is not None:
             step = self.steps[0] * self.steps[1]
-            weight = _Q.dequantize_per_tensor(
-                weight, self.steps[1], 0, LOWEST, LEVELS, torch.int8
-            )
+            weight = _Q.dequantize_per_tensor(weight, self.steps[1], 0, LOWEST, LEVELS, torch.int8)
             bias = _Q.dequantize_per_tensor(bias, step, 0, -_INT32 - 1, _INT32, torch.int32)
         return torch.addmm(bias, x, weight)
