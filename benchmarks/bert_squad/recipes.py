@@ -58,6 +58,11 @@ class SquadRecipe(Recipe):
     gradient_clipping: Literal["global", "per_parameter", "none"] = "global"
     """Whose norm is limited to max_grad_norm: all gradients' together or each tensor's."""
     max_grad_norm: float = 1.0
+    weight_sparsity: Literal["2:4"] | None = None
+    """Of the encoder's linear layers: two of each four inputs of a row keep their weight, the
+    largest in magnitude before the first step; None: dense."""
+    quantization: Literal["int8"] | None = None
+    """Train through INT8 rounding, calibrated before the first step; None: none."""
     n_best_size: int = 20
     """Start and end positions that are combined, and answers that are kept."""
     max_answer_length: int = 30

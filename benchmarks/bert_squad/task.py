@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from bertbench.benchmarks.bert_squad.stream import (
     share,
 )
 from bertbench.benchmarks.finetuning import weights_note
+from bertbench.common.compress.start import Compression
 from bertbench.common.config.recipe import Settings
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
@@ -75,7 +77,22 @@ class SquadTask(Task):
         self.notes += self._uncounted(world)
 
     def make_model(self, ops: Ops) -> BertForQuestionAnswering:
-        return BertForQuestionAnswering(self.recipe.model, ops)
+        model = BertForQuestionAnswering(self.recipe.model, ops)
+        self.compression = Compression.of(self.recipe, model)
+        return model
+
+    def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
+        if self.compression is None:
+            return []
+        if self.source.train is None:
+            raise BadInput(
+                "--weight_sparsity and --quantization need --do_train: the calibration reads "
+                "training samples. `bertbench infer` measures a compressed model without training"
+            )
+        device = self.model.qa_outputs.weight.device
+        return self.compression.start(
+            self.model, self.train_batches(None), partial(self.loss, self.model), device, self.world
+        )
 
     def optimizer_options(self) -> OptimizerOptions:
         r = self.recipe
@@ -205,7 +222,10 @@ class SquadTask(Task):
         }
 
     def results(self) -> dict[str, Any]:
-        return {"scoring": self.scores} if self.scores else {}
+        found: dict[str, Any] = {"scoring": self.scores} if self.scores else {}
+        if self.compression is not None:
+            found["compression"] = self.compression.facts(self.model)
+        return found
 
     def train_batches(self, position: dict[str, int] | None) -> Iterator[Any]:
         if self.source.train is None:

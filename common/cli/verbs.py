@@ -48,6 +48,7 @@ _TABLE = (
     ("watch", "RUN...", "Show the progress of runs live, from files or a pipe"),
     ("rcp", "RUN...", "Check convergence against MLPerf's reference points"),
     ("export-weights", "RUN", "Export weights for Hugging Face or NVIDIA's scripts"),
+    ("export-onnx", "RUN", "Export a SQuAD run's model for inference engines"),
     ("export-mlperf", "RUN...", "Write a submission that MLPerf's checker accepts"),
     ("import-mlperf", "FILE...", "Import published MLPerf BERT logs for comparison"),
     ("new-backend", "NAME", "Create a package that adds a backend", "skeletons:new_backend"),

@@ -189,15 +189,17 @@ def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
     return hash_values(type(recipe).__name__, plain(recipe), inputs)
 
 
+LATER = ("extend_positions", "weight_sparsity", "quantization")
+"""Fields of recipes that came after the first records; None is what there was before."""
+
+
 def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str:
     """Return ``recipe_hash`` for the plain values of a record.
 
     The attention mask counts by its content, among the inputs: not by its name or file's place.
-    Records from before positions could be extended lack that value: None leaves it out.
+    Records from before one of the fields ``LATER`` lack it: None leaves it out.
     """
-    left_out = {"attention_mask"}
-    if values.get("extend_positions") is None:
-        left_out.add("extend_positions")
+    left_out = {"attention_mask"} | {name for name in LATER if values.get(name) is None}
     values = {name: value for name, value in values.items() if name not in left_out}
     text = json.dumps(
         {"kind": kind, "recipe": values, "inputs": dict(inputs)},

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bertbench.common.compress.layers import OWN_STATE
 from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_json, shown, sync
@@ -51,8 +52,8 @@ def export(
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{shown(output)} exists: name a new folder with --output")
-    checkpoint = _checkpoint(run)
-    recipe, config = _recipe(checkpoint.parent.parent / "config.json")
+    checkpoint = checkpoint_of(run)
+    recipe, config = recipe_of(checkpoint.parent.parent / "config.json")
     groups, _ = load(checkpoint)
     saved_mask = groups.get("attention_mask")
     mask = from_tensors(saved_mask) if saved_mask else None
@@ -63,7 +64,8 @@ def export(
             f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: give "
             f"the vocabulary that the run was made with"
         )
-    state = other_names(groups["model"], config.norm_position, naming, vocab_size=rows)
+    weights = {n: t for n, t in groups["model"].items() if not any(own in n for own in OWN_STATE)}
+    state = other_names(weights, config.norm_position, naming, vocab_size=rows)
     architecture = next((a for name, a in HEADS.items() if name in state), None)
     if architecture is None:
         raise BadInput(f"{checkpoint}: its model has neither of the heads {', '.join(HEADS)}")
@@ -77,18 +79,18 @@ def export(
         described |= _classes(checkpoint.parent.parent / MANIFEST, len(state[CLASSIFIER]))
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
-    with _new_folder(output) as work:
+    with new_folder(output) as work:
         if mask is not None:
             described["bertbench"]["attention_mask"] = WITH_WEIGHTS
             mask.save(work / WITH_WEIGHTS)
         if naming == "nvidia":
             torch.save({"model": _copied(state)}, work / "pytorch_model.bin")
-            _write_json(work / "bert_config.json", described | {"hidden_act": "gelu"})
+            write_json(work / "bert_config.json", described | {"hidden_act": "gelu"})
         else:
             # Hugging Face ties the decoder again by itself, and safetensors keeps no aliases.
             once = {name: t for name, t in _copied(state).items() if name != DECODER_WEIGHT}
             save_file(once, work / "model.safetensors", metadata={"format": "pt"})
-            _write_json(work / "config.json", described | {"architectures": [architecture]})
+            write_json(work / "config.json", described | {"architectures": [architecture]})
         if tokens is not None:
             _write_vocabulary(work, tokens, recipe, naming)
     return {
@@ -102,7 +104,7 @@ def export(
     }
 
 
-def _checkpoint(run: Path) -> Path:
+def checkpoint_of(run: Path) -> Path:
     """Return the newest checkpoint of ``run``; raise BadInput, with the cause where it is known."""
     try:
         return resolve(run).resolve()
@@ -124,11 +126,11 @@ def _write_vocabulary(
         lower = all(t == t.lower() for t in tokens if not t.startswith("["))
         lowercase = recipe.get("lowercase", lower)
         tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase}
-        _write_json(work / "tokenizer_config.json", tokenizer)
+        write_json(work / "tokenizer_config.json", tokenizer)
 
 
 @contextmanager
-def _new_folder(output: Path) -> Iterator[Path]:
+def new_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder and rename it to ``output``; raise BadInput if that fails."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
         ) from error
 
 
-def _recipe(path: Path) -> tuple[dict[str, Any], BertConfig]:
+def recipe_of(path: Path) -> tuple[dict[str, Any], BertConfig]:
     """Return the recipe in a run's ``config.json``, and its model."""
     try:
         recipe = run_config(path)["recipe"]
@@ -194,5 +196,5 @@ def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return copies
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

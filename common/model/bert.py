@@ -85,7 +85,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Return [T, H]. Post-LN: norm(x + sublayer(x)). Pre-LN: x + sublayer(norm(x))."""
         ops = self.ops
-        qkv = ops.linear(self._before(x, self.attention_norm), self.qkv.weight, self.qkv.bias)
+        qkv = self._linear(self._before(x, self.attention_norm), self.qkv)
         # Inline, not in a method: with attention outside the graph, the layer is then two graphs
         # instead of three.
         heads = self.config.num_attention_heads
@@ -96,16 +96,20 @@ class Layer(nn.Module):
             learnt = self.attention_mask.is_floating_point()
             masked = searched_attention if learnt else ops.masked_attention
             context = masked(qkv, tokens, self.attention_mask, num_heads=heads, dropout=dropout)
-        out = ops.linear(context, self.attention_output.weight, self.attention_output.bias)
-        x = self._after(out, x, self.attention_norm)
-        inner = ops.linear_gelu(
-            self._before(x, self.output_norm),
-            self.intermediate.weight,
-            self.intermediate.bias,
-            approximate=self.config.approximate,
-        )
-        out = ops.linear(inner, self.output.weight, self.output.bias)
-        return self._after(out, x, self.output_norm)
+        x = self._after(self._linear(context, self.attention_output), x, self.attention_norm)
+        inner = self._linear(self._before(x, self.output_norm), self.intermediate, gelu=True)
+        return self._after(self._linear(inner, self.output), x, self.output_norm)
+
+    def _linear(self, x: Tensor, part: nn.Linear, *, gelu: bool = False) -> Tensor:
+        """Return ``part`` of x, [T, in] -> [T, out], with GELU behind it where asked."""
+        operands = self._operands(x, part)
+        if gelu:
+            return self.ops.linear_gelu(*operands, approximate=self.config.approximate)
+        return self.ops.linear(*operands)
+
+    def _operands(self, x: Tensor, part: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+        """Return input, weight and bias of ``part``; common/compress changes them."""
+        return x, part.weight, part.bias
 
     def _before(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Return a sublayer's input."""

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fine-tuned question-answering model over padded batches, as other engines compute it.
+
+Inputs and outputs have the names of MLPerf's own reference model (mlcommons/inference,
+language/bert). A quantised model has a pair of QuantizeLinear and DequantizeLinear where training
+rounded; its weights are stored as int8, and its biases as int32 with the step of the sums that they
+are added to, without which ONNX Runtime computes these layers in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers the operators
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bertbench.common.compress.layers import LINEAR, TABLES, CompressedLayer
+from bertbench.common.compress.quantizer import LEVELS, LOWEST, Quantizer
+from bertbench.common.model.bert import BertEncoder, Layer
+
+INPUTS = ("input_ids", "input_mask", "segment_ids")
+OUTPUTS = ("output_start_logits", "output_end_logits")
+_INT32 = 2**31 - 1
+_Q = torch.ops.quantized_decomposed
+
+
+class PaddedBert(nn.Module):
+    """The same function of int64 [B, L] inputs: start and end logits, float32 [B, L]."""
+
+    def __init__(self, encoder: BertEncoder, qa_outputs: nn.Linear) -> None:
+        super().__init__()
+        self.config = encoder.config
+        self.tables = encoder.embeddings
+        self.layers = nn.ModuleList(PaddedLayer(layer) for layer in encoder.layers)
+        self.final_norm = getattr(encoder, "final_norm", None)
+        known = getattr(encoder, "quantizers", {})
+        self.round_output = Round(known["encoder_output"] if known else None)
+        tables = getattr(encoder.embeddings, "quantizers", {})
+        self.round_tables = nn.ModuleList(Round(tables[n] if tables else None) for n in TABLES)
+        self.qa_outputs = qa_outputs
+
+    def forward(
+        self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        x = None
+        ids = input_ids, positions, segment_ids
+        for name, index, rounded in zip(TABLES, ids, self.round_tables, strict=True):
+            rows = rounded(F.embedding(index, getattr(self.tables, name).weight))
+            x = rows if x is None else x + rows
+        batch, length, size = x.shape
+        # Two dimensions: ONNX has a product with a bias (Gemm) for these only.
+        x = x.view(batch * length, size)
+        if self.config.norm_position == "post":
+            x = self.tables.norm(x)
+        # Large enough for a probability of exactly 0 in float32, and within float16's range.
+        hidden = (1.0 - input_mask[:, None, None, :].to(x.dtype)) * -10000.0
+        for layer in self.layers:
+            x = layer(x, hidden)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        logits = self.qa_outputs(self.round_output(x)).view(batch, length, 2)
+        return logits[..., 0], logits[..., 1]
+
+
+class PaddedLayer(nn.Module):
+    """One encoder layer over [B * L, H]."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.config = layer.config
+        self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
+        known = getattr(layer, "quantizers", None)
+
+        def rounded(name: str) -> Round:
+            return Round(None if known is None else known[name])
+
+        for name in LINEAR:
+            self.add_module(name, Product.of(layer, name))
+        self.round_qkv = nn.ModuleList(rounded(name) for name in ("q", "k", "v"))
+        self.round_input = nn.ModuleDict({name: rounded(f"{name}_input") for name in LINEAR})
+        self.round_probabilities = rounded("probabilities")
+        self.round_added = nn.ModuleList(
+            rounded(f"{where}_{what}")
+            for where in ("attention", "output")
+            for what in ("added", "residual")
+        )
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return [B * L, H]; ``hidden`` [B, 1, 1, L] is added to the scores."""
+        pre = self.config.norm_position == "pre"
+        context = self._attention(self.attention_norm(x) if pre else x, hidden)
+        out = self.attention_output(self.round_input["attention_output"](context))
+        x = self._after(out, x, self.attention_norm, *self.round_added[:2])
+        inner = self.round_input["intermediate"](self.output_norm(x) if pre else x)
+        inner = F.gelu(self.intermediate(inner), approximate=self.config.approximate)
+        out = self.output(self.round_input["output"](inner))
+        return self._after(out, x, self.output_norm, *self.round_added[2:])
+
+    def _attention(self, x: Tensor, hidden: Tensor) -> Tensor:
+        batch, length = hidden.shape[0], hidden.shape[-1]
+        size, heads = self.config.hidden_size, self.config.num_attention_heads
+        # One product for the three: ONNX Runtime leaves products that share an input in float32.
+        parts = self.qkv(self.round_input["qkv"](x)).split(size, dim=1)
+        q, k, v = (
+            rounded(part).view(batch, length, heads, size // heads).transpose(1, 2)
+            for part, rounded in zip(parts, self.round_qkv, strict=True)
+        )
+        scores = q @ k.transpose(-1, -2) / math.sqrt(size // heads) + hidden
+        context = self.round_probabilities(scores.softmax(-1)) @ v
+        return context.transpose(1, 2).reshape(batch * length, size)
+
+    def _after(
+        self, x: Tensor, residual: Tensor, norm: nn.Module, added: nn.Module, kept: nn.Module
+    ) -> Tensor:
+        x = added(x) + kept(residual)
+        return x if self.config.norm_position == "pre" else norm(x)
+
+
+class Round(nn.Module):
+    """A quantizer as QuantizeLinear and DequantizeLinear; nothing without one."""
+
+    def __init__(self, quantizer: Quantizer | None) -> None:
+        super().__init__()
+        self.scale = None if quantizer is None else float(quantizer.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.scale is None:
+            return x
+        limits = (self.scale, 0, LOWEST, LEVELS, torch.int8)
+        return _Q.dequantize_per_tensor(_Q.quantize_per_tensor(x, *limits), *limits)
+
+
+class Product(nn.Module):
+    """x @ weight + bias with a stored weight [in, out], int8 or float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, steps: tuple[float, float] | None) -> None:
+        super().__init__()
+        self.steps = steps
+        weight = weight.detach().T.contiguous()
+        if steps is not None:
+            weight = torch.round(weight / steps[1]).clamp(-LEVELS, LEVELS).to(torch.int8)
+            sums = bias.detach().double() / (steps[0] * steps[1])
+            bias = torch.round(sums).clamp(-_INT32, _INT32).to(torch.int32)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias.detach().clone())
+
+    @classmethod
+    def of(cls, layer: Layer, name: str) -> Product:
+        """Return a linear layer of ``layer``."""
+        part, steps = getattr(layer, name), None
+        weight = layer.weight(name) if isinstance(layer, CompressedLayer) else part.weight
+        if (known := getattr(layer, "quantizers", None)) is not None:
+            steps = float(known[f"{name}_input"].scale), float(known[f"{name}_weight"].scale)
+        return cls(weight, part.bias, steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self.steps is not None:
+            step = self.steps[0] * self.steps[1]
+            weight = _Q.dequantize_per_tensor(weight, self.steps[1], 0, LOWEST, LEVELS, torch.int8)
+            bias = _Q.dequantize_per_tensor(bias, step, 0, -_INT32 - 1, _INT32, torch.int32)
+        return torch.addmm(bias, x, weight)

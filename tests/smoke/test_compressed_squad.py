@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole SQuAD runs with 2:4 weights and INT8 rounding, from the command line to the export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bertbench.common.cli.main import main
+from bertbench.common.compress.pruning import most_nonzeros
+from tests.smoke.conftest import manifest
+from tests.smoke.test_squad import EXACT, Runs, files, losses, values  # noqa: F401
+
+BOTH = ("--weight_sparsity", "2:4", "--quantization", "int8", *EXACT)
+
+SAVED = ("--num_samples_per_checkpoint", "72")
+
+
+@pytest.fixture
+def runs(files: Path, tmp_path: Path) -> Runs:  # noqa: F811
+    return Runs(files, tmp_path / "results")
+
+
+def state(record: Path) -> dict[str, torch.Tensor]:
+    return load_file(max((record / "checkpoints").iterdir()) / "model.safetensors")
+
+
+def test_compression_survives_ranks_a_resume_and_the_export(runs, tmp_path, capsys):
+    whole = runs.run(*BOTH, *SAVED)
+    found = manifest(whole)["extras"]["compression"]
+    assert found["pruned_weights"] == found["quantized_weights"] == 8
+    assert found["quantized_activations"] == 28 and found["pruned_weights_kept"] == 0.5
+    assert found["calibration_samples"] == 128 and values(whole)["f1"] > 0
+    saved = state(whole)
+    pruned = [name for name in saved if name.endswith("_mask")]
+    assert len(pruned) == 8
+    for name in pruned:
+        weight = saved[name.replace("_mask", ".weight")]
+        assert most_nonzeros(weight) == 2 and torch.equal(weight != 0, saved[name])
+    assert "2:4 sparsity: 8 weight matrices keep 50.0 %" in (whole / "console.log").read_text()
+
+    two = runs.run(*BOTH, ranks=2)
+    other = state(two)
+    for name, tensor in saved.items():
+        if name.endswith("_mask"):  # chosen from the same weights
+            assert torch.equal(tensor, other[name])
+        elif name.endswith("amax"):  # from the same samples, in other parts
+            assert torch.allclose(tensor, other[name], rtol=1e-5)
+    # Other dropout and roundings, whose effects grow.
+    assert losses(two)[:8] == pytest.approx(losses(whole)[:8], rel=0.02)
+
+    earlier = min((whole / "checkpoints").iterdir())
+    resumed = runs.run(*BOTH, *SAVED, "--resume", str(earlier))
+    assert 0 < len(losses(resumed)) < len(losses(whole))
+    again = state(resumed)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in saved.items())
+
+    assert main(["export-weights", str(whole), "--output", str(tmp_path / "weights")]) == 0
+    exported = load_file(tmp_path / "weights" / "model.safetensors")
+    assert not [name for name in exported if "mask" in name or "quantizer" in name]
+    assert most_nonzeros(exported["bert.encoder.layer.0.attention.self.query.weight"]) == 2
+    capsys.readouterr()
+    pytest.importorskip("onnxscript", reason="the extra [onnx] is absent")
+    output = tmp_path / "export"
+    words = ["export-onnx", str(whole), "--output", str(output), "--json"]
+    assert main(words) == 2 and "--vocab_file" in capsys.readouterr().err
+    assert main([*words, "--vocab_file", str(runs.data / "vocab.txt")]) == 0
+    described = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert described["metrics"]["f1"] == values(whole)["f1"]
+    assert (described["quantization"], described["weight_sparsity"]) == ("int8", "2:4")
+    assert sorted(p.name for p in output.iterdir()) == ["export.json", "model.onnx", "vocab.txt"]
+
+
+def test_compression_without_training_is_refused(runs, capsys):
+    runs.run(*BOTH, "--no-do_train", code=1)
+    assert "need --do_train" in capsys.readouterr().out
