@@ -89,9 +89,8 @@ class SquadTask(Task):
                 "--weight_sparsity and --quantization need --do_train: the calibration reads "
                 "training samples. `bertbench infer` measures a compressed model without training"
             )
-        device = self.model.qa_outputs.weight.device
         return self.compression.start(
-            self.model, self.train_batches(None), partial(self.loss, self.model), device, self.world
+            self.model, self.train_batches(None), partial(self.loss, self.model), self.world
         )
 
     def optimizer_options(self) -> OptimizerOptions:

@@ -11,6 +11,7 @@ three tables ("MLPerf INT8 BERT Finetuning"). The heads stay in floating point.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -62,24 +63,31 @@ class CompressedLayer(Layer):
     def scale_weights(self) -> None:
         """Set the scale of each weight, as pruned, from its largest magnitude."""
         for name in LINEAR if self.quantizers is not None else ():
-            quantizer = self.quantizers[f"{name}_weight"]
+            quantizer = self.quantizer(f"{name}_weight")
             quantizer.begin_range()
             self.weight(name)
             quantizer.finish()
+
+    def quantizer(self, site: str) -> Quantizer:
+        """Return the quantizer of a place of a quantised layer."""
+        assert self.quantizers is not None
+        found = self.quantizers[site]
+        assert isinstance(found, Quantizer)
+        return found
 
     def weight(self, name: str) -> Tensor:
         """Return a linear layer's weight [out, in] as it is used: pruned and quantised."""
         weight: Tensor = getattr(self, name).weight
         if name in self.pruned:
             weight = weight * getattr(self, f"{name}_mask")
-        return weight if self.quantizers is None else self.quantizers[f"{name}_weight"](weight)
+        return weight if self.quantizers is None else self.quantizer(f"{name}_weight")(weight)
 
     def _operands(self, x: Tensor, part: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         name = next(n for n in LINEAR if getattr(self, n) is part)
         if self.quantizers is None:
             return x, self.weight(name), part.bias
-        inputs, weights = (self.quantizers[f"{name}_{what}"] for what in ("input", "weight"))
-        bias = part.bias
+        inputs, weights = (self.quantizer(f"{name}_{what}") for what in ("input", "weight"))
+        bias: Tensor = part.bias
         if inputs.mode == weights.mode == "on":
             # INT8 engines add the bias to int32 sums: it has their step.
             step = inputs.scale * weights.scale
@@ -89,8 +97,8 @@ class CompressedLayer(Layer):
     def _after(self, x: Tensor, residual: Tensor, norm: nn.LayerNorm) -> Tensor:
         if self.quantizers is not None:
             where = "attention" if norm is self.attention_norm else "output"
-            x = self.quantizers[f"{where}_added"](x)
-            residual = self.quantizers[f"{where}_residual"](residual)
+            x = self.quantizer(f"{where}_added")(x)
+            residual = self.quantizer(f"{where}_residual")(residual)
         return super()._after(x, residual, norm)
 
 
@@ -105,12 +113,12 @@ class QuantizedAttention:
             raise AttributeError(name)
         return getattr(self._ops, name)
 
-    @torch.compiler.disable  # it loops over lengths that differ in each batch
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it loops over lengths that differ in each batch
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
         """Return self-attention within each sequence: [T, 3H] -> [T, H]."""
         return self._attend(qkv, tokens, None, num_heads, dropout)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def masked_attention(
         self, qkv: Tensor, tokens: Tokens, mask: Tensor, *, num_heads: int, dropout: float
     ) -> Tensor:
@@ -189,6 +197,11 @@ def compress(model: nn.Module, *, prune: bool, quantize: bool) -> None:
 
 def _round_output(encoder: BertEncoder, _inputs: Any, output: Tensor) -> Tensor:
     return encoder.quantizers["encoder_output"](output)  # type: ignore[operator,index]
+
+
+def weights_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's state, tensors [...] by name, without masks and scales."""
+    return {name: t for name, t in state.items() if not any(mark in name for mark in OWN_STATE)}
 
 
 def compressed_layers(model: nn.Module) -> list[CompressedLayer]:

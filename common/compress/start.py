@@ -54,13 +54,12 @@ class Compression:
         model: nn.Module,
         steps: Iterable[Any],
         forward: Callable[[Any, Any], Any],
-        device: torch.device,
         world: World,
     ) -> list[str]:
         """Prune ``model`` and calibrate it on this rank's first ``steps``; return notes.
 
-        ``forward`` takes a micro-batch on ``device`` and its step. Where a checkpoint is resumed
-        afterwards, its masks and scales replace these.
+        ``forward`` takes a micro-batch on the model's device and its step. Where a checkpoint is
+        resumed afterwards, its masks and scales replace these.
         """
         for layer in compressed_layers(model):
             layer.prune()
@@ -72,6 +71,7 @@ class Compression:
                 if samples >= CALIBRATION_SAMPLES:
                     break
             self.calibration_samples = samples
+            device = next(model.parameters()).device
 
             def run() -> None:
                 for step in taken:

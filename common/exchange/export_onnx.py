@@ -112,7 +112,9 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     Weights beyond 2 GB, which ONNX's own format cannot hold, go to a file beside it. Raises
     Unsupported without the package onnxscript.
     """
-    padded = PaddedBert(model.encoder, model.qa_outputs).eval()
+    encoder, head = model.encoder, model.qa_outputs
+    assert isinstance(encoder, BertEncoder) and isinstance(head, nn.Linear)
+    padded = PaddedBert(encoder, head).eval()
     length = min(32, padded.config.max_position_embeddings)
     batch, most = torch.export.Dim("batch"), padded.config.max_position_embeddings
     axes = {0: batch, 1: torch.export.Dim("length", max=most)}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bertbench.common.compress.layers import OWN_STATE
+from bertbench.common.compress.layers import weights_of
 from bertbench.common.data.tokenization import PAD, is_padded, read_vocab
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_json, shown, sync
@@ -64,8 +64,7 @@ def export(
             f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: give "
             f"the vocabulary that the run was made with"
         )
-    weights = {n: t for n, t in groups["model"].items() if not any(own in n for own in OWN_STATE)}
-    state = other_names(weights, config.norm_position, naming, vocab_size=rows)
+    state = other_names(weights_of(groups["model"]), config.norm_position, naming, vocab_size=rows)
     architecture = next((a for name, a in HEADS.items() if name in state), None)
     if architecture is None:
         raise BadInput(f"{checkpoint}: its model has neither of the heads {', '.join(HEADS)}")

@@ -10,6 +10,7 @@ are added to, without which ONNX Runtime computes these layers in float32.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
@@ -33,7 +34,7 @@ class PaddedBert(nn.Module):
         super().__init__()
         self.config = encoder.config
         self.tables = encoder.embeddings
-        self.layers = nn.ModuleList(PaddedLayer(layer) for layer in encoder.layers)
+        self.layers = nn.ModuleList(PaddedLayer(cast("Layer", layer)) for layer in encoder.layers)
         self.final_norm = getattr(encoder, "final_norm", None)
         known = getattr(encoder, "quantizers", {})
         self.round_output = Round(known["encoder_output"] if known else None)
@@ -45,11 +46,12 @@ class PaddedBert(nn.Module):
         self, input_ids: Tensor, input_mask: Tensor, segment_ids: Tensor
     ) -> tuple[Tensor, Tensor]:
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        x = None
         ids = input_ids, positions, segment_ids
-        for name, index, rounded in zip(TABLES, ids, self.round_tables, strict=True):
-            rows = rounded(F.embedding(index, getattr(self.tables, name).weight))
-            x = rows if x is None else x + rows
+        word, position, segment = (
+            rounded(F.embedding(index, getattr(self.tables, name).weight))
+            for name, index, rounded in zip(TABLES, ids, self.round_tables, strict=True)
+        )
+        x: Tensor = word + position + segment
         batch, length, size = x.shape
         # Two dimensions: ONNX has a product with a bias (Gemm) for these only.
         x = x.view(batch * length, size)
@@ -77,8 +79,9 @@ class PaddedLayer(nn.Module):
         def rounded(name: str) -> Round:
             return Round(None if known is None else known[name])
 
-        for name in LINEAR:
-            self.add_module(name, Product.of(layer, name))
+        self.qkv, self.attention_output, self.intermediate, self.output = (
+            Product.of(layer, name) for name in LINEAR
+        )
         self.round_qkv = nn.ModuleList(rounded(name) for name in ("q", "k", "v"))
         self.round_input = nn.ModuleDict({name: rounded(f"{name}_input") for name in LINEAR})
         self.round_probabilities = rounded("probabilities")
@@ -135,6 +138,9 @@ class Round(nn.Module):
 
 class Product(nn.Module):
     """x @ weight + bias with a stored weight [in, out], int8 or float32."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor, steps: tuple[float, float] | None) -> None:
         super().__init__()

@@ -86,8 +86,7 @@ class Layer(nn.Module):
         """Return [T, H]. Post-LN: norm(x + sublayer(x)). Pre-LN: x + sublayer(norm(x))."""
         ops = self.ops
         qkv = self._linear(self._before(x, self.attention_norm), self.qkv)
-        # Inline, not in a method: with attention outside the graph, the layer is then two graphs
-        # instead of three.
+        # Inline, not in a method: with attention outside the graph, a layer is then two graphs.
         heads = self.config.num_attention_heads
         dropout = self.config.attention_dropout if self.training else 0.0
         if self.attention_mask is None:

@@ -38,9 +38,7 @@ def started(model, *, prune: bool = True, quantize: bool = True) -> Compression:
     )
     compression = Compression.of(recipe, model)
     step = SimpleNamespace(num_samples=64, micro_batches=[batch(9, 30, 4), batch(17, 48)])
-    notes = compression.start(
-        model, iter([step] * 9), lambda part, _: model(part), torch.device("cpu"), ONE
-    )
+    notes = compression.start(model, iter([step] * 9), lambda part, _: model(part), ONE)
     assert len(notes) == prune + quantize
     return compression
 
