@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bertbench.common.report import markdown
 from bertbench.common.report.page import Report
+from bertbench.common.results.attention import attention
 from bertbench.common.results.seals import MANIFEST
 from bertbench.common.results.store import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = "peers"
 """Folder of the comparisons with other software by tools/bench_*."""
+MASKS = "masks"
+"""Folder of the runs that compare attention masks: their speed was not of interest."""
 BEGIN, END = "<!-- results: written by tools/readme_results.py -->", "<!-- end of results -->"
 TABLES = ("configurations", "scaling-table")
 
@@ -45,7 +49,8 @@ def committed(results: Path) -> list[Path]:
 
 def of_records(results: Path) -> str:
     """Return the report's tables of measured runs as Markdown, without links."""
-    report = Report(*load_results(committed(results), references=False))
+    measured = [p for p in committed(results) if (results / MASKS) not in p.parents]
+    report = Report(*load_results(measured, references=False))
     found = [t for s in report.sections for t in s.tables if t.id in TABLES and not s.simulated]
     return "\n\n".join("\n".join((t.intro, "", *markdown.rows(t, links=False))) for t in found)
 
@@ -78,6 +83,35 @@ def of_glue(results: Path) -> str:
     return _of_peers(results / PEERS / "glue", parts)
 
 
+def of_masks(results: Path) -> str:
+    """Return the table of the runs that continued from the same weights, each under one mask."""
+    folder = results / MASKS
+    records = [p for p in committed(results) if folder in p.parents]
+    runs = load_results(records, references=False)[0]
+    goals = {  # of the searches, by the hash of the mask that each found
+        run.manifest["extras"]["mask_search"]["hash"]: run.config["recipe"]["target_sparsity"]
+        for run in runs
+        if attention(run).searched
+    }
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        mask = attention(run)
+        if not mask.searched:
+            goal = goals.get(mask.key)
+            name = mask.name if goal is None else f"**searched**, goal {100 * goal:g} %"
+            point = 100 * (mask.sparsity_ratio or 0), run.metrics["mlm_accuracy"]["value"]
+            found.setdefault(name, []).append(point)
+    lines = [
+        "| mask | sparsity ratio, % | seeds | MLM accuracy, mean (lowest to highest) |",
+        "|---|--:|--:|--:|",
+    ]
+    for name, points in sorted(found.items(), key=lambda row: row[1]):
+        ratios, scores = zip(*points, strict=True)
+        spread = f"{statistics.mean(scores):.4f} ({min(scores):.4f} to {max(scores):.4f})"
+        lines.append(f"| {name} | {statistics.mean(ratios):.1f} | {len(scores)} | {spread} |")
+    return "\n".join(lines)
+
+
 def of_sparse(results: Path) -> str:
     """Return the tables of tools/bench_sparse.py's saved results."""
     import bench_sparse
@@ -105,6 +139,7 @@ PAGES = {
     "benchmarks/bert_squad/README.md": of_squad,
     "benchmarks/glue/README.md": of_glue,
     "docs/sparse-attention.md": of_sparse,
+    "benchmarks/sparse_bert/README.md": of_masks,
 }
 
 
