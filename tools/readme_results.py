@@ -89,7 +89,7 @@ def of_masks(results: Path) -> str:
     records = [p for p in committed(results) if folder in p.parents]
     runs = load_results(records, references=False)[0]
     goals = {  # of the searches, by the hash of the mask that each found
-        run.manifest["extras"]["mask_search"]["hash"]: run.config["recipe"]["target_sparsity"]
+        run.manifest["extras"]["mask_search"]["hash"]: run.config["recipe"]
         for run in runs
         if attention(run).searched
     }
@@ -98,7 +98,10 @@ def of_masks(results: Path) -> str:
         mask = attention(run)
         if not mask.searched:
             goal = goals.get(mask.key)
-            name = mask.name if goal is None else f"**searched**, goal {100 * goal:g} %"
+            name = mask.name
+            if goal is not None:
+                name = f"**searched**, goal {100 * goal['target_sparsity']:g} %"
+                name += ", [CLS] kept" if goal["search_globals"] == "0" else ""
             point = 100 * (mask.sparsity_ratio or 0), run.metrics["mlm_accuracy"]["value"]
             found.setdefault(name, []).append(point)
     lines = [
