@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,7 +41,7 @@ from bertbench.common.model.config import SIZES, Gelu
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.schedule import warmup_linear
 from bertbench.common.training.events import EvalEvent
-from bertbench.common.training.task import OptimizerOptions, Plan, Task
+from bertbench.common.training.task import OptimizerOptions, Plan, Task, TaskFacts
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
@@ -80,6 +81,13 @@ class SquadTask(Task):
         model = BertForQuestionAnswering(self.recipe.model, ops)
         self.compression = Compression.of(self.recipe, model)
         return model
+
+    def facts(self) -> TaskFacts:
+        found = super().facts()
+        if self.compression is None or not self.compression.quantize:
+            return found
+        kernels = {**found.kernels, "attention": "int8-rounded-per-sequence"}
+        return replace(found, kernels=kernels)
 
     def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
         if self.compression is None:

@@ -34,6 +34,7 @@ def test_compression_survives_ranks_a_resume_and_the_export(runs, tmp_path, caps
     found = manifest(whole)["extras"]["compression"]
     assert found["pruned_weights"] == found["quantized_weights"] == 8
     assert found["quantized_activations"] == 28 and found["pruned_weights_kept"] == 0.5
+    assert manifest(whole)["extras"]["kernels"]["attention"] == "int8-rounded-per-sequence"
     assert found["calibration_samples"] == 128 and values(whole)["f1"] > 0
     saved = state(whole)
     pruned = [name for name in saved if name.endswith("_mask")]
