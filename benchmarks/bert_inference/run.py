@@ -105,7 +105,11 @@ class _Run:
         settings = _conf(self._settings)
         inputs = self._questions.inputs
         cut = Cut(tokens=impl.batch_tokens, length=recipe.max_seq_length if impl.padded else None)
-        expected = {"min_query_count": 1024} if recipe.scenario == "SingleStream" else {}
+        expected: dict[str, float] = {}
+        if recipe.profile == "non-official":
+            expected["min_query_count"] = 1  # mlperf.conf's is the official sample set's
+        elif recipe.scenario == "SingleStream":
+            expected["min_query_count"] = 1024
         estimate = {"Offline": "target_qps", "Server": None}.get(recipe.scenario, "target_latency")
         if any(s.key == estimate for s in settings) or run.mode == "accuracy":
             estimate = None
@@ -128,8 +132,7 @@ class _Run:
                 *((run.audit,) if run.audit else ()),
             ),
             settings=settings,
-            # mlperf.conf's counts are those of the official sample set.
-            expected={"min_query_count": 1} if recipe.profile == "non-official" else expected,
+            expected=expected,
             estimate=estimate,
             warm_up_s=min(5.0, recipe.min_duration_ms / 5000),
             audit_conf=CONF,
