@@ -36,6 +36,9 @@ FINE = "--num_train_epochs 1 --learning_rate 2e-5"
 """Training through INT8 begins with trained weights: fewer steps and a lower rate suffice."""
 
 
+FINISHED = ("ok", "below_quality")
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """One of the compared models."""
@@ -156,8 +159,8 @@ class Pipeline:
             raise BertbenchError(f"{step.name} ended with code {code}; the same command resumes it")
         if not step.is_run:
             return True
-        status = self._status(self._record(step.made))
-        if status in ("ok", "below_quality"):
+        status = status_of(self._record(step.made))
+        if status in FINISHED:
             return True
         if step.resumes:
             raise BertbenchError(f"{step.name}: {status}; the same command resumes it")
@@ -181,12 +184,13 @@ class Pipeline:
         found = sorted(folder.glob(f"*/*/*/{MANIFEST}"), key=lambda p: p.parent.name)
         return found[-1].parent if found else folder / "RUN"
 
-    @staticmethod
-    def _status(record: Path) -> str:
-        try:
-            return str(read_json(record / MANIFEST)["status"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return "no record"
+
+def status_of(record: Path) -> str:
+    """Return a record's status, or that there is none."""
+    try:
+        return str(read_json(record / MANIFEST)["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no record"
 
 
 def call(words: Sequence[str]) -> int:
@@ -237,8 +241,8 @@ def read(argv: Sequence[str]) -> Pipeline:
         raise BadInput(f"--scenarios {unknown[0]}: choose from {', '.join(SCENARIOS)}")
     if not asked.predict_file.is_file():
         raise BadInput(f"--predict_file {shown(asked.predict_file)}: no such file")
-    if asked.dense is not None and not (asked.dense / MANIFEST).is_file():
-        raise BadInput(f"--dense {shown(asked.dense)}: not a run's folder")
+    if asked.dense is not None and (status := status_of(asked.dense)) not in FINISHED:
+        raise BadInput(f"--dense {shown(asked.dense)}: {status}: give the folder of a finished run")
     return Pipeline(asked, asked.training)
 
 

@@ -128,7 +128,9 @@ def test_a_finished_run_replaces_the_dense_training(
     run = tmp_path / "run"
     run.mkdir()
     assert pipeline.main([*words, "--dense", str(run)]) == 2  # not a record
-    (run / "manifest.json").write_text("{}")
+    (run / "manifest.json").write_text('{"status": "interrupted"}')
+    assert pipeline.main([*words, "--dense", str(run)]) == 2  # still running, or cut off
+    (run / "manifest.json").write_text('{"status": "ok"}')
     assert pipeline.main([*words, "--dense", str(run)]) == 0
     assert sum("-m" in w for w in commands.seen) == 3
     assert commands.seen[0][1:3] == ["export-onnx", str(run)]
