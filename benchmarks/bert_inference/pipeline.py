@@ -36,6 +36,7 @@ FINE = "--num_train_epochs 1 --learning_rate 2e-5"
 """Training through INT8 begins with trained weights: fewer steps and a lower rate suffice."""
 
 
+CHECKPOINT = "checkpoints/step_*"
 FINISHED = ("ok", "below_quality")
 
 
@@ -88,7 +89,7 @@ class Pipeline:
                 run = given
             else:
                 yield self._training(model, folder / "training")
-                run = self._record(folder / "training")
+                run = self._record(folder / "training", CHECKPOINT)
             export, weights = folder / "export", folder / "weights"
             vocab = self.asked.vocab_file
             words = ["export-onnx", str(run), "--output", str(export)]
@@ -149,7 +150,7 @@ class Pipeline:
     def _do(self, number: int, step: Step) -> bool:
         """Run a step; return whether it is finished for good."""
         words = list(step.words)
-        if step.resumes and any(step.made.glob("*/*/*/checkpoints/step_*")):
+        if step.resumes and any(step.made.glob(f"*/*/*/{CHECKPOINT}")):
             words += ["--resume", "last"]
         elif not step.is_run and step.name.endswith(("export", "weights", "report")):
             shutil.rmtree(step.made, ignore_errors=True)  # of a step that did not end
@@ -179,10 +180,14 @@ class Pipeline:
             )
 
     @staticmethod
-    def _record(folder: Path) -> Path:
-        """Return the newest record in an output folder; before a dry run's steps, its place."""
-        found = sorted(folder.glob(f"*/*/*/{MANIFEST}"), key=lambda p: p.parent.name)
-        return found[-1].parent if found else folder / "RUN"
+    def _record(folder: Path, holding: str = MANIFEST) -> Path:
+        """Return the newest record in an output folder that has a file; before any, its place.
+
+        One that resumed a finished run, to answer the questions, has no checkpoint of its own.
+        """
+        found = {next(p for p in f.parents if p.parent.parent.parent == folder)
+                 for f in folder.glob(f"*/*/*/{holding}")}  # fmt: skip
+        return max(found, key=lambda p: p.name, default=folder / "RUN")
 
 
 def status_of(record: Path) -> str:

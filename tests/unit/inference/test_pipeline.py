@@ -28,7 +28,9 @@ class Commands:
         if "--output_dir" in words:
             folder = Path(words[words.index("--output_dir") + 1]) / "system" / "benchmark"
             record = folder / f"run{len(list(folder.glob('*'))):03d}"
-            (record / "checkpoints" / "step_00000001").mkdir(parents=True)
+            record.mkdir(parents=True)
+            if "--resume" not in words:  # a run that had all its steps saves nothing again
+                (record / "checkpoints" / "step_00000001").mkdir(parents=True)
             if status is not None:
                 (record / "manifest.json").write_text(json.dumps({"status": status}))
         return code
@@ -91,6 +93,8 @@ def test_the_same_command_does_what_is_left(commands: Commands, words: list[str]
     first = commands.seen[0]
     assert "--quantization" in first and after(first, "--resume") == "last"
     assert sum("-m" in w for w in commands.seen) == 3
+    exported = next(w for w in commands.seen if "export-onnx" in w)
+    assert Path(exported[2]).name == "run000"  # which has the checkpoint
     commands.seen = []
     assert pipeline.main(words) == 0
     assert commands.names() == ["report"]
