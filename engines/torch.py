@@ -66,8 +66,8 @@ class Torch(Engine):
         onnx, given = cls.module(), _given(options)
         torch.set_num_threads(options.num_threads)
         backend = registry.load(_backend(options.provider))(0)
-        precision = backend.resolve_precision(given["precision"])
-        backend.verify_precision(precision)  # and sets the switches of TF32
+        precision = _precision(backend, given["precision"])
+        numerics = backend.verify_precision(precision)  # which sets the switches of TF32, too
         try:
             graph = onnx.load(str(exported.onnx)).graph
         except Exception as error:  # of protobuf, or a file of weights that is missing
@@ -91,6 +91,7 @@ class Torch(Engine):
             "num_threads": torch.get_num_threads(),
             "device": None if backend.name == HOST else backend.describe().name,
             "precision": precision,
+            "numerics": numerics,
             "attention": "scaled_dot_product_attention" if plan.operators["Attention"]
             else "float over int8-rounded values" if plan.operators["Round"] else "float",
             "sparse_kernels": sparse,
@@ -143,6 +144,19 @@ def _backend(provider: str) -> str:
             f"{', '.join(registry.names())}"
         )
     return found
+
+
+def _precision(backend: Backend, name: str) -> str:
+    """Return ``name``; raises Unsupported where the device does not compute in it."""
+    found = backend.capabilities
+    if name not in found.precisions:
+        reason = found.notes.get(name, "unknown to this backend")
+        have = [precision for precision in OPTIONS["precision"] if precision in found.precisions]
+        raise Unsupported(
+            f"--provider_option precision={name}: {backend.name} has no {name} ({reason}); it has "
+            f"{', '.join(have)}"
+        )
+    return name
 
 
 def _check_names(graph: Any, exported: Exported) -> None:
@@ -233,7 +247,7 @@ def _problem(device: torch.device, layer: Linear, make: Maker, *, sparse: bool) 
         kind = torch.int8 if isinstance(made, Int8Linear) else made.weight.dtype
         found = made.product(x.to(device, kind)).cpu().double()
     except Exception as error:  # whatever a device may raise, it is the reason
-        return why(error)
+        return why(error).partition(". ")[0]
     bound = 0.0 if layer.step is not None else _TOLERANCE * float(exact.abs().max())
     off = float((found - exact).abs().max())
     return None if off <= bound else f"its results are off by {off:.2g}"

@@ -62,10 +62,12 @@ class Int8Linear:
 
     def product(self, x: Tensor) -> Tensor:
         """Return the sums x @ weight.T, int32 [rows, out], of int8 [rows, in]."""
-        rows = len(x)
+        rows, x = len(x), x.contiguous()
         if self.sparse:
+            # The kernel takes the dense operand by columns, and gives the transpose.
             x = _filled(x, -rows % SPARSE_ROWS)
-            return torch._cslt_sparse_mm(self.weight, x.T, out_dtype=torch.int32).T[:rows]
+            sums = torch._cslt_sparse_mm(self.weight, x.T, out_dtype=torch.int32)
+            return sums.T[:rows].contiguous()
         return torch._int_mm(_filled(x, max(0, LEAST_ROWS - rows)), self.weight.T)[:rows]
 
 

@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
     settings = _settings(given, flags, exported)
     if importlib.util.find_spec("mlperf_loadgen") is None:
         raise Unsupported("LoadGen is not installed: pip install 'bertbench[onnx]'")
-    load(given.engine).check(EngineOptions(provider=given.provider))
+    options = dict(text.split("=", 1) for text in given.provider_option)
+    load(given.engine).check(EngineOptions(provider=given.provider, provider_options=options))
     from bertbench.benchmarks.bert_inference.run import run
 
     return run(settings, exported)
