@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 ENGINES = {
     "onnxruntime": "bertbench.engines.onnxruntime:OnnxRuntime",
     "openvino": "bertbench.engines.openvino:OpenVino",
+    "torch": "bertbench.engines.torch:Torch",
 }
 """Name -> module:class."""
 

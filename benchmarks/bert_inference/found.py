@@ -55,7 +55,7 @@ class Found:
         """Return the manifest's extras, as JSON values."""
         about = {n: v for n, v in plain(exported).items() if n != "folder"}
         return {
-            "precision": exported.quantization or "fp32",
+            "precision": exported.quantization or self.engine.get("precision", "fp32"),
             "parameters": exported.parameters,
             "profile": settings.recipe.profile,
             "export": about,
@@ -78,7 +78,8 @@ def opening(
     """Yield the lines that a run begins with: scenario, model, questions and batches."""
     recipe, impl = settings.recipe, settings.impl
     yield f"{recipe.scenario} ({recipe.profile} profile) on {device.runtime}: {device.name}"
-    kind = ", ".join(filter(None, (exported.quantization or "fp32", exported.weight_sparsity)))
+    precision = exported.quantization or engine.get("precision", "fp32")
+    kind = ", ".join(filter(None, (precision, exported.weight_sparsity)))
     yield f"model       {exported.folder}: {exported.parameters:,} parameters, {kind}"
     samples = len(questions.inputs)
     yield f"questions   {questions.file}: {samples:,} samples"

@@ -22,7 +22,7 @@ from bertbench.engines.exported import read_export
 if TYPE_CHECKING:
     from bertbench.engines.exported import Exported
 
-_TOKENS = {"CPU": 4096}
+_TOKENS = {"CPU": 4096, "CPU_REF": 4096}
 """Provider -> tokens of a batch; others get _MANY: 256 full sequences."""
 _MANY = 256 * 384
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
     settings = _settings(given, flags, exported)
     if importlib.util.find_spec("mlperf_loadgen") is None:
         raise Unsupported("LoadGen is not installed: pip install 'bertbench[onnx]'")
-    load(given.engine).check(EngineOptions(provider=given.provider))
+    options = dict(text.split("=", 1) for text in given.provider_option)
+    load(given.engine).check(EngineOptions(provider=given.provider, provider_options=options))
     from bertbench.benchmarks.bert_inference.run import run
 
     return run(settings, exported)

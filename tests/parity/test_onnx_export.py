@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's exported model, as ONNX Runtime computes it, beside the run's own."""
+"""A run's exported model, as ONNX Runtime and PyTorch compute it, beside the run's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from bertbench import engines
 from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering
 from bertbench.common.compress.layers import LINEAR, compress, compressed_layers
 from bertbench.common.compress.pruning import most_nonzeros
@@ -18,6 +19,8 @@ from bertbench.common.distributed.world import World
 from bertbench.common.exchange.export_onnx import write_onnx
 from bertbench.common.exchange.onnx_model import INPUTS, OUTPUTS, PaddedBert
 from bertbench.common.model.ops import Ops
+from bertbench.engines.base import Batch, Engine, EngineOptions
+from bertbench.engines.exported import Exported
 from tests.unit.compress.conftest import batch, config
 
 LAYERS = 2
@@ -70,6 +73,16 @@ def check_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert expected.abs().max() > 0.5
 
 
+def torch_engine(folder: Path, model: BertForQuestionAnswering) -> Engine:
+    exported = Exported(
+        folder=folder, model=model.config, max_seq_length=48, doc_stride=8, max_query_length=8,
+        lowercase=True, quantization="int8", weight_sparsity="2:4", parameters=1, run=None,
+        recipe_hash=None,
+    )  # fmt: skip
+    options = EngineOptions(num_threads=torch.get_num_threads())
+    return engines.load("torch").load(exported, options)
+
+
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
 @pytest.mark.parametrize("make", [weights, compressed])
 def test_padded_model_equals_the_unpadded_one(make, norm_position: str) -> None:
@@ -97,9 +110,15 @@ def test_onnx_runtime_computes_the_quantized_model_in_int8(norm_position, tmp_pa
     assert [x.name for x in session.get_outputs()] == list(OUTPUTS)
     with torch.no_grad():
         expected = model(GIVEN)
+    engine = torch_engine(tmp_path, model)
     for length in (41, 48):  # not the length of the export
         inputs = dict(zip(INPUTS, (x.numpy() for x in padded(length)), strict=True))
         check_equal(of_tokens(*session.run(None, inputs)), expected)
+        check_equal(of_tokens(*engine.run(Batch(*inputs.values()))), expected)
+    facts = engine.describe()
+    assert (facts["linear_int8"], facts["linear_float"]) == (4 * LAYERS, 0)
+    assert facts["operators"]["Int8Linear"] == 4 * LAYERS
+    assert facts["attention"] == "float over int8-rounded values"
 
     done = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     # Four linear layers, and the two products of attention; the head alone stays in float32.

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORDER = (
     "common.errors", "common.files", "common.native", "common.config", "common.masks",
-    "common.data", "common.model", "common.compress", "common.optim", "engines", "common.measure",
-    "backends",
+    "common.data", "common.model", "common.compress", "common.optim", "common.measure",
+    "backends", "engines",
     "common.distributed", "common.training", "common.launch", "common.mlperf", "common.results",
     "common.prepare", "common.exchange", "common.report", "benchmarks", "common.choices",
     "common.run", "common.cli", "api", "__main__",
