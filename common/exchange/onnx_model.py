@@ -4,13 +4,14 @@
 Inputs and outputs have the names of MLPerf's own reference model (mlcommons/inference,
 language/bert). A quantised model has a pair of QuantizeLinear and DequantizeLinear where training
 rounded; its weights are stored as int8, and its biases as int32 with the step of the sums that they
-are added to, without which ONNX Runtime computes these layers in float32.
+are added to, without which ONNX Runtime computes these layers in float32. Each use of a rounded
+value has a pair of its own (``keep_apart``).
 """
 
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
@@ -169,3 +170,28 @@ class Product(nn.Module):
             weight = _Q.dequantize_per_tensor(weight, self.steps[1], 0, LOWEST, LEVELS, torch.int8)
             bias = _Q.dequantize_per_tensor(bias, step, 0, -_INT32 - 1, _INT32, torch.int32)
         return torch.addmm(bias, x, weight)
+
+
+def keep_apart(graph: Any) -> None:
+    """Give each use of a rounded value its own pair of QuantizeLinear and DequantizeLinear.
+
+    ``graph`` is onnx_ir's. On x86 ONNX Runtime turns int8 activations into the uint8 of its fast
+    products only where a QuantizeLinear has one DequantizeLinear behind it: a layer's input, which
+    is rounded for the product and for the residual, is computed ten times as slowly otherwise. Both
+    roundings are the same, so that optimizers would join them again; the attribute axis, which
+    means nothing for one scale, makes them differ.
+    """
+    import onnx_ir
+
+    for dequantize in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        quantize = dequantize.inputs[0].producer()
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        for number, (user, place) in enumerate(list(dequantize.outputs[0].uses())[1:]):
+            axis = {"axis": -1 - number}
+            inputs = quantize.inputs
+            for node in (quantize, dequantize):
+                copy = onnx_ir.node(node.op_type, [inputs[0], *node.inputs[1:]], axis)
+                graph.insert_before(user, copy)
+                inputs = copy.outputs
+            user.replace_input_with(place, inputs[0])
