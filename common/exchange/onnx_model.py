@@ -80,8 +80,15 @@ class PaddedLayer(nn.Module):
         def rounded(name: str) -> Round:
             return Round(None if known is None else known[name])
 
-        self.qkv, self.attention_output, self.intermediate, self.output = (
-            Product.of(layer, name) for name in LINEAR
+        self.attention_output, self.intermediate, self.output = (
+            Product.of(layer, name) for name in LINEAR[1:]
+        )
+        # Three products if quantised: each then rounds its own sums to int8 as it writes them.
+        size = self.config.hidden_size
+        rows = [slice(n * size, (n + 1) * size) for n in range(3)]
+        self.qkv = nn.ModuleList(
+            Product.of(layer, LINEAR[0], part)
+            for part in ([slice(None)] if known is None else rows)
         )
         self.round_qkv = nn.ModuleList(rounded(name) for name in ("q", "k", "v"))
         self.round_input = nn.ModuleDict({name: rounded(f"{name}_input") for name in LINEAR})
@@ -106,8 +113,10 @@ class PaddedLayer(nn.Module):
     def _attention(self, x: Tensor, hidden: Tensor) -> Tensor:
         batch, length = hidden.shape[0], hidden.shape[-1]
         size, heads = self.config.hidden_size, self.config.num_attention_heads
-        # One product for the three: ONNX Runtime leaves products that share an input in float32.
-        parts = self.qkv(self.round_input["qkv"](x)).split(size, dim=1)
+        x = self.round_input["qkv"](x)
+        parts = [product(x) for product in self.qkv]
+        if len(parts) == 1:
+            parts = list(parts[0].split(size, dim=1))
         q, k, v = (
             rounded(part).view(batch, length, heads, size // heads).transpose(1, 2)
             for part, rounded in zip(parts, self.round_qkv, strict=True)
@@ -155,13 +164,13 @@ class Product(nn.Module):
         self.register_buffer("bias", bias.detach().clone())
 
     @classmethod
-    def of(cls, layer: Layer, name: str) -> Product:
-        """Return a linear layer of ``layer``."""
+    def of(cls, layer: Layer, name: str, rows: slice = slice(None)) -> Product:
+        """Return a linear layer of ``layer``, or the part with these rows of its weight."""
         part, steps = getattr(layer, name), None
         weight = layer.weight(name) if isinstance(layer, CompressedLayer) else part.weight
         if (known := getattr(layer, "quantizers", None)) is not None:
             steps = float(known[f"{name}_input"].scale), float(known[f"{name}_weight"].scale)
-        return cls(weight, part.bias, steps)
+        return cls(weight[rows], part.bias[rows], steps)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -188,10 +197,10 @@ def keep_apart(graph: Any) -> None:
         if quantize is None or quantize.op_type != "QuantizeLinear":
             continue
         for number, (user, place) in enumerate(list(dequantize.outputs[0].uses())[1:]):
-            axis = {"axis": -1 - number}
+            axis = {"axis": number - 2}
             inputs = quantize.inputs
             for node in (quantize, dequantize):
-                copy = onnx_ir.node(node.op_type, [inputs[0], *node.inputs[1:]], axis)
-                graph.insert_before(user, copy)
-                inputs = copy.outputs
+                twin = onnx_ir.node(node.op_type, [inputs[0], *node.inputs[1:]], axis)
+                graph.insert_before(user, twin)
+                inputs = twin.outputs
             user.replace_input_with(place, inputs[0])

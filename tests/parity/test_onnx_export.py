@@ -110,8 +110,8 @@ def test_onnx_runtime_computes_the_quantized_model_in_int8(norm_position, tmp_pa
         check_equal(of_tokens(*session.run(None, inputs)), expected)
 
     done = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-    # Four linear layers, and the two products of attention; the head alone stays in float32.
-    assert done["QGemm"] == 4 * LAYERS
+    # Six linear layers, and the two products of attention; the head alone stays in float32.
+    assert done["QGemm"] == 6 * LAYERS
     assert done["QLinearMatMul"] + done["MatMulIntegerToFloat"] == 2 * LAYERS
     assert done["Gemm"] + done["MatMul"] + done["FusedMatMul"] == 1
     if platform.machine() in ("x86_64", "AMD64"):  # whose products of int8 and int8 are slow
@@ -121,7 +121,8 @@ def test_onnx_runtime_computes_the_quantized_model_in_int8(norm_position, tmp_pa
               onnx.load(tmp_path / "model.onnx").graph.initializer}  # fmt: skip
     for number in range(LAYERS):
         for name in LINEAR:
-            weight = stored[f"layers.{number}.{name}.weight"]
-            assert weight.dtype == np.int8
-            assert stored[f"layers.{number}.{name}.bias"].dtype == np.int32
-            assert most_nonzeros(torch.from_numpy(weight.T.copy())) == 2
+            for part in [f"{name}.{n}" for n in range(3)] if name == "qkv" else [name]:
+                weight = stored[f"layers.{number}.{part}.weight"]
+                assert weight.dtype == np.int8
+                assert stored[f"layers.{number}.{part}.bias"].dtype == np.int32
+                assert most_nonzeros(torch.from_numpy(weight.T.copy())) == 2
