@@ -28,7 +28,7 @@ from bertbench.common.exchange.export_weights import (
     recipe_of,
     write_json,
 )
-from bertbench.common.exchange.onnx_model import INPUTS, OUTPUTS, PaddedBert
+from bertbench.common.exchange.onnx_model import INPUTS, OUTPUTS, PaddedBert, keep_apart
 from bertbench.common.files import read_json, shown
 from bertbench.common.model.bert import BertEncoder, linear
 from bertbench.common.model.config import BertConfig
@@ -136,6 +136,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     finally:
         quiet.setLevel(level)
     assert program is not None
+    keep_apart(program.model.graph)
     program.save(path)
 
 

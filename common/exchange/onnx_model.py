@@ -4,13 +4,14 @@
 Inputs and outputs have the names of MLPerf's own reference model (mlcommons/inference,
 language/bert). A quantised model has a pair of QuantizeLinear and DequantizeLinear where training
 rounded; its weights are stored as int8, and its biases as int32 with the step of the sums that they
-are added to, without which ONNX Runtime computes these layers in float32.
+are added to, without which ONNX Runtime computes these layers in float32. Each use of a rounded
+value has a pair of its own (``keep_apart``).
 """
 
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
@@ -79,8 +80,15 @@ class PaddedLayer(nn.Module):
         def rounded(name: str) -> Round:
             return Round(None if known is None else known[name])
 
-        self.qkv, self.attention_output, self.intermediate, self.output = (
-            Product.of(layer, name) for name in LINEAR
+        self.attention_output, self.intermediate, self.output = (
+            Product.of(layer, name) for name in LINEAR[1:]
+        )
+        # Three products if quantised: each then rounds its own sums to int8 as it writes them.
+        size = self.config.hidden_size
+        rows = [slice(n * size, (n + 1) * size) for n in range(3)]
+        self.qkv = nn.ModuleList(
+            Product.of(layer, LINEAR[0], part)
+            for part in ([slice(None)] if known is None else rows)
         )
         self.round_qkv = nn.ModuleList(rounded(name) for name in ("q", "k", "v"))
         self.round_input = nn.ModuleDict({name: rounded(f"{name}_input") for name in LINEAR})
@@ -105,8 +113,10 @@ class PaddedLayer(nn.Module):
     def _attention(self, x: Tensor, hidden: Tensor) -> Tensor:
         batch, length = hidden.shape[0], hidden.shape[-1]
         size, heads = self.config.hidden_size, self.config.num_attention_heads
-        # One product for the three: ONNX Runtime leaves products that share an input in float32.
-        parts = self.qkv(self.round_input["qkv"](x)).split(size, dim=1)
+        x = self.round_input["qkv"](x)
+        parts = [product(x) for product in self.qkv]
+        if len(parts) == 1:
+            parts = list(parts[0].split(size, dim=1))
         q, k, v = (
             rounded(part).view(batch, length, heads, size // heads).transpose(1, 2)
             for part, rounded in zip(parts, self.round_qkv, strict=True)
@@ -154,13 +164,13 @@ class Product(nn.Module):
         self.register_buffer("bias", bias.detach().clone())
 
     @classmethod
-    def of(cls, layer: Layer, name: str) -> Product:
-        """Return a linear layer of ``layer``."""
+    def of(cls, layer: Layer, name: str, rows: slice = slice(None)) -> Product:
+        """Return a linear layer of ``layer``, or the part with these rows of its weight."""
         part, steps = getattr(layer, name), None
         weight = layer.weight(name) if isinstance(layer, CompressedLayer) else part.weight
         if (known := getattr(layer, "quantizers", None)) is not None:
             steps = float(known[f"{name}_input"].scale), float(known[f"{name}_weight"].scale)
-        return cls(weight, part.bias, steps)
+        return cls(weight[rows], part.bias[rows], steps)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -169,3 +179,28 @@ class Product(nn.Module):
             weight = _Q.dequantize_per_tensor(weight, self.steps[1], 0, LOWEST, LEVELS, torch.int8)
             bias = _Q.dequantize_per_tensor(bias, step, 0, -_INT32 - 1, _INT32, torch.int32)
         return torch.addmm(bias, x, weight)
+
+
+def keep_apart(graph: Any) -> None:
+    """Give each use of a rounded value its own pair of QuantizeLinear and DequantizeLinear.
+
+    ``graph`` is onnx_ir's. On x86 ONNX Runtime turns int8 activations into the uint8 of its fast
+    products only where a QuantizeLinear has one DequantizeLinear behind it: a layer's input, which
+    is rounded for the product and for the residual, is computed ten times as slowly otherwise. Both
+    roundings are the same, so that optimizers would join them again; the attribute axis, which
+    means nothing for one scale, makes them differ.
+    """
+    import onnx_ir
+
+    for dequantize in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        quantize = dequantize.inputs[0].producer()
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        for number, (user, place) in enumerate(list(dequantize.outputs[0].uses())[1:]):
+            axis = {"axis": number - 2}
+            inputs = quantize.inputs
+            for node in (quantize, dequantize):
+                twin = onnx_ir.node(node.op_type, [inputs[0], *node.inputs[1:]], axis)
+                graph.insert_before(user, twin)
+                inputs = twin.outputs
+            user.replace_input_with(place, inputs[0])

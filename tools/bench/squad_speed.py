@@ -26,7 +26,7 @@ from bench.finetuning import (
 )
 from bench.squad_quality import RECIPE
 from bench.steps import Step
-from bench.timing import interleave
+from bench.timing import cell, interleave, spread
 from bertbench.benchmarks.bert_squad.model import SpanBatch
 from bertbench.benchmarks.bert_squad.stream import answer_batches
 from bertbench.common.files import file_sha256
@@ -244,25 +244,17 @@ def compare(
         "sequences": sequences,
         "seconds": seconds,
         "sequences_per_second": {
-            name: _spread_of([sequences / s for s in taken]) for name, taken in seconds.items()
+            name: spread([sequences / s for s in taken]) for name, taken in seconds.items()
         },
-        "over": {name: _spread_of(found) for name, found in ratios.items()},
+        "over": {name: spread(found) for name, found in ratios.items()},
         "peer": best,
         "goal": GOAL,
         "ok": statistics.median(ratios[best]) >= GOAL,
     }
 
 
-def _spread_of(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
 def show(result: dict[str, Any]) -> str:
     """Return a table of training, and one of inference where it was measured."""
-
-    def cell(found: dict[str, float], digits: int) -> str:
-        low, high = found["least"], found["most"]
-        return f"{found['median']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
     verdicts = {
         True: f"goal {GOAL:g}: reached",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 
 def interleave(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -23,3 +23,14 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int) -> dic
 def ratio(slow: list[float], fast: list[float]) -> float:
     """Return the median over rounds of slow / fast."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return ``median``, ``least`` and ``most``."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def cell(found: Mapping[str, float], digits: int) -> str:
+    """Return a ``spread`` as a table shows it: median (minimum-maximum)."""
+    low, high = found["least"], found["most"]
+    return f"{found['median']:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
