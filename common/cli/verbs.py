@@ -49,6 +49,7 @@ _TABLE = (
     ("rcp", "RUN...", "Check convergence against MLPerf's reference points"),
     ("export-weights", "RUN", "Export weights for Hugging Face or NVIDIA's scripts"),
     ("export-onnx", "RUN", "Export a SQuAD run's model for inference engines"),
+    ("sparsity", "check PLACE", "Check that weights are 2:4 sparse: a run's, a file's, ONNX"),
     ("export-mlperf", "RUN...", "Write a submission that MLPerf's checker accepts"),
     ("import-mlperf", "FILE...", "Import published MLPerf BERT logs for comparison"),
     ("new-backend", "NAME", "Create a package that adds a backend", "skeletons:new_backend"),

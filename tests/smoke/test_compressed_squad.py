@@ -74,6 +74,8 @@ def test_compression_survives_ranks_a_resume_and_the_export(runs, tmp_path, caps
     assert described["metrics"]["f1"] == values(whole)["f1"]
     assert (described["quantization"], described["weight_sparsity"]) == ("int8", "2:4")
     assert sorted(p.name for p in output.iterdir()) == ["export.json", "model.onnx", "vocab.txt"]
+    assert [main(["sparsity", "check", str(place)]) for place in (whole, output)] == [0, 0]
+    assert capsys.readouterr().out.count("\n8 of 8 weights are 2:4 sparse and keep 50.0") == 2
 
 
 def test_compression_without_training_is_refused(runs, capsys):
