@@ -31,7 +31,7 @@ from bertbench.benchmarks.bert_squad.stream import (
     share,
 )
 from bertbench.benchmarks.finetuning import weights_note
-from bertbench.common.compress.start import Compression
+from bertbench.common.compress.start import Compression, ranges_in
 from bertbench.common.config.recipe import Settings
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
@@ -73,6 +73,11 @@ class SquadTask(Task):
         self._eval: Sequence[SpanBatch] | None = None
         self._keep_eval = settings.impl.cache_eval_data
         self._logits: list[Tensor] = []
+        report = self.weights_report
+        if report is not None and self.compression is not None:
+            own = {name for name, _ in self.model.named_buffers()}  # masks and ranges
+            unused = tuple(name for name in report.unexpected if name not in own)
+            self.weights_report = replace(report, unexpected=unused)
         self.notes += (weights_note(source, self.weights_report, "an F1"),)
         self._check_target(settings)
         self.notes += self._uncounted(world)
@@ -92,7 +97,9 @@ class SquadTask(Task):
     def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
         if self.compression is None:
             return []
-        if self.source.train is None:
+        if self.compression.quantize:
+            self.compression.ranges = ranges_in(self.source.init_checkpoint)
+        if self.source.train is None and not self.compression.ranges:
             raise BadInput(
                 "--weight_sparsity and --quantization need --do_train: the calibration reads "
                 "training samples. `bertbench infer` measures a compressed model without training"
@@ -323,13 +330,14 @@ class SquadTask(Task):
         )
 
     def learning_rate(self, step: int) -> float:
-        r = self.recipe
-        return warmup_linear(
-            step,
-            base=r.learning_rate,
-            total_steps=self.schedule_steps,
-            warmup_proportion=r.warmup_proportion,
+        r, steps = self.recipe, self.schedule_steps
+        linear = partial(
+            warmup_linear, step, total_steps=steps, warmup_proportion=r.warmup_proportion
         )
+        if r.schedule == "linear" or step / steps < r.warmup_proportion:
+            return linear(base=r.learning_rate)
+        # Half a cosine (Loshchilov and Hutter 2017) in the place of the line from 1 to 0.
+        return r.learning_rate * (1 - math.cos(math.pi * linear(base=1.0))) / 2
 
 
 def _nothing() -> Iterator[Any]:

@@ -48,6 +48,7 @@ _TABLE = (
     ("watch", "RUN...", "Show the progress of runs live, from files or a pipe"),
     ("rcp", "RUN...", "Check convergence against MLPerf's reference points"),
     ("export-weights", "RUN", "Export weights for Hugging Face or NVIDIA's scripts"),
+    ("import-weights", "FILE", "Convert NVIDIA's megatron.pkl to weights to start from"),
     ("export-onnx", "RUN", "Export a SQuAD run's model for inference engines"),
     ("sparsity", "check PLACE", "Check that weights are 2:4 sparse: a run's, a file's, ONNX"),
     ("export-mlperf", "RUN...", "Write a submission that MLPerf's checker accepts"),

@@ -3,24 +3,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from bertbench.common.compress.layers import compress, compressed_layers, named_quantizers
 from bertbench.common.compress.pruning import KEPT, most_nonzeros
 from bertbench.common.compress.quantizer import PERCENTILE
 from bertbench.common.config.recipe import Recipe
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
 
 if TYPE_CHECKING:
     from bertbench.common.distributed.world import World
 
 CALIBRATION_SAMPLES = 128
 """Over all ranks: "MLPerf INT8 BERT Finetuning" (mlcommons/inference, language/bert)."""
+_RANGE = ".amax"
 
 
 @dataclass(slots=True)
@@ -30,6 +34,8 @@ class Compression:
     prune: bool
     quantize: bool
     calibration_samples: int = 0
+    ranges: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the quantizers start from, by name; without any they are calibrated."""
 
     @classmethod
     def of(cls, recipe: Recipe, model: nn.Module) -> Compression | None:
@@ -58,12 +64,15 @@ class Compression:
     ) -> list[str]:
         """Prune ``model`` and calibrate it on this rank's first ``steps``; return notes.
 
-        ``forward`` takes a micro-batch on the model's device and its step. Where a checkpoint is
-        resumed afterwards, its masks and scales replace these.
+        ``forward`` takes a micro-batch on the model's device and its step. Where ``ranges`` are
+        known they are taken over instead. Where a checkpoint is resumed afterwards, its masks and
+        scales replace these. Raises BadInput for ranges of some of the activations only.
         """
         for layer in compressed_layers(model):
             layer.prune()
-        if self.quantize:
+        if self.quantize and self.ranges:
+            take_ranges(model, self.ranges)
+        elif self.quantize:
             taken, samples = [], 0
             for step in steps:
                 taken.append(step)
@@ -103,7 +112,7 @@ class Compression:
             "quantized_weights": weights,
             "quantized_activations": len(names) - weights,
             "calibration_samples": self.calibration_samples or None,
-            "calibration_percentile": 100 * PERCENTILE if names else None,
+            "calibration_percentile": 100 * PERCENTILE if self.calibration_samples else None,
         }
 
     def _notes(self, model: nn.Module) -> list[str]:
@@ -113,13 +122,54 @@ class Compression:
                 f"2:4 sparsity: {found['pruned_weights']} weight matrices keep "
                 f"{100 * found['pruned_weights_kept']:.1f} % of their entries"
             )
-        if self.quantize:
+        if self.quantize and self.ranges:
+            new = len(named_quantizers(model).keys() - self.ranges.keys())
+            notes.append(
+                f"INT8: {len(self.ranges)} ranges are those of the starting weights, and {new} "
+                f"weights are at their largest magnitude: no calibration"
+            )
+        elif self.quantize:
             notes.append(
                 f"INT8: {found['quantized_weights']} weights at their largest magnitude, "
                 f"{found['quantized_activations']} activations at the {100 * PERCENTILE:g} "
                 f"percentile of {self.calibration_samples} samples"
             )
         return notes
+
+
+def ranges_in(weights: Path | None) -> dict[str, Tensor]:
+    """Return the quantizers' ranges, [] each, that a file of starting weights has, by name.
+
+    Checkpoints of compressed runs have them, and weights that ``import-weights`` wrote.
+    """
+    if weights is None or weights.suffix != ".safetensors":
+        return {}
+    with safe_open(weights, "pt") as file:
+        names = [name for name in file.keys() if name.endswith(_RANGE)]  # noqa: SIM118
+        return {name.removesuffix(_RANGE): file.get_tensor(name) for name in names}
+
+
+def take_ranges(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
+    """Set the quantizers of ``model`` to ``ranges``, [] by name; they quantise from then on.
+
+    Weights without one are at their largest magnitude. Raises BadInput where an activation has
+    none, a range belongs to no quantizer, or is not above 0.
+    """
+    quantizers = named_quantizers(model)
+    lacking = [n for n in quantizers if n not in ranges and not n.endswith("_weight")]
+    if lacking or ranges.keys() - quantizers.keys():
+        other = [*lacking, *sorted(ranges.keys() - quantizers.keys())]
+        raise BadInput(
+            f"the starting weights have {len(ranges)} quantization ranges, and not those of this "
+            f"model: {shown(other[0])}. Give weights of the same model, or without ranges"
+        )
+    for layer in compressed_layers(model):
+        layer.scale_weights()
+    for name, value in ranges.items():
+        if value.numel() != 1 or not 0 < float(value) < float("inf"):
+            raise BadInput(f"the starting weights' range {shown(name)} is not a number above 0")
+        quantizers[name].amax.fill_(float(value))
+        quantizers[name].finish()
 
 
 @torch.no_grad()

@@ -189,17 +189,20 @@ def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
     return hash_values(type(recipe).__name__, plain(recipe), inputs)
 
 
-LATER = ("extend_positions", "weight_sparsity", "quantization")
-"""Fields of recipes that came after the first records; None is what there was before."""
+LATER = {
+    "extend_positions": None, "weight_sparsity": None, "quantization": None, "schedule": "linear",
+}  # fmt: skip
+"""Fields of recipes that came after the first records, and the values that stood for them."""
 
 
 def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str:
     """Return ``recipe_hash`` for the plain values of a record.
 
     The attention mask counts by its content, among the inputs: not by its name or file's place.
-    Records from before one of the fields ``LATER`` lack it: None leaves it out.
+    Records from before one of the fields ``LATER`` lack it: its value before leaves it out.
     """
-    left_out = {"attention_mask"} | {name for name in LATER if values.get(name) is None}
+    before = {name for name, value in LATER.items() if values.get(name, value) == value}
+    left_out = {"attention_mask"} | before
     values = {name: value for name, value in values.items() if name not in left_out}
     text = json.dumps(
         {"kind": kind, "recipe": values, "inputs": dict(inputs)},

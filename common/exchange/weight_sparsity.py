@@ -112,7 +112,9 @@ def _of_state(file: Path, state: Any) -> list[Matrix]:
         layer = LAYER.match(known)
         if layer and known.endswith(".weight") and isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_meta:
-                raise BadInput(f"{shown(file)}: {shown(name)} is no dense tensor: save it as one")
+                raise BadInput(
+                    f"{shown(file)}: {shown(name)} is not a dense tensor: save it as one"
+                )
             if value.dim() == 2:
                 made.append((int(layer[1]), Matrix.of(str(name), value != 0)))
     return [matrix for _, matrix in sorted(made, key=lambda pair: pair[0])]

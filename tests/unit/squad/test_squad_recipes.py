@@ -17,7 +17,7 @@ from bertbench.benchmarks.bert_squad.recipes import (
     nvidia,
     nvidia_2021,
 )
-from bertbench.common.config.recipe import plain, recipe_hash
+from bertbench.common.config.recipe import LATER, hash_values, plain, recipe_hash
 from bertbench.common.model.config import BERT_LARGE
 
 ROOT = Path(__file__).parents[3]
@@ -59,6 +59,7 @@ def test_the_forks_differ_in_just_this() -> None:
         ("squad_large_enflame", 64, 3e-5, 0.1),
         ("squad_large_enflame_1", 8, 3e-5, 0.1),
         ("squad_base", 384, 3e-5, 0.1),
+        ("squad_large_sparse_int8", 16, 4e-5, 0.1),
     ],
 )
 def test_published_hyperparameters(name: str, batch: int, rate: float, warmup: float) -> None:
@@ -76,6 +77,28 @@ def test_published_hyperparameters(name: str, batch: int, rate: float, warmup: f
 
 def test_each_recipe_is_another_benchmark() -> None:
     assert len({recipe_hash(p.recipe) for p in PRESETS.values()}) == len(PRESETS)
+
+
+def test_the_sparse_int8_recipe_is_that_of_mlperf_inference() -> None:
+    recipe = plain(PRESETS["squad_large_sparse_int8"].recipe)
+    model = recipe["model"]
+    assert (model["vocab_size"], model["gelu"], model["norm_position"]) == (30522, "tanh", "pre")
+    assert (model["hidden_size"], model["num_hidden_layers"]) == (1024, 24)
+    assert (recipe["schedule"], recipe["schedule_length"]) == ("cosine", "features")
+    assert (recipe["weight_sparsity"], recipe["quantization"]) == ("2:4", "int8")
+    assert recipe["target_f1"] == pytest.approx(0.99 * 90.874, abs=5e-4)
+
+
+def test_recipes_from_before_a_field_keep_their_hash() -> None:
+    recipe = PRESETS["squad_large"].recipe
+    values, inputs = plain(recipe), {"data_hash": "d", "checkpoint_hash": None}
+    known = hash_values("SquadRecipe", values, inputs)
+    assert known == recipe_hash(recipe, **inputs)
+    for name, before in LATER.items():
+        assert values.pop(name) == before
+        assert hash_values("SquadRecipe", values, inputs) == known
+    assert hash_values("SquadRecipe", values | {"schedule": "cosine"}, inputs) != known
+    assert hash_values("SquadRecipe", values | {"quantization": "int8"}, inputs) != known
 
 
 @pytest.mark.parametrize(

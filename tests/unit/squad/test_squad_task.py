@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -162,6 +163,25 @@ def test_a_schedule_without_a_whole_batch_is_refused():
     assert task(stored=(9, 7), schedule_length="features")[0].schedule_steps == 3
     with pytest.raises(BadInput, match=r"7 questions do not fill .* --schedule_length features"):
         task(stored=(9, 7))
+
+
+def test_the_cosine_falls_from_the_warm_ups_end_to_zero():
+    made, _ = task("squad_large_sparse_int8", stored=(1600, 1500), weight_sparsity=None,
+                   quantization=None)  # fmt: skip
+    assert made.schedule_steps == made.total_steps == 200
+    rates = [made.learning_rate(step) / 4e-5 for step in range(201)]
+    assert rates[:21] == pytest.approx([step / 20 for step in range(21)])
+    # Read off the curve: cos^2 of a quarter turn's share.
+    assert [rates[s] for s in (65, 110, 155, 200)] == pytest.approx(
+        [0.853553, 0.5, 0.146447, 0], abs=1e-6
+    )
+    assert all(a > b for a, b in pairwise(rates[20:]))
+    still, _ = task("squad_large_sparse_int8", weight_sparsity=None, quantization=None,
+                    learning_rate=0.0)  # fmt: skip
+    assert still.learning_rate(9_000) == 0
+    line, _ = task("squad_large_sparse_int8", stored=(1600, 1500), weight_sparsity=None,
+                   quantization=None, schedule="linear")  # fmt: skip
+    assert line.learning_rate(65) / 4e-5 == pytest.approx(0.75)
 
 
 def test_max_steps_ends_training_but_not_the_schedule():
