@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bertbench.benchmarks.bert_inference.logs import TestResult
-from bertbench.benchmarks.bert_inference.rules import TEST01, Scenario
 from bertbench.benchmarks.bert_inference.scoring import Questions
 from bertbench.benchmarks.bert_squad.answers import AnswerOptions
+from bertbench.common.mlperf.inference import TEST01, Scenario
+from bertbench.common.mlperf.loadgen import TestResult
 
 CONF = """# compliance/TEST01/bert/audit.config of mlcommons/inference
 *.*.mode = 2

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bertbench.benchmarks.bert_inference.rules import PERCENTILE, Scenario
 from bertbench.common.data.samples import IntArray
 from bertbench.common.errors import BertbenchError
 from bertbench.common.files import read_bytes, read_json, shown
 from bertbench.common.measure.metric import Metric
+from bertbench.common.mlperf.inference import PERCENTILE, Scenario
 from bertbench.common.mlperf.log import log_lines, read_log
 
 DETAIL, SUMMARY = "mlperf_log_detail.txt", "mlperf_log_summary.txt"
