@@ -58,13 +58,13 @@ def measured(entries: Sequence[Entry]) -> Table:
     made = Table(
         id="inference-measured",
         title="BERT inference",
-        intro="Exported models asked by MLPerf's LoadGen: medians over the runs that LoadGen calls "
-        "VALID. INVALID figures do not count, and only the official profile makes an "
-        "MLPerf result. The share of F1 is that of MLPerf's FP32 reference for BERT-large under the "
-        "official rules, else of the best dense FP32 model here of the same shape on the same "
-        "questions. The speed-up is over the dense FP32 model here of the same shape, with the "
-        "same scenario, rules, system, engine, threads, batches and questions: rates, or in the "
-        "streams latencies. MLPerf's latency is the percentile with early stopping's margin.",
+        intro="Exported models asked by MLPerf's LoadGen: medians over the runs that it calls VALID. "
+        "Only the official profile makes an MLPerf result. F1 / FP32: of BERT-large under the "
+        "official rules the share of MLPerf's FP32 reference, else that of the best dense FP32 "
+        "model here of the same shape on the same questions. Speed-up: over the dense FP32 model "
+        "here of the same shape with the same scenario, rules, system, engine, threads, batches "
+        "and questions, by rate or in the streams by latency. MLPerf's latency is the percentile "
+        "with early stopping's margin.",
         columns=columns(
             "System | Engine | Precision | Weights | Scenario | Profile | LoadGen | # Samples/s | "
             "# MLPerf's latency, ms | # Speed-up | # F1, % | # F1 / FP32, % | # Exact match, % | "
