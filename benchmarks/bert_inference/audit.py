@@ -67,13 +67,17 @@ def audit(
     if differ:
         rows = np.array(sorted(logged))
         part = questions.part(rows)
-        f1 = [
-            part.score(part.answers(np.concatenate([side[r] for r in rows]), options))["f1"]
+        scores = [
+            part.score(part.answers(np.concatenate([side[r] for r in rows]), options))
             for side in answers
         ]
+        f1 = [found["f1"] for found in scores]
         content |= {
-            "f1_of_accuracy_test": f1[0],
-            "f1_of_audit": f1[1],
+            **{
+                f"{name}_of_{test}": found[name]
+                for name in ("exact_match", "f1")
+                for test, found in zip(("accuracy_test", "audit"), scores, strict=True)
+            },
             "largest_difference": max(
                 float(np.abs(logged[row] - reference[row]).max()) for row in differ
             ),

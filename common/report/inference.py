@@ -58,9 +58,9 @@ def measured(entries: Sequence[Entry]) -> Table:
     made = Table(
         id="inference-measured",
         title="BERT inference",
-        intro="Exported models asked by MLPerf's LoadGen: medians over the runs that it calls VALID. "
-        "Only the official profile makes an MLPerf result. F1 / FP32: of BERT-large under the "
-        "official rules the share of MLPerf's FP32 reference, else that of the best dense FP32 "
+        intro="Exported models asked by MLPerf's LoadGen: medians over the runs that it calls "
+        "VALID. Only the official profile makes an MLPerf result. F1 / FP32: of BERT-large under "
+        "the official rules the share of MLPerf's FP32 reference, else that of the best dense FP32 "
         "model here of the same shape on the same questions. Speed-up: over the dense FP32 model "
         "here of the same shape with the same scenario, rules, system, engine, threads, batches "
         "and questions, by rate or in the streams by latency. MLPerf's latency is the percentile "
