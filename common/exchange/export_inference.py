@@ -70,7 +70,7 @@ def export(
     clash = [name for name in FIXED if name in fields]
     if clash:
         raise BadInput(f"{', '.join(clash)} follows from --org and --division: leave it out")
-    check_target(out / division / org)
+    check_target(out / division, org)
     runs = {str(r.config["recipe"].get("scenario")): r for r in results}
     _check(results, division)
     first = results[0]
@@ -157,7 +157,7 @@ def _check_alike(runs: Sequence[Result]) -> None:
     refuse("one run of each scenario makes a submission; name fewer", twice)
     for what, values in (
         ("system", {r.system_name for r in runs}),
-        ("code", {r.code_hash for r in runs}),
+        ("code", {str(r.code_hash) for r in runs}),
         ("model", {str(r.manifest["inputs"].get("checkpoint")) for r in runs}),
         ("engine", {json.dumps(r.extras.get("engine"), sort_keys=True) for r in runs}),
         ("software", {json.dumps(r.system["software"], sort_keys=True) for r in runs}),

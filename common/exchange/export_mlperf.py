@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bertbench.common.errors import BadInput
 from bertbench.common.exchange.export_checks import check_complete, check_sound, refuse
-from bertbench.common.exchange.export_system import STATUSES, describe
+from bertbench.common.exchange.export_system import describe, status_words
 from bertbench.common.files import file_sha256, shown
 from bertbench.common.measure.code import FOLDERS, ROOT, code_hash
 from bertbench.common.mlperf.compliance import foreign_words, read_whole, run_checker
@@ -53,7 +53,7 @@ def export(
     clash = [name for name in FIXED if name in fields]
     if clash:
         raise BadInput(f"{', '.join(clash)} follows from --org and the runs: leave it out")
-    check_target(out / org)
+    check_target(out, org)
     runs = sorted(results, key=lambda r: (r.created or "", r.run_id))
     check_sound(runs, ruleset)
     check_complete(runs)
@@ -66,10 +66,7 @@ def export(
     known = {"submitter": org, "division": division, "system_name": first.system_name}
     if status:
         known["status"] = status
-    words = (
-        STATUSES if int(ruleset.split(".")[0]) >= 4 else dict(zip(STATUSES, STATUSES, strict=True))
-    )
-    system, notes = describe(first, fields, known, statuses=words)
+    system, notes = describe(first, fields, known, statuses=status_words(ruleset))
     name = system["system_name"]
     if not NAME.fullmatch(name):
         raise BadInput(f"--system_name {shown(name)!r} cannot name a folder: letters, digits, . _")
@@ -96,12 +93,12 @@ def export(
     return appear(out / org, build, lambda tree: check_package(tree, ruleset)), notes
 
 
-def check_target(tree: Path) -> None:
-    """Raise BadInput where the organisation cannot name the folder ``tree``, or it exists."""
-    if not NAME.fullmatch(tree.name):
-        raise BadInput(f"--org {shown(tree.name)!r} cannot name a folder: letters, digits, . _ + -")
-    if tree.exists():
-        raise BadInput(f"{shown(tree)} exists: choose another --out")
+def check_target(out: Path, org: str) -> None:
+    """Raise BadInput where the organisation cannot name a folder in ``out``, or it exists."""
+    if not NAME.fullmatch(org):
+        raise BadInput(f"--org {shown(org)!r} cannot name a folder: letters, digits, . _ + -")
+    if (out / org).exists():
+        raise BadInput(f"{shown(out / org)} exists: choose another --out")
 
 
 _STATUS = "submission_status"

@@ -70,6 +70,11 @@ NONE = "N/A"
 _GIB = 1 << 30
 
 
+def status_words(ruleset: str) -> Mapping[str, str]:
+    """Return the description's words for a status in a round of MLPerf Training."""
+    return STATUSES if int(ruleset.split(".")[0]) >= 4 else {word: word for word in STATUSES}
+
+
 def describe(
     result: Result,
     given: Mapping[str, str],

@@ -84,7 +84,8 @@ def official(
     scenario = config["recipe"]["scenario"]
     values: dict[str, Any] = {
         "effective_min_duration_ms": 600_000, "effective_accuracy_sample_count": 10_833,
-        "result_validity": "VALID", "result_min_duration_met": True, "num_errors": 0, "early_stopping_met": True,
+        "result_validity": "VALID", "result_min_duration_met": True, "num_errors": 0,
+        "early_stopping_met": True,
         ("effective_samples_per_query" if scenario == "Offline" else "effective_min_query_count"):
         MIN_QUERIES[scenario], **(logged or {}),
     }  # fmt: skip
