@@ -61,6 +61,11 @@ class Exported:
     def vocab(self) -> Path:
         return self.folder / VOCAB
 
+    @property
+    def size(self) -> int:
+        """Bytes of the model's files, without the vocabulary."""
+        return sum(file.stat().st_size for file in self.folder.glob(f"{MODEL}*"))
+
     def hash(self) -> str:
         """Return the sha256 over names and contents of the model's files.
 

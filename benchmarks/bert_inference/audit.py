@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bertbench.benchmarks.bert_inference.logs import TestResult
-from bertbench.benchmarks.bert_inference.rules import TEST01, Scenario
 from bertbench.benchmarks.bert_inference.scoring import Questions
 from bertbench.benchmarks.bert_squad.answers import AnswerOptions
+from bertbench.common.mlperf.inference import TEST01, Scenario
+from bertbench.common.mlperf.loadgen import TestResult
 
 CONF = """# compliance/TEST01/bert/audit.config of mlcommons/inference
 *.*.mode = 2
@@ -67,13 +67,17 @@ def audit(
     if differ:
         rows = np.array(sorted(logged))
         part = questions.part(rows)
-        f1 = [
-            part.score(part.answers(np.concatenate([side[r] for r in rows]), options))["f1"]
+        scores = [
+            part.score(part.answers(np.concatenate([side[r] for r in rows]), options))
             for side in answers
         ]
+        f1 = [found["f1"] for found in scores]
         content |= {
-            "f1_of_accuracy_test": f1[0],
-            "f1_of_audit": f1[1],
+            **{
+                f"{name}_of_{test}": found[name]
+                for name in ("exact_match", "f1")
+                for test, found in zip(("accuracy_test", "audit"), scores, strict=True)
+            },
             "largest_difference": max(
                 float(np.abs(logged[row] - reference[row]).max()) for row in differ
             ),

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bertbench.backends.base import DeviceInfo
-from bertbench.benchmarks.bert_inference import logs
 from bertbench.benchmarks.bert_inference.options import InferenceSettings
 from bertbench.benchmarks.bert_inference.scoring import Questions
 from bertbench.benchmarks.bert_squad.scoring import quality
 from bertbench.common.config.recipe import plain
 from bertbench.common.measure.clock import command_began
 from bertbench.common.measure.metric import Metric, metric
+from bertbench.common.mlperf import loadgen
 from bertbench.engines.exported import Exported
 
 _KEPT = ("effective_", "result_", "early_stopping_")
@@ -31,7 +31,7 @@ class Found:
     expected: dict[str, float] = field(default_factory=dict)
     tests: dict[str, dict[str, Any]] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
-    results: dict[str, logs.TestResult] = field(default_factory=dict)
+    results: dict[str, loadgen.TestResult] = field(default_factory=dict)
     scoring: dict[str, Any] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
 
@@ -44,7 +44,7 @@ class Found:
         if "accuracy" in self.tests:
             yield metric("eval_s", self.tests["accuracy"]["seconds"], note="the accuracy test")
         if "performance" in self.results:
-            yield from logs.metrics(self.results["performance"], settings.recipe.scenario)
+            yield from loadgen.metrics(self.results["performance"], settings.recipe.scenario)
         yield from quality({n: self.scoring[n] for n in ("exact_match", "f1") if self.scoring})
         if self.peak_memory_bytes is not None:
             text = "the largest resident memory of the engine's process"
@@ -57,6 +57,7 @@ class Found:
         return {
             "precision": exported.quantization or self.engine.get("precision", "fp32"),
             "parameters": exported.parameters,
+            "model_bytes": exported.size,
             "profile": settings.recipe.profile,
             "export": about,
             "engine": self.engine,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bertbench.benchmarks.bert_inference.rules import Asked, Profile, Scenario
+from bertbench.benchmarks.bert_inference.rules import Asked
 from bertbench.common.config.recipe import plain
+from bertbench.common.mlperf.inference import Profile, Scenario
 
 BENCHMARK = "bert_inference"
 Mode = Literal["accuracy", "performance", "both"]

@@ -13,36 +13,20 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_bytes, shown
+from bertbench.common.mlperf.inference import (
+    MIN_DURATION_MS,
+    MIN_QUERIES,
+    MODEL,
+    SAMPLES,
+    SCENARIOS,
+    SERVER_LATENCY_MS,
+    Scenario,
+)
 
-Scenario = Literal["Offline", "Server", "SingleStream", "MultiStream"]
-SCENARIOS: tuple[Scenario, ...] = ("Offline", "Server", "SingleStream", "MultiStream")
-Profile = Literal["official", "non-official"]
-
-MODEL = "bert"
-TEST01 = "TEST01"
-"""The compliance test of BERT."""
-SAMPLES = 10_833
-"""Features of dev-v1.1 at 384/128/64: BERT's sample set."""
-LENGTHS = {"max_seq_length": 384, "doc_stride": 128, "max_query_length": 64}
-REFERENCE_F1 = 90.874
-"""Percent, of the FP32 reference model; bert-99 asks for 99 % of it."""
-TARGET_F1 = 0.99 * REFERENCE_F1
-SEEDS = {
-    "6.0": (2085463073848966840, 2747215439041700203, 16159082839903944936),
-    "0.7": (12786827339337101903, 12640797754436136668, 3135815929913719677),
-}
-"""Round -> seeds of sample set, sample order and schedule; 6.1 has those of 6.0."""
-PERCENTILE = {"SingleStream": 90, "MultiStream": 99, "Server": 99}
-"""Of the latency that counts."""
-
-_MIN_DURATION_MS = 600_000
-_MIN_QUERIES = {"Offline": SAMPLES, "MultiStream": 662, "SingleStream": 1024, "Server": 100}
-"""Of SingleStream and Server by the submission checker and LoadGen's default."""
-_SERVER_LATENCY_MS = 130
 _EXPECTED = {
     "Offline": ("target_qps",),
     "Server": ("target_qps", "coalesce_queries", "max_async_queries"),
@@ -151,8 +135,8 @@ def _check_whole(setting: Setting, scenario: Scenario) -> None:
 def check_official(settings: list[Setting], scenario: Scenario) -> None:
     """Raise BadInput for the first setting that MLPerf's rules do not allow."""
     least = {
-        "min_duration": _MIN_DURATION_MS,
-        "min_query_count": _MIN_QUERIES[scenario],
+        "min_duration": MIN_DURATION_MS,
+        "min_query_count": MIN_QUERIES[scenario],
         "performance_sample_count_override": SAMPLES,
     }
     for key, value, text in settings:
@@ -160,8 +144,8 @@ def check_official(settings: list[Setting], scenario: Scenario) -> None:
             if value < least[key]:
                 raise BadInput(_refusal(text, f"{key} must be at least {least[key]:,}"))
         elif key == "target_latency" and scenario == "Server":
-            if value > _SERVER_LATENCY_MS:
-                raise BadInput(_refusal(text, f"the bound is {_SERVER_LATENCY_MS} ms"))
+            if value > SERVER_LATENCY_MS:
+                raise BadInput(_refusal(text, f"the bound is {SERVER_LATENCY_MS} ms"))
         elif key not in _EXPECTED[scenario]:
             raise BadInput(_refusal(text, f"{key} is fixed in {scenario}"))
 
@@ -185,9 +169,9 @@ def _lines(values: Mapping[str, float], scenario: str) -> Iterator[str]:
 def effective(settings: list[Setting], scenario: Scenario) -> dict[str, float | None]:
     """Return the values in effect that belong to the recipe."""
     values = {s.key: s.value for s in settings}
-    bound = values.get("target_latency", _SERVER_LATENCY_MS) if scenario == "Server" else None
+    bound = values.get("target_latency", SERVER_LATENCY_MS) if scenario == "Server" else None
     return {
-        "min_duration_ms": values.get("min_duration", _MIN_DURATION_MS),
-        "min_query_count": values.get("min_query_count", _MIN_QUERIES[scenario]),
+        "min_duration_ms": values.get("min_duration", MIN_DURATION_MS),
+        "min_query_count": values.get("min_query_count", MIN_QUERIES[scenario]),
         "latency_bound_ms": bound,
     }

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from bertbench.backends.base import DeviceInfo
-from bertbench.benchmarks.bert_inference import logs, rules
+from bertbench.benchmarks.bert_inference import rules
 from bertbench.benchmarks.bert_inference.audit import CONF, audit
 from bertbench.benchmarks.bert_inference.batches import Cut
 from bertbench.benchmarks.bert_inference.found import Found, opening
@@ -23,6 +23,7 @@ from bertbench.common.config.recipe import hash_values, plain
 from bertbench.common.errors import BadInput, BertbenchError, Unsupported
 from bertbench.common.files import Stream, clock, why, write_atomic
 from bertbench.common.measure.system import describe_system, system_name
+from bertbench.common.mlperf import inference, loadgen
 from bertbench.common.results.record import RunRecord
 from bertbench.common.training.console import ConsoleObserver
 from bertbench.common.training.events import EvalEvent, RunSummary
@@ -56,12 +57,12 @@ def run(settings: InferenceSettings, exported: Exported) -> int:
 def check_samples(settings: InferenceSettings, questions: Questions) -> None:
     """Raise BadInput where the official profile is asked for on other samples than MLPerf's."""
     count, recipe = len(questions.inputs), settings.recipe
-    lengths = {name: getattr(recipe, name) for name in rules.LENGTHS}
-    if recipe.profile == "official" and (count, lengths) != (rules.SAMPLES, rules.LENGTHS):
+    lengths = {name: getattr(recipe, name) for name in inference.LENGTHS}
+    if recipe.profile == "official" and (count, lengths) != (inference.SAMPLES, inference.LENGTHS):
         raise BadInput(
             f"{questions.file.name} at {'/'.join(map(str, lengths.values()))} gives {count:,} "
-            f"samples; MLPerf's are the {rules.SAMPLES:,} of dev-v1.1.json at "
-            f"{'/'.join(map(str, rules.LENGTHS.values()))}. For others: --profile non-official"
+            f"samples; MLPerf's are the {inference.SAMPLES:,} of dev-v1.1.json at "
+            f"{'/'.join(map(str, inference.LENGTHS.values()))}. For others: --profile non-official"
         )
 
 
@@ -195,13 +196,13 @@ class _Run:
     def _read(self, record: RunRecord, test: str) -> None:
         """Read LoadGen's files of a test that has ended."""
         folder, name = record.path, f"{test}_"
-        result = logs.read_detail(folder / f"{name}{logs.DETAIL}")
+        result = loadgen.read_detail(folder / f"{name}{loadgen.DETAIL}")
         self._found.results[test] = result
         for text in result.errors:
             self._note(record, f"LoadGen, {test} test: {text}")
         if test != "performance":
             lengths = self._questions.inputs.lengths
-            self._logits[test] = logs.read_answers(folder / f"{name}{logs.ACCURACY}", lengths)
+            self._logits[test] = loadgen.read_answers(folder / f"{name}{loadgen.ACCURACY}", lengths)
         if test == "accuracy":
             self._score(record)
         else:
@@ -210,7 +211,7 @@ class _Run:
     def _score(self, record: RunRecord) -> None:
         begun = time.monotonic()
         questions, target = self._questions, self._settings.recipe.target_f1
-        logits = logs.logits_of(self._logits["accuracy"], questions.features.offsets)
+        logits = loadgen.logits_of(self._logits["accuracy"], questions.features.offsets)
         answers = questions.answers(logits, self._answers)
         scores = questions.score(answers)
         write_atomic(record.path / PREDICTIONS, json.dumps(answers.predictions, indent=4) + "\n")
@@ -239,11 +240,11 @@ class _Run:
         invalid = [f"{t} test: {r.reason}" for t, r in found.results.items() if not r.valid]
         if invalid:
             return "failed", f"LoadGen says INVALID: {'; '.join(invalid)}"
-        if rules.TEST01 in found.results:
+        if inference.TEST01 in found.results:
             found.audit = audit(
                 self._questions, self._answers, recipe.scenario,
-                (found.results["performance"], found.results[rules.TEST01]),
-                (self._logits["accuracy"], self._logits[rules.TEST01]),
+                (found.results["performance"], found.results[inference.TEST01]),
+                (self._logits["accuracy"], self._logits[inference.TEST01]),
             )  # fmt: skip
             if not found.audit["passed"]:
                 return "failed", f"TEST01 failed: {json.dumps(found.audit)}"
@@ -275,7 +276,7 @@ class _Run:
             benchmark=BENCHMARK,
             config=settings.as_dict(),
             devices=[device],
-            seed=rules.SEEDS["6.0"][0],
+            seed=inference.SEEDS["6.0"][0],
             command=sys.argv[1:],
         )
         self._console = ConsoleObserver(
@@ -333,10 +334,9 @@ class _Run:
 
     def _check_seeds(self, record: RunRecord) -> None:
         """Note the seeds of another round than this version knows."""
-        keys = ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed")
         for result in self._found.results.values():
-            seeds = tuple(result.values.get(f"effective_{key}") for key in keys)
-            if seeds != rules.SEEDS["6.0"]:
+            seeds = tuple(result.values.get(f"effective_{key}") for key in inference.SEED_KEYS)
+            if seeds != inference.SEEDS["6.0"]:
                 self._note(record, f"LoadGen's seeds are not those of round 6.0: {seeds}")
 
 

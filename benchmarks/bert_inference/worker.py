@@ -30,6 +30,7 @@ from bertbench.benchmarks.bert_inference.sut import Runner, Waiting, inline
 from bertbench.common.errors import BertbenchError
 from bertbench.common.files import why
 from bertbench.common.measure.code import PACKAGE
+from bertbench.common.mlperf import inference
 from bertbench.engines.base import EngineOptions
 from bertbench.engines.exported import Exported
 
@@ -46,7 +47,7 @@ class Job:
     options: EngineOptions
     inputs: Inputs
     cut: Cut
-    scenario: rules.Scenario
+    scenario: inference.Scenario
     tests: tuple[str, ...]
     """accuracy, performance and TEST01, in this order; prefixes of LoadGen's files."""
     settings: list[rules.Setting]
@@ -179,7 +180,7 @@ class _Tests:
         job, loadgen = self._job, self._loadgen
         settings = loadgen.TestSettings()
         settings.scenario = getattr(loadgen.TestScenario, job.scenario)
-        code = settings.FromConfig(str(self._folder / USER_CONF), rules.MODEL, job.scenario, 1)
+        code = settings.FromConfig(str(self._folder / USER_CONF), inference.MODEL, job.scenario, 1)
         if code or not settings.qsl_rng_seed:
             raise BertbenchError(f"LoadGen could not read its settings (code {code})")
         return settings
@@ -194,8 +195,8 @@ class _Tests:
         output.copy_summary_to_stdout = False
         log = loadgen.LogSettings()
         log.log_output, log.enable_trace = output, False
-        audit = self._folder / (AUDIT_CONF if test == rules.TEST01 else "no_audit.config")
-        if test == rules.TEST01:
+        audit = self._folder / (AUDIT_CONF if test == inference.TEST01 else "no_audit.config")
+        if test == inference.TEST01:
             audit.write_text(job.audit_conf, encoding="utf-8")
         waiting = None
         issue = inline(self._runner, self._failed)

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertbench.common.cli.verbs import parser
+from bertbench.common.errors import BadInput
+from bertbench.common.exchange import export_inference
 from bertbench.common.exchange.export_checks import refuse
 from bertbench.common.exchange.export_mlperf import FIXED, export
-from bertbench.common.exchange.export_system import FIELDS, read_info
+from bertbench.common.exchange.export_system import FIELDS, INFERENCE_FIELDS, read_info
 from bertbench.common.files import shown
 from bertbench.common.mlperf.compliance import RULESETS
 from bertbench.common.results.store import load_results
@@ -21,31 +23,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = parser(
         "export-mlperf",
         usage="bertbench export-mlperf RUN... --out DIR --org ORG [--ruleset N.N] "
-        "[--system_info FILE] [--FIELD TEXT ...]",
+        "[--division DIVISION] [--system_info FILE] [--FIELD TEXT ...]",
     )
     verb.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="writes DIR/ORG")
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="DIR",
+        help="writes DIR/ORG; of inference DIR/DIVISION/ORG",
+    )  # fmt: skip
     verb.add_argument("--org", required=True, help="the submitting organisation")
     verb.add_argument(
         "--ruleset", metavar="N.N", help=f"MLPerf round: {', '.join(RULESETS)}; default: the runs'"
     )
+    verb.add_argument("--division", choices=("closed", "open"), help="of inference; default: open")
     verb.add_argument(
         "--system_info", type=Path, metavar="FILE", help="JSON file with the fields below"
     )
     about = verb.add_argument_group("the system", "these override --system_info")
-    for name, meaning in FIELDS.items():
+    names = {**FIELDS, **INFERENCE_FIELDS}
+    for name, meaning in names.items():
         if name not in FIXED:
             about.add_argument(f"--{name}", dest=name, metavar="TEXT", help=meaning)
     given = verb.parse_args(argv)
     system = read_info(given.system_info) if given.system_info else {}
-    system |= {name: value for name in FIELDS if (value := vars(given).get(name)) is not None}
+    chosen = {name: vars(given).get(name) for name in names if name not in FIXED}
+    system |= {name: value for name, value in chosen.items() if value is not None}
     results, damaged = load_results(given.runs, references=False)
     refuse("damaged records", [f"{d.path}: {d.problem}" for d in damaged])
-    tree, notes = export(results, given.out, given.org, fields=system, ruleset=given.ruleset)
+    if any(result.exported for result in results):
+        if given.ruleset is not None:
+            raise BadInput(f"--ruleset is training's; inference: round {export_inference.ROUND}")
+        tree, notes = export_inference.export(
+            results, given.out, given.org, division=given.division or "open", fields=system
+        )
+        checked = f"MLPerf Inference {export_inference.ROUND}, checked by its rules"
+    else:
+        if given.division is not None:
+            raise BadInput("--division is inference's: training runs have theirs in their logs")
+        tree, notes = export(results, given.out, given.org, fields=system, ruleset=given.ruleset)
+        checked = "the package checker found no errors"
     if given.json:
         print(json.dumps({"tree": str(tree), "runs": len(results), "notes": notes}))
     else:
         for note in notes:
             print(f"note: {shown(note, 400)}")
-        print(f"wrote {shown(tree, 4096)}: the package checker found no errors")
+        print(f"wrote {shown(tree, 4096)}: {checked}")
     return 0

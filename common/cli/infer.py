@@ -14,6 +14,7 @@ from bertbench.common.cli.verbs import parser
 from bertbench.common.config.parser import Parser
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.launch.threads import MOST_THREADS, host_threads
+from bertbench.common.mlperf import inference
 from bertbench.common.results.record import check_name
 from bertbench.engines import ENGINES, load
 from bertbench.engines.base import EngineOptions
@@ -57,7 +58,7 @@ def _parser() -> Parser:
     add(
         "--predict_file", type=Path, required=True, metavar="FILE", help="SQuAD v1.1: dev-v1.1.json"
     )
-    add("--scenario", choices=rules.SCENARIOS, default="Offline", help="LoadGen's")
+    add("--scenario", choices=inference.SCENARIOS, default="Offline", help="LoadGen's")
     add("--mode", choices=options.MODES, default="both", help="LoadGen's tests")
     add("--engine", default="onnxruntime", metavar="NAME", help=f"one of: {', '.join(ENGINES)}")
     add("--provider", default="CPU", metavar="NAME", help="the engine's execution provider")
@@ -86,9 +87,12 @@ def _parser() -> Parser:
     )
     add("--min_duration_s", type=float, metavar="S", help="default: MLPerf's 600")
     add("--min_queries", type=int, metavar="N", help="default: MLPerf's")
-    add("--audit", choices=(rules.TEST01,), help="run MLPerf's compliance test after the others")
+    add(
+        "--audit", choices=(inference.TEST01,), help="run MLPerf's compliance test after the others"
+    )
     add("--target_f1", type=float, metavar="F1",
-        help=f"percent; default: bert-99's {rules.TARGET_F1:.3f}, non-official none")  # fmt: skip
+        help=f"percent; default: bert-99's {inference.TARGET_F1:.3f}; non-official: "
+        "none")  # fmt: skip
     add("--output_dir", type=Path, default=Path("results"), metavar="DIR", help="of the records")
     add("--system", metavar="NAME", help="of the record; default: from the device's name")
     return verb
@@ -118,9 +122,9 @@ def _settings(given: Namespace, flags: set[str], exported: Exported) -> options.
         check_name("system", given.system)
     target = given.target_f1
     if target is None and given.profile == "official":
-        target = rules.TARGET_F1
+        target = inference.TARGET_F1
     values: dict[str, Any] = dict(rules.effective(conf, given.scenario))
-    values |= {n: getattr(exported, n) for n in (*rules.LENGTHS, "lowercase")}
+    values |= {n: getattr(exported, n) for n in (*inference.LENGTHS, "lowercase")}
     return options.InferenceSettings(
         recipe=options.InferenceRecipe(
             scenario=given.scenario,

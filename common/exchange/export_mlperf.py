@@ -23,14 +23,14 @@ from pathlib import Path
 
 from bertbench.common.errors import BadInput
 from bertbench.common.exchange.export_checks import check_complete, check_sound, refuse
-from bertbench.common.exchange.export_system import describe
+from bertbench.common.exchange.export_system import describe, status_words
 from bertbench.common.files import file_sha256, shown
 from bertbench.common.measure.code import FOLDERS, ROOT, code_hash
 from bertbench.common.mlperf.compliance import foreign_words, read_whole, run_checker
 from bertbench.common.mlperf.log import LOG, TOKEN, log_lines, read_log
 from bertbench.common.results.result import Result
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 FIXED = ("submitter", "division")
 """Fields of the system that follow from --org and the runs."""
 _TIMEOUT_S = 600
@@ -53,10 +53,7 @@ def export(
     clash = [name for name in FIXED if name in fields]
     if clash:
         raise BadInput(f"{', '.join(clash)} follows from --org and the runs: leave it out")
-    if not _NAME.fullmatch(org):
-        raise BadInput(f"--org {shown(org)!r} cannot name a folder: letters, digits, . _ + -")
-    if (out / org).exists():
-        raise BadInput(f"{shown(out / org)} exists: choose another --out")
+    check_target(out, org)
     runs = sorted(results, key=lambda r: (r.created or "", r.run_id))
     check_sound(runs, ruleset)
     check_complete(runs)
@@ -69,12 +66,12 @@ def export(
     known = {"submitter": org, "division": division, "system_name": first.system_name}
     if status:
         known["status"] = status
-    system, notes = describe(first, fields, known, ruleset=ruleset)
+    system, notes = describe(first, fields, known, statuses=status_words(ruleset))
     name = system["system_name"]
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise BadInput(f"--system_name {shown(name)!r} cannot name a folder: letters, digits, . _")
     own = code_hash() == first.code_hash
-    notes += _source_notes(runs, division, own)
+    notes += source_notes(runs, division, own)
     labels = {"submission_org": org, _STATUS: status or ""}
 
     def build(tree: Path) -> None:
@@ -91,9 +88,17 @@ def export(
                 _write(record / part, (run.path / part).read_text(encoding="utf-8"))
         _write(place / "README.md", _readme(runs, name, division, ruleset, own))
         if own:
-            _copy_source(place / "source")
+            copy_source(place / "source")
 
-    return _appear(out, org, build, ruleset), notes
+    return appear(out / org, build, lambda tree: check_package(tree, ruleset)), notes
+
+
+def check_target(out: Path, org: str) -> None:
+    """Raise BadInput where the organisation cannot name a folder in ``out``, or it exists."""
+    if not NAME.fullmatch(org):
+        raise BadInput(f"--org {shown(org)!r} cannot name a folder: letters, digits, . _ + -")
+    if (out / org).exists():
+        raise BadInput(f"{shown(out / org)} exists: choose another --out")
 
 
 _STATUS = "submission_status"
@@ -109,7 +114,7 @@ def _check_labels(log: Log, org: str, status: str | None) -> None:
             )
 
 
-def _source_notes(runs: Sequence[Result], division: str, own: bool) -> list[str]:
+def source_notes(runs: Sequence[Result], division: str, own: bool) -> list[str]:
     """Return notes on the source; raise BadInput if a closed submission would lack it."""
     notes = []
     if not own:
@@ -146,8 +151,9 @@ class Log:
         return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) -> Path:
-    """Build the tree and rename it into place; raise BadInput if the checker refuses it."""
+def appear(tree: Path, build: Callable[[Path], None], check: Callable[[Path], list[str]]) -> Path:
+    """Build the tree and rename it into place; raise BadInput if ``check`` finds problems."""
+    out = tree.parent
     try:
         out.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
@@ -156,13 +162,12 @@ def _appear(out: Path, org: str, build: Callable[[Path], None], ruleset: str) ->
             f"cannot write into {shown(out)}: {error.strerror}; choose another --out"
         ) from error
     try:
-        build(work / org)
-        problems = check_package(work / org, ruleset)
-        refuse("not written: the package checker refuses it", problems)
-        (work / org).rename(out / org)
+        build(work / tree.name)
+        refuse("not written: the package checker refuses it", check(work / tree.name))
+        (work / tree.name).rename(tree)
     finally:
         shutil.rmtree(work)
-    return out / org
+    return tree
 
 
 def check_package(tree: Path, ruleset: str) -> list[str]:
@@ -229,7 +234,7 @@ def _readme(runs: Sequence[Result], system: str, division: str, ruleset: str, ow
     )
 
 
-def _copy_source(target: Path) -> None:
+def copy_source(target: Path) -> None:
     """Copy the product's files, without build products."""
 
     def unwanted(folder: str, names: list[str]) -> set[str]:

@@ -50,6 +50,12 @@ FIELDS = {
     "sw_notes": "anything else about the software; may be empty",
 }
 """Field -> its meaning."""
+INFERENCE_FIELDS = {
+    "system_type": "edge, or datacenter,edge; MLPerf Inference has BERT in edge only",
+    "system_type_detail": "kind of the system, e.g. server; may be N/A",
+    "host_network_card_count": "network cards of one machine, e.g. 1x 10 GbE",
+}
+"""Those that MLPerf Inference requires besides; it lacks some of the others, and allows them."""
 STATUSES = {
     "onprem": "Available on-premise",
     "cloud": "Available cloud",
@@ -57,23 +63,39 @@ STATUSES = {
     "research": "Research, Development, or Internal (RDI)",
 }
 """The log's word -> the description's, since round 4.0."""
+INFERENCE_STATUSES = {
+    "onprem": "available", "cloud": "available", "preview": "preview", "research": "rdi"
+}  # fmt: skip
 NONE = "N/A"
 _GIB = 1 << 30
 
 
+def status_words(ruleset: str) -> Mapping[str, str]:
+    """Return the description's words for a status in a round of MLPerf Training."""
+    return STATUSES if int(ruleset.split(".")[0]) >= 4 else {word: word for word in STATUSES}
+
+
 def describe(
-    result: Result, given: Mapping[str, str], known: Mapping[str, str], *, ruleset: str
+    result: Result,
+    given: Mapping[str, str],
+    known: Mapping[str, str],
+    *,
+    names: Mapping[str, str] = FIELDS,
+    statuses: Mapping[str, str] = STATUSES,
 ) -> tuple[dict[str, str], list[str]]:
     """Return the description, and a note for each measured value that ``given`` replaces.
 
-    ``given`` are the user's fields, ``known`` those of the export. Raises BadInput, naming every
-    missing field with its meaning.
+    ``given`` are the user's fields, ``known`` those of the export; ``names`` are those required,
+    and ``statuses`` the description's words for a status. Raises BadInput, naming every missing
+    field with its meaning.
     """
+    if foreign := sorted(set(given) - set(names)):
+        raise BadInput(f"--{foreign[0]}: these runs' kind of submission has no such field")
     found = {**measured(result), **known}
     fields = {**found, **given}
-    missing = [name for name in FIELDS if name not in fields]
+    missing = [name for name in names if name not in fields]
     if missing:
-        lines = [f"  --{name:<36}{FIELDS[name]}" for name in missing]
+        lines = [f"  --{name:<36}{names[name]}" for name in missing]
         raise BadInput(
             f"{len(missing)} fields of the system are unknown; give each as a flag, or all in a "
             "JSON file of names and texts (--system_info FILE), N/A if it does not apply:\n"
@@ -87,8 +109,8 @@ def describe(
     status = fields["status"]
     if status not in STATUSES:
         raise BadInput(f"status {shown(status)!r}: choose from {', '.join(STATUSES)}")
-    fields["status"] = STATUSES[status] if int(ruleset.split(".")[0]) >= 4 else status
-    return {name: fields[name] for name in FIELDS}, notes
+    fields["status"] = statuses[status]
+    return {name: fields[name] for name in names}, notes
 
 
 def measured(result: Result) -> dict[str, str]:
@@ -111,7 +133,9 @@ def measured(result: Result) -> dict[str, str]:
         "host_processor_interconnect": NONE if sockets == 1 else None,
         "host_memory_capacity": _gib(system.get("memory_bytes")),
         "hw_notes": "virtual machine" if processor.get("virtual_machine") else "",
-        "framework": f"PyTorch {software['packages'].get('torch')}",
+        "framework": result.devices[0].get("runtime")
+        if result.exported
+        else f"PyTorch {software['packages'].get('torch')}",
         "operating_system": system["os"].get("name"),
         "other_software_stack": ", ".join(_software(result)),
         "sw_notes": f"bertbench, commit {result.manifest['commit']}, code {result.code_hash}, "
@@ -119,7 +143,8 @@ def measured(result: Result) -> dict[str, str]:
     }
     if values["number_of_nodes"] == 1:
         values |= {"host_networking": NONE, "host_networking_topology": NONE}
-    if result.backend == HOST:
+    engine = result.extras.get("engine") if result.exported else None
+    if result.backend == HOST or (engine and engine["device"] is None):
         names = [name for name in FIELDS if name.startswith("accelerator_")]
         values |= {"accelerators_per_node": 0, **dict.fromkeys(names, NONE)}
     else:
@@ -162,7 +187,7 @@ def read_info(path: Path) -> dict[str, str]:
         ) from error
     if not isinstance(content, dict) or not all(isinstance(v, str) for v in content.values()):
         raise BadInput(f"--system_info {shown(path)}: must be one JSON object of names and texts")
-    unknown = sorted(set(content) - set(FIELDS))
+    unknown = sorted(set(content) - {*FIELDS, *INFERENCE_FIELDS})
     if unknown:
         raise BadInput(f"--system_info {shown(path)}: no such field: {shown(', '.join(unknown))}")
     return content

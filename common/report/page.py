@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.report import figures, sparsity, tables
+from bertbench.common.report import figures, inference, sparsity, tables
 from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
 from bertbench.common.report.plot import Plot
 from bertbench.common.report.published_tables import suite_tables
@@ -93,15 +93,15 @@ class Report:
         self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
 
     def _sections(self) -> Iterable[PageSection]:
-        real, both = self.real, [*self.real, *self.published]
+        answered, real = inference.apart(self.real)
+        both = [*self.real, *self.published]
         families = tables.families(both)
         known = _scalability(families)
-        benchmarks = sorted({e.benchmark for e in both})
-        beside = (tables.beside(i, b, both) for i, b in enumerate(benchmarks))
+        names = enumerate(sorted({e.benchmark for e in both}))
         yield PageSection(
-            id="measured", title="Measured", tables=_filled(tables.configurations(real)),
+            id="measured", title="Measured", text=self._sampled(),
+            tables=_filled(tables.configurations(real), inference.measured(answered)),
             plots=[*figures.learning(real, self._events), *figures.speed(real, self._events)],
-            text=self._sampled(),
         )  # fmt: skip
         split = figures.time_split(real)
         yield PageSection(
@@ -119,7 +119,7 @@ class Report:
             id="beside", title="Beside published figures",
             text="Published figures as their sources state them, most without a definition. Each "
             "links to its source and the doubts about it.",
-            tables=_filled(*beside),
+            tables=_filled(*(tables.beside(i, name, both) for i, name in names)),
             plots=[*figures.learning(self.published, {}, "published")],
         )  # fmt: skip
         yield PageSection(
@@ -128,10 +128,10 @@ class Report:
             "run shows its publisher's figures.",
             tables=suite_tables(both, known),
         )  # fmt: skip
-        failed = _filled(tables.failures(real, self.damaged))
+        failed = _filled(tables.failures(self.real, self.damaged))
         yield PageSection(id="failed", title="What went wrong", tables=failed)
         yield PageSection(
-            id="runs", title="Runs", groups=self._groups(real),
+            id="runs", title="Runs", groups=self._groups(self.real),
             text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
         )  # fmt: skip
         fake = self.simulated
@@ -242,9 +242,12 @@ class Report:
             plots = [*figures.own_speed(anchor, e.style, self._events[r.run_id])]
             plots += figures.sensors(r, anchor, r.telemetry())
         rate, quality = r.value("sequences_per_second"), r.quality
+        samples = r.value("samples_per_second")
         headline = [] if r.seed is None else [f"seed {r.seed}"]
         if rate is not None:
             headline.append(f"{number(rate)} sequences/s")
+        if samples is not None:
+            headline.append(f"{number(samples)} samples/s")
         if quality and quality.get("value") is not None:
             headline.append(f"{quality.get('metric')} {number(float(quality['value']))}")
         return RunSection(
@@ -292,6 +295,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
         ("Devices", f"{r.num_devices} x {r.device_name or r.system_name}"),
         ("Processes", None if r.world_size == r.num_devices else r.world_size),
         ("Precision", r.precision),
+        ("Model", inference.model(r)),
         ("Batch", r.global_batch and f"{r.global_batch} sequences a step"),
         ("Data", extras.get("data")),
         ("Recipe hash", r.recipe_hash),

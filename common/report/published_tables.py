@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bertbench.common.report import dle, sparsity
+from bertbench.common.report import dle, inference, sparsity
 from bertbench.common.report.groups import Entry, Value
 from bertbench.common.report.tables import (
     RATE,
@@ -46,7 +46,7 @@ def suite_tables(entries: Sequence[Entry], scalability: Scalability) -> list[Tab
         dle.accuracy(_of(squad, "nvidia", "deeplearningexamples")),
         dle.inference(_of(squad, "nvidia", "deeplearningexamples")),
         _mlperf(pretraining),
-        _int8(entries),
+        inference.published(entries),
         sparsity.glue(entries),
     ]
     return [table for table in made if table.rows]
@@ -170,38 +170,6 @@ def _mlperf(entries: Sequence[Entry]) -> Table:
         "closed and the open division are not comparable.",
         columns=columns(
             "System | Round | # Devices | # Minutes | # Samples | # Sequences/s with evaluations"
-        ),
-        rows=rows,
-    )
-
-
-def _int8(entries: Sequence[Entry]) -> Table:
-    """Return inference on SQuAD, dense and sparse, as MLPerf Inference reports it."""
-    rows = []
-    for e in entries:
-        if "inference" not in e.benchmark:
-            continue
-        total = e.value("offline_samples_per_second")
-        each = e.value("offline_samples_per_second_per_device")
-        if total is None and each is None:
-            continue
-        cells = (
-            Cell(e.first.system_name, e.link(), e.workload),
-            count(e.devices),
-            Cell(e.precision),
-            number_cell(total, e.link()),
-            number_cell(each, e.link()),
-            number_cell(e.quality(F1), e.link()),
-            number_cell(e.value("single_stream_p90_s"), e.link(), scale=1e3),
-        )
-        rows.append(row(e, *cells))
-    return Table(
-        id="inference",
-        title="In the format of MLPerf Inference's results",
-        intro="SQuAD offline: samples per second of the system and of one device, F1, and the 90th "
-        "percentile of single-stream latency.",
-        columns=columns(
-            "System | # Devices | Precision | # Samples/s | # per device | # F1 | # p90, ms"
         ),
         rows=rows,
     )

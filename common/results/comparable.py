@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bertbench.common.config.recipe import hash_values
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.measure.metric import SHARED
@@ -66,16 +67,41 @@ def _data(run: Result) -> str | None:
     return "synthetic" if run.config["run"].get("synthetic") is True else run.data_hash
 
 
+def _recipe(run: Result) -> str | None:
+    """Return the recipe's hash; of an inference run without its model, which may be another."""
+    if not run.exported or run.recipe_hash is None:
+        return run.recipe_hash
+    return hash_values("", run.config["recipe"], {})
+
+
+def _shape(run: Result) -> str | None:
+    shape = run.exported.get("model")
+    if not isinstance(shape, Mapping):
+        return None
+    layers, width = (shape.get(name) for name in ("num_hidden_layers", "hidden_size"))
+    return f"{layers} x {width} ({hash_values('', shape, {})[:8]})"
+
+
+def _model(run: Result) -> str | None:
+    """Return what two models of one shape may differ in; None for a run of training."""
+    if not run.exported:
+        return None
+    weights = str((run.manifest.get("inputs") or {}).get("checkpoint"))[:8]
+    return f"{run.precision}, {run.exported.get('weight_sparsity') or 'dense'}, weights {weights}"
+
+
 _IDENTITY: dict[str, Callable[[Result], Any]] = {
     "benchmark": lambda run: run.benchmark,
-    "recipe": lambda run: run.recipe_hash,
+    "recipe": _recipe,
+    "model's shape": _shape,
     "attention": attention,
-    "precision": lambda run: run.precision,
+    "precision": lambda run: None if run.exported else run.precision,
     "world size": lambda run: run.world_size,
     "data": _data,
     "devices": lambda run: "simulated" if run.simulated else "real",
 }
 _CIRCUMSTANCES: dict[str, Callable[[Result], Any]] = {
+    "model": _model,
     "system": lambda run: run.system_name,
     "device": lambda run: run.device_name,
     "backend": lambda run: run.backend,

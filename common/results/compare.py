@@ -16,7 +16,11 @@ from bertbench.common.files import shown
 from bertbench.common.results import statistics
 from bertbench.common.results.comparable import Side, differences, notes
 
-JUDGED = ("time_to_target_s", "sequences_per_second", "inference_sequences_per_second")
+JUDGED = (
+    "time_to_target_s", "sequences_per_second", "inference_sequences_per_second",
+    "samples_per_second", "latency_p90_early_stopping_s", "latency_p99_early_stopping_s",
+    *(f"latency_p{p}_s" for p in (50, 90, 99)),
+)  # fmt: skip
 """Metrics that decide the exit code without --metric, besides stability and quality."""
 STABILITY = "stability"
 METHODS = {

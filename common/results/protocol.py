@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bertbench.common.config.recipe import hash_values
 from bertbench.common.errors import BadInput
@@ -18,10 +18,11 @@ from bertbench.common.files import shown
 from bertbench.common.masks.mask import SUFFIX, AttentionMask
 from bertbench.common.mlperf.compliance import check_log, read_whole
 from bertbench.common.mlperf.log import log_lines, read_log
+from bertbench.common.results import inference
 from bertbench.common.results.comparable import leaves
+from bertbench.common.results.inference import Finding
 from bertbench.common.results.seals import cut_short
 
-Finding = tuple[Literal["error", "note"], str, str]
 LOG = "result_0.txt"
 _RATES = ("sequences_per_second", "real_tokens_per_second", "padded_tokens_per_second")
 _POSITIVE = (
@@ -51,6 +52,8 @@ def check(path: Path, content: Mapping[str, Any], rulesets: Sequence[str]) -> It
     yield from _throttling(content["telemetry"])
     if manifest["mlperf"] is not None:
         yield from _mlperf(path, manifest, steps, rulesets)
+    if "export" in manifest["extras"] and manifest["files"]:
+        yield from inference.check(path, manifest, content["config"], steps)
 
 
 def _identity(

@@ -125,7 +125,7 @@ class Result:
 
     @property
     def backend(self) -> str | None:
-        name = self._extras.get("backend") or next(
+        name = self.extras.get("backend") or next(
             (device.get("backend") for device in self.devices), None
         )
         return name if isinstance(name, str) else self._text("backend")
@@ -133,7 +133,7 @@ class Result:
     @property
     def precision(self) -> str | None:
         """The precision in effect, that of ``amp`` on the device; resumed: ``bf16 after fp32``."""
-        name = self._extras.get("precision")
+        name = self.extras.get("precision")
         name = name if isinstance(name, str) else self._text("precision")
         before = ", ".join(sorted(self.earlier - {name}))
         return f"{name or 'unknown'} after {before}" if before else name
@@ -222,7 +222,14 @@ class Result:
                 yield value
 
     @property
-    def _extras(self) -> Mapping[str, Any]:
+    def exported(self) -> Mapping[str, Any]:
+        """The model of an inference run, as its export.json describes it; empty for other runs."""
+        found = self.extras.get("export")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        """What a benchmark has added to the manifest."""
         extras = self.manifest.get("extras")
         return extras if isinstance(extras, Mapping) else {}
 

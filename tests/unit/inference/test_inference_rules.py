@@ -8,6 +8,7 @@ import pytest
 from bertbench.benchmarks.bert_inference import rules
 from bertbench.benchmarks.bert_inference.rules import Asked, check_official, read_user_conf
 from bertbench.common.errors import BadInput
+from bertbench.common.mlperf import inference
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def test_loadgen_reads_the_lines_with_these_meanings(tmp_path):
     )
     durations, seeds, samples = done.stdout.splitlines()
     assert durations == "250 7 7500000.0"
-    assert tuple(map(int, seeds.split())) == rules.SEEDS["6.0"]
-    assert int(samples) == rules.SAMPLES
+    assert tuple(map(int, seeds.split())) == inference.SEEDS["6.0"]
+    assert int(samples) == inference.SAMPLES
 
 
 def test_the_last_line_that_holds_for_bert_and_the_scenario_counts(conf):
@@ -132,4 +133,4 @@ def test_flags_that_a_scenario_lacks_are_refused(scenario, asked, message):
 
 
 def test_the_target_is_that_of_bert_99():
-    assert pytest.approx(0.99 * 90.874) == rules.TARGET_F1
+    assert pytest.approx(0.99 * 90.874) == inference.TARGET_F1

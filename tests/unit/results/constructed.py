@@ -21,8 +21,10 @@ def described(name: str, value: float, **changed: Any) -> dict[str, Any]:
     """A metric as a record holds it; one that is not shared is a quality."""
     if name in SHARED:
         return metric(name, value).as_dict() | changed
+    lower = name.startswith("latency")
     return {
-        "name": name, "value": value, "unit": "%" if name in GLUE else "1", "direction": "higher",
+        "name": name, "value": value, "unit": "%" if name in GLUE else "s" if lower else "1",
+        "direction": "lower" if lower else "higher",
         "n": 1, "ci_low": None, "ci_high": None, "clock": "none", "scope": "global",
         "definition": "a quality",
     } | changed  # fmt: skip

@@ -11,15 +11,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bertbench.benchmarks.bert_inference.rules import PERCENTILE, Scenario
 from bertbench.common.data.samples import IntArray
 from bertbench.common.errors import BertbenchError
 from bertbench.common.files import read_bytes, read_json, shown
 from bertbench.common.measure.metric import Metric
+from bertbench.common.mlperf.inference import (
+    MIN_DURATION_MS,
+    MIN_QUERIES,
+    PERCENTILE,
+    SAMPLES,
+    SEED_KEYS,
+    SEEDS,
+    SERVER_LATENCY_MS,
+    Scenario,
+)
 from bertbench.common.mlperf.log import log_lines, read_log
 
 DETAIL, SUMMARY = "mlperf_log_detail.txt", "mlperf_log_summary.txt"
 ACCURACY = "mlperf_log_accuracy.json"
+CLOCK = "LoadGen"
+"""Of the metrics that LoadGen measures."""
 _LARGEST_DETAIL, _LARGEST_ACCURACY = 1 << 30, 2 << 30
 _EXPECTED = "Found Audit Config file"
 """The warning that every audit has."""
@@ -138,10 +149,42 @@ def _metric(name: str, value: float, scenario: Scenario) -> Metric:
         value=value,
         unit=unit,
         direction=better,  # type: ignore[arg-type]
-        clock="LoadGen",
+        clock=CLOCK,
         scope="global",
         definition=f"{text} ({scenario})",
     )
+
+
+def broken_rules(result: TestResult, scenario: str) -> Iterator[str]:
+    """Yield what in a test's log MLPerf's submission checker refuses; ``scenario`` is the run's.
+
+    Source: submission_checker/checks/performance_check.py and accuracy_check.py of
+    mlcommons/inference. Early stopping's condition is part of LoadGen's verdict.
+    """
+    values, performance = result.values, result.values.get("effective_test_mode") != "AccuracyOnly"
+    if values.get("effective_scenario") != scenario:
+        yield f"its scenario is {shown(values.get('effective_scenario'), 40)}, not {scenario}"
+    if errors := values.get("num_errors", 0):
+        yield f"LoadGen counts {shown(errors, 40)} errors"
+    wanted = dict(zip(SEED_KEYS, SEEDS["6.0"], strict=True))
+    found = {key: values.get(f"effective_{key}") for key in SEED_KEYS}
+    yield from (
+        f"{k} is {shown(found[k], 40)}, not {v}" for k, v in wanted.items() if found[k] != v
+    )
+    if not performance:
+        if values.get("effective_accuracy_sample_count") != SAMPLES:
+            yield f"it covers {shown(values.get('effective_accuracy_sample_count'), 40)} samples"
+        return
+    if not result.valid:
+        yield f"INVALID: {result.reason}"
+    least = {"performance_sample_count": SAMPLES, "min_duration_ms": MIN_DURATION_MS}
+    asked = "samples_per_query" if scenario == "Offline" else "min_query_count"
+    for key, number in {**least, asked: MIN_QUERIES.get(scenario, 0)}.items():
+        if (result.number(f"effective_{key}") or 0) < number:
+            yield f"{key} is {shown(values.get(f'effective_{key}'), 40)}, below {number}"
+    bound = result.number("effective_target_latency_ns") or 0
+    if scenario == "Server" and bound > SERVER_LATENCY_MS * 1e6:
+        yield f"the latency bound is {bound / 1e6:g} ms, above {SERVER_LATENCY_MS}"
 
 
 def read_answers(file: Path, lengths: IntArray) -> dict[int, NDArray[np.float32]]:
