@@ -109,7 +109,9 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
             vu v[W];
             for (long i = 0; i < W; i++) {
                 v[i] = (vu){};
-                if (r + i < rows) memcpy(&v[i], x + (r + i) * ld + c, 4 * lmin(W, cols - c));
+                const uint32_t *from = x + (r + i) * ld + c;  // sizes known here need no call
+                if (r + i < rows && c + W <= cols) memcpy(&v[i], from, 4 * W);
+                else if (r + i < rows) memcpy(&v[i], from, 4 * W / 2);
             }
             transpose16(v);
             for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + r * cols + (c + i) * W) = v[i];
@@ -180,6 +182,7 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
         }
         if (saved) saved = (char *)saved + rows * N * bytes(half);
         if (!t.count) memset(O, 0, 4 * rows * D);
+        ahead(at(out, i0 * w->H, half), w->H, rows, D, half);
         EACH_RUN(w, t)
             GEMM(rows, D, (end - j) / step, P + c / step, N / step, V + j / step * D, W, D, O, D,
                  n_ > 0);
@@ -195,30 +198,16 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                             const void *out, const void *dout, const void *saved,
                             const float *inverse, void *dq, void *dk, void *dv, int half) {
     const long L = w->L, Lp = w->Lp, Lc = w->Lc, D = w->D, H = w->H, step = half ? 2 : 1;
-    const long M = w->queries, Qc = M / step;
+    const long M = w->queries, Mc = M / step;
     uint32_t *VT = (uint32_t *)scratch(
-        4 * (w->Dc * Lp + 3 * Lc * D + M * (Lp + D + Lc) + 2 * Qc * Lp + 2 * Lp * D + 2 * D));
-    uint32_t *K = VT + w->Dc * Lp, *Q = K + Lc * D, *G = Q + Lc * D, *own = G + Lc * D;
-    uint32_t *cells_dS = own + M * Lc, *cells_P = cells_dS + Qc * Lp;
-    float *dP = (float *)(cells_P + Qc * Lp), *dQ = dP + M * Lp, *dK = dQ + M * D, *dV = dK + Lp * D,
-          *scaled = dV + Lp * D;
+        4 * (w->Dc * Lp + Lc * D + M * (Lc + Lp + 2 * D + 1) + 2 * Mc * (Lp + D) + 2 * Lp * D));
+    uint32_t *K = VT + w->Dc * Lp, *Q = K + Lc * D, *G = Q + Mc * D, *own = G + Mc * D;
+    uint32_t *cells_dS = own + M * Lc, *cells_P = cells_dS + Mc * Lp;
+    float *dP = (float *)(cells_P + Mc * Lp), *dQ = dP + M * Lp, *dK = dQ + M * D, *dV = dK + Lp * D,
+          *scaled = dV + Lp * D, *delta = scaled + M * D;
     const long cells = half ? w->ld / 2 : w->ld, out_cells = half ? H / 2 : H;
     turn(v, cells, L, w->Dc, VT);
     pair_rows(k, w->ld, L, Lp, D, K, half);
-    pair_rows(q, w->ld, L, Lp, D, Q, half);
-    // G: the output's gradient with each row's 1 / sum and dropout's scale.
-    for (long i0 = 0; i0 < Lp; i0 += 2) {
-        ahead(at(dout, (i0 + W) * H, half), H, lmin(2, L - i0 - W), D, half);
-        for (long r = 0; r < 2; r++) {
-            float f = i0 + r < L ? inverse[(i0 + r) * w->heads] * w->keep_scale : 0.0f;
-            for (long d = 0; d < D; d += W) {
-                vf g = {};
-                if (i0 + r < L) g = ld(dout, (i0 + r) * H + d, half) * f;
-                st(scaled, r * D + d, half, g);
-            }
-        }
-        pair_rows(scaled, D, 2, 2, D, G + (half ? i0 / 2 : i0) * D, half);
-    }
     memset(dK, 0, 8 * Lp * D);
 
     for (long i0 = 0; i0 < L; i0 += M) {
@@ -231,25 +220,33 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
         const long next = lmin(M, L - i0 - M);
         ahead(at(dout, (i0 + M) * H, half), H, next, D, half);
         ahead(at(out, (i0 + M) * H, half), H, next, D, half);
+        ahead(at(q, (i0 + M) * w->ld, half), w->ld, next, D, half);
+        pair_rows(at(q, i0 * w->ld, half), w->ld, rows, step * here, D, Q, half);
+        // G: the output's gradient with each row's 1 / sum and dropout's scale.
+        for (long r = 0; r < rows; r++) {
+            const float f = inverse[(i0 + r) * w->heads] * w->keep_scale;
+            vf sum = {};
+            for (long d = 0; d < D; d += W) {
+                const vf x = ld(dout, (i0 + r) * H + d, half);
+                sum += x * ld(out, (i0 + r) * H + d, half);
+                st(scaled, r * D + d, half, x * f);
+            }
+            delta[r] = sum16(sum);
+        }
+        pair_rows(scaled, D, rows, step * here, D, G, half);
         EACH_RUN(w, t)
             GEMM(rows, end - j, w->Dc, at(dout, i0 * H, half), out_cells, VT + j * w->Dc, w->Dc * W,
                  W, dP + c, N, 0);
         for (long r = 0; r < rows; r += step) {
-            float f[2] = {0, 0}, delta[2] = {0, 0};
-            for (long s = 0; s < step && r + s < rows; s++) {
-                long row = (i0 + r + s) * H;
-                vf sum = {};
-                for (long d = 0; d < D; d += W) sum += ld(out, row + d, half) * ld(dout, row + d, half);
-                delta[s] = sum16(sum);
-                f[s] = inverse[(i0 + r + s) * w->heads];
-            }
+            float f[2] = {0, 0};
+            for (long s = 0; s < step && r + s < rows; s++) f[s] = inverse[(i0 + r + s) * w->heads];
             for (long c = 0; c < N; c += W) {
                 vu p[2] = {}, g[2] = {};
                 for (long s = 0; s < step && r + s < rows; s++) {
                     vf e = ld(saved, (r + s) * N + c, half);
                     vi alive = (vi)e >= 0;
                     vf d = (vf)((vi)(*(vf *)(dP + (r + s) * N + c) * w->keep_scale) & alive);
-                    vf ds = (vf)((vi)e & 0x7fffffff) * (f[s] * w->scale) * (d - delta[s]);
+                    vf ds = (vf)((vi)e & 0x7fffffff) * (f[s] * w->scale) * (d - delta[r + s]);
                     p[s] = (vu)e & (vu)alive;
                     if (half) {
                         vh hs = narrow(ds);
@@ -273,8 +270,8 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
         EACH_RUN(w, t) {
             GEMM(rows, D, (end - j) / step, dS + c / step, N / step, K + j / step * D, W, D, dQ, D,
                  n_ > 0);
-            GEMM_TURNED(end - j, D, here, dSc + c, N, Q + i0 / step * D, W, D, dK + j * D, D, 1);
-            GEMM_TURNED(end - j, D, here, Pc + c, N, G + i0 / step * D, W, D, dV + j * D, D, 1);
+            GEMM_TURNED(end - j, D, here, dSc + c, N, Q, W, D, dK + j * D, D, 1);
+            GEMM_TURNED(end - j, D, here, Pc + c, N, G, W, D, dV + j * D, D, 1);
         }
         for (long r = 0; r < rows; r++)
             for (long d = 0; d < D; d += W)

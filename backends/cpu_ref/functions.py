@@ -9,6 +9,7 @@ refuses a backward pass after an update.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,15 +166,16 @@ class Attention(torch.autograd.Function):
         """
         qkv = aligned(qkv)
         rows, width = qkv.shape
-        layout = layout.over(len(tokens.lengths))
-        cells = saved_cells(np.array(tokens.lengths), heads, layout)
-        offsets = torch.from_numpy(cells.cumsum() - cells.ravel()).view(cells.shape)
+        which, offsets, cells = _room(
+            tokens.lengths, heads, layout.which, layout.tiles, layout.runs, layout.queries
+        )
         ctx.fixed = (
-            tokens.cu_seqlens, longest_first(tokens), offsets, heads, width // 3 // heads, *layout,
+            tokens.cu_seqlens, longest_first(tokens.lengths), offsets, heads, width // 3 // heads,
+            *layout._replace(which=which),
         )  # fmt: skip
         ctx.drop = drop
         out = qkv.new_empty(rows, width // 3)
-        saved = qkv.new_empty(int(cells.sum())) if save else None
+        saved = qkv.new_empty(cells) if save else None
         inverse = torch.empty(rows, heads)
         call("attention", qkv, *ctx.fixed, out, saved, inverse, None, None, *drop)
         ctx.save_for_backward(qkv, out, saved, inverse)
@@ -299,9 +301,30 @@ def aligned(x: Tensor) -> Tensor:
     return x.clone() if x.data_ptr() % VECTOR else x
 
 
-def longest_first(tokens: Tokens) -> Tensor:
+@lru_cache(maxsize=64)  # a batch goes through all layers, whose masks may differ
+def longest_first(lengths: tuple[int, ...]) -> Tensor:
     """Return the sequences in the order in which threads take them up: int64 [sequences]."""
-    return torch.tensor(np.argsort(-np.array(tokens.lengths), kind="stable"))
+    return torch.tensor(np.argsort(-np.array(lengths), kind="stable"))
+
+
+@lru_cache(maxsize=64)
+def _room(
+    lengths: tuple[int, ...],
+    heads: int,
+    which: Tensor | None,
+    tiles: Tensor | None,
+    runs: Tensor | None,
+    queries: int,
+) -> tuple[Tensor | None, Tensor, int]:
+    """Return what a layout's kernel is given for sequences of ``lengths``.
+
+    Its ``which`` [sequences, heads], the offsets of the probabilities [sequences, heads], and how
+    many there are. Tensors are told apart by identity: those of a layout are not written.
+    """
+    layout = Layout(which, tiles, runs, queries=queries).over(len(lengths))
+    cells = saved_cells(np.array(lengths), heads, layout)
+    offsets = torch.from_numpy(cells.cumsum() - cells.ravel()).view(cells.shape)
+    return layout.which, offsets, int(cells.sum())
 
 
 def _weight_grad(dy: Tensor, x: Tensor) -> Tensor:

@@ -191,9 +191,7 @@ def call(name: str, *args: Tensor | int | float | None) -> None:
                 f"{bound}: the data is not of this model"
             )
     if name in ("attention", "offset_attention"):
-        named = dict(zip((p.name for p in given), args, strict=True))
-        lengths = _check_sequences(name, named, plan.sizes)
-        (_check_layout if name == "attention" else _check_steps)(named, plan.sizes, lengths)
+        _check_attention(name, args, tuple(kinds), plan.sizes)
     values += plan.derived
     if plan.sizes.get("cols") != 0:  # pointers to nothing are not passed on
         functions[name](*map(values.__getitem__, plan.order))
@@ -268,6 +266,34 @@ def _wrong(p: _Parameter, kind: Any, sizes: dict[str, int], halves: set[int | No
         for size, n in zip(p.shape, shape, strict=True)
     )
     return None if fits else f"of shape {list(shape)}, not [{', '.join(p.shape)}] where {sizes}"
+
+
+_passed: set[tuple[Any, ...]] = set()
+"""What ``_check_attention`` let through lately: a batch goes through all layers, in both passes."""
+_PASSED = 64
+"""So many at most; a model's layers may have a mask each."""
+
+
+def _check_attention(
+    name: str, args: tuple[Any, ...], kinds: tuple[Any, ...], sizes: dict[str, int]
+) -> None:
+    """Raise ValueError where attention's sequences, layout or steps are not for its tensors.
+
+    The same types, shapes and indices, by their content, are not checked twice.
+    """
+    named = dict(zip((p.name for p in _GIVEN[name]), args, strict=True))
+    indices = (
+        None if named[p.name] is None else named[p.name].numpy().tobytes()
+        for p in _GIVEN[name] if p.kind in ("i32", "i64")
+    )  # fmt: skip
+    key = name, kinds, *indices
+    if key in _passed:
+        return
+    lengths = _check_sequences(name, named, sizes)
+    (_check_layout if name == "attention" else _check_steps)(named, sizes, lengths)
+    if len(_passed) >= _PASSED:
+        _passed.clear()
+    _passed.add(key)
 
 
 def _check_sequences(name: str, args: dict[str, Any], sizes: dict[str, int]) -> NDArray[np.int64]:

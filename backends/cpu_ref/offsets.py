@@ -71,8 +71,8 @@ class OffsetAttention(torch.autograd.Function):
         qkv = aligned(qkv)
         rows, width = qkv.shape
         ctx.fixed = (
-            tokens.cu_seqlens, longest_first(tokens), heads, width // 3 // heads, kept.which,
-            kept.steps,
+            tokens.cu_seqlens, longest_first(tokens.lengths), heads, width // 3 // heads,
+            kept.which, kept.steps,
         )  # fmt: skip
         ctx.drop = drop
         out = qkv.new_empty(rows, width // 3)

@@ -227,12 +227,15 @@ enum { DEPTH = 128 };  // rows of B: those of four vectors stay in L2, whatever 
 
 INLINE void gemm_(int half, long M, long N, long K, const uint32_t *A, long am, long ak,
                   const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
-    // Equal parts: tiles of few rows or columns leave units idle.
+    // Equal parts: tiles of few rows or columns leave units idle. A division takes as long as a part
+    // of a small tile, so there are none within. M and N are not 0.
+    const long across = (N / W + 3) / 4, down = (M + 5) / 6, thin = N / W / across,
+               low = M / down, wider = N / W % across, higher = M % down;
     for (long k = 0; k < K; k += DEPTH)
-        for (long n = 0, right = (N / W + 3) / 4, cols; right; n += cols * W, right--) {
-            cols = ((N - n) / W + right - 1) / right;
-            for (long m = 0, left = (M + 5) / 6, rows; left; m += rows, left--) {
-                rows = (M - m + left - 1) / left;
+        for (long x = 0, n = 0, cols; x < across; n += cols * W, x++) {
+            cols = thin + (x < wider);
+            for (long y = 0, m = 0, rows; y < down; m += rows, y++) {
+                rows = low + (y < higher);
                 switch (cols) {
                     case 1: TILES(1); break;
                     case 2: TILES(2); break;
