@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertbench.benchmarks.bert_inference.rules import SCENARIOS
 from bertbench.common.errors import BadInput, BertbenchError
 from bertbench.common.files import read_json, shown, write_atomic
+from bertbench.common.mlperf.inference import SCENARIOS
 from bertbench.common.results.seals import MANIFEST
 
 USAGE = """\

@@ -124,8 +124,8 @@ def test_onnx_runtime_computes_the_quantized_model_in_int8(norm_position, tmp_pa
         check_equal(of_tokens(*session.run(None, inputs)), expected)
         check_equal(of_tokens(*engine.run(Batch(*inputs.values()))), expected)
     facts = engine.describe()
-    assert (facts["linear_int8"], facts["linear_float"]) == (4 * LAYERS, 0)
-    assert facts["operators"]["Int8Linear"] == 4 * LAYERS
+    assert (facts["linear_int8"], facts["linear_float"]) == (6 * LAYERS, 0)
+    assert facts["operators"]["Int8Linear"] == 6 * LAYERS
     assert facts["attention"] == "float over int8-rounded values"
 
     done = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench.timing import cell, spread
 from bertbench import engines
-from bertbench.benchmarks.bert_inference import logs
 from bertbench.benchmarks.bert_inference.batches import Cut
-from bertbench.benchmarks.bert_inference.rules import Scenario
 from bertbench.benchmarks.bert_inference.worker import Job, _Tests
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.measure.code import PACKAGE
+from bertbench.common.mlperf.inference import Scenario
+from bertbench.common.mlperf.loadgen import DETAIL, read_detail
 from bertbench.engines.base import Batch, Engine, EngineOptions, FloatArray
 from bertbench.engines.exported import Exported
 
@@ -112,7 +112,7 @@ class Turns:
             run(batch)
             each.append(time.perf_counter() - start)
         bare_s = time.perf_counter() - began
-        found = logs.read_detail(self._files / f"performance_{logs.DETAIL}")
+        found = read_detail(self._files / f"performance_{DETAIL}")
         p50 = found.number("result_50.00_percentile_latency_ns")
         return {
             "loadgen_s": loadgen_s,
