@@ -97,6 +97,14 @@ def test_sequences_that_do_not_divide_the_rows(changed: dict[str, Any], trains: 
         NativeOps(torch.float32).attention(qkv, tokens(**changed), num_heads=2, dropout=0.0)
 
 
+def test_sequences_that_change_after_they_were_checked() -> None:
+    batch, ops = tokens(), NativeOps(torch.float32)
+    ops.attention(torch.zeros(4, 96), batch, num_heads=2, dropout=0.0)
+    batch.cu_seqlens[1] = 3
+    with pytest.raises(ValueError, match="attention: "):
+        ops.attention(torch.zeros(4, 96), batch, num_heads=2, dropout=0.0)
+
+
 def test_attention_of_a_part_of_a_tensor() -> None:
     whole = torch.randn(4 * 96 + 1)
     ops = NativeOps(torch.float32)
