@@ -77,8 +77,8 @@ class PaddedLayer(nn.Module):
         self.attention_norm, self.output_norm = layer.attention_norm, layer.output_norm
         known = getattr(layer, "quantizers", None)
 
-        def rounded(name: str) -> Round:
-            return Round(None if known is None else known[name])
+        def rounded(name: str, factor: float = 1.0) -> Round:
+            return Round(None if known is None else known[name], factor)
 
         self.attention_output, self.intermediate, self.output = (
             Product.of(layer, name) for name in LINEAR[1:]
@@ -90,7 +90,11 @@ class PaddedLayer(nn.Module):
             Product.of(layer, LINEAR[0], part)
             for part in ([slice(None)] if known is None else rows)
         )
-        self.round_qkv = nn.ModuleList(rounded(name) for name in ("q", "k", "v"))
+        # q is read back in steps that are smaller by the scores' factor: L * L divisions less.
+        factors = (1 / math.sqrt(self._head_size()), 1.0, 1.0)
+        self.round_qkv = nn.ModuleList(
+            rounded(name, factor) for name, factor in zip(("q", "k", "v"), factors, strict=True)
+        )
         self.round_input = nn.ModuleDict({name: rounded(f"{name}_input") for name in LINEAR})
         self.round_probabilities = rounded("probabilities")
         self.round_added = nn.ModuleList(
@@ -121,9 +125,15 @@ class PaddedLayer(nn.Module):
             rounded(part).view(batch, length, heads, size // heads).transpose(1, 2)
             for part, rounded in zip(parts, self.round_qkv, strict=True)
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(size // heads) + hidden
+        scores = q @ k.transpose(-1, -2)
+        if len(self.qkv) == 1:
+            scores = scores / math.sqrt(self._head_size())
+        scores = scores + hidden
         context = self.round_probabilities(scores.softmax(-1)) @ v
         return context.transpose(1, 2).reshape(batch * length, size)
+
+    def _head_size(self) -> int:
+        return self.config.hidden_size // self.config.num_attention_heads
 
     def _after(
         self, x: Tensor, residual: Tensor, norm: nn.Module, added: nn.Module, kept: nn.Module
@@ -133,17 +143,19 @@ class PaddedLayer(nn.Module):
 
 
 class Round(nn.Module):
-    """A quantizer as QuantizeLinear and DequantizeLinear; nothing without one."""
+    """A quantizer as QuantizeLinear and DequantizeLinear, times ``factor``; nothing without one."""
 
-    def __init__(self, quantizer: Quantizer | None) -> None:
+    def __init__(self, quantizer: Quantizer | None, factor: float = 1.0) -> None:
         super().__init__()
         self.scale = None if quantizer is None else float(quantizer.scale)
+        self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scale is None:
             return x
-        limits = (self.scale, 0, LOWEST, LEVELS, torch.int8)
-        return _Q.dequantize_per_tensor(_Q.quantize_per_tensor(x, *limits), *limits)
+        limits = (0, LOWEST, LEVELS, torch.int8)
+        steps = _Q.quantize_per_tensor(x, self.scale, *limits)
+        return _Q.dequantize_per_tensor(steps, self.scale * self.factor, *limits)
 
 
 class Product(nn.Module):
