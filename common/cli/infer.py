@@ -23,7 +23,7 @@ from bertbench.engines.exported import read_export
 if TYPE_CHECKING:
     from bertbench.engines.exported import Exported
 
-_TOKENS = {"CPU": 4096, "CPU_REF": 4096}
+_TOKENS = {"CPU": 1024, "CPU_REF": 1024}
 """Provider -> tokens of a batch; others get _MANY: 256 full sequences."""
 _MANY = 256 * 384
 

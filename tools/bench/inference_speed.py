@@ -28,8 +28,8 @@ from bertbench.engines.base import Batch, Engine, EngineOptions
 from bertbench.engines.exported import Exported
 
 SPEEDUP_GOAL, PEER_GOAL, BUCKETING_GOAL = 3.0, 1.0, 1.8
-BUDGETS = (1024, 2048, 4096, 8192, 16384)
-DEFAULT_BUDGET = 4096
+BUDGETS = (512, 1024, 2048, 4096, 8192, 16384)
+DEFAULT_BUDGET = 1024
 SHOWN = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 PACKAGES = (
     "onnxruntime", "openvino", "torch", "transformers", "nncf", "optimum-onnx", "mlcommons-loadgen",
