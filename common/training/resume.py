@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.config.recipe import Settings
+from bertbench.common.config.recipe import LATER, Settings
 from bertbench.common.errors import BadInput
 from bertbench.common.files import parse_json, read_bytes, read_json, shown, why
 from bertbench.common.training.checkpoint import Checkpoints, resolve, step_of
@@ -26,7 +26,7 @@ def find_checkpoint(settings: Settings) -> Path | None:
         return None
     path = _newest(settings) if asked == "last" else resolve(Path(asked))
     before, now = _config(path), settings.as_dict()
-    changed = [name for name, value in now["recipe"].items() if value != before["recipe"].get(name)]
+    changed = [n for n, v in now["recipe"].items() if v != (LATER | before["recipe"]).get(n)]
     if now["run"]["seed"] != before["run"].get("seed"):
         changed.append("seed")
     if changed:
