@@ -279,7 +279,7 @@ def _readme(run: Result, division: str, own: bool) -> str:
 
 _CALIBRATION = """# Calibration
 
-Weights and activations are quantized to INT8 symmetrically, one scale a tensor, within -127 to 127.
+Weights (-127 to 127) and activations (-128 to 127) are INT8: symmetric, with one scale a tensor.
 The scales are those of the exported model; `common/compress/` of the source makes them, and
 `benchmarks/bert_squad/README.md` describes the recipe.
 """
