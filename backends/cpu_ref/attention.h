@@ -67,7 +67,7 @@ INLINE uint32_t allowed(const uint16_t *bits, long j, long L) {
 
 INLINE vi lanes(uint32_t bits) {
     const vu lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    return (vi)((lane & bits) != 0);
+    return less_int(splat_int(0), (vi)(lane & bits));
 }
 
 INLINE const void *at(const void *x, long i, int half) { return (const char *)x + i * bytes(half); }
@@ -121,7 +121,7 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
 
 // The unnormalised probability of a score; vexp has no zero, so that of minus infinity is cut off.
 INLINE vf weight(vf score, float largest, float scale) {
-    return (vf)((vi)vexp((score - largest) * scale) & (score > -INFINITY));
+    return (vf)((vi)vexp((score - largest) * scale) & less(splat(-INFINITY), score));
 }
 
 INLINE void attend(const Item *w, const void *q, const void *k, const void *v, void *out, void *saved,
@@ -244,7 +244,7 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                 vu p[2] = {}, g[2] = {};
                 for (long s = 0; s < step && r + s < rows; s++) {
                     vf e = ld(saved, (r + s) * N + c, half);
-                    vi alive = (vi)e >= 0;
+                    vi alive = ~negative((vi)e);
                     vf d = (vf)((vi)(*(vf *)(dP + (r + s) * N + c) * w->keep_scale) & alive);
                     vf ds = (vf)((vi)e & 0x7fffffff) * (f[s] * w->scale) * (d - delta[r + s]);
                     p[s] = (vu)e & (vu)alive;

@@ -33,28 +33,53 @@ INLINE void slots_of(Steps *s, long i, int back) {
     }
 }
 
-// x and y's sums of neighbours at `distance`, side by side: a stage of 16 sums of 16 lanes each.
-#define PAIRED(distance, x, y) \
-    ((vf)SHUFFLE((vu)(x), (vu)(y), LOW##distance) + (vf)SHUFFLE((vu)(x), (vu)(y), HIGH##distance))
-
-// Products of a [n vectors] with four rows of x, summed down to four lanes each.
-INLINE vf dot4(int n, const vf *a, const float *x, const int32_t *row, long D) {
-    vf sum[4] = {};
+// sum[r] = the products of a [n vectors] with row r of four of x, by lanes.
+INLINE void dot4(int n, const vf *a, const float *x, const int32_t *row, long D, vf sum[4]) {
+    for (int r = 0; r < 4; r++) sum[r] = (vf){};
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < n; c++) sum[r] += a[c] * *(const vf *)(x + row[r] * D + c * W);
-    return PAIRED(2, PAIRED(1, sum[0], sum[1]), PAIRED(1, sum[2], sum[3]));
 }
+
+#if defined(__AVX512F__)
+// x and y's sums of neighbours at `distance`, side by side: a stage of 16 sums of 16 lanes each.
+#define PAIRED(distance, x, y)                           \
+    ((vf)SHUFFLE(vu, (vu)(x), (vu)(y), LOW##distance) + \
+     (vf)SHUFFLE(vu, (vu)(x), (vu)(y), HIGH##distance))
+
+INLINE void put4(vf sums[4], long r, const vf sum[4]) {  // four lanes for each
+    sums[r] = PAIRED(2, PAIRED(1, sum[0], sum[1]), PAIRED(1, sum[2], sum[3]));
+}
+INLINE vf put16(const vf sums[4]) {
+    return PAIRED(8, PAIRED(4, sums[0], sums[1]), PAIRED(4, sums[2], sums[3]));
+}
+#else
+typedef float f4 __attribute__((vector_size(16), may_alias));
+
+INLINE void put4(vf sums[4], long r, const vf sum[4]) {
+    v4 part[4];
+    for (int i = 0; i < 4; i++) {
+        const f4 *x = (const f4 *)&sum[i];
+        part[i] = (v4)((x[0] + x[2]) + (x[1] + x[3]));
+    }
+    transpose4(part);
+    LANES4(sums[0], r) = (v4)(((f4)part[0] + (f4)part[2]) + ((f4)part[1] + (f4)part[3]));
+}
+INLINE vf put16(const vf sums[4]) { return sums[0]; }
+#endif
 
 // Dot products of a [n vectors] with 16 rows of x; `used`: the first and last that are asked for.
 INLINE vf dot16(int n, const float *a_, const float *x, const int32_t *row, long D, long used,
                 long last) {
-    vf a[4] = {}, sum[4] = {};
+    vf a[4] = {}, sum[4], sums[4] = {};
 #pragma GCC unroll 4
     for (int c = 0; c < n; c++) a[c] = *(const vf *)(a_ + c * W);
-    for (long r = used / 4; r <= last / 4; r++) sum[r] = dot4(n, a, x, row + 4 * r, D);
-    return PAIRED(8, PAIRED(4, sum[0], sum[1]), PAIRED(4, sum[2], sum[3]));
+    for (long r = used / 4; r <= last / 4; r++) {
+        dot4(n, a, x, row + 4 * r, D, sum);
+        put4(sums, r, sum);
+    }
+    return put16(sums);
 }
 
 // out [n vectors] = the sum of `count` rows of x, each times its weight.
@@ -90,7 +115,9 @@ INLINE vi slot_rows(const Steps *s, long i, long g) {
     return step + (int32_t)i;
 }
 
-INLINE vi within(const Steps *s, vi row) { return (row >= 0) & (row < (int32_t)s->L); }
+INLINE vi within(const Steps *s, vi row) {
+    return ~negative(row) & less_int(row, splat_int((int32_t)s->L));
+}
 
 // scores [slots in whole vectors] of a [D] with the rows of x in range; `row` gets these rows.
 INLINE void scores_of(const Steps *s, long i, const float *a, const float *x, int32_t *row,
@@ -127,8 +154,9 @@ INLINE void widen_rows(const void *x, long ld_, long rows, long D, float *out, i
 // Whether dropout keeps each of the keys: bits of keep_mask, in any order of keys.
 INLINE vi keep_keys(key_t_ key, vi keys, uint32_t threshold) {
     const vu x = hash16(key, ((vu)keys >> 5 << 4) + ((vu)keys & 15));
-    const vi odd = ((vu)keys & 16) != 0;
-    return (vi)((((x >> 16) & (vu)odd) | (x & 0xffff & ~(vu)odd)) >= threshold);
+    const vi odd = less_int(splat_int(0), (vi)((vu)keys & 16));
+    const vu random = ((x >> 16) & (vu)odd) | (x & 0xffff & ~(vu)odd);
+    return ~less_int((vi)random, splat_int((int32_t)threshold));
 }
 
 typedef struct {
@@ -155,7 +183,7 @@ INLINE void offset_forward(const Call *w, Steps *s, const void *q, const void *k
         for (long g = s->first & -W; g < s->end; g += W) {
             vf *x = (vf *)(e_ + g);
             *x = select16(within(s, slot_rows(s, i, g)), *x, splat(-INFINITY));
-            top = select16(*x > top, *x, top);
+            top = vmax(*x, top);
         }
         const float largest = max16(top);
         const key_t_ key = row_key(w->seed, (w->row + i) * w->heads + w->head);
@@ -215,7 +243,7 @@ INLINE void offset_backward(const Call *w, Steps *s, const void *q, const void *
         for (long g = s->first & -W; g < s->end; g += W) {
             const vi in = within(s, slot_rows(s, i, g));
             const vf e = (vf)((vi)ld(saved, i * N + g, half) & in);
-            const vi alive = (vi)e >= 0;
+            const vi alive = ~negative((vi)e);
             const vf d = (vf)((vi)(*(vf *)(weight + g) * w->keep_scale) & alive);
             const vf ds = (vf)((vi)e & 0x7fffffff) * (f * w->scale) * (d - delta);
             *(vf *)(dS + i * N + g) = (vf)((vi)ds & in);

@@ -182,7 +182,7 @@ INLINE void gelu_forward_(long t, void *u, const float *bias, void *y, long rows
             // (1 + tanh z) / 2 is the logistic function of 2z, without cancellation.
             const float a = 0.7978845608f, b = 0.044715f;
             vf z2 = 2 * a * (x + b * x * x * x);
-            vf e = vexp(select16(z2 > 80.0f, splat(80), z2)), rest = 1 / (e + 1), s = e * rest;
+            vf e = vexp(select16(less(splat(80), z2), splat(80), z2)), rest = 1 / (e + 1), s = e * rest;
             out = x * s;
             slope = s + 2 * x * s * rest * a * (1 + 3 * b * x * x);
         } else {
@@ -193,7 +193,7 @@ INLINE void gelu_forward_(long t, void *u, const float *bias, void *y, long rows
             p = p * k - 0.284496736f;
             p = p * k + 0.254829592f;
             vf tail = 0.5f * p * k * g;  // Phi(-|x|)
-            vf phi = select16(x < 0.0f, tail, 1 - tail);
+            vf phi = select16(less(x, splat(0)), tail, 1 - tail);
             out = x * phi;
             slope = phi + x * g * 0.3989422804f;
         }
@@ -245,7 +245,7 @@ INLINE void cross_entropy_(long t, void *logits, const int64_t *labels, float *l
     long whole = cols / W * W;
     for (long i = 0; i < whole; i += W) {
         vf x = ld(row, i, half);
-        top = select16(x > top, x, top);
+        top = vmax(x, top);
     }
     float largest = max16(top);
     for (long i = whole; i < cols; i++) {

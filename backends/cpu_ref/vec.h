@@ -20,6 +20,20 @@ typedef float vf __attribute__((vector_size(64), may_alias));
 typedef int32_t vi __attribute__((vector_size(64), may_alias));
 typedef uint32_t vu __attribute__((vector_size(64), may_alias));
 typedef uint16_t vh __attribute__((vector_size(32), may_alias));
+// A register of the processor, in floats, and how many lie side by side in a tile of a product: a
+// tile of six rows fills most of the registers. GCC keeps wider vectors in memory.
+#if defined(__AVX512F__)
+enum { REG = 16, ACROSS = 4 };
+#elif defined(__AVX__)
+enum { REG = 8, ACROSS = 2 };
+#elif defined(__SSE__)
+enum { REG = 4, ACROSS = 2 };
+#else
+enum { REG = 4, ACROSS = 4 };
+#endif
+typedef float rf __attribute__((vector_size(4 * REG), may_alias));
+typedef uint32_t ru __attribute__((vector_size(4 * REG), may_alias));
+typedef int32_t ri __attribute__((vector_size(4 * REG), may_alias));
 
 // Functions take `half` (1 = bf16, 0 = float32) as a constant, so each is compiled twice.
 #define INLINE static inline __attribute__((always_inline))
@@ -28,6 +42,20 @@ typedef uint16_t vh __attribute__((vector_size(32), may_alias));
 INLINE long lmin(long a, long b) { return a < b ? a : b; }
 INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
 INLINE vf splat(float x) { return (vf){} + x; }
+INLINE vi splat_int(int32_t x) { return (vi){} + x; }
+
+// All ones where a < b or, for the sign, where it is set. Register by register: a comparison of
+// wider vectors is taken apart into elements by GCC.
+#define COMPARISON(name, wide, narrow)                                            \
+    INLINE vi name(wide a, wide b) {                                              \
+        wide m;                                                                   \
+        for (int i = 0; i < W / REG; i++)                                         \
+            ((ri *)&m)[i] = ((narrow *)&a)[i] < ((narrow *)&b)[i];                \
+        return (vi)m;                                                             \
+    }
+COMPARISON(less, vf, rf)
+COMPARISON(less_int, vi, ri)
+INLINE vi negative(vi x) { return x >> 31; }
 
 INLINE vf widen(vh x) { return (vf)(__builtin_convertvector(x, vu) << 16); }
 
@@ -37,7 +65,7 @@ INLINE vh narrow(vf x) {  // round to nearest even, as every bf16 unit does
 #else
     vu u = (vu)x;
     vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    vu nan = (vu)((u & 0x7fffffff) > 0x7f800000);
+    vu nan = (vu)less_int(splat_int(0x7f800000), (vi)(u & 0x7fffffff));
     return __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), vh);
 #endif
 }
@@ -123,13 +151,13 @@ INLINE vf vmax(vf a, vf b) {
 #if defined(__AVX512F__)
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
 #else
-    return select16(a > b, a, b);
+    return select16(less(b, a), a, b);
 #endif
 }
 
 // exp, relative error below 2e-7 for x in [-87, 88]; less than -87 gives about 1e-38.
 INLINE vf vexp(vf x) {
-    x = select16(x < -87.0f, splat(-87.0f), x);
+    x = select16(less(x, splat(-87.0f)), splat(-87.0f), x);
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     // Unsigned: infinity and NaN go through, and their sums wrap.
     vi whole = (vi)((vu)(x * 1.44269504f + magic) - (vu)splat(magic));
@@ -172,34 +200,38 @@ INLINE vu hash32(key_t_ key, long column) {  // column is a multiple of 32
 INLINE vi keep16(vu hash, int odd, uint32_t threshold) {
     vu bits = hash & 0xffff;
     if (odd) bits = hash >> 16;
-    return (vi)(bits >= threshold);
+    return ~less_int((vi)bits, splat_int((int32_t)threshold));
 }
 
 // -- matrix product on cells -----------------------------------------------------------------
 // A cell is 4 bytes along the summed dimension: two bf16 or one float32.
 // C[M, N] (+)= sum over K cells of A[m, k] . B[k, n]; N is a multiple of 16.
-INLINE vf dot(int half, vf c, uint32_t a, vu b) {
-    vu av = (vu){} + a;
-    if (!half) return c + (vf)av * (vf)b;
+INLINE rf dot(int half, rf c, uint32_t a, ru b) {
+    ru av = (ru){} + a;
+    if (!half) return c + (rf)av * (rf)b;
 #if defined(__AVX512BF16__)
-    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)av, (__m512bh)b);
+    return (rf)_mm512_dpbf16_ps((__m512)c, (__m512bh)av, (__m512bh)b);
 #else
-    return c + (vf)(av << 16) * (vf)(b << 16) + (vf)(av & 0xffff0000u) * (vf)(b & 0xffff0000u);
+    return c + (rf)(av << 16) * (rf)(b << 16) + (rf)(av & 0xffff0000u) * (rf)(b & 0xffff0000u);
 #endif
 }
 
-// A's cell [m, k] is A[m * am + k * ak]; the vectors of B's row k begin at B + k * bk, bj apart.
+// A's cell [m, k] is A[m * am + k * ak]; the vectors of 16 of B's row k begin at B + k * bk, bj
+// apart. `cols` registers of columns, the first of which is register `at` of B's row.
 INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long am, long ak,
-                 const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
-    vf c[6][4];
+                 const uint32_t *B, long bj, long bk, long at, float *C, long ldc, int add) {
+    rf c[6][4];
+    const uint32_t *from[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < cols; j++) from[j] = B + (at + j) * REG / W * bj + (at + j) * REG % W;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) c[r][j] = add ? *(vf *)(C + r * ldc + W * j) : (vf){};
+        for (int j = 0; j < cols; j++) c[r][j] = add ? *(rf *)(C + r * ldc + REG * j) : (rf){};
     for (long k = 0; k < K; k++) {
-        vu b[4];
+        ru b[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) b[j] = *(const vu *)(B + k * bk + j * bj);
+        for (int j = 0; j < cols; j++) b[j] = *(const ru *)(from[j] + k * bk);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -208,12 +240,12 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long a
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) *(vf *)(C + r * ldc + W * j) = c[r][j];
+        for (int j = 0; j < cols; j++) *(rf *)(C + r * ldc + REG * j) = c[r][j];
 }
 
 #define TILE(r, c)                                                                         \
-    tile(half, r, c, lmin(DEPTH, K - k), A + m * am + k * ak, am, ak, B + n / W * bj + k * bk, \
-         bj, bk, C + m * ldc + n, ldc, add || k)
+    tile(half, r, c, lmin(DEPTH, K - k), A + m * am + k * ak, am, ak, B + k * bk, bj, bk, n, \
+         C + m * ldc + n * REG, ldc, add || k)
 #define TILES(c)                                     \
     switch (rows) {                                  \
         case 1: TILE(1, c); break;                   \
@@ -229,10 +261,11 @@ INLINE void gemm_(int half, long M, long N, long K, const uint32_t *A, long am, 
                   const uint32_t *B, long bj, long bk, float *C, long ldc, int add) {
     // Equal parts: tiles of few rows or columns leave units idle. A division takes as long as a part
     // of a small tile, so there are none within. M and N are not 0.
-    const long across = (N / W + 3) / 4, down = (M + 5) / 6, thin = N / W / across,
-               low = M / down, wider = N / W % across, higher = M % down;
+    const long across = (N / REG + ACROSS - 1) / ACROSS, down = (M + 5) / 6,
+               thin = N / REG / across, low = M / down, wider = N / REG % across,
+               higher = M % down;
     for (long k = 0; k < K; k += DEPTH)
-        for (long x = 0, n = 0, cols; x < across; n += cols * W, x++) {
+        for (long x = 0, n = 0, cols; x < across; n += cols, x++) {
             cols = thin + (x < wider);
             for (long y = 0, m = 0, rows; y < down; m += rows, y++) {
                 rows = low + (y < higher);
@@ -263,10 +296,11 @@ GEMM_FORM(gemm_turned_float, 0, 1, lda)
 
 // -- transposition of 4-byte cells, 16 x 16 ---------------------------------------------------
 #if defined(__clang__)
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vu){__VA_ARGS__})
+#define SHUFFLE(T, a, b, ...) __builtin_shuffle(a, b, (T){__VA_ARGS__})
 #endif
+#if defined(__AVX512F__)
 #define LOW1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
 #define HIGH1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
 #define LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
@@ -279,8 +313,8 @@ GEMM_FORM(gemm_turned_float, 0, 1, lda)
     for (int i = 0; i < W; i++)               \
         if (!(i & s)) {                       \
             vu a = r[i], b = r[i + s];        \
-            r[i] = SHUFFLE(a, b, LOW##s);     \
-            r[i + s] = SHUFFLE(a, b, HIGH##s); \
+            r[i] = SHUFFLE(vu, a, b, LOW##s);     \
+            r[i + s] = SHUFFLE(vu, a, b, HIGH##s); \
         }
 
 INLINE void transpose16(vu r[W]) {
@@ -289,6 +323,32 @@ INLINE void transpose16(vu r[W]) {
     _Pragma("GCC unroll 16") STAGE(4);
     _Pragma("GCC unroll 16") STAGE(8);
 }
+#else
+// GCC takes shuffles of wider vectors apart into elements; four lanes every processor has.
+typedef uint32_t v4 __attribute__((vector_size(16), may_alias));
+#define LANES4(x, i) (((v4 *)&(x))[i])
+
+INLINE void transpose4(v4 r[4]) {
+    const v4 a = SHUFFLE(v4, r[0], r[2], 0, 4, 1, 5), b = SHUFFLE(v4, r[0], r[2], 2, 6, 3, 7),
+             c = SHUFFLE(v4, r[1], r[3], 0, 4, 1, 5), d = SHUFFLE(v4, r[1], r[3], 2, 6, 3, 7);
+    r[0] = SHUFFLE(v4, a, c, 0, 4, 1, 5);
+    r[1] = SHUFFLE(v4, a, c, 2, 6, 3, 7);
+    r[2] = SHUFFLE(v4, b, d, 0, 4, 1, 5);
+    r[3] = SHUFFLE(v4, b, d, 2, 6, 3, 7);
+}
+
+INLINE void transpose16(vu r[W]) {
+    vu out[W];
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++) {
+            v4 block[4];
+            for (int k = 0; k < 4; k++) block[k] = LANES4(r[4 * i + k], j);
+            transpose4(block);
+            for (int k = 0; k < 4; k++) LANES4(out[4 * j + k], i) = block[k];
+        }
+    memcpy(r, out, sizeof out);
+}
+#endif
 
 // Memory of this thread that is kept between calls, in two parts.
 typedef struct {
