@@ -124,6 +124,29 @@ def of_sparse(results: Path) -> str:
     )
 
 
+def of_inference(results: Path) -> str:
+    """Return the table of real models, and those of tools/bench_inference.py's saved results."""
+    import inference_table
+    from bench import inference_loadgen, inference_speed
+
+    def without_environment(content: dict[str, Any]) -> str:
+        shown = inference_loadgen if content["mode"] == "loadgen" else inference_speed
+        return shown.show(content).split("\n\n", 1)[1]
+
+    parts: dict[str, tuple[str, Any]] = {
+        "Four models on SQuAD": ("models.json", inference_table.show)
+    }
+    for title, name in (
+        ("INT8 over FP32, BERT-base", "int8"),
+        ("Beside other software", "peers"),
+        ("Batches sorted by length", "bucketing"),
+        ("Tokens of a batch", "batch_tokens"),
+        ("LoadGen's cost", "loadgen"),
+    ):
+        parts[title] = (f"{name}.json", without_environment)
+    return _of_peers(results / PEERS / "inference", parts)
+
+
 def _of_peers(folder: Path, parts: dict[str, tuple[str, Any]]) -> str:
     shown = []
     for title, (name, show) in parts.items():
@@ -143,6 +166,7 @@ PAGES = {
     "benchmarks/glue/README.md": of_glue,
     "docs/sparse-attention.md": of_sparse,
     "benchmarks/sparse_bert/README.md": of_masks,
+    "benchmarks/bert_inference/README.md": of_inference,
 }
 
 

@@ -55,10 +55,29 @@ def span_loss(logits: Tensor, batch: SpanBatch) -> Tensor:
     ``logits`` is [T, 2], the result []. The references' softmax also includes padding.
     """
     assert batch.start is not None and batch.end is not None
-    tokens = batch.tokens
-    shape = (len(tokens.lengths), tokens.max_length, 2)
-    grid = logits.new_full(shape, float("-inf"))
-    grid = grid.index_put((batch.rows, tokens.position_ids), logits)
+    grid = _padded(logits, batch, float("-inf"))
     first = F.cross_entropy(grid[..., 0], batch.start, reduction="sum")
     last = F.cross_entropy(grid[..., 1], batch.end, reduction="sum")
     return (first + last) / 2
+
+
+def answer_divergence(
+    logits: Tensor, teacher: Tensor, batch: SpanBatch, temperature: float
+) -> Tensor:
+    """Return the mean divergence of the two distributions from a teacher's, summed over B.
+
+    ``logits`` and ``teacher`` are [T, 2], the result []: the Kullback-Leibler divergence of the
+    softmax of scores / temperature, times temperature squared, so that its gradient keeps its size
+    (Hinton et al. 2015, "Distilling the Knowledge in a Neural Network").
+    """
+    given, wanted = (
+        F.log_softmax(_padded(x.float() / temperature, batch, -1e30), dim=1)
+        for x in (logits, teacher)
+    )
+    return F.kl_div(given, wanted, reduction="sum", log_target=True) * temperature**2 / 2
+
+
+def _padded(logits: Tensor, batch: SpanBatch, fill: float) -> Tensor:
+    tokens = batch.tokens
+    shape = (len(tokens.lengths), tokens.max_length, 2)
+    return logits.new_full(shape, fill).index_put((batch.rows, tokens.position_ids), logits)

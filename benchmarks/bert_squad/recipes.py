@@ -65,6 +65,13 @@ class SquadRecipe(Recipe):
     largest in magnitude before the first step; None: dense."""
     quantization: Literal["int8"] | None = None
     """Train through INT8 rounding, calibrated before the first step; None: none."""
+    calibration_percentile: float = 99.99
+    """Of activations' magnitudes: the range of INT8 ends there; 100: at the largest."""
+    distillation: float = 0.0
+    """Share of the loss that is the divergence from the answers of the starting weights, as they
+    were before they were pruned and quantised (Hinton et al. 2015); the labels have the rest."""
+    distillation_temperature: float = 2.0
+    """What both models' scores are divided by in it."""
     n_best_size: int = 20
     """Start and end positions that are combined, and answers that are kept."""
     max_answer_length: int = 30

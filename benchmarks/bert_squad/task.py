@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from bertbench.benchmarks.bert_squad.answers import Answers
 from bertbench.benchmarks.bert_squad.data import SquadSource, made_up_features
-from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, SpanBatch, span_loss
+from bertbench.benchmarks.bert_squad.model import (
+    BertForQuestionAnswering,
+    SpanBatch,
+    answer_divergence,
+    span_loss,
+)
 from bertbench.benchmarks.bert_squad.recipes import SquadOptions, SquadRecipe
 from bertbench.benchmarks.bert_squad.scoring import (
     answer_and_score,
@@ -31,6 +36,7 @@ from bertbench.benchmarks.bert_squad.stream import (
     share,
 )
 from bertbench.benchmarks.finetuning import weights_note
+from bertbench.common.compress.layers import weights_of
 from bertbench.common.compress.start import Compression, ranges_in
 from bertbench.common.config.recipe import Settings
 from bertbench.common.distributed.world import World
@@ -58,8 +64,13 @@ class SquadTask(Task):
     ) -> None:
         self.recipe, self.source = cast("SquadRecipe", settings.recipe), source
         self.run = run = cast("SquadOptions", settings.run)
-        # Weights that answer without training must include the head.
-        self.required_weights = "encoder" if run.do_train else "all"
+        # Weights that answer without training, or teach, must include the head.
+        distills = run.do_train and self.recipe.distillation > 0
+        self.required_weights = "encoder" if run.do_train and not distills else "all"
+        if distills:
+            check_teacher(self.recipe, source)
+        self.teacher: BertForQuestionAnswering | None = None
+        """The model as it starts, dense and in floating point; its answers are learnt, too."""
         self._check_schedule()
         super().__init__(settings, backend, world, source)
         self.backend_name = backend.name
@@ -95,6 +106,8 @@ class SquadTask(Task):
         return replace(found, kernels=kernels)
 
     def check_start(self, evaluate: Callable[[], EvalEvent]) -> list[str]:
+        if self.recipe.distillation and self.source.train is not None:
+            self.teacher = self._dense_copy()
         if self.compression is None:
             return []
         if self.compression.quantize:
@@ -107,6 +120,12 @@ class SquadTask(Task):
         return self.compression.start(
             self.model, self.train_batches(None), partial(self.loss, self.model), self.world
         )
+
+    def _dense_copy(self) -> BertForQuestionAnswering:
+        device = next(self.model.parameters()).device
+        copy = BertForQuestionAnswering(self.recipe.model, self.ops).to(device)
+        copy.load_state_dict(weights_of(self.model.state_dict()))
+        return copy.eval().requires_grad_(False)
 
     def optimizer_options(self) -> OptimizerOptions:
         r = self.recipe
@@ -259,7 +278,14 @@ class SquadTask(Task):
 
     def loss(self, model: nn.Module, batch: SpanBatch, step: Any) -> tuple[Tensor, Tensor]:
         """Return the share of the global mean loss, [], and the sums [2]."""
-        loss = span_loss(model(batch), batch)
+        logits = model(batch)
+        loss = span_loss(logits, batch)
+        if self.teacher is not None and model.training:
+            with torch.no_grad():
+                wanted = self.teacher(batch)
+            share, degree = self.recipe.distillation, self.recipe.distillation_temperature
+            learnt = answer_divergence(logits, wanted, batch, degree)
+            loss = (1 - share) * loss + share * learnt
         return loss / step.num_samples, _sums(loss.detach(), batch)
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -338,6 +364,17 @@ class SquadTask(Task):
             return linear(base=r.learning_rate)
         # Half a cosine (Loshchilov and Hutter 2017) in the place of the line from 1 to 0.
         return r.learning_rate * (1 - math.cos(math.pi * linear(base=1.0))) / 2
+
+
+def check_teacher(recipe: SquadRecipe, source: SquadSource) -> None:
+    """Raise BadInput where the starting weights cannot teach what --distillation asks for."""
+    if source.init_checkpoint is None:
+        raise BadInput(
+            "--distillation: the starting weights are the teacher: give --init_checkpoint, the "
+            "weights of a SQuAD run (`bertbench export-weights`)"
+        )
+    if recipe.attention_mask is not None:
+        raise BadInput("--distillation beside --attention_mask: leave one of them out")
 
 
 def _nothing() -> Iterator[Any]:

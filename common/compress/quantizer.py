@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 LEVELS, LOWEST = 127, -128
 BINS = 2048
-PERCENTILE = 0.9999
+PERCENTILE = 99.99
 _SMALLEST = 2.0**-20
 """amax of a tensor of zeros: any scale represents it."""
 
@@ -88,18 +88,18 @@ class Quantizer(nn.Module):
         empty = torch.zeros(BINS, dtype=torch.int64, device=self.amax.device)
         return empty if self._histogram is None else self._histogram
 
-    def finish(self, histogram: Tensor | None = None) -> None:
+    def finish(self, histogram: Tensor | None = None, percent: float = PERCENTILE) -> None:
         """Quantise from now on; with a ``histogram``, int64 [BINS], at its percentile."""
         if histogram is not None:
-            self.amax.copy_(percentile(histogram, self.amax))
+            self.amax.copy_(percentile(histogram, self.amax, percent))
         self.amax.clamp_min_(_SMALLEST)
         self._histogram, self.mode = None, "on"
 
 
-def percentile(histogram: Tensor, largest: Tensor, share: float = PERCENTILE) -> Tensor:
-    """Return the end of the first bin up to which ``share`` of the magnitudes lie, float32 [].
+def percentile(histogram: Tensor, largest: Tensor, percent: float) -> Tensor:
+    """Return the end of the first bin up to which ``percent`` % of the magnitudes lie, float32 [].
 
     ``histogram`` is int64 [bins], of bins of one width from 0 to ``largest``, float32 [].
     """
-    reached = histogram.cumsum(0) >= share * histogram.sum()
+    reached = histogram.cumsum(0) >= percent / 100 * histogram.sum()
     return (reached.long().argmax() + 1) * largest / len(histogram)

@@ -33,6 +33,8 @@ class Compression:
 
     prune: bool
     quantize: bool
+    percentile: float = PERCENTILE
+    """Of the activations' magnitudes: where their range ends."""
     calibration_samples: int = 0
     ranges: Mapping[str, Tensor] = field(default_factory=dict)
     """What the quantizers start from, by name; without any they are calibrated."""
@@ -53,7 +55,8 @@ class Compression:
                 "--weight_sparsity: no weight of this model can be 2:4 sparse: their rows must be "
                 "multiples of 8 and their columns of 16. Choose another --hidden_size"
             )
-        return cls(prune, quantize)
+        percentile = getattr(recipe, "calibration_percentile", PERCENTILE)
+        return cls(prune, quantize, percentile)
 
     def start(
         self,
@@ -87,7 +90,7 @@ class Compression:
                     for batch in step.micro_batches:
                         forward(batch.to(device), step)
 
-            calibrate(model, run, world)
+            calibrate(model, run, world, self.percentile)
         return self._notes(model)
 
     def facts(self, model: nn.Module) -> dict[str, Any]:
@@ -112,7 +115,7 @@ class Compression:
             "quantized_weights": weights,
             "quantized_activations": len(names) - weights,
             "calibration_samples": self.calibration_samples or None,
-            "calibration_percentile": 100 * PERCENTILE if self.calibration_samples else None,
+            "calibration_percentile": self.percentile if self.calibration_samples else None,
         }
 
     def _notes(self, model: nn.Module) -> list[str]:
@@ -131,7 +134,7 @@ class Compression:
         elif self.quantize:
             notes.append(
                 f"INT8: {found['quantized_weights']} weights at their largest magnitude, "
-                f"{found['quantized_activations']} activations at the {100 * PERCENTILE:g} "
+                f"{found['quantized_activations']} activations at the {self.percentile:g} "
                 f"percentile of {self.calibration_samples} samples"
             )
         return notes
@@ -173,11 +176,14 @@ def take_ranges(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, forward: Callable[[], Any], world: World) -> None:
+def calibrate(
+    model: nn.Module, forward: Callable[[], Any], world: World, percent: float = PERCENTILE
+) -> None:
     """Set the scale of each quantizer of ``model``; they quantise from then on.
 
     ``forward`` runs this rank's calibration samples through the model and is called twice: for the
-    range of each activation, and for its histogram. All ranks have the same scales afterwards.
+    range of each activation, and for its histogram, which ends at ``percent``. All ranks have the
+    same scales afterwards.
     """
     quantizers = named_quantizers(model)
     activations = [q for name, q in quantizers.items() if not name.endswith("_weight")]
@@ -195,5 +201,5 @@ def calibrate(model: nn.Module, forward: Callable[[], Any], world: World) -> Non
     forward()
     counts = world.sum_(torch.stack([q.histogram() for q in activations]))
     for quantizer, histogram in zip(activations, counts, strict=True):
-        quantizer.finish(histogram)
+        quantizer.finish(histogram, percent)
     model.train(training)

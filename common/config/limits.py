@@ -115,6 +115,9 @@ RANGES = {
     "search_end_temperature": Range(0, 1e6, above=True, below=True),
     # data and scores
     "eval_share": Range(0.001, 0.999),
+    "calibration_percentile": Range(50, 100),
+    "distillation": _SHARE,
+    "distillation_temperature": Range(0.01, 1000),
     "null_score_diff_threshold": Range(-1e30, 1e30),
     # the run
     "seed": Range(0, 2**64 - 1),

@@ -88,6 +88,27 @@ def test_compression_survives_ranks_a_resume_and_the_export(runs, tmp_path, caps
     assert [f"\n{n} of {n} weights are 2:4 sparse" in shown for n in (8, 12)] == [True, True]
 
 
+def test_a_compressed_model_learns_from_the_model_that_it_was(runs, tmp_path, capsys):
+    dense = runs.run(*EXACT)
+    assert main(["export-weights", str(dense), "--output", str(tmp_path / "weights")]) == 0
+    start = ("--starts_from", "checkpoint", "--init_checkpoint")
+    start = (*start, str(tmp_path / "weights" / "model.safetensors"))
+    still = ("--learning_rate", "0", "--hidden_dropout", "0", "--attention_dropout", "0")
+    # Without pruning, rounding and dropout it starts as its teacher.
+    same = runs.run(*start, *still, *EXACT, "--distillation", "1")
+    assert max(losses(same)) < 1e-9
+    pruned = runs.run(*start, *BOTH, *SAVED, "--distillation", "1", "--calibration_percentile", "100")
+    assert manifest(pruned)["extras"]["compression"]["calibration_percentile"] == 100
+    assert 0 < losses(pruned)[-1] < losses(pruned)[0]
+    earlier = min((pruned / "checkpoints").iterdir())
+    again = runs.run(*start, *BOTH, *SAVED, "--distillation", "1", "--calibration_percentile", "100",
+                     "--resume", str(earlier))  # fmt: skip
+    assert losses(again) == losses(pruned)[-len(losses(again)) :]
+    capsys.readouterr()
+    runs.run(*EXACT, "--distillation", "0.5", code=1)
+    assert "give --init_checkpoint" in capsys.readouterr().out
+
+
 def test_compression_without_training_is_refused(runs, capsys):
     runs.run(*BOTH, "--no-do_train", code=1)
     assert "need --do_train" in capsys.readouterr().out

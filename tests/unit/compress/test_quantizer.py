@@ -67,8 +67,9 @@ def test_percentile_equals_modelopt_within_a_bin() -> None:
 def test_percentile_is_the_end_of_the_bin_that_reaches_it() -> None:
     histogram = torch.zeros(10, dtype=torch.int64)
     histogram[2], histogram[7] = 90, 10
-    assert percentile(histogram, torch.tensor(5.0), 0.9) == pytest.approx(1.5)
-    assert percentile(histogram, torch.tensor(5.0), 0.91) == pytest.approx(4.0)
+    assert percentile(histogram, torch.tensor(5.0), 90) == pytest.approx(1.5)
+    assert percentile(histogram, torch.tensor(5.0), 91) == pytest.approx(4.0)
+    assert percentile(histogram, torch.tensor(5.0), 100) == pytest.approx(4.0)
 
 
 def test_zeros_stay_zeros() -> None:

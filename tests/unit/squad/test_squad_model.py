@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from bertbench.benchmarks.bert_squad.data import made_up_features
-from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering, span_loss
+from bertbench.benchmarks.bert_squad.model import (
+    BertForQuestionAnswering,
+    answer_divergence,
+    span_loss,
+)
 from bertbench.benchmarks.bert_squad.stream import collate
 from bertbench.common.errors import BadInput
 from bertbench.common.model.config import BertConfig
@@ -53,6 +57,19 @@ def test_the_loss_is_the_mean_of_both_cross_entropies_over_own_tokens():
     (gradient,) = torch.autograd.grad(span_loss(logits, part), logits)
     sums = torch.stack([piece.sum(0) for piece in gradient.split(LENGTHS)])
     assert sums.abs().max() < 1e-6  # of every sequence: a softmax minus one answer
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_divergence_is_that_of_both_distributions_over_own_tokens(temperature):
+    part = batch()
+    logits, teacher = 50 * build()(part), 50 * build(seed=1)(part)
+    expected = 0.0
+    for own, wanted in zip(logits.double().split(LENGTHS), teacher.double().split(LENGTHS)):
+        p, q = ((x / temperature).softmax(0) for x in (wanted, own))
+        expected += temperature**2 * (p * (p / q).log()).sum() / 2
+    found = answer_divergence(logits, teacher, part, temperature)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and expected > 0.1
+    assert answer_divergence(teacher, teacher, part, temperature).item() == 0
 
 
 def test_a_sequence_does_not_see_its_neighbours():
