@@ -16,6 +16,7 @@ from bertbench.common.config.recipe import plain
 from bertbench.common.measure.clock import command_began
 from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.mlperf import loadgen
+from bertbench.common.training.summary import Reading, sensor_metrics
 from bertbench.engines.exported import Exported
 
 _KEPT = ("effective_", "result_", "early_stopping_")
@@ -34,6 +35,8 @@ class Found:
     results: dict[str, loadgen.TestResult] = field(default_factory=dict)
     scoring: dict[str, Any] = field(default_factory=dict)
     audit: dict[str, Any] = field(default_factory=dict)
+    sensors: Reading | None = None
+    """Of the device, during the performance test."""
 
     def metrics(self, settings: InferenceSettings, began: float) -> Iterator[Metric]:
         """Yield all metrics; ``began`` is the reading of ``time.monotonic`` at run_start."""
@@ -45,6 +48,8 @@ class Found:
             yield metric("eval_s", self.tests["accuracy"]["seconds"], note="the accuracy test")
         if "performance" in self.results:
             yield from loadgen.metrics(self.results["performance"], settings.recipe.scenario)
+        if self.sensors is not None and "performance" in self.results:
+            yield from sensor_metrics([self.sensors])
         yield from quality({n: self.scoring[n] for n in ("exact_match", "f1") if self.scoring})
         if self.peak_memory_bytes is not None:
             text = "the largest resident memory of the engine's process"

@@ -15,6 +15,7 @@ from bertbench.benchmarks.bert_inference.audit import CONF, audit
 from bertbench.benchmarks.bert_inference.batches import Cut
 from bertbench.benchmarks.bert_inference.found import Found, opening
 from bertbench.benchmarks.bert_inference.options import BENCHMARK, InferenceSettings
+from bertbench.benchmarks.bert_inference.power import Power
 from bertbench.benchmarks.bert_inference.scoring import Questions, read_questions
 from bertbench.benchmarks.bert_inference.worker import AUDIT_CONF, USER_CONF, Job, start
 from bertbench.benchmarks.bert_squad.answers import AnswerOptions
@@ -28,6 +29,7 @@ from bertbench.common.results.record import RunRecord
 from bertbench.common.training.console import ConsoleObserver
 from bertbench.common.training.events import EvalEvent, RunSummary
 from bertbench.common.training.stops import Interruption
+from bertbench.common.training.summary import reading
 from bertbench.engines.base import EngineOptions
 from bertbench.engines.exported import Exported
 
@@ -114,16 +116,17 @@ class _Run:
         estimate = {"Offline": "target_qps", "Server": None}.get(recipe.scenario, "target_latency")
         if any(s.key == estimate for s in settings) or run.mode == "accuracy":
             estimate = None
+        self._options = EngineOptions(
+            provider=impl.provider,
+            provider_options=dict(o.split("=", 1) for o in impl.provider_options),
+            num_threads=impl.num_threads,
+            max_batch=cut.most(int(inputs.lengths.min())),
+            max_length=recipe.max_seq_length,
+        )
         return Job(
             exported=self._exported,
             engine=impl.engine,
-            options=EngineOptions(
-                provider=impl.provider,
-                provider_options=dict(o.split("=", 1) for o in impl.provider_options),
-                num_threads=impl.num_threads,
-                max_batch=cut.most(int(inputs.lengths.min())),
-                max_length=recipe.max_seq_length,
-            ),
+            options=self._options,
             inputs=inputs,
             cut=cut,
             scenario=recipe.scenario,
@@ -142,6 +145,7 @@ class _Run:
     # -- the tests --------------------------------------------------------------------------------
     def _tests(self, record: RunRecord, parent: Connection) -> tuple[str, str]:
         """Follow the tests to their end; return status and reason."""
+        self._power.prepare()
         self._began = time.monotonic()
         record.run_start(step=0, samples=0)
         self._console.run_start(step=0, samples=0)
@@ -156,10 +160,14 @@ class _Run:
                     test, begun = value, time.monotonic()
                     self._console.say(f"{test} test begins")
                     printed = begun
+                    if test == "performance":
+                        self._power.start()
                 elif kind == "progress" and time.monotonic() - printed >= _LINE_S:
                     printed = time.monotonic()
                     self._console.say(_progress(test, value, printed - begun))
                 elif kind == "end":
+                    if value["test"] == "performance":
+                        self._power.stop()
                     self._found.tests[value["test"]] = value
                     self._read(record, value["test"])
                 elif kind == "done":
@@ -283,6 +291,10 @@ class _Run:
             max_steps=0, target=recipe.target_f1, log=record.console,
             out=Stream(sys.stderr if run.json else sys.stdout), lost=record.note,
         )  # fmt: skip
+        self._power = Power.of(impl.engine, self._options)
+        if self._power.reason is not None and run.mode != "accuracy":
+            self._note(record, f"power: {self._power.reason}")
+        record.telemetry = self._power.sampler
         for line in opening(settings, self._exported, self._questions, self._found.engine, device):
             self._console.say(line)
         if recipe.profile != "official":
@@ -297,6 +309,7 @@ class _Run:
         """Write the record's end and print it; return the exit code."""
         settings = self._settings
         stop = "success" if status in ("ok", "below_quality") else "aborted"
+        self._found.sensors = reading(self._power.sampler)
         record.run_stop(step=0, samples=0, status=stop)
         for file in record.path.glob("*_mlperf_log_trace.json"):
             file.unlink()  # tracing is off: it is empty

@@ -87,7 +87,7 @@ def summarise(
         metrics += _inference(last, outcome.skipped)
     metrics += quality
     metrics += _peak_memory(memory)
-    metrics += _sensors([r for r in sensors if r is not None])
+    metrics += sensor_metrics([r for r in sensors if r is not None])
     return metrics
 
 
@@ -134,7 +134,7 @@ def _peak_memory(memory: Sequence[PeakMemory | None]) -> list[Metric]:
     return [metric("peak_memory_bytes", peak.peak_memory_bytes, note=peak.definition)]
 
 
-def _sensors(readings: Sequence[Reading]) -> list[Metric]:
+def sensor_metrics(readings: Sequence[Reading]) -> list[Metric]:
     """Return energy and power if every reading has them, and the worst of the other values."""
     metrics = []
     for name, combine in (

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
+from bertbench.benchmarks.bert_inference.power import Power
 from bertbench.common.cli.main import main
+from bertbench.common.measure.telemetry import Sampler
+from bertbench.engines.base import EngineOptions
 from tests.smoke.conftest import manifest
 from tests.unit.inference.conftest import export  # noqa: F401
 from tests.unit.inference.tiny_export import CONFIG, tiny_model, write_questions
@@ -162,3 +166,31 @@ def test_an_absent_extra_is_one_line(runs, capsys, monkeypatch):
     )
     assert main(runs.flags("--profile", "non-official")) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'bertbench[onnx]'")
+
+
+def test_the_devices_power_is_that_of_the_performance_test(runs, monkeypatch):
+    begun = time.monotonic()
+
+    def meter(period_s: float) -> Sampler:
+        def read() -> dict[str, float]:
+            return {"energy_j": 42 * (time.monotonic() - begun), "power_w": 42.0}
+
+        return Sampler(read, source="a meter", period_s=0.02)
+
+    monkeypatch.setattr("bertbench.backends.cpu_ref.backend.open_rapl", meter)
+    record = runs.run("--mode", "performance", "--min_duration_s", "0.3", "--target_qps", "5e4")
+    found = values(record)
+    assert found["power_w"] == pytest.approx(42, rel=0.02)
+    seconds = manifest(record)["extras"]["tests"]["performance"]["seconds"]
+    assert found["energy_j"] == pytest.approx(42 * seconds, rel=0.1)
+    assert "telemetry.jsonl" in manifest(record)["files"]
+    assert not any(note.startswith("power:") for note in manifest(record)["notes"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "provider", "said"),
+    [("onnxruntime", "QNN", "no sensors of provider QNN"), ("onnxruntime", "CANN", "npu")],
+)
+def test_unread_sensors_are_a_reason(engine, provider, said):
+    found = Power.of(engine, EngineOptions(provider=provider))
+    assert found.sampler is None and said in found.reason
