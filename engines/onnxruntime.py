@@ -13,6 +13,7 @@ from typing import Any
 from bertbench.common.config.parser import did_you_mean
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.files import why
+from bertbench.engines import exact
 from bertbench.engines.base import Batch, Engine, EngineOptions, FloatArray, require_int8
 from bertbench.engines.exported import INPUTS, OUTPUTS, Exported
 from bertbench.engines.graph import linear_layers
@@ -56,9 +57,12 @@ class OnnxRuntime(Engine):
         runtime = cls.module()
         provider = _provider(runtime, options.provider)
         own = _own_options(provider, exported, options) | dict(options.provider_options)
+        entries = {}
+        if exported.quantization == "int8" and provider == CPU + _SUFFIX:
+            entries = _exact_sums(runtime)
         with tempfile.TemporaryDirectory(prefix="bertbench-") as folder:
             graph = Path(folder) / "optimized.onnx"
-            session = _session(runtime, exported, options, (provider, own), graph)
+            session = _session(runtime, exported, options, (provider, own), graph, entries)
             found = linear_layers(graph, exported.model) if graph.is_file() else _UNKNOWN
         _check_provider(session, provider)
         _check_names(session, exported)
@@ -66,6 +70,7 @@ class OnnxRuntime(Engine):
             "version": runtime.__version__,
             "provider": provider.removesuffix(_SUFFIX),
             "provider_options": own,
+            "session_options": entries,
             "num_threads": options.num_threads,
             "device": None if provider == CPU + _SUFFIX else provider.removesuffix(_SUFFIX),
             **found,
@@ -130,6 +135,7 @@ def _session(
     options: EngineOptions,
     provider: tuple[str, dict[str, str]],
     graph: Path,
+    entries: dict[str, str],
 ) -> Any:
     """Return a session that has written its optimized graph, where the provider keeps one."""
     settings = runtime.SessionOptions()
@@ -141,6 +147,7 @@ def _session(
         ("session.optimized_model_external_initializers_file_name", "weights.bin"),
         ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
         ("session.record_ep_graph_assignment_info", "1"),
+        *entries.items(),
     ):
         settings.add_session_config_entry(key, value)
     try:
@@ -154,6 +161,25 @@ def _session(
             return runtime.InferenceSession(str(exported.onnx), settings, providers=[provider])
     except Exception as error:
         raise BadInput(f"{exported.onnx}: ONNX Runtime refuses it: {why(error)}") from error
+
+
+def _exact_sums(runtime: ModuleType) -> dict[str, str]:
+    """Return the session's options that make INT8 sums exact on this processor: none with VNNI.
+
+    Raises Unsupported where no option does.
+    """
+    for entries in ({}, {"session.x64quantprecision": "1"}):
+        settings = runtime.SessionOptions()
+        for key, value in entries.items():
+            settings.add_session_config_entry(key, value)
+        session = runtime.InferenceSession(exact.graph(), settings, providers=[CPU + _SUFFIX])
+        a, b = exact.operands()
+        if exact.is_exact(session.run(exact.NAMES, {"a": a, "b": b})):
+            return entries
+    raise Unsupported(
+        f"ONNX Runtime {runtime.__version__} clips INT8 sums at 16 bits on this processor, which "
+        f"has no VNNI: its answers would be wrong. Use a newer ONNX Runtime or another processor"
+    )
 
 
 def _check_provider(session: Any, provider: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.files import why
+from bertbench.engines import exact
 from bertbench.engines.base import Batch, Engine, EngineOptions, FloatArray, require_int8
 from bertbench.engines.exported import INPUTS, OUTPUTS, Exported
 from bertbench.engines.graph import is_linear, shared
@@ -48,6 +49,8 @@ class OpenVino(Engine):
             compiled = core.compile_model(model, device, own)
         except RuntimeError as error:
             raise BadInput(f"{exported.onnx}: OpenVINO refuses it: {why(error)}") from error
+        if exported.quantization == "int8":
+            _check_sums(core, device, own)
         names = {name for port in (*model.inputs, *model.outputs) for name in port.names}
         if missing := [name for name in (*INPUTS, *OUTPUTS) if name not in names]:
             raise BadInput(
@@ -72,6 +75,17 @@ class OpenVino(Engine):
 
     def describe(self) -> dict[str, Any]:
         return self._facts
+
+
+def _check_sums(core: Any, device: str, own: dict[str, str]) -> None:
+    """Raise Unsupported where the device's INT8 sums are not exact."""
+    a, b = exact.operands()
+    found = core.compile_model(core.read_model(exact.graph()), device, own)({"a": a, "b": b})
+    if not exact.is_exact([found[name] for name in exact.NAMES]):
+        raise Unsupported(
+            f"OpenVINO's INT8 sums on {device} are clipped at 16 bits, as on processors without "
+            f"VNNI: the answers would be wrong. Use --engine onnxruntime, which has an exact mode"
+        )
 
 
 def _device(openvino: ModuleType, name: str) -> str:

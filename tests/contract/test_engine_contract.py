@@ -13,8 +13,10 @@ import torch
 
 from bertbench import engines
 from bertbench.common.errors import BadInput, Unsupported
+from bertbench.engines import exact
 from bertbench.engines.base import Engine, EngineOptions
 from bertbench.engines.exported import read_export
+from bertbench.engines.onnxruntime import _exact_sums
 from tests.unit.inference.conftest import export  # noqa: F401
 from tests.unit.inference.tiny_export import Padded, batch_of, quantize, tiny_model
 
@@ -92,6 +94,34 @@ def test_a_quantized_model_with_a_layer_in_float_is_refused(kind, export, tmp_pa
         shutil.copy(data, tmp_path / "partly")
     with pytest.raises(Unsupported, match=f"{LINEAR} of the {LINEAR} linear layers"):
         kind.load(partly, OPTIONS)
+
+
+def test_int8_sums_that_are_clipped_are_a_refusal(kind, export, tmp_path, monkeypatch):  # noqa: F811
+    folder = quantize(export, tmp_path / "int8")
+    if kind.name == "torch":
+        pytest.skip("it compares each product with the host's sums: test_torch_engine.py")
+    monkeypatch.setattr(exact, "is_exact", lambda products: False)
+    with pytest.raises(Unsupported, match="at 16 bits"):
+        kind.load(read_export(folder), OPTIONS)
+    kind.load(read_export(export), OPTIONS)  # a float model has none
+
+
+def test_the_trial_of_sums_finds_what_processors_without_vnni_do():
+    a, b = (x.astype(np.int64) for x in exact.operands())
+    unsigned = a + 128  # one operand of the instruction; the surplus is taken off the sums
+    pairs = (unsigned[:, :, None] * b).reshape(exact.ROWS, -1, 2, exact.ROWS).sum(2)
+    clipped = pairs.clip(-(2**15), 2**15 - 1).sum(1) - 128 * b.sum(0)
+    assert exact.is_exact([a @ b]) and not exact.is_exact([a @ b, clipped])
+
+
+def test_onnx_runtime_sums_int8_exactly_on_this_processor(tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    settings = runtime.SessionOptions()
+    for key, value in _exact_sums(runtime).items():
+        settings.add_session_config_entry(key, value)
+    session = runtime.InferenceSession(exact.graph(), settings, providers=["CPUExecutionProvider"])
+    a, b = exact.operands()
+    assert exact.is_exact(session.run(exact.NAMES, {"a": a, "b": b}))
 
 
 def test_an_unknown_or_absent_provider_is_refused_with_those_present(kind):

@@ -97,7 +97,9 @@ def test_a_compressed_model_learns_from_the_model_that_it_was(runs, tmp_path, ca
     # Without pruning, rounding and dropout it starts as its teacher.
     same = runs.run(*start, *still, *EXACT, "--distillation", "1")
     assert max(losses(same)) < 1e-9
-    pruned = runs.run(*start, *BOTH, *SAVED, "--distillation", "1", "--calibration_percentile", "100")
+    pruned = runs.run(
+        *start, *BOTH, *SAVED, "--distillation", "1", "--calibration_percentile", "100"
+    )
     assert manifest(pruned)["extras"]["compression"]["calibration_percentile"] == 100
     assert 0 < losses(pruned)[-1] < losses(pruned)[0]
     earlier = min((pruned / "checkpoints").iterdir())
