@@ -64,8 +64,9 @@ def test_the_divergence_is_that_of_both_distributions_over_own_tokens(temperatur
     part = batch()
     logits, teacher = 50 * build()(part), 50 * build(seed=1)(part)
     expected = 0.0
-    for own, wanted in zip(logits.double().split(LENGTHS), teacher.double().split(LENGTHS)):
-        p, q = ((x / temperature).softmax(0) for x in (wanted, own))
+    pieces = (x.double().split(LENGTHS) for x in (teacher, logits))
+    for both in zip(*pieces, strict=True):
+        p, q = ((x / temperature).softmax(0) for x in both)
         expected += temperature**2 * (p * (p / q).log()).sum() / 2
     found = answer_divergence(logits, teacher, part, temperature)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5) and expected > 0.1
