@@ -97,18 +97,16 @@ def test_a_compressed_model_learns_from_the_model_that_it_was(runs, tmp_path, ca
     # Without pruning, rounding and dropout it starts as its teacher.
     same = runs.run(*start, *still, *EXACT, "--distillation", "1")
     assert max(losses(same)) < 1e-9
-    pruned = runs.run(
-        *start, *BOTH, *SAVED, "--distillation", "1", "--calibration_percentile", "100"
-    )
+    how = (*start, *BOTH, *SAVED, "--distillation", "1", "--calibration_percentile", "100")
+    pruned = runs.run(*how)
     assert manifest(pruned)["extras"]["compression"]["calibration_percentile"] == 100
     assert 0 < losses(pruned)[-1] < losses(pruned)[0]
     earlier = min((pruned / "checkpoints").iterdir())
-    again = runs.run(*start, *BOTH, *SAVED, "--distillation", "1", "--calibration_percentile", "100",
-                     "--resume", str(earlier))  # fmt: skip
+    again = runs.run(*how, "--resume", str(earlier))
     assert losses(again) == losses(pruned)[-len(losses(again)) :]
     capsys.readouterr()
-    runs.run(*EXACT, "--distillation", "0.5", code=1)
-    assert "give --init_checkpoint" in capsys.readouterr().out
+    assert main(runs.flags(*EXACT, "--distillation", "0.5")) == 2
+    assert "give --init_checkpoint" in capsys.readouterr().err
 
 
 def test_compression_without_training_is_refused(runs, capsys):
