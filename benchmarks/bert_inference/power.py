@@ -9,20 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from bertbench import engines
 from bertbench.backends import registry
 from bertbench.backends.base import Telemetry
 from bertbench.common.files import why
 from bertbench.common.measure.telemetry import Sampler
 from bertbench.engines.base import EngineOptions
-
-BACKENDS = {
-    "CPU": "cpu_ref",
-    "CUDA": "cuda",
-    "TensorRT": "cuda",
-    "MIGraphX": "rocm",
-    "CANN": "npu",
-}
-"""Execution providers of ONNX Runtime and the backends that read their devices' sensors."""
 
 
 class Power(NamedTuple):
@@ -34,7 +26,7 @@ class Power(NamedTuple):
     @classmethod
     def of(cls, engine: str, options: EngineOptions) -> Power:
         """Open the sensors of the device that ``engine`` computes on; raises nothing."""
-        name = BACKENDS.get(options.provider, options.provider if engine == "torch" else None)
+        name = engines.load(engine).backend_of(options.provider)
         if name is None:
             return cls(None, f"bertbench has no sensors of provider {options.provider}")
         try:

@@ -65,8 +65,11 @@ class SquadRecipe(Recipe):
     largest in magnitude before the first step; None: dense."""
     quantization: Literal["int8"] | None = None
     """Train through INT8 rounding, calibrated before the first step; None: none."""
+    calibration: Literal["percentile", "mse"] = "percentile"
+    """Where INT8's range ends. percentile: of weights at the largest magnitude, of activations at
+    calibration_percentile, as published; mse: where the squared rounding error is least."""
     calibration_percentile: float = 99.99
-    """Of activations' magnitudes: the range of INT8 ends there; 100: at the largest."""
+    """Of activations' magnitudes; 100: the largest."""
     distillation: float = 0.0
     """Share of the loss that is the divergence from the answers of the starting weights, as they
     were before they were pruned and quantised (Hinton et al. 2015); the labels have the rest."""

@@ -11,7 +11,7 @@ three tables ("MLPerf INT8 BERT Finetuning"). The heads stay in floating point.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ from bertbench.common.data.batch import Tokens
 from bertbench.common.model.bert import BertEncoder, Embeddings, Layer
 from bertbench.common.model.ops import Ops
 
+Choice = Callable[[Tensor, Tensor], Tensor]
+"""A histogram's counts, int64 [bins], and its end, float32 [] -> amax, float32 []."""
 LINEAR = ("qkv", "attention_output", "intermediate", "output")
 """The linear layers of an encoder layer, by their names in it."""
 ATTENTION = ("q", "k", "v", "probabilities")
@@ -60,13 +62,18 @@ class CompressedLayer(Layer):
             kept.copy_(two_of_four(weight))
             weight.data.mul_(kept)
 
-    def scale_weights(self) -> None:
-        """Set the scale of each weight, as pruned, from its largest magnitude."""
+    def scale_weights(self, choose: Choice | None = None) -> None:
+        """Set the scale of each weight, as pruned: at its largest magnitude, or by ``choose``."""
         for name in LINEAR if self.quantizers is not None else ():
             quantizer = self.quantizer(f"{name}_weight")
             quantizer.begin_range()
             self.weight(name)
-            quantizer.finish()
+            if choose is None:
+                quantizer.finish()
+            else:
+                quantizer.begin_histogram()
+                self.weight(name)
+                quantizer.finish(choose(quantizer.histogram(), quantizer.amax))
 
     def quantizer(self, site: str) -> Quantizer:
         """Return the quantizer of a place of a quantised layer."""

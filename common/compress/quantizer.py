@@ -3,8 +3,9 @@
 
 x -> clamp(round(x / scale), -128, 127) * scale with scale = amax / 127. Weights take their largest
 magnitude as amax; activations the 99.99 percentile of their magnitudes, in histograms of 2,048
-bins: "MLPerf INT8 BERT Finetuning" (mlcommons/inference, language/bert). That clips at -127; ONNX's
-QuantizeLinear, and so every engine, at -128, and here training computes what engines do.
+bins: "MLPerf INT8 BERT Finetuning" (mlcommons/inference, language/bert). Or both take the amax of
+the least squared rounding error. The paper clips at -127; ONNX's QuantizeLinear, and so every
+engine, at -128, and here training computes what engines do.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 LEVELS, LOWEST = 127, -128
 BINS = 2048
 PERCENTILE = 99.99
+CANDIDATES = 256
 _SMALLEST = 2.0**-20
 """amax of a tensor of zeros: any scale represents it."""
 
@@ -88,10 +90,10 @@ class Quantizer(nn.Module):
         empty = torch.zeros(BINS, dtype=torch.int64, device=self.amax.device)
         return empty if self._histogram is None else self._histogram
 
-    def finish(self, histogram: Tensor | None = None, percent: float = PERCENTILE) -> None:
-        """Quantise from now on; with a ``histogram``, int64 [BINS], at its percentile."""
-        if histogram is not None:
-            self.amax.copy_(percentile(histogram, self.amax, percent))
+    def finish(self, amax: Tensor | None = None) -> None:
+        """Quantise from now on, up to ``amax`` []; default: to the largest magnitude."""
+        if amax is not None:
+            self.amax.copy_(amax)
         self.amax.clamp_min_(_SMALLEST)
         self._histogram, self.mode = None, "on"
 
@@ -103,3 +105,18 @@ def percentile(histogram: Tensor, largest: Tensor, percent: float) -> Tensor:
     """
     reached = histogram.cumsum(0) >= percent / 100 * histogram.sum()
     return (reached.long().argmax() + 1) * largest / len(histogram)
+
+
+def least_squares(histogram: Tensor, largest: Tensor) -> Tensor:
+    """Return the amax, float32 [], whose INT8 values are nearest to the magnitudes.
+
+    Of CANDIDATES parts of ``largest``, the one with the least sum of squared differences between
+    the bins' middles and what they are rounded to. Shapes as in ``percentile``.
+    """
+    counts, end = histogram.cpu().double(), largest.cpu().double()
+    middles = (torch.arange(len(counts)) + 0.5) * end / len(counts)
+    ends = torch.arange(1, CANDIDATES + 1, dtype=torch.float64)[:, None] * end / CANDIDATES
+    steps = (ends / LEVELS).clamp_min(_SMALLEST / LEVELS)
+    rounded = torch.round(middles / steps).clamp_max(LEVELS) * steps
+    errors = (counts * (middles - rounded).square()).sum(1)
+    return ends[errors.argmin(), 0].to(largest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from bertbench.common.compress.layers import compress, compressed_layers, named_quantizers
+from bertbench.common.compress.layers import (
+    Choice,
+    compress,
+    compressed_layers,
+    named_quantizers,
+)
 from bertbench.common.compress.pruning import KEPT, most_nonzeros
-from bertbench.common.compress.quantizer import PERCENTILE
+from bertbench.common.compress.quantizer import PERCENTILE, least_squares, percentile
 from bertbench.common.config.recipe import Recipe
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
@@ -33,8 +39,9 @@ class Compression:
 
     prune: bool
     quantize: bool
-    percentile: float = PERCENTILE
-    """Of the activations' magnitudes: where their range ends."""
+    percentile: float | None = PERCENTILE
+    """Of the activations' magnitudes: where their range ends; None: by the least squared error,
+    and that of the weights as well."""
     calibration_samples: int = 0
     ranges: Mapping[str, Tensor] = field(default_factory=dict)
     """What the quantizers start from, by name; without any they are calibrated."""
@@ -55,8 +62,9 @@ class Compression:
                 "--weight_sparsity: no weight of this model can be 2:4 sparse: their rows must be "
                 "multiples of 8 and their columns of 16. Choose another --hidden_size"
             )
-        percentile = getattr(recipe, "calibration_percentile", PERCENTILE)
-        return cls(prune, quantize, percentile)
+        share = getattr(recipe, "calibration_percentile", PERCENTILE)
+        by_error = getattr(recipe, "calibration", "percentile") == "mse"
+        return cls(prune, quantize, None if by_error else share)
 
     def start(
         self,
@@ -93,6 +101,10 @@ class Compression:
             calibrate(model, run, world, self.percentile)
         return self._notes(model)
 
+    @property
+    def _method(self) -> str:
+        return "mse" if self.percentile is None else "percentile"
+
     def facts(self, model: nn.Module) -> dict[str, Any]:
         """Return for the record what is compressed in ``model`` now.
 
@@ -115,6 +127,7 @@ class Compression:
             "quantized_weights": weights,
             "quantized_activations": len(names) - weights,
             "calibration_samples": self.calibration_samples or None,
+            "calibration": self._method if self.calibration_samples else None,
             "calibration_percentile": self.percentile if self.calibration_samples else None,
         }
 
@@ -132,10 +145,13 @@ class Compression:
                 f"weights are at their largest magnitude: no calibration"
             )
         elif self.quantize:
+            weights, activations = (found[f"quantized_{n}"] for n in ("weights", "activations"))
+            where = "at their largest magnitude", f"at the {self.percentile} percentile"
+            if self.percentile is None:
+                where = "and", "at the least squared error"
             notes.append(
-                f"INT8: {found['quantized_weights']} weights at their largest magnitude, "
-                f"{found['quantized_activations']} activations at the {self.percentile:g} "
-                f"percentile of {self.calibration_samples} samples"
+                f"INT8: {weights} weights {where[0]}, {activations} activations {where[1]} of "
+                f"{self.calibration_samples} samples"
             )
         return notes
 
@@ -177,20 +193,22 @@ def take_ranges(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, forward: Callable[[], Any], world: World, percent: float = PERCENTILE
+    model: nn.Module, forward: Callable[[], Any], world: World, percent: float | None = PERCENTILE
 ) -> None:
     """Set the scale of each quantizer of ``model``; they quantise from then on.
 
     ``forward`` runs this rank's calibration samples through the model and is called twice: for the
-    range of each activation, and for its histogram, which ends at ``percent``. All ranks have the
-    same scales afterwards.
+    range of each activation, and for its histogram. Weights end at their largest magnitude and
+    activations at ``percent``, or with None both where the squared error is least. All ranks have
+    the same scales afterwards.
     """
     quantizers = named_quantizers(model)
     activations = [q for name, q in quantizers.items() if not name.endswith("_weight")]
     training = model.training
     model.eval()
+    choose: Choice = least_squares if percent is None else partial(percentile, percent=percent)
     for layer in compressed_layers(model):
-        layer.scale_weights()
+        layer.scale_weights(least_squares if percent is None else None)
     for quantizer in activations:
         quantizer.begin_range()
     forward()
@@ -201,5 +219,5 @@ def calibrate(
     forward()
     counts = world.sum_(torch.stack([q.histogram() for q in activations]))
     for quantizer, histogram in zip(activations, counts, strict=True):
-        quantizer.finish(histogram, percent)
+        quantizer.finish(choose(histogram, quantizer.amax))
     model.train(training)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from bertbench.common.compress.quantizer import BINS, Quantizer, percentile
+from bertbench.common.compress.quantizer import (
+    BINS,
+    PERCENTILE,
+    Quantizer,
+    least_squares,
+    percentile,
+)
 
 
 def calibrated(*tensors: torch.Tensor, weights: bool = False) -> Quantizer:
@@ -21,7 +27,7 @@ def calibrated(*tensors: torch.Tensor, weights: bool = False) -> Quantizer:
     quantizer.begin_histogram()
     for tensor in tensors:
         assert quantizer(tensor) is tensor
-    quantizer.finish(quantizer.histogram())
+    quantizer.finish(percentile(quantizer.histogram(), quantizer.amax, PERCENTILE))
     return quantizer
 
 
@@ -70,6 +76,24 @@ def test_percentile_is_the_end_of_the_bin_that_reaches_it() -> None:
     assert percentile(histogram, torch.tensor(5.0), 90) == pytest.approx(1.5)
     assert percentile(histogram, torch.tensor(5.0), 91) == pytest.approx(4.0)
     assert percentile(histogram, torch.tensor(5.0), 100) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("power", "gain"), [(1, 1.0), (3, 1.1)])
+def test_the_least_squared_error_is_that_of_all_candidates(power: int, gain: float) -> None:
+    """Of a distribution with a long tail it is far below the largest magnitude."""
+    x = torch.randn(200_000).abs() ** power
+    largest = x.max()
+    histogram = torch.histc(x, BINS, 0, float(largest)).long()
+    found = float(least_squares(histogram, largest))
+
+    def error(amax: float) -> float:
+        step = amax / 127
+        return float((x - (x / step).round().clamp(max=127) * step).square().sum())
+
+    candidates = [float(largest) * n / 256 for n in range(1, 257)]
+    assert error(found) <= 1.02 * min(map(error, candidates))
+    assert error(float(largest)) >= gain * error(found)
+    assert float(least_squares(torch.zeros(BINS).long(), torch.tensor(0.0))) == 0
 
 
 def test_zeros_stay_zeros() -> None:
