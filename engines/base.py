@@ -22,6 +22,8 @@ from bertbench.common.errors import Unsupported
 from bertbench.common.files import why
 from bertbench.engines.exported import Exported
 
+CPU = "CPU"
+"""The provider of every engine that computes on the host's processor."""
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 

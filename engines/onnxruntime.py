@@ -14,11 +14,10 @@ from bertbench.common.config.parser import did_you_mean
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.files import why
 from bertbench.engines import exact
-from bertbench.engines.base import Batch, Engine, EngineOptions, FloatArray, require_int8
+from bertbench.engines.base import CPU, Batch, Engine, EngineOptions, FloatArray, require_int8
 from bertbench.engines.exported import INPUTS, OUTPUTS, Exported
 from bertbench.engines.graph import linear_layers
 
-CPU = "CPU"
 _SUFFIX = "ExecutionProvider"
 WHEELS = {
     "CUDA": "onnxruntime-gpu",

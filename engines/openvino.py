@@ -12,11 +12,10 @@ import numpy as np
 from bertbench.common.errors import BadInput, Unsupported
 from bertbench.common.files import why
 from bertbench.engines import exact
-from bertbench.engines.base import Batch, Engine, EngineOptions, FloatArray, require_int8
+from bertbench.engines.base import CPU, Batch, Engine, EngineOptions, FloatArray, require_int8
 from bertbench.engines.exported import INPUTS, OUTPUTS, Exported
 from bertbench.engines.graph import is_linear, shared
 
-CPU = "CPU"
 _INTEGER = ("i8", "u8")
 
 

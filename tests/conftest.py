@@ -12,6 +12,10 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 import pytest
 import torch
 
+if not torch.accelerator.is_available():
+    # Triton reads it when it is imported: its kernels then run in its interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from bertbench.common.data.batch import PretrainingBatch, Tokens
 
 
@@ -26,6 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="the benchmark that tests/contract is about (default: those built in)",
     )
+
+
+def interpreted() -> bool:
+    """Return whether Triton's kernels run in its interpreter here."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 MakeBatch = Callable[..., PretrainingBatch]

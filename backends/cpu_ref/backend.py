@@ -12,6 +12,7 @@ import platform
 import resource
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import torch
@@ -33,6 +34,9 @@ from bertbench.common.optim.lamb import LambKernel
 
 class CpuRef(Backend):
     """The host's processor."""
+
+    onnx_providers: ClassVar[tuple[str, ...]] = ("CPU",)
+    """ONNX Runtime's execution providers on these devices: `infer` reads the sensors here."""
 
     name, device_type, collective = "cpu_ref", "cpu", "gloo"
     verified = "hardware"

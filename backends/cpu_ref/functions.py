@@ -10,7 +10,7 @@ refuses a backward pass after an update.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,35 +19,11 @@ from torch import Tensor
 
 from bertbench.backends.cpu_ref.layout import DENSE, Layout, saved_cells
 from bertbench.backends.cpu_ref.library import VECTOR, call
+from bertbench.backends.fused import Dropout
 from bertbench.common.data.batch import Tokens
 
 BLOCKS = 32
 """BLOCKS of rows.h: rows of partial sums."""
-
-
-class Dropout(NamedTuple):
-    """A kernel's dropout: it drops elements whose 16 random bits are below ``threshold``."""
-
-    threshold: int
-    scale: float
-    seed: int
-
-
-NO_DROPOUT = Dropout(0, 1.0, 0)
-
-
-def draw_dropout(probability: float) -> Dropout:
-    """Return dropout with a new seed and ``probability`` rounded to the nearest 1 / 65536.
-
-    Raises ValueError for a probability outside [0, 1).
-    """
-    if not 0 <= probability < 1:
-        raise ValueError(f"dropout of {probability} is not from 0 to below 1")
-    threshold = min(round(probability * 65536), 65535)
-    if threshold == 0:
-        return NO_DROPOUT
-    seed = int(torch.empty((), dtype=torch.int64).random_())
-    return Dropout(threshold, 65536 / (65536 - threshold), seed)
 
 
 def keep_mask(drop: Dropout, rows: int, cols: int, first_row: int = 0) -> Tensor:

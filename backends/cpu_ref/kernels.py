@@ -9,16 +9,12 @@ generator gives the same run again whatever the number of threads.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bertbench.backends.cpu_ref.functions import (
-    NO_DROPOUT,
     CrossEntropy,
     DropoutAdd,
     Embed,
@@ -26,11 +22,11 @@ from bertbench.backends.cpu_ref.functions import (
     Linear,
     LinearGelu,
     Norm,
-    draw_dropout,
 )
 from bertbench.backends.cpu_ref.layout import BLOCKS, DENSE, Layout
 from bertbench.backends.cpu_ref.library import library
 from bertbench.backends.cpu_ref.routes import Route, attend, candidates
+from bertbench.backends.fused import NO_DROPOUT, Shadows, draw_dropout
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
@@ -39,15 +35,6 @@ from bertbench.common.model.ops import Ops
 def load() -> None:
     """Compile and load the kernels; raise NativeUnavailable with the reason."""
     library()
-
-
-@dataclass(slots=True)
-class _Shadow:
-    """A parameter's copy in the compute type; ``version`` is None when it must be cast again."""
-
-    parameter: weakref.ref[Tensor]
-    cast: Tensor
-    version: int | None = None
 
 
 class NativeOps(Ops):
@@ -64,42 +51,12 @@ class NativeOps(Ops):
         load()
         self.dtype = dtype
         self._routes: dict[int, tuple[Tensor, Route]] = {}
-        self._shadows: dict[int, _Shadow] = {}
-        self._forget_after_updates()
+        self.shadow = Shadows(dtype)
 
     @property
     def kernels(self) -> Mapping[str, str]:
         unit = "avx512_bf16" if library()["has_bf16_dot"]() else "generic"
         return {"attention": f"c-fused-{unit}", "matmul": "onednn", "other": "c-fused"}
-
-    def shadow(self, parameter: Tensor) -> Tensor:
-        """Return ``parameter`` [...] in the compute type: cast once per update of it.
-
-        An update is any optimizer's step, or an in-place operation of torch (detected by the
-        tensor's version counter, which writes through ``.data`` do not raise).
-        """
-        if parameter.dtype == self.dtype:
-            return parameter.detach()
-        shadows, key = self._shadows, id(parameter)
-        known = shadows.get(key)
-        if known is None or known.parameter() is not parameter:
-            alive = weakref.ref(parameter, lambda _: shadows.pop(key, None))
-            known = shadows[key] = _Shadow(alive, parameter.detach().to(self.dtype))
-        elif known.version != parameter._version:
-            known.cast.copy_(parameter.detach())
-        known.version = parameter._version
-        return known.cast
-
-    def _forget_after_updates(self) -> None:
-        # torch's fused optimizers write parameters without raising their version.
-        shadows = self._shadows
-
-        def forget(*_: object) -> None:
-            for shadow in shadows.values():
-                shadow.version = None
-
-        hook = register_optimizer_step_post_hook(forget)
-        weakref.finalize(self, hook.remove)
 
     def embed(
         self,

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bertbench.backends.cpu_ref.functions import Dropout, aligned, longest_first
+from bertbench.backends.cpu_ref.functions import aligned, longest_first
 from bertbench.backends.cpu_ref.layout import VECTOR_KEYS
 from bertbench.backends.cpu_ref.library import NOWHERE, call
+from bertbench.backends.fused import Dropout
 from bertbench.common.data.batch import Tokens
 
 

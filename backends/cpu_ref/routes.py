@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bertbench.backends.cpu_ref import layout
-from bertbench.backends.cpu_ref.functions import Attention, Dropout
+from bertbench.backends.cpu_ref.functions import Attention
 from bertbench.backends.cpu_ref.layout import BLOCKS, Layout
 from bertbench.backends.cpu_ref.offsets import OffsetAttention, Offsets
 from bertbench.backends.cpu_ref.residues import Residues
+from bertbench.backends.fused import Dropout
 from bertbench.common.data.batch import Tokens
 
 Route = Layout | Residues | Offsets

@@ -22,12 +22,19 @@ from typing import ClassVar
 import torch
 
 from bertbench.backends import selfcheck
-from bertbench.backends.accelerator import AMP_DTYPES, WRONG_TYPE, Accelerator, one_line
+from bertbench.backends.accelerator import (
+    AMP_DTYPES,
+    TF32_TOLERANCE,
+    WRONG_TYPE,
+    Accelerator,
+    one_line,
+)
 from bertbench.backends.base import Capabilities, Probe
 from bertbench.backends.cuda import identify, nvml, packages
 from bertbench.backends.cuda.flex import FlexOps
 from bertbench.backends.cuda.ops import KERNELS, CudaOps
 from bertbench.backends.sensors import Sensors
+from bertbench.backends.triton import trial
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import ComputeTypeOps, Ops
 from bertbench.common.optim.lamb import LambKernel
@@ -38,6 +45,9 @@ NO_DEVICE = "no device"
 
 class Cuda(Accelerator):
     """One NVIDIA GPU."""
+
+    onnx_providers: ClassVar[tuple[str, ...]] = ("CUDA", "Tensorrt", "NvTensorRTRTX")
+    """ONNX Runtime's execution providers on these devices: `infer` reads the sensors here."""
 
     name, device_type, collective = "cuda", "cuda", "nccl"
     visible_devices_env = "CUDA_VISIBLE_DEVICES"
@@ -130,6 +140,11 @@ class Cuda(Accelerator):
             kernels.append(FlexOps.name)
         else:
             notes[FlexOps.name] = f"inductor, which compiles it: {notes['inductor']}"
+        why = trial.absent()
+        if why is None:
+            kernels.append("triton")
+        else:
+            notes["triton"] = why
         for package in packages.HOW_TO_GET:
             why = packages.why_no_package(package)
             if why is None:
@@ -237,18 +252,35 @@ class Cuda(Accelerator):
             if why is not None:
                 raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
             return ops
+        if kernels == "triton":
+            return self.triton_ops(precision)
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
             return self.fastest_ops(precision)
         return super().build_ops(kernels, precision)
 
+    def triton_ops(self, precision: str) -> Ops:
+        """Return Triton's kernels around the fastest attention; raise Unsupported if one fails."""
+        from bertbench.backends.triton.ops import TritonOps  # only here: it imports triton
+
+        dtype = AMP_DTYPES.get(precision, torch.float32)
+        ops = TritonOps(self.fastest_ops(precision), dtype)
+        tolerance = TF32_TOLERANCE if precision == "tf32" else None
+        why = trial.why_not(ops, self.device, dtype, tolerance)
+        if why is not None:
+            raise Unsupported(f"--kernels triton in {precision}: {why}")
+        return ops
+
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
-        """Return apex's kernel if requested; raise Unsupported where its trial failed."""
-        if kernels != "apex":
+        """Return the requested kernel, if it has a LAMB; raise Unsupported if its trial failed."""
+        if kernels == "apex":
+            kernel: LambKernel = packages.ApexLamb()
+        elif kernels == "triton":
+            from bertbench.backends.triton.lamb import triton_lamb as kernel
+        else:
             return None
-        kernel = packages.ApexLamb()
         why = packages.lamb_why_not(kernel, self.device)
         if why is not None:
-            raise Unsupported(f"--kernels apex: {why}")
+            raise Unsupported(f"--kernels {kernels}: {why}")
         return kernel
 
     # -- observation --------------------------------------------------------------------------

@@ -8,6 +8,7 @@ documentation and Hugging Face accelerate.
 from __future__ import annotations
 
 import os
+from typing import ClassVar
 
 from bertbench.backends.accelerator import Accelerator
 from bertbench.backends.npu.telemetry import open_npu_smi
@@ -16,6 +17,9 @@ from bertbench.backends.sensors import Sensors
 
 class Npu(Accelerator):
     """An Ascend NPU. ``torch_npu.contrib.transfer_to_npu`` is never imported: it fakes CUDA."""
+
+    onnx_providers: ClassVar[tuple[str, ...]] = ("CANN",)
+    """ONNX Runtime's execution providers on these devices: `infer` reads the sensors here."""
 
     name, device_type, package, collective = "npu", "npu", "torch_npu", "hccl"
     visible_devices_env = "ASCEND_RT_VISIBLE_DEVICES"

@@ -17,6 +17,9 @@ from bertbench.common.errors import Unsupported
 class Rocm(Cuda):
     """One AMD GPU; of an MI250 card, one of its two dies."""
 
+    onnx_providers: ClassVar[tuple[str, ...]] = ("MIGraphX", "ROCM")
+    """ONNX Runtime's execution providers on these devices: `infer` reads the sensors here."""
+
     name, vendor, toolkit = "rocm", "amd", "ROCm"
     visible_devices_env = "HIP_VISIBLE_DEVICES"
     minimum_capability: ClassVar[dict[str, tuple[int, int]]] = {}  # gfx numbers, not NVIDIA's

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bertbench import engines
 from bertbench.backends import registry
-from bertbench.backends.base import Telemetry
+from bertbench.backends.base import Backend, Telemetry
 from bertbench.common.files import why
 from bertbench.common.measure.telemetry import Sampler
 from bertbench.engines.base import EngineOptions
@@ -26,17 +25,20 @@ class Power(NamedTuple):
     @classmethod
     def of(cls, engine: str, options: EngineOptions) -> Power:
         """Open the sensors of the device that ``engine`` computes on; raises nothing."""
-        name = engines.load(engine).backend_of(options.provider)
-        if name is None:
-            return cls(None, f"bertbench has no sensors of provider {options.provider}")
-        try:
-            backend = registry.load(name)(int(options.provider_options.get("device_id", "0")))
-            sampler = backend.telemetry()
-            if sampler is None:
-                return cls(None, backend.capabilities.notes.get("power", "no sensor"))
-        except Exception as error:  # a vendor's library: the tests go on without it
-            return cls(None, why(error))
-        return cls(sampler)
+        reasons = []
+        for name in registry.names():
+            try:
+                kind = registry.load(name)
+                if not _serves(kind, engine, options.provider):
+                    continue
+                backend = kind(int(options.provider_options.get("device_id", "0")))
+                if (sampler := backend.telemetry()) is not None:
+                    return cls(sampler)
+                reasons.append(backend.capabilities.notes.get("power", "no sensor"))
+            except Exception as error:  # a vendor's library: the tests go on without it
+                reasons.append(why(error))
+        none = f"no backend here knows the sensors of provider {options.provider}"
+        return cls(None, reasons[0] if reasons else none)
 
     def prepare(self) -> None:
         """Take a first reading while no time counts."""
@@ -52,3 +54,10 @@ class Power(NamedTuple):
         """End the window."""
         if self.sampler is not None:
             self.sampler.stop()
+
+
+def _serves(kind: type[Backend], engine: str, provider: str) -> bool:
+    """Return whether a backend's devices are those of a provider."""
+    if engine == "torch" and kind.name == provider.lower():
+        return True
+    return provider.lower() in (name.lower() for name in getattr(kind, "onnx_providers", ()))

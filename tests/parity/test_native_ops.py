@@ -19,9 +19,10 @@ from bertbench.common.model.ops import Ops
 from bertbench.common.native import NativeUnavailable
 
 try:
-    from bertbench.backends.cpu_ref import functions, kernels
-    from bertbench.backends.cpu_ref.functions import Dropout, keep_mask
+    from bertbench.backends.cpu_ref import kernels
+    from bertbench.backends.cpu_ref.functions import keep_mask
     from bertbench.backends.cpu_ref.kernels import NativeOps
+    from bertbench.backends.fused import Dropout, draw_dropout
 
     kernels.load()
 except NativeUnavailable as error:
@@ -209,7 +210,7 @@ class Recorded(Ops):
 
 def record(monkeypatch: pytest.MonkeyPatch) -> list[Dropout]:
     drawn: list[Dropout] = []
-    draw = functions.draw_dropout
+    draw = draw_dropout
 
     def remember(probability: float) -> Dropout:
         drawn.append(draw(probability))
@@ -291,7 +292,7 @@ def test_dropout_of_attention_is_the_mask_forward_and_backward(
 
 @pytest.mark.parametrize("probability", [0.1, 0.5, 1 / 3])
 def test_dropout_keeps_the_stated_share(probability: float) -> None:
-    drop = functions.draw_dropout(probability)
+    drop = draw_dropout(probability)
     assert abs(drop.threshold / 65536 - probability) <= 2**-17
     mask = keep_mask(drop, 2000, 512).double()
     keep = 1 / drop.scale

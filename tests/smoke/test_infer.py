@@ -189,7 +189,7 @@ def test_the_devices_power_is_that_of_the_performance_test(runs, monkeypatch):
 
 @pytest.mark.parametrize(
     ("engine", "provider", "said"),
-    [("onnxruntime", "QNN", "no sensors of provider QNN"), ("onnxruntime", "CANN", "npu")],
+    [("onnxruntime", "QNN", "knows the sensors of provider QNN"), ("onnxruntime", "CANN", "npu")],
 )
 def test_unread_sensors_are_a_reason(engine, provider, said):
     found = Power.of(engine, EngineOptions(provider=provider))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def test_every_recipe_parses(name: str) -> None:
 
 def test_every_module_imports(files: list[Path]) -> None:
     product = {"backends", "benchmarks", "common", "engines"}
+    absent = importlib.util.find_spec("triton") is None
     for path in files:
+        if absent and path.parent.name == "triton":  # whose kernels are declared at the import
+            continue
         if path.suffix == ".py" and path.parts[0] in product:
             module = ".".join(("bertbench", *path.with_suffix("").parts))
             importlib.import_module(module.removesuffix(".__init__"))

@@ -20,10 +20,10 @@ from bertbench.common.optim.lamb import LambStep
 from bertbench.common.prepare import masking
 
 try:
-    from bertbench.backends.cpu_ref.functions import draw_dropout
     from bertbench.backends.cpu_ref.kernels import NativeOps, load
     from bertbench.backends.cpu_ref.lamb import native_lamb
     from bertbench.backends.cpu_ref.library import call
+    from bertbench.backends.fused import draw_dropout
 
     load()
 except NativeUnavailable as error:

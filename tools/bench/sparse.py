@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bench.steps import Step, own_step
 from bertbench.backends.attention_costs import AttentionShape, measure
-from bertbench.backends.cpu_ref.functions import NO_DROPOUT
 from bertbench.backends.cpu_ref.kernels import NativeOps
 from bertbench.backends.cpu_ref.layout import DENSE
 from bertbench.backends.cpu_ref.routes import Route, attend, candidates
+from bertbench.backends.fused import NO_DROPOUT
 from bertbench.common.data.batch import PretrainingBatch, Tokens
 from bertbench.common.masks.mask import AttentionMask
 from bertbench.common.masks.patterns import parse

@@ -13,13 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bertbench.backends.cpu_ref.functions import (
-    NO_DROPOUT,
-    Attention,
-    Dropout,
-    draw_dropout,
-    keep_mask,
-)
+from bertbench.backends.cpu_ref.functions import Attention, keep_mask
 from bertbench.backends.cpu_ref.layout import (
     DENSE,
     Layout,
@@ -27,6 +21,7 @@ from bertbench.backends.cpu_ref.layout import (
     saved_cells,
     why_no_layout,
 )
+from bertbench.backends.fused import NO_DROPOUT, Dropout, draw_dropout
 from bertbench.common.data.batch import Tokens
 from bertbench.common.native import NativeUnavailable
 

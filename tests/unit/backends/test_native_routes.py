@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bertbench.backends.cpu_ref.functions import NO_DROPOUT, Dropout, draw_dropout, keep_mask
+from bertbench.backends.cpu_ref.functions import keep_mask
 from bertbench.backends.cpu_ref.layout import Layout, saved_cells
 from bertbench.backends.cpu_ref.offsets import OffsetAttention, Offsets
 from bertbench.backends.cpu_ref.residues import Residues
 from bertbench.backends.cpu_ref.routes import Route, attend, candidates
+from bertbench.backends.fused import NO_DROPOUT, Dropout, draw_dropout
 from bertbench.common.data.batch import Tokens
 from bertbench.common.masks.patterns import parse
 from bertbench.common.native import NativeUnavailable

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What backends with fused kernels share: dropout by a seed, and parameters in the compute type."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class Dropout(NamedTuple):
+    """A kernel's dropout: it drops elements whose 16 random bits are below ``threshold``."""
+
+    threshold: int
+    scale: float
+    seed: int
+
+
+NO_DROPOUT = Dropout(0, 1.0, 0)
+
+
+def draw_dropout(probability: float) -> Dropout:
+    """Return dropout with a new seed and ``probability`` rounded to the nearest 1 / 65536.
+
+    The seed is of torch's CPU generator: a restored one gives the same run again, and no device is
+    waited for. Raises ValueError for a probability outside [0, 1).
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"dropout of {probability} is not from 0 to below 1")
+    threshold = min(round(probability * 65536), 65535)
+    if threshold == 0:
+        return NO_DROPOUT
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    return Dropout(threshold, 65536 / (65536 - threshold), seed)
+
+
+@dataclass(slots=True)
+class _Shadow:
+    """A parameter's copy in the compute type; ``version`` is None when it must be cast again."""
+
+    parameter: weakref.ref[Tensor]
+    cast: Tensor
+    version: int | None = None
+
+
+class Shadows:
+    """Parameters in the compute type, cast once per update of them.
+
+    An update is any optimizer's step, or an in-place operation of torch (detected by the tensor's
+    version counter, which writes through ``.data`` do not raise).
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._shadows: dict[int, _Shadow] = {}
+        self._forget_after_updates()
+
+    def __call__(self, parameter: Tensor) -> Tensor:
+        """Return ``parameter`` [...] in the compute type."""
+        if parameter.dtype == self.dtype:
+            return parameter.detach()
+        shadows, key = self._shadows, id(parameter)
+        known = shadows.get(key)
+        if known is None or known.parameter() is not parameter:
+            alive = weakref.ref(parameter, lambda _: shadows.pop(key, None))
+            known = shadows[key] = _Shadow(alive, parameter.detach().to(self.dtype))
+        elif known.version != parameter._version:
+            known.cast.copy_(parameter.detach())
+        known.version = parameter._version
+        return known.cast
+
+    def _forget_after_updates(self) -> None:
+        # torch's fused optimizers write parameters without raising their version.
+        shadows = self._shadows
+
+        def forget(*_: object) -> None:
+            for shadow in shadows.values():
+                shadow.version = None
+
+        hook = register_optimizer_step_post_hook(forget)
+        weakref.finalize(self, hook.remove)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triton's kernels in its interpreter: against the plain operations, and against cpu_ref's.
+
+The interpreter computes what a GPU would, but for rounding and order. Sizes are small: a program
+takes it some milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bertbench.common.model.ops import Ops
+from tests.conftest import interpreted
+
+pytest.importorskip("triton", reason="triton is not installed")
+if not interpreted():
+    pytest.skip("a GPU is here: its own checks try the kernels", allow_module_level=True)
+
+from bertbench.backends.cpu_ref.kernels import NativeOps
+from bertbench.backends.cuda.packages import lamb_why_not
+from bertbench.backends.triton import functions, lamb, trial
+from bertbench.backends.triton.lamb import triton_lamb
+from bertbench.backends.triton.ops import TritonOps
+from bertbench.common.native import NativeUnavailable
+from bertbench.common.optim.lamb import LambStep, lamb_update
+from tests.parity.test_native_ops import BF16, F32, close, leaf, tokens
+
+F16 = torch.float16
+TOLERANCE = {F32: 1e-6, BF16: 8e-3, F16: 1e-3}
+"""Of the largest value: float32's rounding, and one of the output's type."""
+DTYPES = pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=["fp32", "bf16", "fp16"])
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def made(dtype: torch.dtype) -> TritonOps:
+    return TritonOps(Ops(), dtype)
+
+
+def compare(dtype: torch.dtype, run: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """``run(ops, *inputs)`` in Triton and plainly in float32: output and every gradient."""
+    plain = [x.detach().float().requires_grad_() for x in inputs]
+    got, want = run(made(dtype), *inputs), run(Ops(), *plain)
+    assert got.shape == want.shape
+    close(got, want, TOLERANCE[dtype], "output")
+    gradient = torch.randn(want.shape).to(dtype).float()
+    got.backward(gradient.to(got.dtype))
+    want.backward(gradient)
+    for i, (a, b) in enumerate(zip(inputs, plain, strict=True)):
+        assert a.grad is not None and b.grad is not None and a.grad.dtype == a.dtype
+        close(a.grad, b.grad, 8 * TOLERANCE[dtype], f"gradient of input {i}")
+
+
+@DTYPES
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(hidden=st.integers(17, 70), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3))
+def test_embed(dtype: torch.dtype, hidden: int, lengths: list[int]) -> None:
+    batch = tokens(*lengths)
+    tables = leaf(50, hidden), leaf(8, hidden), leaf(2, hidden)
+    compare(
+        dtype,
+        lambda ops, *p: ops.embed(batch, *p, eps=1e-3, dropout=0.0),
+        *tables, leaf(hidden), leaf(hidden),
+    )  # fmt: skip
+    compare(
+        dtype, lambda ops, *p: ops.embed_sum(batch, *p, dropout=0.0),
+        *(leaf(*table.shape) for table in tables),
+    )  # fmt: skip
+
+
+@DTYPES
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(hidden=st.integers(17, 150), rows=st.integers(1, 12))
+def test_norms(dtype: torch.dtype, hidden: int, rows: int) -> None:
+    def given_(n: int) -> list[Tensor]:
+        return [leaf(rows, hidden, dtype=dtype) for _ in range(n)]
+
+    parameters = leaf(hidden), leaf(hidden)
+    compare(
+        dtype, lambda ops, *p: ops.dropout_add_norm(*p, eps=1e-3, dropout=0.0),
+        *given_(2), *parameters,
+    )  # fmt: skip
+    parameters = leaf(hidden), leaf(hidden)
+    compare(dtype, lambda ops, *p: ops.norm(*p, eps=1e-3), *given_(1), *parameters)
+    compare(dtype, lambda ops, *p: ops.dropout_add(*p, dropout=0.0), *given_(2))
+
+
+@DTYPES
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_linear_layers(dtype: torch.dtype, approximate: str) -> None:
+    x, weight, bias = leaf(9, 40, dtype=dtype), leaf(300, 40, scale=0.1), leaf(300)
+    compare(dtype, lambda ops, *p: ops.linear(*p), x, weight, bias)
+    x, weight, bias = leaf(9, 40, dtype=dtype), leaf(300, 40, scale=0.3), leaf(300)
+    compare(dtype, lambda ops, *p: ops.linear_gelu(*p, approximate=approximate), x, weight, bias)
+
+
+def test_gelu_far_from_zero() -> None:
+    values = torch.tensor([[-1e4, -90.0, -13.0, -5.0, 0.0, 5.0, 13.0, 90.0, 1e4]]).t()
+    one, zero = torch.ones(1, 1), torch.zeros(1)
+    for approximate in ("none", "tanh"):
+        results = []
+        for ops in (made(F32), Ops()):
+            x = values.clone().requires_grad_()
+            y = ops.linear_gelu(x, one, zero, approximate=approximate)
+            y.sum().backward()
+            results.append((y.detach(), x.grad))
+        for got, want in zip(*results, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=2e-6)
+
+
+@DTYPES
+@pytest.mark.parametrize("vocab", [64, 4999])
+def test_masked_cross_entropy(dtype: torch.dtype, vocab: int) -> None:
+    inputs = leaf(7, 32, dtype=dtype), leaf(vocab, 32, scale=0.1), leaf(vocab, scale=0.1)
+    labels = torch.randint(vocab, (7,))
+    with torch.no_grad():
+        labels[::2] = Ops().linear(inputs[0].float(), *inputs[1:]).argmax(-1)[::2]
+    compare(dtype, lambda ops, *p: ops.masked_cross_entropy(*p, labels)[0], *inputs)
+    assert made(F32).masked_cross_entropy(*(x.float() for x in inputs), labels)[1] >= 4
+
+
+@DTYPES
+def test_gather(dtype: torch.dtype) -> None:
+    rows = torch.tensor([1, 4, 5, 19])
+    compare(dtype, lambda ops, x: ops.gather(x, rows), leaf(20, 32, dtype=dtype))
+
+
+def test_sums_on_a_gradient_are_taken_anew_where_another_is_added() -> None:
+    """A linear layer's output that is read twice gets the sum of two gradients."""
+    x, residual = leaf(6, 16), leaf(6, 16)
+    weight, bias, gamma, beta = leaf(16, 16), leaf(16), leaf(16), leaf(16)
+
+    def run(ops: Ops, *p: Tensor) -> Tensor:
+        y = ops.linear(p[0], p[2], p[3])
+        return ops.dropout_add_norm(y, p[1], p[4], p[5], eps=1e-3, dropout=0.0) + 3 * y
+
+    compare(F32, run, x, residual, weight, bias, gamma, beta)
+
+
+@pytest.fixture
+def native() -> Iterator[NativeOps]:
+    try:
+        yield NativeOps(F32)
+    except NativeUnavailable as error:
+        pytest.skip(f"no native kernels: {error}")
+
+
+def test_it_drops_what_cpu_ref_drops(native: NativeOps) -> None:
+    ours = TritonOps(native, F32)
+    batch, found = tokens(9, 4, 11), []
+    for ops in (ours, native):
+        torch.manual_seed(3)
+        tables = [leaf(50, 48), leaf(16, 48), leaf(2, 48), leaf(48), leaf(48)]
+        residual, parameters = leaf(24, 48), [leaf(48, 48, scale=0.2), *(leaf(48) for _ in "abc")]
+        x = ops.embed(batch, *tables, eps=1e-3, dropout=0.4)
+        y = ops.linear(x, *parameters[:2])
+        z = ops.dropout_add_norm(y, residual, *parameters[2:], eps=1e-3, dropout=0.3)
+        out = ops.dropout_add(z, residual, dropout=0.5)
+        (out * torch.linspace(-1, 1, 48)).sum().backward()
+        grads = [p.grad for p in (*tables, residual, *parameters)]
+        found.append([out.detach(), *grads, torch.get_rng_state()])
+    for got, want in zip(*found, strict=True):
+        close(got, want, 2e-6, "with dropout")
+
+
+def test_a_bias_before_dropout_gets_the_sums_of_what_was_kept() -> None:
+    functions_used = []
+    taken = functions.column_sums
+
+    def counted(x: Tensor) -> Tensor:
+        functions_used.append(x.shape)
+        return taken(x)
+
+    functions.column_sums = counted
+    try:
+        ops = made(F32)
+        weight, bias = leaf(16, 16), leaf(16)
+        y = ops.linear(leaf(6, 16), weight, bias)
+        ops.dropout_add_norm(
+            y, leaf(6, 16), leaf(16), leaf(16), eps=1e-3, dropout=0.5
+        ).square().sum().backward()
+    finally:
+        functions.column_sums = taken
+    assert not functions_used  # norm_backward had them
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_the_trial_passes_here_and_finds_a_wrong_kernel(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = torch.device("cpu")
+    assert trial.why_not(made(dtype), host, dtype) is None
+    taken = functions.column_sums
+    monkeypatch.setattr(functions, "column_sums", lambda x: 1.1 * taken(x))
+    assert "bias differs" in str(trial.why_not(made(dtype), host, dtype))
+    monkeypatch.undo()
+    monkeypatch.setattr(functions, "dropped", lambda x, drop: x)
+    assert "drop what its forward" in str(trial.why_not(made(dtype), host, dtype))
+
+
+def test_lamb_equals_the_formula_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert lamb_why_not(triton_lamb, torch.device("cpu")) is None
+    monkeypatch.setattr(lamb, "CHUNK", 1 << 12)
+    shapes, results = ((3 * 50, 60), (7, 11), (4097,)), []
+    for update in (triton_lamb, lamb_update):
+        torch.manual_seed(1)
+        p, m = ([torch.randn(*shape) for shape in shapes] for _ in range(2))
+        v = [torch.rand(*shape) for shape in shapes]
+        for step in (3, 4):
+            g = [torch.randn(*shape) for shape in shapes]
+            update(LambStep(p, g, m, v, [3, 1, 1], 0.1, 0.9, 0.999, 1e-6, 0.01, step))
+        results.append([*p, *m, *v])
+    for got, want in zip(*results, strict=True):
+        close(got, want, 2e-6, "a LAMB step")
