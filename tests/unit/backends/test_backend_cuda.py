@@ -401,7 +401,7 @@ COMPILES = ("triton", "gcc")
 def test_masked_attention_is_flex_where_it_works(machine: Any) -> None:
     machine(traces=COMPILES)
     cuda = Cuda(0)
-    assert cuda.capabilities.kernels == ("flash", "efficient", "sdpa", "plain", "flex")
+    assert cuda.capabilities.kernels == ("flash", "efficient", "sdpa", "plain", "flex", "triton")
     for kernels in ("auto", "flex"):
         ops = cuda.masked_ops(kernels, "bf16")
         assert (ops.name, ops.masked_kernel) == ("flex", "flex-kept-blocks")
