@@ -146,11 +146,11 @@ class Compression:
             )
         elif self.quantize:
             weights, activations = (found[f"quantized_{n}"] for n in ("weights", "activations"))
-            where = "at their largest magnitude", f"at the {self.percentile} percentile"
+            where = " at their largest magnitude,", f"at the {self.percentile} percentile"
             if self.percentile is None:
-                where = "and", "at the least squared error"
+                where = " and", "at the least squared error"
             notes.append(
-                f"INT8: {weights} weights {where[0]}, {activations} activations {where[1]} of "
+                f"INT8: {weights} weights{where[0]} {activations} activations {where[1]} of "
                 f"{self.calibration_samples} samples"
             )
         return notes
