@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bertbench.common.optim.lamb import LambStep, matrices
 
-CHUNK, BLOCK = 1 << 16, 1 << 11
+CHUNK, BLOCK = 1 << 16, 1 << 10
 """Elements of a program, and of its vectors."""
 
 
