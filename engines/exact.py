@@ -22,7 +22,7 @@ NAMES = ("weights", "values")
 
 
 def graph() -> bytes:
-    """Return the trial as an ONNX model: float32 a [ROWS, DEPTH] and b [DEPTH, ROWS] -> NAMES."""
+    """Return the trial as an ONNX model: a, b [ROWS, DEPTH], c [DEPTH, ROWS] -> NAMES."""
     from onnx import TensorProto, helper, numpy_helper
 
     def stored(name: str, value: Any) -> Any:
@@ -34,17 +34,20 @@ def graph() -> bytes:
             helper.make_node("DequantizeLinear", [f"{name}_int8", "scale", "zero"], [f"{name}_x"]),
         ]
 
+    # Each product has its own input: two uses of one ONNX Runtime computes in float32.
     nodes = [
         *rounded("a"),
         *rounded("b"),
+        *rounded("c"),
         helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["w_x"]),
         helper.make_node("MatMul", ["a_x", "w_x"], [NAMES[0]]),
-        helper.make_node("MatMul", ["a_x", "b_x"], [NAMES[1]]),
+        helper.make_node("MatMul", ["b_x", "c_x"], [NAMES[1]]),
     ]
     real = TensorProto.FLOAT
     given = [
         helper.make_tensor_value_info("a", real, [ROWS, DEPTH]),
-        helper.make_tensor_value_info("b", real, [DEPTH, ROWS]),
+        helper.make_tensor_value_info("b", real, [ROWS, DEPTH]),
+        helper.make_tensor_value_info("c", real, [DEPTH, ROWS]),
     ]
     made = [helper.make_tensor_value_info(name, real, [ROWS, ROWS]) for name in NAMES]
     constants = [
@@ -65,6 +68,12 @@ def operands() -> tuple[FloatArray, FloatArray]:
     a = np.where(np.arange(ROWS)[:, None] % 2, LEAST, MOST) * np.ones((1, DEPTH))
     b = np.where(np.arange(ROWS)[None] % 3, -MOST, MOST) * np.ones((DEPTH, 1))
     return a.astype(np.float32), b.astype(np.float32)
+
+
+def given() -> dict[str, FloatArray]:
+    """Return the inputs of ``graph``, by name."""
+    a, b = operands()
+    return {"a": a, "b": a, "c": b}
 
 
 def is_exact(products: Sequence[FloatArray]) -> bool:

@@ -172,8 +172,7 @@ def _exact_sums(runtime: ModuleType) -> dict[str, str]:
         for key, value in entries.items():
             settings.add_session_config_entry(key, value)
         session = runtime.InferenceSession(exact.graph(), settings, providers=[CPU + _SUFFIX])
-        a, b = exact.operands()
-        if exact.is_exact(session.run(exact.NAMES, {"a": a, "b": b})):
+        if exact.is_exact(session.run(exact.NAMES, exact.given())):
             return entries
     raise Unsupported(
         f"ONNX Runtime {runtime.__version__} clips INT8 sums at 16 bits on this processor, which "

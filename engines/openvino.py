@@ -78,8 +78,7 @@ class OpenVino(Engine):
 
 def _check_sums(core: Any, device: str, own: dict[str, str]) -> None:
     """Raise Unsupported where the device's INT8 sums are not exact."""
-    a, b = exact.operands()
-    found = core.compile_model(core.read_model(exact.graph()), device, own)({"a": a, "b": b})
+    found = core.compile_model(core.read_model(exact.graph()), device, own)(exact.given())
     if not exact.is_exact([found[name] for name in exact.NAMES]):
         raise Unsupported(
             f"OpenVINO's INT8 sums on {device} are clipped at 16 bits, as on processors without "
