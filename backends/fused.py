@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What backends with fused kernels share: dropout by a seed, and parameters in the compute type."""
+"""What backends with fused kernels share: dropout by a seed, and parameters in the compute type.
+
+And the gather of distinct rows, whose backward pass needs no sum.
+"""
 
 from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,3 +86,19 @@ class Shadows:
 
         hook = register_optimizer_step_post_hook(forget)
         weakref.finalize(self, hook.remove)
+
+
+class Gather(torch.autograd.Function):
+    """Rows of x [T, H] by distinct indices [M]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
+        """Return [M, H] from x [T, H] and indices [M]."""
+        ctx.save_for_backward(indices)
+        ctx.rows = len(x)
+        return x.index_select(0, indices)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Any:
+        (indices,) = ctx.saved_tensors
+        return dy.new_zeros(ctx.rows, dy.shape[1]).index_copy_(0, indices, dy), None

@@ -220,22 +220,6 @@ class Norm(torch.autograd.Function):
         return dx, dz if ctx.has_residual else None, dgamma, dbeta, None, None
 
 
-class Gather(torch.autograd.Function):
-    """Rows of x [T, H] by distinct indices [M]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, indices: Tensor) -> Tensor:
-        """Return [M, H] from x [T, H] and indices [M]."""
-        ctx.save_for_backward(indices)
-        ctx.rows = len(x)
-        return x.index_select(0, indices)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        (indices,) = ctx.saved_tensors
-        return dy.new_zeros(ctx.rows, dy.shape[1]).index_copy_(0, indices, dy), None
-
-
 class CrossEntropy(torch.autograd.Function):
     """Decoder and softmax cross-entropy; the logits [M, V] become their gradient in place."""
 

@@ -18,7 +18,6 @@ from bertbench.backends.cpu_ref.functions import (
     CrossEntropy,
     DropoutAdd,
     Embed,
-    Gather,
     Linear,
     LinearGelu,
     Norm,
@@ -26,7 +25,7 @@ from bertbench.backends.cpu_ref.functions import (
 from bertbench.backends.cpu_ref.layout import BLOCKS, DENSE, Layout
 from bertbench.backends.cpu_ref.library import library
 from bertbench.backends.cpu_ref.routes import Route, attend, candidates
-from bertbench.backends.fused import NO_DROPOUT, Shadows, draw_dropout
+from bertbench.backends.fused import NO_DROPOUT, Gather, Shadows, draw_dropout
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bertbench.backends.fused import NO_DROPOUT, Shadows, draw_dropout
+from bertbench.backends.fused import NO_DROPOUT, Gather, Shadows, draw_dropout
 from bertbench.backends.triton.functions import (
     CrossEntropy,
     DropoutAdd,
     Embed,
-    Gather,
     Linear,
     LinearGelu,
     Norm,
