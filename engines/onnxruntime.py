@@ -12,7 +12,7 @@ from typing import Any
 
 from bertbench.common.config.parser import did_you_mean
 from bertbench.common.errors import BadInput, Unsupported
-from bertbench.common.files import shown, why
+from bertbench.common.files import why
 from bertbench.engines import exact
 from bertbench.engines.base import CPU, Batch, Engine, EngineOptions, FloatArray, require_int8
 from bertbench.engines.exported import INPUTS, OUTPUTS, Exported
@@ -56,22 +56,12 @@ class OnnxRuntime(Engine):
         runtime = cls.module()
         provider = _provider(runtime, options.provider)
         own = _own_options(provider, exported, options) | dict(options.provider_options)
-        entries, sums = {}, None
+        entries = {}
         if exported.quantization == "int8" and provider == CPU + _SUFFIX:
-            entries, sums = _exact_sums(runtime), "exact"
+            entries = _exact_sums(runtime)
         with tempfile.TemporaryDirectory(prefix="bertbench-") as folder:
             graph = Path(folder) / "optimized.onnx"
-            try:
-                session = _session(runtime, exported, options, (provider, own), graph, entries)
-            except BadInput as error:
-                if not entries:
-                    raise
-                # ONNX Runtime 1.32 cannot convert some graphs to its exact mode.
-                sums, entries = (
-                    f"clipped at 16 bits: the exact mode fails ({shown(error, 200)})",
-                    {},
-                )
-                session = _session(runtime, exported, options, (provider, own), graph, entries)
+            session = _session(runtime, exported, options, (provider, own), graph, entries)
             found = linear_layers(graph, exported.model) if graph.is_file() else _UNKNOWN
         _check_provider(session, provider)
         _check_names(session, exported)
@@ -80,7 +70,6 @@ class OnnxRuntime(Engine):
             "provider": provider.removesuffix(_SUFFIX),
             "provider_options": own,
             "session_options": entries,
-            "int8_sums": sums,
             "num_threads": options.num_threads,
             "device": None if provider == CPU + _SUFFIX else provider.removesuffix(_SUFFIX),
             **found,
@@ -170,7 +159,8 @@ def _session(
             settings.optimized_model_filepath = ""
             return runtime.InferenceSession(str(exported.onnx), settings, providers=[provider])
     except Exception as error:
-        raise BadInput(f"{exported.onnx}: ONNX Runtime refuses it: {why(error)}") from error
+        again = " Export the run again: older exports do not fit its exact mode." if entries else ""
+        raise BadInput(f"{exported.onnx}: ONNX Runtime refuses it: {why(error)}.{again}") from error
 
 
 def _exact_sums(runtime: ModuleType) -> dict[str, str]:

@@ -82,7 +82,7 @@ def _check_sums(core: Any, device: str, own: dict[str, str]) -> None:
     if not exact.is_exact([found[name] for name in exact.NAMES]):
         raise Unsupported(
             f"OpenVINO's INT8 sums on {device} are clipped at 16 bits, as on processors without "
-            f"VNNI: the answers would be wrong. Use --engine torch, whose products are checked"
+            f"VNNI: the answers would be wrong. Use --engine onnxruntime, which has an exact mode"
         )
 
 

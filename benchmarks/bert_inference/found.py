@@ -97,8 +97,3 @@ def opening(
     if exported.quantization is not None and engine["linear_int8"] is not None:
         total = engine["linear_int8"] + engine["linear_float"]
         yield f"in INT8     {engine['linear_int8']} of {total} linear layers of the encoder"
-    if str(engine.get("int8_sums", "")).startswith("clipped"):
-        yield (
-            f"INT8 sums   {engine['int8_sums']}: answers may differ from the model's; --engine "
-            f"torch sums exactly"
-        )

@@ -169,7 +169,7 @@ class Product(nn.Module):
         self.steps = steps
         weight = weight.detach().T.contiguous()
         if steps is not None:
-            weight = torch.round(weight / steps[1]).clamp(-LEVELS, LEVELS).to(torch.int8)
+            weight = torch.round(weight / steps[1]).clamp(LOWEST, LEVELS).to(torch.int8)
             sums = bias.detach().double() / (steps[0] * steps[1])
             bias = torch.round(sums).clamp(-_INT32, _INT32).to(torch.int32)
         self.register_buffer("weight", weight)
@@ -194,13 +194,14 @@ class Product(nn.Module):
 
 
 def keep_apart(graph: Any) -> None:
-    """Give each use of a rounded value its own pair of QuantizeLinear and DequantizeLinear.
+    """Give each use of a rounded value its own pair, and each node of a pair its own zero point.
 
     ``graph`` is onnx_ir's. On x86 ONNX Runtime turns int8 activations into the uint8 of its fast
     products only where a QuantizeLinear has one DequantizeLinear behind it: a layer's input, which
     is rounded for the product and for the residual, is computed ten times as slowly otherwise. Both
     roundings are the same, so that optimizers would join them again; the attribute axis, which
-    means nothing for one scale, makes them differ.
+    means nothing for one scale, makes them differ. At zero points that nodes share ONNX
+    Runtime 1.32 fails where it makes its products exact (session.x64quantprecision).
     """
     import onnx_ir
 
@@ -216,3 +217,9 @@ def keep_apart(graph: Any) -> None:
                 graph.insert_before(user, twin)
                 inputs = twin.outputs
             user.replace_input_with(place, inputs[0])
+    pairs = [node for node in graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    for number, node in enumerate(pairs):
+        stored = onnx_ir.tensor(node.inputs[2].const_value.numpy(), name=f"zero_{number}")
+        zero = onnx_ir.val(stored.name, const_value=stored)
+        graph.register_initializer(zero)
+        node.replace_input_with(2, zero)
