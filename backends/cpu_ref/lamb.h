@@ -25,10 +25,12 @@ INLINE vf lamb_direction(vf m, vf v, vf p, const Lamb *c) {
     return m * c->m_scale / (vsqrt(v * c->v_scale) + c->eps) + c->decay * p;
 }
 
-// sizes[i] elements in matrix i; partial [2, chunks of the largest matrix] float64.
+// sizes[i] elements in matrix i; partial [2, chunks of the largest matrix] float64; clip multiplies
+// the gradients.
 EXPORT void lamb(long count, const int64_t *sizes, float *const *params, const float *const *grads,
                  float *const *means, float *const *squares, double *partial, float lr,
-                 double beta1, double beta2, float eps, float decay, long step) {
+                 double beta1, double beta2, float eps, float decay, long step,
+                 float clip) {
     const Lamb c = {(float)(1 - beta1), (float)beta2, (float)(1 - beta2),
                     (float)(1 / (1 - pow(beta1, step))), (float)(1 / (1 - pow(beta2, step))),
                     eps, decay};
@@ -43,7 +45,7 @@ EXPORT void lamb(long count, const int64_t *sizes, float *const *params, const f
             double ps = 0, us = 0;
             for (long e = k * CHUNK; e < lmin(size, (k + 1) * CHUNK); e += W) {
                 long n = size - e;
-                vf gv = ldn(g, e, n, 0), pv = ldn(p, e, n, 0), mv = ldn(m, e, n, 0);
+                vf gv = clip * ldn(g, e, n, 0), pv = ldn(p, e, n, 0), mv = ldn(m, e, n, 0);
                 mv += c.new1 * (gv - mv);
                 vf vv = c.beta2 * ldn(v, e, n, 0) + c.new2 * gv * gv;
                 stn(m, e, n, 0, mv);

@@ -49,6 +49,6 @@ def native_lamb(s: LambStep) -> None:
     library()["lamb"](
         count, (ctypes.c_int64 * count)(*sizes), pointers(s.params), pointers(grads),
         pointers(s.exp_avgs), pointers(s.exp_avg_sqs), partial.data_ptr(), s.lr, s.beta1, s.beta2,
-        s.eps, s.weight_decay, s.step,
+        s.eps, s.weight_decay, s.step, 1.0 if s.clip_factor is None else float(s.clip_factor),
     )  # fmt: skip
     torch.autograd.graph.increment_version([*s.params, *s.exp_avgs, *s.exp_avg_sqs])

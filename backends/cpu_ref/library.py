@@ -127,7 +127,8 @@ def library() -> dict[str, Callable[..., Any]]:
     real, count, pointer = ctypes.c_float, ctypes.c_long, ctypes.c_void_p
     functions["lamb"] = _declared(
         loaded, "lamb",
-        [count, *[pointer] * 6, real, ctypes.c_double, ctypes.c_double, real, real, count], None,
+        [count, *[pointer] * 6, real, ctypes.c_double, ctypes.c_double, real, real, count, real],
+        None,
     )  # fmt: skip
     functions["first_outside"] = _declared(
         loaded, "first_outside", [pointer, count, count], ctypes.c_long

@@ -56,8 +56,8 @@ def load(name: str, module: str) -> Any:
 class ApexLamb:
     """The formula of common/optim/lamb.py in apex's multi-tensor kernels.
 
-    Overwrites the gradients with the update. All tensors must be contiguous. The kernel's clipping
-    is off, since the training loop clips.
+    Overwrites the gradients with the update. All tensors must be contiguous. The kernel clips by a
+    norm and its limit: here the factor's reciprocal and 1, of which it takes none below 1.
     """
 
     def __init__(self) -> None:
@@ -70,6 +70,8 @@ class ApexLamb:
             no_overflow = torch.zeros(1, dtype=torch.int32, device=device)
             self._constants = no_overflow, torch.zeros(1, device=device)
         no_overflow, grad_norm = self._constants
+        if s.clip_factor is not None:
+            grad_norm = s.clip_factor.reciprocal().view(1)
         # Norms are per tensor: stacked matrices go in as views of the single ones.
         lists = [
             matrices(tensors, s.segments)
@@ -81,7 +83,7 @@ class ApexLamb:
             s.weight_decay,
             1,  # the mean of gradients takes (1 - beta1) of the new one
             1,  # decoupled weight decay
-            grad_norm, 1.0,  # a norm of 0 is never above the limit of 1: no clipping
+            grad_norm, 1.0,
             False,  # the trust ratio only where there is weight decay
         )  # fmt: skip
 
@@ -97,7 +99,8 @@ def lamb_why_not(kernel: LambKernel, device: torch.device) -> str | None:
             p, m, v = ([t.to(on, copy=True).mul_(f) for t in start] for f in (1.0, 0.0, 0.0))
             for step in (1, 2):
                 g = [t.to(on, copy=True).sin_() for t in start]
-                update(LambStep(p, g, m, v, [3, 1], 0.1, 0.9, 0.99, 1e-6, weight_decay, step))
+                clip = torch.tensor(0.75, device=on)
+                update(LambStep(p, g, m, v, [3, 1], 0.1, 0.9, 0.99, 1e-6, weight_decay, step, clip))
             results.append(torch.cat([t.cpu().flatten() for t in (*p, *m, *v)]))
         worst = max(worst, float((results[0] - results[1]).abs().max()))
     return None if worst <= 1e-5 else f"its update differs from the plain one by {worst:.1e}"

@@ -25,13 +25,16 @@ CHUNK, BLOCK = 1 << 16, 1 << 10
 @triton.jit
 def _moments(
     pointers, sizes, chunks, partial, most, rest1, beta2, rest2, eps, decay, correction1,
-    correction2,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    correction2, clip,
+    CHUNK: tl.constexpr, BLOCK: tl.constexpr, CLIP: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     which = tl.load(chunks + 2 * program)
     number = tl.load(chunks + 2 * program + 1)
     size = tl.load(sizes + which)
+    factor = 1.0
+    if CLIP:
+        factor = tl.load(clip)
     at = pointers + which * 4
     p = tl.load(at).to(tl.pointer_type(tl.float32))
     g = tl.load(at + 1).to(tl.pointer_type(tl.float32))
@@ -42,7 +45,7 @@ def _moments(
     for step in range(CHUNK // BLOCK):
         i = number.to(tl.int64) * CHUNK + step * BLOCK + tl.arange(0, BLOCK)
         inside = i < size
-        gradient = tl.load(g + i, mask=inside, other=0.0)
+        gradient = factor * tl.load(g + i, mask=inside, other=0.0)
         first = tl.load(m + i, mask=inside, other=0.0)
         first += rest1 * (gradient - first)
         second = beta2 * tl.load(v + i, mask=inside, other=0.0)
@@ -108,7 +111,9 @@ def triton_lamb(s: LambStep) -> None:
     shape = {"CHUNK": CHUNK, "BLOCK": BLOCK}
     _moments[(len(numbers),)](
         pointers, counts, chunks, partial, most, 1 - s.beta1, s.beta2, 1 - s.beta2, s.eps,
-        s.weight_decay, 1 - s.beta1**s.step, 1 - s.beta2**s.step, **shape,
+        s.weight_decay, 1 - s.beta1**s.step, 1 - s.beta2**s.step,
+        partial if s.clip_factor is None else s.clip_factor, **shape,
+        CLIP=s.clip_factor is not None,
     )  # fmt: skip
     ratios = torch.ones(len(sizes), device=device)
     if s.weight_decay:

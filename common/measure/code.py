@@ -23,10 +23,7 @@ def git_state(root: Path = ROOT) -> dict[str, Any]:
         return {"commit": None, "dirty": None}
     commit = _git(root, "rev-parse", "HEAD")
     status = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": commit,
-        "dirty": None if status is None else bool(status),
-    }
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
 def code_hash(root: Path = ROOT) -> str:

@@ -17,14 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from bertbench.common.measure.energy import (
-    between,
-    counted,
-    energy,
-    possible,
-    stretches,
-    time_of,
-)
+from bertbench.common.measure.energy import between, counted, energy, possible, stretches, time_of
 
 PATIENCE_S = 6.0
 """Longest wait for a reading while no time counts; tools have 5 s to answer."""

@@ -21,6 +21,11 @@ def grad_norm(params: Iterable[Tensor]) -> Tensor:
     return tensor_norms([tensor_norms(grads)])[0]
 
 
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """Return what bounds gradients of ``norm`` [] to ``max_norm``; 0 or NaN if it is not finite."""
+    return max_norm / norm.clamp(min=max_norm)
+
+
 @torch.no_grad()
 def clip_(params: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale all gradients [...] in place so that their global ``norm`` [] is at most ``max_norm``.
@@ -28,7 +33,7 @@ def clip_(params: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     A norm that is not finite makes every gradient not finite: the caller must check it first.
     """
     grads = [p.grad for p in params if p.grad is not None]
-    torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+    torch._foreach_mul_(grads, clip_factor(norm, max_norm))
 
 
 @torch.no_grad()

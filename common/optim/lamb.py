@@ -8,8 +8,8 @@ For every matrix p with gradient g at step t (1, 2, ...)::
     u = m' / (sqrt(v') + eps) + weight_decay p
     p = p - lr * ratio * u,    ratio = |p| / |u|  (1 if either norm is zero)
 
-The ratio applies only where weight_decay is not zero, and is not clamped. The training loop clips
-gradients (common/optim/clip.py). A fused query-key-value matrix counts as three.
+The ratio applies only where weight_decay is not zero, and is not clamped. The gradient is clipped
+before, by a factor (common/optim/clip.py). A fused query-key-value matrix counts as three.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class LambStep:
     weight_decay: float
     step: int
     """Counted from 1."""
+    clip_factor: Tensor | None = None
+    """float32 [] on the gradients' device, what they are multiplied by first; None: 1."""
 
 
 LambKernel = Callable[[LambStep], None]
@@ -79,6 +81,9 @@ class Lamb(torch.optim.Optimizer):
     ``exp_avg`` and ``exp_avg_sq``, float32 like the parameter.
     """
 
+    clip_factor: Tensor | None = None
+    """Multiplies the next step's gradients: as a factor, clipping costs no pass over them."""
+
     def __init__(
         self,
         params: Iterable[dict[str, Any]],
@@ -111,28 +116,23 @@ class Lamb(torch.optim.Optimizer):
                 continue
             for p, _ in live:
                 if not self.state[p]:
-                    self.state[p]["exp_avg"] = torch.zeros_like(p)
-                    self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-            self._update(
-                LambStep(
-                    [p for p, _ in live],
-                    [p.grad for p, _ in live],
-                    [self.state[p]["exp_avg"] for p, _ in live],
-                    [self.state[p]["exp_avg_sq"] for p, _ in live],
-                    [pieces for _, pieces in live],
-                    lr=group["lr"],
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    step=group["step"],
-                )
-            )
+                    self.state[p] = {n: torch.zeros_like(p) for n in ("exp_avg", "exp_avg_sq")}
+            states = [self.state[p] for p, _ in live]
+            self._update(LambStep(
+                [p for p, _ in live], [p.grad for p, _ in live], [x["exp_avg"] for x in states],
+                [x["exp_avg_sq"] for x in states], [pieces for _, pieces in live], lr=group["lr"],
+                beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+                weight_decay=group["weight_decay"], step=group["step"],
+                clip_factor=self.clip_factor,
+            ))  # fmt: skip
+        self.clip_factor = None
         return loss
 
 
 def lamb_update(s: LambStep) -> None:
     """Apply the formula above with torch's multi-tensor operations."""
+    if s.clip_factor is not None:
+        torch._foreach_mul_(s.grads, s.clip_factor)
     torch._foreach_lerp_(s.exp_avgs, s.grads, 1 - s.beta1)
     torch._foreach_mul_(s.exp_avg_sqs, s.beta2)
     torch._foreach_addcmul_(s.exp_avg_sqs, s.grads, s.grads, 1 - s.beta2)

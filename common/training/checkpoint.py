@@ -71,10 +71,7 @@ class Checkpoints:
         self.folder, self._keep = folder, keep
 
     def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
     ) -> Path:
         """Write one checkpoint, make it durable, then delete those beyond ``keep``.
 
@@ -226,9 +223,7 @@ def _listed(raw: bytes, path: Path) -> dict[str, Any] | None:
     return files if whole and plain and of_step else None
 
 
-def flatten_optimizer(
-    optimizer: torch.optim.Optimizer,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the state of ``optimizer``: named tensors, and JSON values."""
     full = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -297,10 +292,7 @@ def _alternative(path: Path) -> str:
 
 
 def _write(
-    work: Path,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
+    work: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> None:
     for group, named in tensors.items():
         assert _GROUP.fullmatch(group), f"{group!r} cannot name a file"

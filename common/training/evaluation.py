@@ -102,11 +102,7 @@ class _Forward(NamedTuple):
 
 
 def _forward_all(
-    task: Task,
-    backend: Backend,
-    plan: Plan,
-    meter: RateMeter,
-    stop: Callable[[], bool] | None,
+    task: Task, backend: Backend, plan: Plan, meter: RateMeter, stop: Callable[[], bool] | None
 ) -> _Forward:
     """Run this rank's held-out batches through the model, or those before ``stop`` is true."""
     sums = torch.zeros(len(task.sum_names), device=backend.device)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError
-from bertbench.common.optim.clip import clip_, clip_each_, grad_norm
+from bertbench.common.optim.clip import clip_, clip_each_, clip_factor, grad_norm
+from bertbench.common.optim.lamb import Lamb
 from bertbench.common.training.stops import Faults
 from bertbench.common.training.task import Plan, Task
 
@@ -73,7 +74,10 @@ def train_step(
         norm = grad_norm(parameters)
         if not scaler.is_enabled():  # with a scaler, overflow skips the step instead
             faults.gradient(norm)
-        _clip(task.optimizer, plan, norm)
+        if isinstance(task.optimizer, Lamb) and plan.clipping == "global":
+            task.optimizer.clip_factor = clip_factor(norm, plan.max_grad_norm)
+        else:
+            _clip(task.optimizer, plan, norm)
     scale = scaler.get_scale() if scaler.is_enabled() else None
     backend.optimizer_step(task.optimizer, scaler)
     if scale is not None:

