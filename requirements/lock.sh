@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Renew core.lock and dev.lock from pyproject.toml: every version and hash, for Python 3.10 to 3.13
-# at once (environment markers tell them apart). Needs the package index and a .venv of init.sh.
+# Renew core.lock, dev.lock and triton.lock from pyproject.toml: every version and hash, for Python
+# 3.10 to 3.13 at once (environment markers tell them apart). Needs the package index and a .venv of init.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 work="$(mktemp -d)"
@@ -40,4 +40,7 @@ wanted > "$work/core.in"
 wanted dev compare glue onnx > "$work/dev.in"
 compile -o requirements/core.lock < "$work/core.in" > /dev/null
 compile -o requirements/dev.lock -c requirements/core.lock < "$work/dev.in" > /dev/null
-echo "renewed requirements/core.lock and requirements/dev.lock"
+# Apart: it belongs to torch's builds for GPUs, which bring their own. --dev adds it to the others.
+wanted_triton="$(sed -n 's/^triton = \["\(.*\)"\]$/\1/p' pyproject.toml)"
+compile --no-deps -o requirements/triton.lock <<< "$wanted_triton" > /dev/null
+echo "renewed requirements/core.lock, dev.lock and triton.lock"

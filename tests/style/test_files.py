@@ -68,7 +68,7 @@ def test_no_machine_paths(files: list[Path]) -> None:
 
 def test_no_package_index_hosts(files: list[Path]) -> None:
     assert not search(files, HOSTS)
-    for lock in ("core.lock", "dev.lock"):
+    for lock in ("core.lock", "dev.lock", "triton.lock"):
         content = text(Path("requirements") / lock)
         assert "://" not in content
         assert "index-url" not in content

@@ -20,6 +20,14 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).parents[2]
 
 
+PINS = [
+    ("core.lock", (), True),
+    ("dev.lock", ("dev", "compare", "glue", "onnx"), True),
+    ("triton.lock", ("triton",), False),
+]
+"""Lock, the extras in it, and whether it holds the core, too."""
+
+
 def locked(name: str) -> dict[str, int]:
     """Package -> number of hashes."""
     entries = re.split(r"\n(?=\S)", (ROOT / "requirements" / name).read_text())
@@ -28,12 +36,12 @@ def locked(name: str) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize(
-    ("lock", "extras"), [("core.lock", ()), ("dev.lock", ("dev", "compare", "glue", "onnx"))]
-)
-def test_locks_hold_all_that_pyproject_asks_for(lock: str, extras: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("lock", "extras", "core"), PINS)
+def test_locks_hold_all_that_pyproject_asks_for(
+    lock: str, extras: tuple[str, ...], core: bool
+) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = list(project["dependencies"])
+    wanted = list(project["dependencies"]) if core else []
     for extra in extras:
         wanted += project["optional-dependencies"][extra]
     names = {re.split("[=<>; ]", line)[0] for line in wanted} - {"torch"}

@@ -69,6 +69,7 @@ def test_without_torch_the_lock_is_installed(checkout: Path, tmp_path: Path) -> 
 def test_plain_torch_outside_is_left_outside(checkout: Path, tmp_path: Path) -> None:
     done = init(checkout, fake_python(tmp_path / "p", torch_text("2.13.0+cpu")), "--dev")
     assert "requirements/dev.lock" in done.stdout
+    assert "requirements/triton.lock" in done.stdout  # a CPU build of torch has no Triton
     assert "--system-site-packages" not in done.stdout
 
 

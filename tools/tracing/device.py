@@ -19,6 +19,8 @@ from bertbench.backends.cuda.backend import Cuda
 from bertbench.backends.cuda.ops import KERNELS
 from bertbench.backends.sensors import Sensors
 from bertbench.common.errors import Unsupported
+from bertbench.common.model.ops import Ops
+from bertbench.common.optim.lamb import LambKernel
 from bertbench.common.training.stops import Faults
 from tracing.tally import Tally
 
@@ -87,6 +89,18 @@ class FakeCuda(Cuda):
     def kernel_problem(self, kernel: str, precision: str) -> str | None:
         own, dtype = KERNELS.get(kernel), AMP_DTYPES.get(precision, torch.float32)
         return None if own is None or dtype in own.dtypes else WRONG_TYPE
+
+    def triton_ops(self, precision: str) -> Ops:
+        from bertbench.backends.triton.ops import TritonOps
+
+        return TritonOps(self.fastest_ops(precision), AMP_DTYPES.get(precision, torch.float32))
+
+    def lamb_kernel(self, kernels: str) -> LambKernel | None:
+        if kernels != "triton":
+            return super().lamb_kernel(kernels)
+        from bertbench.backends.triton.lamb import triton_lamb
+
+        return triton_lamb
 
     def rng_state(self) -> dict[str, Tensor]:
         return {}

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,8 @@ def trace(
     source = benchmark.prepare(settings)
     tally = Tally(root, rates, limits=LIMITS[argument_kb])
     phases = Phases(tally)
-    with FakeTensorMode(allow_non_fake_inputs=True), pretend(marked_backward(phases)), tally:
+    pretence = pretend(marked_backward(phases))
+    with FakeTensorMode(allow_non_fake_inputs=True), pretence, tally, _fused(settings, tally):
         backend = FakeCuda(phases, tally)
         task = benchmark.build(settings, backend, World(), source)
         accept(task.precision, task.ops.kernels["attention"])
@@ -96,6 +99,17 @@ def trace(
         accumulation=task.split.accumulation,
         tally=tally,
     )
+
+
+def _fused(settings: Settings, tally: Tally) -> AbstractContextManager[None]:
+    """Return where Triton's launches are counted, if its kernels were asked for."""
+    if settings.impl.kernels != "triton":
+        return contextlib.nullcontext()
+    try:
+        from tracing.fused import counted
+    except ImportError as error:
+        raise Unsupported(f"--kernels triton: {error}: pip install triton") from error
+    return counted(tally)
 
 
 def _check(settings: Settings) -> None:

@@ -99,6 +99,12 @@ class Tally(TorchDispatchMode):
         self.costs[self.phase, self._kind(call), name].add(self._cost(call))
         return result
 
+    def launched(self, name: str, moved: int) -> None:
+        """Count a memory-bound kernel that is none of torch's."""
+        if self.phase is not None:
+            cost = Cost(1, moved, 0, moved / self._rates.bandwidth)
+            self.costs[self.phase, MEMORY, name].add(cost)
+
     def wait(self, what: str) -> None:
         """Count a synchronisation, with the innermost line of our code that causes it."""
         if self.phase is not None:
