@@ -60,6 +60,11 @@ class CudaOps(ComputeTypeOps):
         self.name = self._kernel = kernel
         self._aten = torch.ops.aten if aten is None else aten
 
+    @staticmethod
+    def split(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+        """Return query, key and value [T, N, D] of [T, 3H]; fused kernels put theirs here."""
+        return qkv.view(len(qkv), 3, num_heads, -1).unbind(1)
+
     @property
     def kernels(self) -> Mapping[str, str]:
         own = {"attention": KERNELS[self._kernel].label} if self._kernel in KERNELS else {}
@@ -76,18 +81,17 @@ class CudaOps(ComputeTypeOps):
             return super().attention(qkv, tokens, num_heads=num_heads, dropout=dropout)
         hidden = qkv.shape[1] // 3
         check_inputs(self._kernel, KERNELS[self._kernel], qkv.dtype, hidden // num_heads)
-        parts = qkv.view(len(qkv), 3, num_heads, hidden // num_heads)
+        q, k, v = self.split(qkv, num_heads)
         # The host's copy of the lengths: asking the device for the longest would wait for it.
         seqlens, longest = tokens.cu_seqlens, tokens.max_length
         if self._kernel == "flash":
-            q, k, v = parts.unbind(1)
             out = self._aten._flash_attention_forward(
                 q, k, v, seqlens, seqlens, longest, longest, dropout,
                 False,  # no causal mask
                 False,  # no copy of the probabilities
             )[0]  # fmt: skip
         else:
-            q, k, v = parts.unsqueeze(0).unbind(2)
+            q, k, v = q[None], k[None], v[None]
             backward_follows = qkv.requires_grad and torch.is_grad_enabled()
             out = self._aten._efficient_attention_forward(
                 q, k, v, None, seqlens, seqlens, longest, longest, dropout,

@@ -5,6 +5,9 @@ Shapes as in common/model/ops.py; gradients have the shapes of their tensors. Ac
 compute type, parameters and their gradients float32. ``weight`` and ``bias`` come with a
 ``shadow``, the parameter in the compute type; the parameter itself is saved too, so that autograd
 refuses a backward pass after an update.
+
+A gradient of a parameter that has one already, from an earlier micro-batch, is added to it where it
+is computed (``adds_to``): autograd then gets None, and no kernel of its own adds.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from bertbench.common.data.batch import Tokens
 
 PROGRAMS = 528
 """Shares of the rows where columns are summed: four on each of an H100's 132 multiprocessors."""
-_COLUMNS, _CELLS, _VOCABULARY = 256, 1024, 4096
-"""Elements of a program's vectors: of summed columns, of GELU, of the decoder's row."""
+_COLUMNS, _CELLS, _VOCABULARY, _SUMMED = 256, 1024, 4096, 64
+"""Elements of a program's vectors: of summed columns, of GELU, of the decoder's row, of sums."""
 
 
 class Embed(torch.autograd.Function):
@@ -46,7 +49,8 @@ class Embed(torch.autograd.Function):
             BLOCK=_block(cols), NORM=gamma is not None, DROP=drop.threshold > 0,
         )  # fmt: skip
         ctx.save_for_backward(None if gamma is None else xhat, rstd, gamma, *ids)
-        ctx.drop, ctx.sizes = drop, [len(table) for table in (word, position, token_type)]
+        ctx.drop, ctx.beta = drop, beta
+        ctx.sizes = [len(table) for table in (word, position, token_type)]
         return out
 
     @staticmethod
@@ -56,8 +60,8 @@ class Embed(torch.autograd.Function):
         if gamma is None:
             dz, dgamma, dbeta = dropped(dy, ctx.drop), None, None
         else:
-            dz, _, sums = norm_backward(dy, xhat, rstd, gamma, ctx.drop, kernels.OUTER)
-            dgamma, dbeta = sums[0], sums[1]
+            dz, _, partial = norm_backward(dy, xhat, rstd, gamma, ctx.drop, kernels.OUTER)
+            dgamma, dbeta = sums_for(partial[:, :2], gamma, ctx.beta)
         dz = dz.float()  # sums of many rows; torch's kernel sorts, and so is deterministic
         grads = [
             torch.ops.aten.embedding_dense_backward(dz, index, size, -1, False)
@@ -67,46 +71,53 @@ class Embed(torch.autograd.Function):
 
 
 class Linear(torch.autograd.Function):
-    """x @ weight.T + bias: [T, N]."""
+    """x @ weight.T + bias, and x itself, whose gradient the product adds to its own."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shadow: Tensor, shadow_bias: Tensor
-    ) -> Tensor:
-        """Return [T, N] from x [T, K], weight [N, K] and bias [N]."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return [T, N] and [T, K] from x [T, K], weight [N, K] and bias [N]."""
         ctx.save_for_backward(x, weight)
-        ctx.weight = shadow
-        return F.linear(x, shadow, shadow_bias)
+        ctx.weight, ctx.bias = shadow, bias
+        ctx.set_materialize_grads(False)
+        return F.linear(x, shadow, shadow_bias), x
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        x, _ = ctx.saved_tensors
-        known = _SUMS.pop(dy)
+    def backward(ctx: Any, dy: Tensor | None, passed: Tensor | None) -> Any:
+        if dy is None:
+            return passed, None, None, None, None
+        x, weight = ctx.saved_tensors
+        partial = _SUMS.pop(dy)
         dy = dy.contiguous()
-        sums = column_sums(dy) if known is None else known
-        return dy @ ctx.weight, weight_grad(dy, x), sums, None, None
+        (dbias,) = sums_for(column_sums(dy) if partial is None else partial, ctx.bias)
+        dx = input_grad(dy, ctx.weight, passed)
+        return dx, weight_grad(dy, x, weight), dbias, None, None
 
 
 class LinearGelu(torch.autograd.Function):
-    """GELU(x @ weight.T + bias): [T, N]; GELU's argument is kept."""
+    """GELU(x @ weight.T + bias), and x as Linear; GELU's argument is kept."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, shadow: Tensor,
         shadow_bias: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Return [T, N] from x [T, K], weight [N, K] and bias [N]."""
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return [T, N] and [T, K] from x [T, K], weight [N, K] and bias [N]."""
         u = F.linear(x, shadow, shadow_bias)
         out = torch.empty_like(u)
         grid = (triton.cdiv(u.numel(), _CELLS),)
         kernels.gelu_forward[grid](u, out, u.numel(), BLOCK=_CELLS, TANH=tanh)
         ctx.save_for_backward(x, weight, u)
-        ctx.weight, ctx.tanh = shadow, tanh
-        return out
+        ctx.weight, ctx.bias, ctx.tanh = shadow, bias, tanh
+        ctx.set_materialize_grads(False)
+        return out, x
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:
-        x, _, u = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor | None, passed: Tensor | None) -> Any:
+        if dy is None:
+            return passed, None, None, None, None, None
+        x, weight, u = ctx.saved_tensors
         (rows, cols), du = u.shape, torch.empty_like(u)
         programs, share = _shares(rows)
         partial = torch.empty(programs, cols, device=u.device)
@@ -114,7 +125,30 @@ class LinearGelu(torch.autograd.Function):
         kernels.gelu_backward[grid](
             dy.contiguous(), u, du, partial, rows, cols, share, BLOCK=_COLUMNS, TANH=ctx.tanh
         )
-        return du @ ctx.weight, weight_grad(du, x), partial.sum(0), None, None, None
+        (dbias,) = sums_for(partial[:, None], ctx.bias)
+        dx = input_grad(du, ctx.weight, passed)
+        return dx, weight_grad(du, x, weight), dbias, None, None, None
+
+
+class Split(torch.autograd.Function):
+    """Query, key and value of each token, views of [T, 3H] as [T, N, D] each."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
+        """Return three [T, N, D] from qkv [T, 3H]."""
+        return qkv.view(len(qkv), 3, heads, -1).unbind(1)
+
+    @staticmethod
+    def backward(ctx: Any, *parts: Tensor) -> Any:
+        dq, dk, dv = (part.contiguous() for part in parts)
+        rows, cols = len(dq), dq[0].numel()
+        out = dq.new_empty(rows, 3 * cols)
+        programs, share = _shares(rows)
+        partial = torch.empty(programs, 1, 3 * cols, device=dq.device)
+        grid = (triton.cdiv(cols, _COLUMNS), programs, 3)
+        kernels.join[grid](dq, dk, dv, out, partial, rows, cols, share, BLOCK=_COLUMNS)
+        _SUMS.put(out, partial)
+        return out, None
 
 
 class DropoutAdd(torch.autograd.Function):
@@ -142,15 +176,17 @@ class Norm(torch.autograd.Function):
         """Return [T, H] from x and residual [T, H], gamma and beta [H]."""
         out, xhat, rstd = _norm_forward(x, residual, gamma, beta, eps, drop)
         ctx.save_for_backward(xhat, rstd, gamma)
-        ctx.drop, ctx.has_residual = drop, residual is not None
+        ctx.drop, ctx.has_residual, ctx.beta = drop, residual is not None, beta
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         xhat, rstd, gamma = ctx.saved_tensors
-        dz, dx, sums = norm_backward(dy.contiguous(), xhat, rstd, gamma, ctx.drop, kernels.INNER)
-        _SUMS.put(dx, sums[2])
-        return dx, dz if ctx.has_residual else None, sums[0], sums[1], None, None
+        dy = dy.contiguous()
+        dz, dx, partial = norm_backward(dy, xhat, rstd, gamma, ctx.drop, kernels.INNER)
+        _SUMS.put(dx, partial[:, 2:])
+        dgamma, dbeta = sums_for(partial[:, :2], gamma, ctx.beta)
+        return dx, dz if ctx.has_residual else None, dgamma, dbeta, None, None
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -180,15 +216,16 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> Any:
-        x, _, dlogits = ctx.saved_tensors
+        x, weight, dlogits = ctx.saved_tensors
         small = scale.to(x.dtype)  # applied to the small factor of each product
         dx = (dlogits @ ctx.weight) * small
-        dweight = weight_grad(dlogits, x * small)
-        return dx, dweight, column_sums(dlogits) * scale, None, None, None, None
+        (sums,) = sums_for(column_sums(dlogits), None)
+        assert sums is not None
+        return dx, weight_grad(dlogits, x * small, weight), sums * scale, None, None, None, None
 
 
 class _Sums:
-    """Column sums that a kernel took while it wrote a gradient, kept on it for its next reader.
+    """Partial column sums that a kernel took of a gradient, kept on it for its next reader.
 
     Autograd hands the same tensor on, unless it adds another gradient to it: that raises its
     version, or makes a new tensor, and the sums are taken anew.
@@ -196,13 +233,13 @@ class _Sums:
 
     _NAME = "_bertbench_column_sums"
 
-    def put(self, gradient: Tensor, sums: Tensor) -> None:
-        setattr(gradient, self._NAME, (gradient._version, sums))
+    def put(self, gradient: Tensor, partial: Tensor) -> None:
+        setattr(gradient, self._NAME, (gradient._version, partial))
 
     def pop(self, gradient: Tensor) -> Tensor | None:
-        """Return the sums [N] of ``gradient`` [T, N]; None where they are not known."""
-        version, sums = gradient.__dict__.pop(self._NAME, (None, None))
-        return sums if version == gradient._version else None
+        """Return the sums [P, 1, N] of ``gradient`` [T, N]; None where they are not known."""
+        version, partial = gradient.__dict__.pop(self._NAME, (None, None))
+        return partial if version == gradient._version else None
 
 
 _SUMS = _Sums()
@@ -211,10 +248,10 @@ _SUMS = _Sums()
 def norm_backward(
     dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, where: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradients of LayerNorm's input [T, H], of dropout's input before it, and sums [3, H].
+    """Return gradients of LayerNorm's input [T, H], of dropout's input before it, and [P, 3, H].
 
-    The sums are for gamma, beta and a bias added to dropout's input. ``where`` is kernels.INNER
-    (dropout before the norm) or OUTER (behind it).
+    These are partial sums for gamma, beta and a bias added to dropout's input. ``where`` is
+    kernels.INNER (dropout before the norm) or OUTER (behind it).
     """
     rows, cols = dy.shape
     dz = torch.empty_like(dy)
@@ -226,17 +263,48 @@ def norm_backward(
         dy, xhat, rstd, gamma, dz, dx, partial, drop.seed, drop.threshold, drop.scale, rows, cols,
         share, BLOCK=_block(cols), DROP=active,
     )  # fmt: skip
-    return dz, dx, partial.sum(0)
+    return dz, dx, partial
 
 
 def column_sums(x: Tensor) -> Tensor:
-    """Return the sums over the rows of x [T, N], float32 [N]."""
+    """Return the sums over shares of the rows of x [T, N], float32 [P, 1, N]."""
     rows, cols = x.shape
     programs, share = _shares(rows)
-    partial = torch.empty(programs, cols, device=x.device)
+    partial = torch.empty(programs, 1, cols, device=x.device)
     grid = (triton.cdiv(cols, _COLUMNS), programs)
     kernels.column_sums[grid](x, partial, rows, cols, share, BLOCK=_COLUMNS)
-    return partial.sum(0)
+    return partial
+
+
+def adds_to(parameter: Tensor | None) -> bool:
+    """Return whether a gradient may be added to ``parameter``'s without autograd.
+
+    Between ranks it must pass through autograd, where DDP takes it.
+    """
+    if parameter is None or not parameter.is_leaf or (known := parameter.grad) is None:
+        return False
+    ranks = torch.distributed
+    alone = not (ranks.is_available() and ranks.is_initialized()) or ranks.get_world_size() == 1
+    return alone and known.dtype == torch.float32 and known.is_contiguous()
+
+
+def sums_for(partial: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the sums of ``partial`` [P, 1 or 2, N], a gradient [N] for each parameter.
+
+    None where they were added to those that the parameters have.
+    """
+    programs, number, cols = partial.shape
+    adds = all(map(adds_to, parameters))
+    if adds:
+        outs = [p.grad for p in parameters if p is not None]
+    else:
+        outs = [torch.empty(cols, device=partial.device) for _ in parameters]
+    grid = (triton.cdiv(cols, _SUMMED), number)
+    kernels.sums_into[grid](
+        partial, outs[0], outs[-1], programs, partial.stride(0), cols,
+        BLOCK=_SUMMED, ROWS=_SUMMED, ADD=adds,
+    )  # fmt: skip
+    return (None,) * number if adds else tuple(outs)
 
 
 def dropped(x: Tensor, drop: Dropout) -> Tensor:
@@ -244,11 +312,31 @@ def dropped(x: Tensor, drop: Dropout) -> Tensor:
     return _norm_forward(x, None, None, None, 0.0, drop)[0] if drop.threshold else x
 
 
-def weight_grad(dy: Tensor, x: Tensor) -> Tensor:
-    """Return dy.T @ x, float32 [N, K]; summed in float32, and not rounded where torch can."""
-    if dy.is_cuda and dy.dtype != torch.float32:
-        return torch.mm(dy.t(), x, out_dtype=torch.float32)
-    return (dy.t() @ x).float()
+def input_grad(dy: Tensor, weight: Tensor, passed: Tensor | None) -> Tensor:
+    """Return dy @ weight + ``passed``, [T, K], in the place of ``passed`` if there is one.
+
+    It is Norm's gradient for its residual, whose other reader, the layers between, has run.
+    """
+    return dy @ weight if passed is None else passed.addmm_(dy, weight)
+
+
+def weight_grad(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    """Return dy.T @ x, float32 [N, K], or None where it was added to ``weight``'s gradient.
+
+    Summed in float32, and not rounded where torch can.
+    """
+    adds, known, a = adds_to(weight), weight.grad, dy.t()
+    if dy.dtype == torch.float32:
+        if adds and known is not None:
+            known.addmm_(a, x)
+            return None
+        return a @ x
+    if dy.is_cuda:
+        if adds and known is not None:
+            torch.addmm(known, a, x, out_dtype=torch.float32, out=known)
+            return None
+        return torch.mm(a, x, out_dtype=torch.float32)
+    return (a @ x).float()
 
 
 def _norm_forward(

@@ -194,6 +194,51 @@ def column_sums(x, partial, rows, cols, share, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def join(dq, dk, dv, out, partial, rows, cols, share, BLOCK: tl.constexpr):
+    """out [T, 3H] = dq, dk, dv [T, H] side by side; partial [programs, 3H]: its columns' sums."""
+    part = tl.program_id(2)
+    source = dq
+    if part == 1:
+        source = dk
+    if part == 2:
+        source = dv
+    program = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < cols
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for step in range(share):
+        row = program * share + step
+        here = column < tl.where(row < rows, cols, 0)
+        value = tl.load(source + row * cols + column, mask=here, other=0.0)
+        sums += value.to(tl.float32)
+        tl.store(out + (row * 3 + part) * cols + column, value, mask=here)
+    tl.store(partial + (program * 3 + part) * cols + column, sums, mask=inside)
+
+
+@triton.jit
+def sums_into(
+    partial, first, second, programs, pitch, cols,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """first [N] = the sums of partial[:, 0], second of [:, 1]; ADD: plus what was there."""
+    which = tl.program_id(1)
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < cols
+    total = tl.zeros((BLOCK,), tl.float32)
+    for begin in range(0, programs, ROWS):
+        row = begin + tl.arange(0, ROWS)
+        at = row[:, None].to(tl.int64) * pitch + which * cols + column[None, :]
+        here = (row[:, None] < programs) & inside[None, :]
+        total += tl.sum(tl.load(partial + at, mask=here, other=0.0), 0)
+    to = first
+    if which == 1:
+        to = second
+    if ADD:
+        total += tl.load(to + column, mask=inside, other=0.0)
+    tl.store(to + column, total, mask=inside)
+
+
+@triton.jit
 def cross_entropy(
     logits, labels, loss, hit, cols, BLOCK: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip

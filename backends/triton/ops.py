@@ -21,6 +21,7 @@ from bertbench.backends.triton.functions import (
     Linear,
     LinearGelu,
     Norm,
+    Split,
 )
 from bertbench.common.data.batch import Tokens
 from bertbench.common.model.ops import Ops
@@ -35,6 +36,9 @@ class TritonOps(Ops):
         """Take attention from ``attention``; ``dtype`` is float32, bfloat16 or float16."""
         self._attention, self.dtype = attention, dtype
         self.shadow = Shadows(dtype)
+        self._passed: list[tuple[Tensor, Tensor]] = []
+        if hasattr(attention, "split"):
+            attention.split = Split.apply
 
     @property
     def kernels(self) -> Mapping[str, str]:
@@ -60,13 +64,26 @@ class TritonOps(Ops):
         )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return Linear.apply(x.to(self.dtype), weight, bias, self.shadow(weight), self.shadow(bias))
+        x = x.to(self.dtype)
+        y, passed = Linear.apply(x, weight, bias, self.shadow(weight), self.shadow(bias))
+        self._pass(x, passed)
+        return y
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
-        return LinearGelu.apply(
-            x.to(self.dtype), weight, bias, approximate == "tanh", self.shadow(weight),
-            self.shadow(bias),
-        )  # fmt: skip
+        x = x.to(self.dtype)
+        y, passed = LinearGelu.apply(
+            x, weight, bias, approximate == "tanh", self.shadow(weight), self.shadow(bias)
+        )
+        self._pass(x, passed)
+        return y
+
+    def _pass(self, x: Tensor, passed: Tensor) -> None:
+        """Remember what the residual addition of ``x`` takes: x [T, H] as a linear layer passes it.
+
+        Its gradient then reaches that layer, whose product adds it. Between a residual's layer and
+        its addition lies one other.
+        """
+        self._passed = [*self._passed[-1:], (x, passed)] if x.requires_grad else []
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
         """Return self-attention within each sequence: [T, 3H] -> [T, H]."""
@@ -102,6 +119,7 @@ class TritonOps(Ops):
         dropout: float,
     ) -> Tensor:  # fmt: skip
         x, residual = x.to(self.dtype), residual.to(self.dtype)
+        residual = next((passed for at, passed in self._passed if at is residual), residual)
         return Norm.apply(x, residual, norm_weight, norm_bias, eps, draw_dropout(dropout))
 
     def gather(self, x: Tensor, indices: Tensor) -> Tensor:

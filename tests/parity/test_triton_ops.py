@@ -24,6 +24,7 @@ if not interpreted():
 
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.cpu_ref.kernels import NativeOps
+from bertbench.backends.cuda.ops import CudaOps
 from bertbench.backends.cuda.packages import lamb_why_not
 from bertbench.backends.triton import functions, lamb, trial
 from bertbench.backends.triton.lamb import triton_lamb
@@ -147,6 +148,55 @@ def test_sums_on_a_gradient_are_taken_anew_where_another_is_added() -> None:
         return ops.dropout_add_norm(y, p[1], p[4], p[5], eps=1e-3, dropout=0.0) + 3 * y
 
     compare(F32, run, x, residual, weight, bias, gamma, beta)
+
+
+def test_split_joins_the_gradients_and_sums_their_columns() -> None:
+    qkv, weights = leaf(11, 3 * 20), torch.randn(3, 11, 4, 5)
+    found = []
+    for split in (functions.Split.apply, CudaOps.split):
+        qkv.grad = None
+        weight, bias = leaf(60, 60).detach().requires_grad_(), leaf(60).detach().requires_grad_()
+        with torch.no_grad():
+            weight.copy_(torch.eye(60))
+        y = made(F32).linear(qkv, weight, bias)
+        sum((part * w).sum() for part, w in zip(split(y, 4), weights, strict=True)).backward()
+        found.append([qkv.grad, weight.grad, bias.grad])
+    close(found[0][2], found[1][2], 2e-6, "bias")
+    for got, want in zip(*found, strict=True):
+        close(got, want, 1e-6, "split")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradients_of_later_micro_batches_are_added_where_they_arise(
+    ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between ranks they pass through autograd, where DDP takes them."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: ranks)
+    p = [leaf(16, 16), leaf(16), leaf(24, 16), leaf(24), leaf(16, 24), leaf(16), leaf(16), leaf(16)]
+
+    def run(ops: Ops, x: Tensor) -> None:
+        a = ops.linear(x, p[0], p[1])
+        inner = ops.linear_gelu(a, p[2], p[3], approximate="none")
+        y = ops.linear(inner, p[4], p[5])
+        out = ops.dropout_add_norm(y, a, p[6], p[7], eps=1e-3, dropout=0.0)
+        (out * torch.linspace(-1, 1, 16)).sum().backward()
+
+    parts, found = [torch.randn(5, 16) for _ in range(2)], []
+    for ops in (made(F32), Ops()):
+        for t in p:
+            t.grad = None
+        arrived = []
+        for t in p:
+            t.register_hook(lambda grad, arrived=arrived: arrived.append(grad))
+        for part in parts:
+            run(ops, part.requires_grad_())
+        found.append([t.grad for t in p])
+        if isinstance(ops, TritonOps):
+            through = sum(grad is not None for grad in arrived)
+            assert through == len(p) * ranks
+    for got, want in zip(*found, strict=True):
+        close(got, want, 2e-6, "two micro-batches")
 
 
 @pytest.fixture

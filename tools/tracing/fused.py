@@ -38,6 +38,11 @@ def _norm_backward(a: dict[str, Any]) -> int:
     return moved + (_size(a["dx_out"]) if a["DROP"] == kernels.INNER.value else 0)
 
 
+def _sums_into(a: dict[str, Any]) -> int:
+    outs = [a["first"]] if a["first"] is a["second"] else [a["first"], a["second"]]
+    return _size(a["partial"], *outs) + (_size(*outs) if a["ADD"] else 0)
+
+
 def _cross_entropy(a: dict[str, Any]) -> int:
     moved = _size(a["logits"], a["labels"], a["loss"], a["hit"])
     return moved + (_size(a["logits"]) if a["GRADIENT"] else 0)
@@ -50,6 +55,8 @@ TRAFFIC: dict[str, Callable[[dict[str, Any]], int]] = {
     "gelu_forward": lambda a: _size(a["u"], a["out"]),
     "gelu_backward": lambda a: _size(a["dy"], a["u"], a["du"], a["partial"]),
     "column_sums": lambda a: _size(a["x"], a["partial"]),
+    "join": lambda a: 2 * _size(a["out"]) + _size(a["partial"]),
+    "sums_into": _sums_into,
     "cross_entropy": _cross_entropy,
 }
 """Kernel -> the bytes that it reads and writes, of its arguments by name."""
