@@ -7,7 +7,7 @@ compute type, parameters and their gradients float32. ``weight`` and ``bias`` co
 refuses a backward pass after an update.
 
 A gradient of a parameter that has one already, from an earlier micro-batch, is added to it where it
-is computed (``adds_to``): autograd then gets None, and no kernel of its own adds.
+is computed (``adds_to``): autograd then gets None, and needs no kernel to add.
 """
 
 from __future__ import annotations

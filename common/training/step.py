@@ -74,10 +74,7 @@ def train_step(
         norm = grad_norm(parameters)
         if not scaler.is_enabled():  # with a scaler, overflow skips the step instead
             faults.gradient(norm)
-        if isinstance(task.optimizer, Lamb) and plan.clipping == "global":
-            task.optimizer.clip_factor = clip_factor(norm, plan.max_grad_norm)
-        else:
-            _clip(task.optimizer, plan, norm)
+        _clip(task.optimizer, plan, norm, updates=True)
     scale = scaler.get_scale() if scaler.is_enabled() else None
     backend.optimizer_step(task.optimizer, scaler)
     if scale is not None:
@@ -93,11 +90,15 @@ def _check_sums(task: Task, sums: Tensor) -> None:
         raise BertbenchError(f"{type(task).__name__}.loss: {list(sums.shape)} is not {wanted}")
 
 
-def _clip(optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor) -> None:
-    """Bound the gradients, whose norm together is ``norm`` [], in place."""
+def _clip(
+    optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor, *, updates: bool = False
+) -> None:
+    """Bound the gradients of ``norm`` [] together: now, or where LAMB ``updates``, by its factor."""
     assert plan.max_grad_norm is not None
     if plan.clipping == "per_parameter":
         clip_each_(optimizer.param_groups, plan.max_grad_norm)
+    elif updates and isinstance(optimizer, Lamb):
+        optimizer.clip_factor = clip_factor(norm, plan.max_grad_norm)
     else:
         clip_([p for g in optimizer.param_groups for p in g["params"]], norm, plan.max_grad_norm)
 
