@@ -93,7 +93,7 @@ def _check_sums(task: Task, sums: Tensor) -> None:
 def _clip(
     optimizer: torch.optim.Optimizer, plan: Plan, norm: Tensor, *, updates: bool = False
 ) -> None:
-    """Bound the gradients of ``norm`` [] together: now, or where LAMB ``updates``, by its factor."""
+    """Bound the gradients of ``norm`` [] together: now, or by LAMB if it ``updates`` next."""
     assert plan.max_grad_norm is not None
     if plan.clipping == "per_parameter":
         clip_each_(optimizer.param_groups, plan.max_grad_norm)
