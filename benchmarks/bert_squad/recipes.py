@@ -63,6 +63,9 @@ class SquadRecipe(Recipe):
     weight_sparsity: Literal["2:4"] | None = None
     """Of the encoder's linear layers: two of each four inputs of a row keep their weight, the
     largest in magnitude before the first step; None: dense."""
+    pruning: Literal["magnitude", "least_squares"] = "magnitude"
+    """What becomes of weights that stay. magnitude: nothing; least_squares: they make up for the
+    others on samples of the training data, layer by layer."""
     quantization: Literal["int8"] | None = None
     """Train through INT8 rounding, calibrated before the first step; None: none."""
     calibration: Literal["percentile", "mse"] = "percentile"

@@ -47,6 +47,8 @@ class CompressedLayer(Layer):
         for name in self.pruned:
             kept = torch.ones_like(getattr(self, name).weight, dtype=torch.bool)
             self.register_buffer(f"{name}_mask", kept)
+        self.products: dict[str, Tensor] | None = None
+        """X.T X [K + 1, K + 1] of each pruned layer's inputs with 1 behind them, while wanted."""
         self.quantizers: nn.ModuleDict | None = None
         if quantize:
             sites = [f"{name}_{what}" for name in LINEAR for what in ("input", "weight")]
@@ -91,6 +93,9 @@ class CompressedLayer(Layer):
 
     def _operands(self, x: Tensor, part: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         name = next(n for n in LINEAR if getattr(self, n) is part)
+        if self.products is not None and name in self.pruned:
+            inputs = F.pad(x.float(), (0, 1), value=1.0)
+            self.products[name] = self.products.get(name, 0.0) + inputs.T @ inputs
         if self.quantizers is None:
             return x, self.weight(name), part.bias
         inputs, weights = (self.quantizer(f"{name}_{what}") for what in ("input", "weight"))

@@ -21,6 +21,7 @@ from bertbench.common.compress.layers import (
 )
 from bertbench.common.compress.pruning import KEPT, most_nonzeros
 from bertbench.common.compress.quantizer import PERCENTILE, least_squares, percentile
+from bertbench.common.compress.refit import prune_and_refit
 from bertbench.common.config.recipe import Recipe
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
@@ -39,6 +40,8 @@ class Compression:
 
     prune: bool
     quantize: bool
+    refit: bool = False
+    """The kept weights make up for the pruned ones."""
     percentile: float | None = PERCENTILE
     """Of the activations' magnitudes: where their range ends; None: by the least squared error,
     and that of the weights as well."""
@@ -64,7 +67,8 @@ class Compression:
             )
         share = getattr(recipe, "calibration_percentile", PERCENTILE)
         by_error = getattr(recipe, "calibration", "percentile") == "mse"
-        return cls(prune, quantize, None if by_error else share)
+        refit = prune and getattr(recipe, "pruning", "magnitude") == "least_squares"
+        return cls(prune, quantize, refit, None if by_error else share)
 
     def start(
         self,
@@ -79,25 +83,24 @@ class Compression:
         known they are taken over instead. Where a checkpoint is resumed afterwards, its masks and
         scales replace these. Raises BadInput for ranges of some of the activations only.
         """
-        for layer in compressed_layers(model):
-            layer.prune()
+        device, taken = next(model.parameters()).device, list[Any]()
+
+        def run() -> None:
+            for step in taken:
+                for batch in step.micro_batches:
+                    forward(batch.to(device), step)
+
+        if self.refit or (self.quantize and not self.ranges):
+            taken += _first(steps, CALIBRATION_SAMPLES)
+            self.calibration_samples = sum(step.num_samples for step in taken)
+        if self.refit:
+            prune_and_refit(model, run, world)
+        else:
+            for layer in compressed_layers(model):
+                layer.prune()
         if self.quantize and self.ranges:
             take_ranges(model, self.ranges)
         elif self.quantize:
-            taken, samples = [], 0
-            for step in steps:
-                taken.append(step)
-                samples += step.num_samples
-                if samples >= CALIBRATION_SAMPLES:
-                    break
-            self.calibration_samples = samples
-            device = next(model.parameters()).device
-
-            def run() -> None:
-                for step in taken:
-                    for batch in step.micro_batches:
-                        forward(batch.to(device), step)
-
             calibrate(model, run, world, self.percentile)
         return self._notes(model)
 
@@ -121,14 +124,16 @@ class Compression:
                 matrices += 1
         names = list(named_quantizers(model))
         weights = sum(name.endswith("_weight") for name in names)
+        calibrated = self.quantize and not self.ranges and self.calibration_samples
         return {
             "pruned_weights": matrices,
             "pruned_weights_kept": kept / entries if entries else None,
+            "pruning": ("least_squares" if self.refit else "magnitude") if self.prune else None,
             "quantized_weights": weights,
             "quantized_activations": len(names) - weights,
             "calibration_samples": self.calibration_samples or None,
-            "calibration": self._method if self.calibration_samples else None,
-            "calibration_percentile": self.percentile if self.calibration_samples else None,
+            "calibration": self._method if calibrated else None,
+            "calibration_percentile": self.percentile if calibrated else None,
         }
 
     def _notes(self, model: nn.Module) -> list[str]:
@@ -137,6 +142,7 @@ class Compression:
             notes.append(
                 f"2:4 sparsity: {found['pruned_weights']} weight matrices keep "
                 f"{100 * found['pruned_weights_kept']:.1f} % of their entries"
+                + (f", refitted on {self.calibration_samples} samples" if self.refit else "")
             )
         if self.quantize and self.ranges:
             new = len(named_quantizers(model).keys() - self.ranges.keys())
@@ -154,6 +160,17 @@ class Compression:
                 f"{self.calibration_samples} samples"
             )
         return notes
+
+
+def _first(steps: Iterable[Any], samples: int) -> list[Any]:
+    """Return as many of ``steps`` as have ``samples``, or all."""
+    taken, found = [], 0
+    for step in steps:
+        taken.append(step)
+        found += step.num_samples
+        if found >= samples:
+            break
+    return taken
 
 
 def ranges_in(weights: Path | None) -> dict[str, Tensor]:

@@ -191,8 +191,8 @@ def recipe_hash(recipe: Recipe, **inputs: str | None) -> str:
 
 LATER = {
     "extend_positions": None, "weight_sparsity": None, "quantization": None, "schedule": "linear",
-    "calibration": "percentile", "calibration_percentile": 99.99, "distillation": 0.0,
-    "distillation_temperature": 2.0,
+    "pruning": "magnitude", "calibration": "percentile", "calibration_percentile": 99.99,
+    "distillation": 0.0, "distillation_temperature": 2.0,
 }  # fmt: skip
 """Fields of recipes that came after the first records, and the values that stood for them."""
 
