@@ -70,6 +70,6 @@ def _refit(layer: CompressedLayer, name: str, dense: Tensor, product: Tensor) ->
         system = product[index[:, :, None], index[:, None, :]]
         system.diagonal(dim1=1, dim2=2).add_(damping)
         right = wanted[at].gather(1, index) + damping * start[at]
-        found = torch.linalg.solve(system, right)
+        found = torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
         part.weight[at] = torch.zeros_like(dense[at]).scatter_(1, index[:, :-1], found[:, :-1])
         part.bias[at] = found[:, -1]
