@@ -32,10 +32,9 @@ each to ONNX, and then measures all with MLPerf's LoadGen. The same command resu
   bash scripts/run_sparse_int8.sh --predict_file dev-v1.1.json --output sparse_int8 \\
       --infer_flags "--profile non-official --min_duration_s 60" -- --train_file train-v1.1.json"""
 RECIPE = "squad_mini"
-FINE = (
-    "--calibration mse --distillation 1 --hidden_dropout 0 --attention_dropout 0 "
-    "--num_train_epochs 0.5 --learning_rate 5e-5"
-)
+LEARNING = "--distillation 1 --hidden_dropout 0 --attention_dropout 0"
+PRUNING = f"--pruning least_squares {LEARNING}"
+FINE = f"--calibration mse {LEARNING} --num_train_epochs 0.5 --learning_rate 5e-5"
 """Training through INT8 begins with trained weights and learns their answers alone: without
 dropout's noise the rounding is all that is left to learn, and a part of an epoch suffices."""
 
@@ -232,7 +231,8 @@ def read(argv: Sequence[str]) -> Pipeline:
     add("--dense", type=Path, metavar="RUN", help="a finished SQuAD run, instead of training one")
     add("--vocab_file", type=Path, metavar="FILE", help="default: the run's")
     add("--scenarios", default="Offline,SingleStream", metavar="A,B", help="(default: %(default)s)")
-    add("--prune_flags", default="", metavar="'FLAGS'", help="of the 2:4 training")
+    add("--prune_flags", default=PRUNING, metavar="'FLAGS'",
+        help="of the 2:4 training (default: %(default)s)")  # fmt: skip
     add("--quantize_flags", default=FINE, metavar="'FLAGS'",
         help="of the INT8 trainings (default: %(default)s)")  # fmt: skip
     add("--infer_flags", default="", metavar="'FLAGS'", help="of `bertbench infer`")
