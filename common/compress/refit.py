@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bertbench.common.compress.layers import CompressedLayer, compressed_layers
+from bertbench.common.data.batch import Tokens
 
 if TYPE_CHECKING:
     from bertbench.common.distributed.world import World
@@ -33,19 +34,24 @@ _CELLS = 1 << 26
 def prune_and_refit(model: nn.Module, forward: Callable[[], Any], world: World) -> None:
     """Prune the layers of ``model`` by magnitude and refit what stays; nothing is quantised yet.
 
-    ``forward`` runs this rank's samples through the model, once for each layer. All ranks end with
-    the same weights.
+    ``forward`` runs this rank's samples through the model. All ranks end with the same weights.
     """
-    training = model.training
+    training, layers = model.training, compressed_layers(model)
     model.eval()
-    for layer in compressed_layers(model):
+    batches: list[tuple[Tensor, Tokens]] = []
+    hook = layers[0].register_forward_pre_hook(lambda _, given: batches.append(given))
+    forward()
+    hook.remove()
+    for layer in layers:
         layer.products = {}
-        forward()
+        for x, tokens in batches:
+            layer(x, tokens)
         products, layer.products = layer.products, None
         dense = {name: getattr(layer, name).weight.clone() for name in layer.pruned}
         layer.prune()
         for name, weight in dense.items():
             _refit(layer, name, weight, world.sum_(products[name]))
+        batches = [(layer(x, tokens), tokens) for x, tokens in batches]
     model.train(training)
 
 
