@@ -27,7 +27,7 @@ PACKAGES = ("torch", "numpy", "h5py", "safetensors", "tokenizers", "mlperf-loggi
 ENVIRONMENT = (
     *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "GOMP_CPU_AFFINITY"),
     *("MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "MALLOC_CONF", "TORCH_DEVICE_BACKEND_AUTOLOAD"),
-    *("WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"),
 )
 """The recorded variables: they affect speed and contain no private data."""
 
