@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bertbench.common import files
+from bertbench.common.cli.main import SPINS, main
 from bertbench.common.files import cgroup_cores, host_cores
 from bertbench.common.launch import threads
 from bertbench.common.launch.threads import OtherWork, host_threads
@@ -142,3 +143,15 @@ def test_an_efficiency_that_cannot_be_is_flagged(rate: float, flagged: bool) -> 
     text = render(as_dict(rows, weak=False, synthetic=False, repeats=1))
     assert (f"{rate / 200:.3f}?" in text) == flagged and ("not credible" in text) == flagged
     assert "2*" in text
+
+
+def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch, capsys):
+    for name, value in (("", ""), ("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7")):
+        for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            monkeypatch.delenv(variable, raising=False)
+        if name:
+            monkeypatch.setenv(name, value)
+        assert main(["--version"]) == 0
+        expected = {"": SPINS, "OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": "7"}[name]
+        assert os.environ.get("GOMP_SPINCOUNT") == expected
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
