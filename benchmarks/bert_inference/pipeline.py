@@ -34,7 +34,7 @@ each to ONNX, and then measures all with MLPerf's LoadGen. The same command resu
 RECIPE = "squad_mini"
 LEARNING = "--distillation 1 --hidden_dropout 0 --attention_dropout 0"
 PRUNING = f"--pruning least_squares {LEARNING}"
-FINE = f"--calibration mse {LEARNING} --num_train_epochs 0.5 --learning_rate 5e-5"
+FINE = f"--calibration mse {LEARNING} --num_train_epochs 0.5 --learning_rate 1.5e-4"
 """Training through INT8 begins with trained weights and learns their answers alone: without
 dropout's noise the rounding is all that is left to learn, and a part of an epoch suffices."""
 
