@@ -189,7 +189,8 @@ if [ "$mode" = locked ]; then
     act "installing $lock (versions and hashes are fixed)" pip --require-hashes --no-deps -r "$lock"
     act "installing $(grep '^torch' requirements/torch.txt) (the build your pip settings offer; it may be large)" \
         pip --progress -r requirements/torch.txt
-    if [ "$dev" = yes ] && ! "$venv/bin/python" -c 'import triton' 2> /dev/null; then
+    if [ "$dev" = yes ] && ! "$venv/bin/python" -c 'import importlib.metadata as m
+any(line.startswith("triton") for line in m.requires("torch")) or exit(1)' 2> /dev/null; then
         act "installing requirements/triton.lock (1 GB; tests of its kernels need it, and torch's CPU builds have none)" \
             pip --require-hashes --no-deps -r requirements/triton.lock
     fi

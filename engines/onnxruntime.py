@@ -159,7 +159,9 @@ def _session(
             settings.optimized_model_filepath = ""
             return runtime.InferenceSession(str(exported.onnx), settings, providers=[provider])
     except Exception as error:
-        again = " Export the run again: older exports do not fit its exact mode." if entries else ""
+        again = ""
+        if "existing tensor" in str(error):  # of zero points that nodes share
+            again = " Export the run again: older exports do not fit its exact mode."
         raise BadInput(f"{exported.onnx}: ONNX Runtime refuses it: {why(error)}.{again}") from error
 
 

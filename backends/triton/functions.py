@@ -279,9 +279,12 @@ def column_sums(x: Tensor) -> Tensor:
 def adds_to(parameter: Tensor | None) -> bool:
     """Return whether a gradient may be added to ``parameter``'s without autograd.
 
-    Between ranks it must pass through autograd, where DDP takes it.
+    Between ranks it must pass through autograd, where DDP takes it. torch.autograd.grad, which the
+    suite does not call, would not get it.
     """
-    if parameter is None or not parameter.is_leaf or (known := parameter.grad) is None:
+    if parameter is None or not (parameter.is_leaf and parameter.requires_grad):
+        return False
+    if (known := parameter.grad) is None:
         return False
     ranks = torch.distributed
     alone = not (ranks.is_available() and ranks.is_initialized()) or ranks.get_world_size() == 1
@@ -325,18 +328,17 @@ def weight_grad(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
 
     Summed in float32, and not rounded where torch can.
     """
-    adds, known, a = adds_to(weight), weight.grad, dy.t()
-    if dy.dtype == torch.float32:
-        if adds and known is not None:
-            known.addmm_(a, x)
-            return None
-        return a @ x
-    if dy.is_cuda:
-        if adds and known is not None:
-            torch.addmm(known, a, x, out_dtype=torch.float32, out=known)
-            return None
-        return torch.mm(a, x, out_dtype=torch.float32)
-    return (a @ x).float()
+    known, a = weight.grad if adds_to(weight) else None, dy.t()
+    half = dy.is_cuda and dy.dtype != torch.float32
+    if known is None:
+        return torch.mm(a, x, out_dtype=torch.float32) if half else (a @ x).float()
+    if half:
+        torch.addmm(known, a, x, out_dtype=torch.float32, out=known)
+    elif dy.dtype == torch.float32:
+        known.addmm_(a, x)
+    else:
+        known.add_(a @ x)
+    return None
 
 
 def _norm_forward(

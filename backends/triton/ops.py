@@ -31,14 +31,17 @@ class TritonOps(Ops):
     """Fused kernels around another ``Ops``' attention."""
 
     name = "triton"
+    split = staticmethod(Split.apply)
+    """Query, key and value of [T, 3H], in the place of the attention's own."""
 
     def __init__(self, attention: Ops, dtype: torch.dtype) -> None:
         """Take attention from ``attention``; ``dtype`` is float32, bfloat16 or float16."""
         self._attention, self.dtype = attention, dtype
         self.shadow = Shadows(dtype)
-        self._passed: list[tuple[Tensor, Tensor]] = []
+        self._linear: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Of the last two linear layers: input, output, and the input as the layer passes it on."""
         if hasattr(attention, "split"):
-            attention.split = Split.apply
+            attention.split = self.split
 
     @property
     def kernels(self) -> Mapping[str, str]:
@@ -51,6 +54,7 @@ class TritonOps(Ops):
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor,
         norm_weight: Tensor, norm_bias: Tensor, *, eps: float, dropout: float,
     ) -> Tensor:  # fmt: skip
+        self._linear = []  # those of a pass that failed
         return Embed.apply(
             word, position, token_type, norm_weight, norm_bias, tokens, self.dtype, eps,
             draw_dropout(dropout),
@@ -59,6 +63,7 @@ class TritonOps(Ops):
     def embed_sum(
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float
     ) -> Tensor:
+        self._linear = []
         return Embed.apply(
             word, position, token_type, None, None, tokens, self.dtype, 0.0, draw_dropout(dropout)
         )
@@ -66,7 +71,7 @@ class TritonOps(Ops):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.to(self.dtype)
         y, passed = Linear.apply(x, weight, bias, self.shadow(weight), self.shadow(bias))
-        self._pass(x, passed)
+        self._linear = [*self._linear[-1:], (x, y, passed)]
         return y
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
@@ -74,16 +79,19 @@ class TritonOps(Ops):
         y, passed = LinearGelu.apply(
             x, weight, bias, approximate == "tanh", self.shadow(weight), self.shadow(bias)
         )
-        self._pass(x, passed)
+        self._linear = [*self._linear[-1:], (x, y, passed)]
         return y
 
-    def _pass(self, x: Tensor, passed: Tensor) -> None:
-        """Remember what the residual addition of ``x`` takes: x [T, H] as a linear layer passes it.
+    def _residual(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return ``residual`` [T, H] as the layer before the last passed it on, if it read it.
 
-        Its gradient then reaches that layer, whose product adds it. Between a residual's layer and
-        its addition lies one other.
+        Its gradient then reaches that layer, whose product adds to it in its place: ``x``, whose
+        gradient may be the same tensor, has to be the last layer's, which runs earlier.
         """
-        self._passed = [*self._passed[-1:], (x, passed)] if x.requires_grad else []
+        known, self._linear = self._linear, []
+        if len(known) == 2 and known[0][0] is residual and known[1][1] is x:
+            return known[0][2]
+        return residual
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
         """Return self-attention within each sequence: [T, 3H] -> [T, H]."""
@@ -108,6 +116,7 @@ class TritonOps(Ops):
         self._attention.use_route(mask, route)
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
+        self._linear = []  # no graph is kept alive
         x, residual = x.to(self.dtype), residual.to(self.dtype)
         return DropoutAdd.apply(x, residual, draw_dropout(dropout))
 
@@ -119,7 +128,7 @@ class TritonOps(Ops):
         dropout: float,
     ) -> Tensor:  # fmt: skip
         x, residual = x.to(self.dtype), residual.to(self.dtype)
-        residual = next((passed for at, passed in self._passed if at is residual), residual)
+        residual = self._residual(x, residual)
         return Norm.apply(x, residual, norm_weight, norm_bias, eps, draw_dropout(dropout))
 
     def gather(self, x: Tensor, indices: Tensor) -> Tensor:

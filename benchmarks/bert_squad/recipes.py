@@ -94,6 +94,8 @@ class SquadRecipe(Recipe):
                 f"max_seq_length {self.max_seq_length} exceeds the model's "
                 f"max_position_embeddings {self.model.max_position_embeddings}"
             )
+        if self.pruning != "magnitude" and self.weight_sparsity is None:
+            raise ValueError(f"pruning {self.pruning} prunes nothing without --weight_sparsity 2:4")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ class SquadTask(Task):
         self._check_schedule()
         super().__init__(settings, backend, world, source)
         self.backend_name = backend.name
+        self._in_precision = partial(backend.precision, self.precision)
         self.eval_batch_size = settings.impl.eval_batch_size if source.has_eval else None
         self.target_metric = "f1" if run.do_eval else "questions"
         self.target_f1 = self.recipe.target_f1 if source.has_eval and run.do_eval else None
@@ -117,9 +118,10 @@ class SquadTask(Task):
                 "--weight_sparsity and --quantization need --do_train: the calibration reads "
                 "training samples. `bertbench infer` measures a compressed model without training"
             )
-        return self.compression.start(
-            self.model, self.train_batches(None), partial(self.loss, self.model), self.world
-        )
+        with self._in_precision():
+            return self.compression.start(
+                self.model, self.train_batches(None), partial(self.loss, self.model), self.world
+            )
 
     def _dense_copy(self) -> BertForQuestionAnswering:
         device = next(self.model.parameters()).device

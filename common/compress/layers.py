@@ -94,8 +94,9 @@ class CompressedLayer(Layer):
     def _operands(self, x: Tensor, part: nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
         name = next(n for n in LINEAR if getattr(self, n) is part)
         if self.products is not None and name in self.pruned:
-            seen = F.pad(x.float(), (0, 1), value=1.0)
-            self.products[name] = self.products.get(name, 0.0) + seen.T @ seen
+            with torch.autocast(x.device.type, enabled=False):
+                seen = F.pad(x.float(), (0, 1), value=1.0)
+                self.products[name] = self.products.get(name, 0.0) + seen.T @ seen
         if self.quantizers is None:
             return x, self.weight(name), part.bias
         inputs, weights = (self.quantizer(f"{name}_{what}") for what in ("input", "weight"))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01
 """In the mean square of an input: holds weights whose inputs hardly vary where they were."""
+_SMALLEST = 1e-6
+"""Of the damping, where all inputs are 0."""
 _CELLS = 1 << 26
 """Numbers of the systems that are solved at a time."""
 
@@ -40,8 +42,10 @@ def prune_and_refit(model: nn.Module, forward: Callable[[], Any], world: World) 
     model.eval()
     batches: list[tuple[Tensor, Tokens]] = []
     hook = layers[0].register_forward_pre_hook(lambda _, given: batches.append(given))
-    forward()
-    hook.remove()
+    try:
+        forward()
+    finally:
+        hook.remove()
     for layer in layers:
         layer.products = {}
         for x, tokens in batches:
@@ -50,7 +54,8 @@ def prune_and_refit(model: nn.Module, forward: Callable[[], Any], world: World) 
         dense = {name: getattr(layer, name).weight.clone() for name in layer.pruned}
         layer.prune()
         for name, weight in dense.items():
-            _refit(layer, name, weight, world.sum_(products[name]))
+            with torch.autocast(weight.device.type, enabled=False):
+                _refit(layer, name, weight, world.sum_(products[name]))
         batches = [(layer(x, tokens), tokens) for x, tokens in batches]
     model.train(training)
 
@@ -64,7 +69,7 @@ def _refit(layer: CompressedLayer, name: str, dense: Tensor, product: Tensor) ->
     if torch.equal(part.weight, dense):  # it was 2:4 sparse before
         return
     rows, features = dense.shape
-    damping = DAMPING * product.diagonal()[:-1].mean()
+    damping = (DAMPING * product.diagonal()[:-1].mean()).clamp_min(_SMALLEST)
     wanted = dense @ product[:-1] + part.bias[:, None] * product[-1]
     # Every row keeps as many; the bias is one more.
     places = kept.nonzero()[:, 1].view(rows, -1)

@@ -219,7 +219,9 @@ def keep_apart(graph: Any) -> None:
             user.replace_input_with(place, inputs[0])
     pairs = [node for node in graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     for number, node in enumerate(pairs):
-        stored = onnx_ir.tensor(node.inputs[2].const_value.numpy(), name=f"zero_{number}")
+        shared = onnx_ir.convenience.get_const_tensor(node.inputs[2])
+        assert shared is not None, "the exporter's zero points are constants"
+        stored = onnx_ir.tensor(shared.numpy(), name=f"zero_{number}")
         zero = onnx_ir.val(stored.name, const_value=stored)
         graph.register_initializer(zero)
         node.replace_input_with(2, zero)

@@ -199,6 +199,28 @@ def test_gradients_of_later_micro_batches_are_added_where_they_arise(
         close(got, want, 2e-6, "two micro-batches")
 
 
+def test_a_residual_of_another_layer_than_the_one_before_the_last_is_not_passed_on() -> None:
+    """Without dropout the norm's two gradients are one tensor, which a product must not change."""
+    u, r = leaf(6, 16), leaf(6, 16)
+    weights = [leaf(16, 16), leaf(16), leaf(16, 16), leaf(16), leaf(16), leaf(16)]
+
+    def run(ops: Ops, *p: Tensor) -> Tensor:
+        x = ops.linear(p[0], p[2], p[3])
+        y = ops.linear(p[1], p[4], p[5])
+        return ops.dropout_add_norm(x, p[1], p[6], p[7], eps=1e-3, dropout=0.0) + 3 * y
+
+    compare(F32, run, u, r, *weights)
+
+
+def test_no_graph_outlives_its_pass() -> None:
+    ops, x, weight, bias = made(F32), leaf(6, 16), leaf(16, 16), leaf(16)
+    inner = ops.linear_gelu(x, weight, bias, approximate="none")
+    ops.dropout_add_norm(
+        ops.linear(inner, weight, bias), x, leaf(16), leaf(16), eps=1e-3, dropout=0.1
+    )
+    assert not ops._linear
+
+
 @pytest.fixture
 def native() -> Iterator[NativeOps]:
     try:

@@ -13,7 +13,7 @@ from bertbench.common.compress.layers import LINEAR, compress, compressed_layers
 from bertbench.common.compress.pruning import KEPT, most_nonzeros, two_of_four
 from bertbench.common.compress.refit import DAMPING, prune_and_refit
 from bertbench.common.distributed.world import World
-from bertbench.common.model.ops import Ops
+from bertbench.common.model.ops import ComputeTypeOps, Ops
 from tests.unit.compress.conftest import batch, config
 
 LAYERS = 2
@@ -97,3 +97,29 @@ def test_a_sparse_model_stays_as_it_is() -> None:
     again = refitted(once)
     for a, b in zip(once.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_16_bit_stream_is_refitted_in_float32() -> None:
+    """As on a GPU in bf16, whose products under autocast would be too coarse for the systems."""
+    torch.manual_seed(3)
+    model = BertForQuestionAnswering(config("post", LAYERS), ComputeTypeOps(torch.bfloat16)).eval()
+    compress(model, prune=True, quantize=False)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with torch.autocast("cpu", torch.bfloat16):
+        prune_and_refit(model, lambda: [model(each) for each in GIVEN], World.from_env())
+    for name, p in model.named_parameters():
+        assert p.dtype == torch.float32 and p.isfinite().all()
+        if name.endswith(("qkv.weight", "output.weight")):
+            kept = p != 0
+            assert 0.4 < kept.float().mean() <= 0.5 and not torch.equal(p[kept], before[name][kept])
+
+
+def test_inputs_of_zeros_leave_the_weights_that_stay() -> None:
+    model = made("post")
+    with torch.no_grad():
+        norm = compressed_layers(model)[0].output_norm
+        norm.weight.zero_(), norm.bias.zero_()
+    found = refitted(model)
+    kept = compressed_layers(found)[1].qkv_mask
+    weight = compressed_layers(model)[1].qkv.weight
+    torch.testing.assert_close(compressed_layers(found)[1].qkv.weight, weight * kept)
