@@ -7,6 +7,7 @@ stream has 16 bits, and parameters are cast once per update.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,8 +39,8 @@ class TritonOps(Ops):
         """Take attention from ``attention``; ``dtype`` is float32, bfloat16 or float16."""
         self._attention, self.dtype = attention, dtype
         self.shadow = Shadows(dtype)
-        self._linear: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Of the last two linear layers: input, output, and the input as the layer passes it on."""
+        self._linear: list[tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = []
+        """Input and output of the last two linear layers; weak, so that no graph is kept alive."""
         if hasattr(attention, "split"):
             attention.split = self.split
 
@@ -54,7 +55,6 @@ class TritonOps(Ops):
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor,
         norm_weight: Tensor, norm_bias: Tensor, *, eps: float, dropout: float,
     ) -> Tensor:  # fmt: skip
-        self._linear = []  # those of a pass that failed
         return Embed.apply(
             word, position, token_type, norm_weight, norm_bias, tokens, self.dtype, eps,
             draw_dropout(dropout),
@@ -63,7 +63,6 @@ class TritonOps(Ops):
     def embed_sum(
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor, *, dropout: float
     ) -> Tensor:
-        self._linear = []
         return Embed.apply(
             word, position, token_type, None, None, tokens, self.dtype, 0.0, draw_dropout(dropout)
         )
@@ -71,15 +70,19 @@ class TritonOps(Ops):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.to(self.dtype)
         y, passed = Linear.apply(x, weight, bias, self.shadow(weight), self.shadow(bias))
-        self._linear = [*self._linear[-1:], (x, y, passed)]
-        return y
+        return self._remember(x, y, passed)
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
         x = x.to(self.dtype)
         y, passed = LinearGelu.apply(
             x, weight, bias, approximate == "tanh", self.shadow(weight), self.shadow(bias)
         )
-        self._linear = [*self._linear[-1:], (x, y, passed)]
+        return self._remember(x, y, passed)
+
+    def _remember(self, x: Tensor, y: Tensor, passed: Tensor) -> Tensor:
+        """Return a linear layer's output y; it carries ``x``, its input, as it ``passed`` it on."""
+        y.passed = passed  # type: ignore[attr-defined]
+        self._linear = [*self._linear[-1:], (weakref.ref(x), weakref.ref(y))]
         return y
 
     def _residual(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -88,9 +91,9 @@ class TritonOps(Ops):
         Its gradient then reaches that layer, whose product adds to it in its place: ``x``, whose
         gradient may be the same tensor, has to be the last layer's, which runs earlier.
         """
-        known, self._linear = self._linear, []
+        known = [(given(), made()) for given, made in self._linear]
         if len(known) == 2 and known[0][0] is residual and known[1][1] is x:
-            return known[0][2]
+            return getattr(known[0][1], "passed", residual)
         return residual
 
     def attention(self, qkv: Tensor, tokens: Tokens, *, num_heads: int, dropout: float) -> Tensor:
@@ -116,7 +119,6 @@ class TritonOps(Ops):
         self._attention.use_route(mask, route)
 
     def dropout_add(self, x: Tensor, residual: Tensor, *, dropout: float) -> Tensor:
-        self._linear = []  # no graph is kept alive
         x, residual = x.to(self.dtype), residual.to(self.dtype)
         return DropoutAdd.apply(x, residual, draw_dropout(dropout))
 
