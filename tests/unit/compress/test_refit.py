@@ -8,11 +8,14 @@ import copy
 import pytest
 import torch
 
+from bertbench.benchmarks import resolve
 from bertbench.benchmarks.bert_squad.model import BertForQuestionAnswering
 from bertbench.common.compress.layers import LINEAR, compress, compressed_layers
 from bertbench.common.compress.pruning import KEPT, most_nonzeros, two_of_four
 from bertbench.common.compress.refit import DAMPING, prune_and_refit
+from bertbench.common.compress.start import Compression
 from bertbench.common.distributed.world import World
+from bertbench.common.errors import BadInput
 from bertbench.common.model.ops import ComputeTypeOps, Ops
 from tests.unit.compress.conftest import batch, config
 
@@ -123,3 +126,14 @@ def test_inputs_of_zeros_leave_the_weights_that_stay() -> None:
     kept = compressed_layers(found)[1].qkv_mask
     weight = compressed_layers(model)[1].qkv.weight
     torch.testing.assert_close(compressed_layers(found)[1].qkv.weight, weight * kept)
+
+
+def test_the_recipe_asks_for_it_and_not_without_sparsity() -> None:
+    flags = ["--pruning", "least_squares"]
+    with pytest.raises(BadInput, match="without --weight_sparsity 2:4"):
+        resolve("squad_mini", flags)
+    for more, refits in ((flags, True), ([], False)):
+        recipe = resolve("squad_mini", ["--weight_sparsity", "2:4", *more]).recipe
+        model = BertForQuestionAnswering(config("post", LAYERS), Ops())
+        found = Compression.of(recipe, model)
+        assert found is not None and found.refit is refits
