@@ -5,9 +5,6 @@ Shapes as in common/model/ops.py; gradients have the shapes of their tensors. Ac
 compute type, parameters and their gradients float32. ``weight`` and ``bias`` come with a
 ``shadow``, the parameter in the compute type; the parameter itself is saved too, so that autograd
 refuses a backward pass after an update.
-
-A gradient of a parameter that has one already, from an earlier micro-batch, is added to it where it
-is computed (``adds_to``): autograd then gets None, and needs no kernel to add.
 """
 
 from __future__ import annotations
@@ -21,12 +18,20 @@ from torch import Tensor
 
 from bertbench.backends.fused import Dropout
 from bertbench.backends.triton import kernels
+from bertbench.backends.triton.sums import (
+    COLUMNS,
+    SUMS,
+    adds_to,
+    bias_grad,
+    column_sums,
+    norm_sums,
+    shares,
+    sums_for,
+)
 from bertbench.common.data.batch import Tokens
 
-PROGRAMS = 528
-"""Shares of the rows where columns are summed: four on each of an H100's 132 multiprocessors."""
-_COLUMNS, _CELLS, _VOCABULARY, _SUMMED = 256, 1024, 4096, 64
-"""Elements of a program's vectors: of summed columns, of GELU, of the decoder's row, of sums."""
+_CELLS, _VOCABULARY = 1024, 4096
+"""Elements of a program's vectors: of GELU, of the decoder's row."""
 
 
 class Embed(torch.autograd.Function):
@@ -88,9 +93,9 @@ class Linear(torch.autograd.Function):
         if dy is None:
             return passed, None, None, None, None
         x, weight = ctx.saved_tensors
-        partial = _SUMS.pop(dy)
+        known = SUMS.pop(dy)
         dy = dy.contiguous()
-        (dbias,) = sums_for(column_sums(dy) if partial is None else partial, ctx.bias)
+        dbias = bias_grad(dy, known, ctx.bias)
         dx = input_grad(dy, ctx.weight, passed)
         return dx, weight_grad(dy, x, weight), dbias, None, None
 
@@ -119,11 +124,11 @@ class LinearGelu(torch.autograd.Function):
             return passed, None, None, None, None, None
         x, weight, u = ctx.saved_tensors
         (rows, cols), du = u.shape, torch.empty_like(u)
-        programs, share = _shares(rows)
+        programs, share = shares(rows)
         partial = torch.empty(programs, cols, device=u.device)
-        grid = (triton.cdiv(cols, _COLUMNS), programs)
+        grid = (triton.cdiv(cols, COLUMNS), programs)
         kernels.gelu_backward[grid](
-            dy.contiguous(), u, du, partial, rows, cols, share, BLOCK=_COLUMNS, TANH=ctx.tanh
+            dy.contiguous(), u, du, partial, rows, cols, share, BLOCK=COLUMNS, TANH=ctx.tanh
         )
         (dbias,) = sums_for(partial[:, None], ctx.bias)
         dx = input_grad(du, ctx.weight, passed)
@@ -143,11 +148,11 @@ class Split(torch.autograd.Function):
         dq, dk, dv = (part.contiguous() for part in parts)
         rows, cols = len(dq), dq[0].numel()
         out = dq.new_empty(rows, 3 * cols)
-        programs, share = _shares(rows)
+        programs, share = shares(rows)
         partial = torch.empty(programs, 1, 3 * cols, device=dq.device)
-        grid = (triton.cdiv(cols, _COLUMNS), programs, 3)
-        kernels.join[grid](dq, dk, dv, out, partial, rows, cols, share, BLOCK=_COLUMNS)
-        _SUMS.put(out, partial)
+        grid = (triton.cdiv(cols, COLUMNS), programs, 3)
+        kernels.join[grid](dq, dk, dv, out, partial, rows, cols, share, BLOCK=COLUMNS)
+        SUMS.put(out, partial)
         return out, None
 
 
@@ -177,6 +182,7 @@ class Norm(torch.autograd.Function):
         out, xhat, rstd = _norm_forward(x, residual, gamma, beta, eps, drop)
         ctx.save_for_backward(xhat, rstd, gamma)
         ctx.drop, ctx.has_residual, ctx.beta = drop, residual is not None, beta
+        ctx.bias = getattr(x, "bias", None)
         return out
 
     @staticmethod
@@ -184,8 +190,8 @@ class Norm(torch.autograd.Function):
         xhat, rstd, gamma = ctx.saved_tensors
         dy = dy.contiguous()
         dz, dx, partial = norm_backward(dy, xhat, rstd, gamma, ctx.drop, kernels.INNER)
-        _SUMS.put(dx, partial[:, 2:])
-        dgamma, dbeta = sums_for(partial[:, :2], gamma, ctx.beta)
+        dgamma, dbeta, sums = norm_sums(partial, gamma, ctx.beta, ctx.bias)
+        SUMS.put(dx, sums)
         return dx, dz if ctx.has_residual else None, dgamma, dbeta, None, None
 
 
@@ -224,27 +230,6 @@ class CrossEntropy(torch.autograd.Function):
         return dx, weight_grad(dlogits, x * small, weight), sums * scale, None, None, None, None
 
 
-class _Sums:
-    """Partial column sums that a kernel took of a gradient, kept on it for its next reader.
-
-    Autograd hands the same tensor on, unless it adds another gradient to it: that raises its
-    version, or makes a new tensor, and the sums are taken anew.
-    """
-
-    _NAME = "_bertbench_column_sums"
-
-    def put(self, gradient: Tensor, partial: Tensor) -> None:
-        setattr(gradient, self._NAME, (gradient._version, partial))
-
-    def pop(self, gradient: Tensor) -> Tensor | None:
-        """Return the sums [P, 1, N] of ``gradient`` [T, N]; None where they are not known."""
-        version, partial = gradient.__dict__.pop(self._NAME, (None, None))
-        return partial if version == gradient._version else None
-
-
-_SUMS = _Sums()
-
-
 def norm_backward(
     dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, where: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,57 +242,13 @@ def norm_backward(
     dz = torch.empty_like(dy)
     active = int(where.value) if drop.threshold else 0
     dx = torch.empty_like(dy) if active == kernels.INNER.value else dz
-    programs, share = _shares(rows)
+    programs, share = shares(rows)
     partial = torch.empty(programs, 3, cols, device=dy.device)
     kernels.norm_backward[(programs,)](
         dy, xhat, rstd, gamma, dz, dx, partial, drop.seed, drop.threshold, drop.scale, rows, cols,
         share, BLOCK=_block(cols), DROP=active,
     )  # fmt: skip
     return dz, dx, partial
-
-
-def column_sums(x: Tensor) -> Tensor:
-    """Return the sums over shares of the rows of x [T, N], float32 [P, 1, N]."""
-    rows, cols = x.shape
-    programs, share = _shares(rows)
-    partial = torch.empty(programs, 1, cols, device=x.device)
-    grid = (triton.cdiv(cols, _COLUMNS), programs)
-    kernels.column_sums[grid](x, partial, rows, cols, share, BLOCK=_COLUMNS)
-    return partial
-
-
-def adds_to(parameter: Tensor | None) -> bool:
-    """Return whether a gradient may be added to ``parameter``'s without autograd.
-
-    Between ranks it must pass through autograd, where DDP takes it. torch.autograd.grad, which the
-    suite does not call, would not get it.
-    """
-    if parameter is None or not (parameter.is_leaf and parameter.requires_grad):
-        return False
-    if (known := parameter.grad) is None:
-        return False
-    ranks = torch.distributed
-    alone = not (ranks.is_available() and ranks.is_initialized()) or ranks.get_world_size() == 1
-    return alone and known.dtype == torch.float32 and known.is_contiguous()
-
-
-def sums_for(partial: Tensor, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the sums of ``partial`` [P, 1 or 2, N], a gradient [N] for each parameter.
-
-    None where they were added to those that the parameters have.
-    """
-    programs, number, cols = partial.shape
-    adds = all(map(adds_to, parameters))
-    if adds:
-        outs = [p.grad for p in parameters if p is not None]
-    else:
-        outs = [torch.empty(cols, device=partial.device) for _ in parameters]
-    grid = (triton.cdiv(cols, _SUMMED), number)
-    kernels.sums_into[grid](
-        partial, outs[0], outs[-1], programs, partial.stride(0), cols,
-        BLOCK=_SUMMED, ROWS=_SUMMED, ADD=adds,
-    )  # fmt: skip
-    return (None,) * number if adds else tuple(outs)
 
 
 def dropped(x: Tensor, drop: Dropout) -> Tensor:
@@ -366,9 +307,3 @@ def _or(given: Tensor | None, other: Tensor) -> Tensor:
 
 def _block(cols: int) -> int:
     return int(triton.next_power_of_2(cols))
-
-
-def _shares(rows: int) -> tuple[int, int]:
-    """Return the number of programs that sum over ``rows``, and the rows of each."""
-    share = max(1, -(-rows // PROGRAMS))
-    return max(1, -(-rows // share)), share

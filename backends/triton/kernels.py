@@ -217,10 +217,13 @@ def join(dq, dk, dv, out, partial, rows, cols, share, BLOCK: tl.constexpr):
 
 @triton.jit
 def sums_into(
-    partial, first, second, programs, pitch, cols,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr,
+    partial, first, second, third, known, programs, pitch, cols,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, KNOWN: tl.constexpr,
 ):  # fmt: skip
-    """first [N] = the sums of partial[:, 0], second of [:, 1]; ADD: plus what was there."""
+    """first, second, third [N] = the sums of partial[:, 0], [:, 1], [:, 2].
+
+    ADD: plus what was in first and second; KNOWN: third's plus ``known`` [N].
+    """
     which = tl.program_id(1)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = column < cols
@@ -233,7 +236,11 @@ def sums_into(
     to = first
     if which == 1:
         to = second
-    if ADD:
+    if which == 2:
+        to = third
+        if KNOWN:
+            total += tl.load(known + column, mask=inside, other=0.0)
+    elif ADD:
         total += tl.load(to + column, mask=inside, other=0.0)
     tl.store(to + column, total, mask=inside)
 

@@ -70,18 +70,21 @@ class TritonOps(Ops):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.to(self.dtype)
         y, passed = Linear.apply(x, weight, bias, self.shadow(weight), self.shadow(bias))
-        return self._remember(x, y, passed)
+        return self._remember(x, y, passed, bias)
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
         x = x.to(self.dtype)
         y, passed = LinearGelu.apply(
             x, weight, bias, approximate == "tanh", self.shadow(weight), self.shadow(bias)
         )
-        return self._remember(x, y, passed)
+        return self._remember(x, y, passed, bias)
 
-    def _remember(self, x: Tensor, y: Tensor, passed: Tensor) -> Tensor:
-        """Return a linear layer's output y; it carries ``x``, its input, as it ``passed`` it on."""
-        y.passed = passed  # type: ignore[attr-defined]
+    def _remember(self, x: Tensor, y: Tensor, passed: Tensor, bias: Tensor) -> Tensor:
+        """Return a linear layer's output y; it carries ``x``, its input, as it ``passed`` it on.
+
+        And its bias, whose gradient the norm behind it sums with its own.
+        """
+        y.passed, y.bias = passed, bias  # type: ignore[attr-defined]
         self._linear = [*self._linear[-1:], (weakref.ref(x), weakref.ref(y))]
         return y
 

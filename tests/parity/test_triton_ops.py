@@ -27,7 +27,7 @@ from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.cpu_ref.kernels import NativeOps
 from bertbench.backends.cuda.ops import CudaOps
 from bertbench.backends.cuda.packages import lamb_why_not
-from bertbench.backends.triton import functions, lamb, trial
+from bertbench.backends.triton import functions, lamb, sums, trial
 from bertbench.backends.triton.lamb import triton_lamb
 from bertbench.backends.triton.ops import TritonOps
 from bertbench.common.native import NativeUnavailable
@@ -200,6 +200,23 @@ def test_gradients_of_later_micro_batches_are_added_where_they_arise(
         close(got, want, 2e-6, "two micro-batches")
 
 
+def test_a_bias_of_two_layers_gets_both_sums_in_each_micro_batch() -> None:
+    """The second layer's sum is taken before the first layer's is in the gradient."""
+    p, found = [leaf(16, 16), leaf(16), leaf(16), leaf(16)], []
+    parts = [torch.randn(5, 16) for _ in range(2)]
+    for ops in (made(F32), Ops()):
+        for t in p:
+            t.grad = None
+        for x in parts:
+            for _ in range(2):
+                y = ops.linear(x, p[0], p[1])
+                x = ops.dropout_add_norm(y, x, p[2], p[3], eps=1e-3, dropout=0.0)
+            (x * torch.linspace(-1, 1, 16)).sum().backward()
+        found.append([t.grad for t in p])
+    for got, want in zip(*found, strict=True):
+        close(got, want, 2e-6, "a shared bias")
+
+
 def test_a_residual_of_another_layer_than_the_one_before_the_last_is_not_passed_on() -> None:
     """Without dropout the norm's two gradients are one tensor, which a product must not change."""
     u, r = leaf(6, 16), leaf(6, 16)
@@ -251,13 +268,13 @@ def test_it_drops_what_cpu_ref_drops(native: NativeOps) -> None:
 
 def test_a_bias_before_dropout_gets_the_sums_of_what_was_kept() -> None:
     functions_used = []
-    taken = functions.column_sums
+    taken = sums.column_sums
 
     def counted(x: Tensor) -> Tensor:
         functions_used.append(x.shape)
         return taken(x)
 
-    functions.column_sums = counted
+    sums.column_sums = counted
     try:
         ops = made(F32)
         weight, bias = leaf(16, 16), leaf(16)
@@ -266,7 +283,7 @@ def test_a_bias_before_dropout_gets_the_sums_of_what_was_kept() -> None:
             y, leaf(6, 16), leaf(16), leaf(16), eps=1e-3, dropout=0.5
         ).square().sum().backward()
     finally:
-        functions.column_sums = taken
+        sums.column_sums = taken
     assert not functions_used  # norm_backward had them
 
 

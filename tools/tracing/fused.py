@@ -39,8 +39,10 @@ def _norm_backward(a: dict[str, Any]) -> int:
 
 
 def _sums_into(a: dict[str, Any]) -> int:
-    outs = [a["first"]] if a["first"] is a["second"] else [a["first"], a["second"]]
-    return _size(a["partial"], *outs) + (_size(*outs) if a["ADD"] else 0)
+    different = {id(out): out for out in (a["first"], a["second"], a["third"])}
+    added = _size(*list(different.values())[:2]) if a["ADD"] else 0
+    known = _size(a["known"]) if a["KNOWN"] else 0
+    return _size(a["partial"], *different.values()) + added + known
 
 
 def _cross_entropy(a: dict[str, Any]) -> int:
