@@ -27,6 +27,8 @@ from bertbench.common.model.ops import ComputeTypeOps, Ops
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WRONG_TYPE = "computes in 16-bit floats only"
+EIGHT_BITS = "fp8"
+"""The precision whose linear layers take 8-bit floats; everything else is as in bf16."""
 TF32_TOLERANCE = 5e-3
 """Of attention with TF32 products, whose mantissa is as long as float16's."""
 
@@ -206,7 +208,7 @@ class Accelerator(Backend):
 
     def masked_problem(self, ops: Ops, precision: str) -> str | None:
         """Try masked attention on the device; return why it fails, or None."""
-        precision = self.resolve_precision(precision)
+        precision = of_activations(self.resolve_precision(precision))
         dtype = AMP_DTYPES.get(precision, torch.float32)
         tolerance = TF32_TOLERANCE if precision == "tf32" else None
         state = self.rng_state()
@@ -321,6 +323,11 @@ class Accelerator(Backend):
             total = getattr(module.get_device_properties(index), "total_memory", None)
             return None if total is None else int(total)
         return None
+
+
+def of_activations(precision: str) -> str:
+    """Return the precision of all but the linear layers' products."""
+    return "bf16" if precision == EIGHT_BITS else precision
 
 
 def _reasons(whys: Mapping[str, str | None]) -> str:

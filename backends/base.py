@@ -28,7 +28,7 @@ from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.lamb import LambKernel
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8")
 """``bf16`` and ``fp16`` are mixed precision: 16-bit matrix products, float32 master weights."""
 
 
@@ -229,7 +229,7 @@ class Backend(ABC):
         for switch in self.tf32_switches:
             owner, _, attribute = switch.rpartition(".")
             setattr(functools.reduce(getattr, owner.split("."), torch), attribute, name == "tf32")
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+        dtype = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}.get(name)
         return nullcontext() if dtype is None else self.autocast(dtype)
 
     @contextmanager

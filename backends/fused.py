@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What backends with fused kernels share: dropout by a seed, and parameters in the compute type.
+"""What backends with fused kernels share: dropout by a seed, and parameters in another type.
 
 And the gather of distinct rows, whose backward pass needs no sum.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+T = TypeVar("T")
 
 
 class Dropout(NamedTuple):
@@ -42,37 +44,38 @@ def draw_dropout(probability: float) -> Dropout:
 
 
 @dataclass(slots=True)
-class _Shadow:
-    """A parameter's copy in the compute type; ``version`` is None when it must be cast again."""
+class _Shadow(Generic[T]):
+    """A parameter's copy; ``version`` is None when it must be cast again."""
 
     parameter: weakref.ref[Tensor]
-    cast: Tensor
+    cast: T
     version: int | None = None
 
 
-class Shadows:
-    """Parameters in the compute type, cast once per update of them.
+class Shadows(Generic[T]):
+    """Copies of parameters in another type, cast once per update of them.
 
     An update is any optimizer's step, or an in-place operation of torch (detected by the tensor's
     version counter, which writes through ``.data`` do not raise).
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._shadows: dict[int, _Shadow] = {}
+    def __init__(self) -> None:
+        self._shadows: dict[int, _Shadow[T]] = {}
         self._forget_after_updates()
 
-    def __call__(self, parameter: Tensor) -> Tensor:
-        """Return ``parameter`` [...] in the compute type."""
-        if parameter.dtype == self.dtype:
-            return parameter.detach()
+    def cast(self, parameter: Tensor, known: T | None) -> T:
+        """Return the copy of ``parameter``; ``known`` is the one before, to be overwritten."""
+        raise NotImplementedError
+
+    def __call__(self, parameter: Tensor) -> T:
+        """Return the copy of ``parameter`` [...]."""
         shadows, key = self._shadows, id(parameter)
         known = shadows.get(key)
         if known is None or known.parameter() is not parameter:
             alive = weakref.ref(parameter, lambda _: shadows.pop(key, None))
-            known = shadows[key] = _Shadow(alive, parameter.detach().to(self.dtype))
+            known = shadows[key] = _Shadow(alive, self.cast(parameter.detach(), None))
         elif known.version != parameter._version:
-            known.cast.copy_(parameter.detach())
+            known.cast = self.cast(parameter.detach(), known.cast)
         known.version = parameter._version
         return known.cast
 
@@ -86,6 +89,20 @@ class Shadows:
 
         hook = register_optimizer_step_post_hook(forget)
         weakref.finalize(self, hook.remove)
+
+
+class InComputeType(Shadows[Tensor]):
+    """Parameters in the compute type: themselves, where they are of it."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __call__(self, parameter: Tensor) -> Tensor:
+        return parameter.detach() if parameter.dtype == self.dtype else super().__call__(parameter)
+
+    def cast(self, parameter: Tensor, known: Tensor | None) -> Tensor:
+        return parameter.to(self.dtype) if known is None else known.copy_(parameter)
 
 
 class Gather(torch.autograd.Function):

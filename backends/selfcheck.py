@@ -19,24 +19,30 @@ from torch import Tensor
 
 from bertbench.common.model.ops import ComputeTypeOps, Ops
 
-KEPT_BITS = {"fp32": (20, 24), "tf32": (10, 12), "bf16": (7, 7), "fp16": (10, 10)}
+KEPT_BITS = {"fp32": (20, 24), "tf32": (10, 12), "bf16": (7, 7), "fp16": (10, 10), "fp8": (3, 3)}
 """Explicit mantissa bits of the inputs that a product keeps: float32 has 23, TF32 and float16
-have 10, bfloat16 has 7. TF32-like formats of other vendors keep up to 12."""
+have 10, bfloat16 has 7, E4M3 has 3. TF32-like formats of other vendors keep up to 12."""
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 _SIZE = 512
 """Large enough that a matrix unit, not a scalar kernel, is chosen."""
 
 
-def examine(device: torch.device) -> dict[str, str]:
-    """Return facts of matrix products under the current settings, GELU and int64 on ``device``."""
+def examine(
+    device: torch.device, linear: Callable[[Tensor, Tensor], Tensor] = F.linear
+) -> dict[str, str]:
+    """Return facts of matrix products under the current settings, GELU and int64 on ``device``.
+
+    ``linear`` computes x @ weight.T.
+    """
     # Row i of `a` holds 1 + 2^-k in column i, so row i of the product shows whether 2^-k was kept.
     bits = torch.arange(_SIZE) % 24
     a = torch.diag(1.0 + torch.exp2(-bits.double())).float().to(device)
-    product = F.linear(a, torch.eye(_SIZE, device=device))
-    diagonal = product.float().cpu().diagonal()
-    exact = (1.0 + torch.exp2(-bits.double())).float()
-    lost = bits[diagonal != exact]
+    a[:-1, -1] = 448.0  # a format with a scale for each row then has the same for all
+    product = linear(a, torch.eye(_SIZE, device=device))
+    diagonal = product.float().cpu().diagonal()[:-1]
+    exact = (1.0 + torch.exp2(-bits.double())).float()[:-1]
+    lost = bits[:-1][diagonal != exact]
     kept = int(lost.min()) - 1 if len(lost) else 23
     gelu = float(F.gelu(torch.full((16,), 1.0, device=device))[0].float().cpu())
     forms = {
@@ -64,6 +70,19 @@ def why_not(precision: str, found: dict[str, str]) -> str | None:
     if not low <= kept <= high:
         return f"matrix products keep {kept} bits of their inputs' mantissas, not {low} to {high}"
     return None
+
+
+def scaled_product_why_not(device: torch.device) -> str | None:
+    """Try torch's product of E4M3 factors with scales by row; return why it fails, or None."""
+    try:
+        ones = torch.ones(32, 32, device=device).to(torch.float8_e4m3fn)
+        scales = torch.arange(1.0, 33.0, device=device)[:, None]
+        got = torch._scaled_mm(ones, ones.t(), scales, scales.t(), out_dtype=torch.bfloat16)
+        want = (32 * scales * scales.t()).bfloat16()
+        right = bool((got == want).all())
+    except Exception as error:  # whatever a device may raise, it is a reason
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    return None if right else "its products of 8-bit floats with scales are wrong"
 
 
 NORM_TOLERANCE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}

@@ -29,6 +29,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RATES = {"gemm_tflops": 680.0, "attention_tflops": 280.0, "attention_backward_tflops": 230.0}
 """Assumed for 16-bit matrix products and FlashAttention 2 on an H100."""
+FP8_TFLOPS = 1150.0
+"""Assumed there for products of 8-bit floats."""
 LAUNCH_US = 18.0
 """Assumed: the host issued forward and backward of BERT-large in 15 us an operation on a server CPU
 (process time, eager mode), and a launch takes 2 to 3 us."""
@@ -83,6 +85,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             help=f"sustained; {value:g} for 16 bits and FlashAttention, else required",
         )
     parser.add_argument(
+        "--fp8_tflops", type=float, default=FP8_TFLOPS, metavar="TFLOP/S",
+        help=f"of 8-bit products, sustained ({FP8_TFLOPS:g})",
+    )  # fmt: skip
+    parser.add_argument(
         "--launch_us", type=float, default=LAUNCH_US, metavar="US",
         help=f"host time to issue one operation ({LAUNCH_US:g})",
     )  # fmt: skip
@@ -133,12 +139,12 @@ def report(given: argparse.Namespace, flags: Sequence[str]) -> int:
 
     missing = [name for name in RATES if getattr(given, name) is None]
     chosen = {name: RATES[name] if name in missing else getattr(given, name) for name in RATES}
-    if min(given.bandwidth, given.launch_us, *chosen.values()) <= 0:
+    if min(given.bandwidth, given.launch_us, given.fp8_tflops, *chosen.values()) <= 0:
         raise BadInput("--bandwidth, --launch_us and the rates must be above 0")
 
     def accept(precision: str, attention: str) -> None:
         """Raise BadInput, before the trace, if the default rates do not apply."""
-        unknown = list(missing) if precision not in ("bf16", "fp16") else []
+        unknown = list(missing) if precision not in ("bf16", "fp16", "fp8") else []
         if not attention.startswith(("flash", "fused-sdpa", "unfused", "sdpa")):
             unknown = [name for name in missing if name in unknown or "attention" in name]
         if unknown:
@@ -151,6 +157,7 @@ def report(given: argparse.Namespace, flags: Sequence[str]) -> int:
     rates = Rates(
         bandwidth=1e12 * given.bandwidth,
         products=1e12 * chosen["gemm_tflops"],
+        eight_bit_products=1e12 * given.fp8_tflops,
         attention_forward=1e12 * chosen["attention_tflops"],
         attention_backward=1e12 * chosen["attention_backward_tflops"],
         launch_s=1e-6 * given.launch_us,

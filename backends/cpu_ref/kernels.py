@@ -25,7 +25,7 @@ from bertbench.backends.cpu_ref.functions import (
 from bertbench.backends.cpu_ref.layout import BLOCKS, DENSE, Layout
 from bertbench.backends.cpu_ref.library import library
 from bertbench.backends.cpu_ref.routes import Route, attend, candidates
-from bertbench.backends.fused import NO_DROPOUT, Gather, Shadows, draw_dropout
+from bertbench.backends.fused import NO_DROPOUT, Gather, InComputeType, draw_dropout
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
@@ -50,7 +50,7 @@ class NativeOps(Ops):
         load()
         self.dtype = dtype
         self._routes: dict[int, tuple[Tensor, Route]] = {}
-        self.shadow = Shadows(dtype)
+        self.shadow = InComputeType(dtype)
 
     @property
     def kernels(self) -> Mapping[str, str]:

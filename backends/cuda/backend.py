@@ -24,9 +24,11 @@ import torch
 from bertbench.backends import selfcheck
 from bertbench.backends.accelerator import (
     AMP_DTYPES,
+    EIGHT_BITS,
     TF32_TOLERANCE,
     WRONG_TYPE,
     Accelerator,
+    of_activations,
     one_line,
 )
 from bertbench.backends.base import Capabilities, Probe
@@ -62,6 +64,7 @@ class Cuda(Accelerator):
         "tf32": (8, 0),
         "bf16": (8, 0),
         "fp16": (7, 0),
+        "fp8": (8, 9),
         "inductor": (7, 0),
     }
     """The first compute capability whose matrix units have a precision, which torch emulates below
@@ -145,6 +148,11 @@ class Cuda(Accelerator):
             kernels.append("triton")
         else:
             notes["triton"] = why
+        why = self._fp8_problem(notes)
+        if why is None:
+            found = dataclasses.replace(found, precisions=(*found.precisions, EIGHT_BITS))
+        else:
+            notes[EIGHT_BITS] = why
         for package in packages.HOW_TO_GET:
             why = packages.why_no_package(package)
             if why is None:
@@ -158,6 +166,13 @@ class Cuda(Accelerator):
             compilers=compilers,
             notes=notes,
         )
+
+    def _fp8_problem(self, notes: Mapping[str, str]) -> str | None:
+        """Return why the linear layers cannot compute in 8 bits, or None."""
+        for needed in ("bf16", "triton"):
+            if needed in notes:
+                return f"it needs {needed}: {notes[needed]}"
+        return self._too_old_for(EIGHT_BITS) or selfcheck.scaled_product_why_not(self.device)
 
     def kernel_problem(self, kernel: str, precision: str) -> str | None:
         own = KERNELS.get(kernel)
@@ -212,7 +227,25 @@ class Cuda(Accelerator):
                 raise Unsupported(f"{self.name}: torch.{switch} stays {got} although set {wanted}")
         return context
 
+    def verify_precision(self, name: str) -> dict[str, str]:
+        """Return Backend's facts; in FP8 of the layers' own product."""
+        if self.resolve_precision(name) != EIGHT_BITS:
+            return super().verify_precision(name)
+        from bertbench.backends.triton.fp8 import linear
+
+        found = selfcheck.examine(self.device, linear)
+        wrong = selfcheck.why_not(EIGHT_BITS, found)
+        if wrong:
+            raise Unsupported(f"{self.name}: {EIGHT_BITS} was requested, but {wrong}")
+        return found
+
     # -- kernels ------------------------------------------------------------------------------
+    def ops(self, kernels: str, precision: str) -> Ops:
+        """Return Accelerator's operations; FP8 is computed by Triton's kernels alone."""
+        if self.resolve_precision(precision) == EIGHT_BITS and kernels == "auto":
+            kernels = "triton"
+        return super().ops(kernels, precision)
+
     def attention_ops(
         self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
     ) -> Ops:
@@ -223,9 +256,9 @@ class Cuda(Accelerator):
 
         Raises Unsupported as ``Accelerator.masked_ops``.
         """
-        if kernels not in ("auto", FlexOps.name):
-            return super().masked_ops(kernels, precision)
         precision, found = self.resolve_precision(precision), self.capabilities
+        if kernels not in ("auto", FlexOps.name) or precision == EIGHT_BITS:
+            return super().masked_ops(kernels, precision)
         why = found.notes.get(FlexOps.name)
         if why is None:
             ops = FlexOps(self.stream_dtype(precision))
@@ -254,6 +287,8 @@ class Cuda(Accelerator):
             return ops
         if kernels == "triton":
             return self.triton_ops(precision)
+        if precision == EIGHT_BITS:
+            raise Unsupported(f"--kernels {kernels} has no {precision} products: choose triton")
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
             return self.fastest_ops(precision)
         return super().build_ops(kernels, precision)
@@ -262,8 +297,9 @@ class Cuda(Accelerator):
         """Return Triton's kernels around the fastest attention; raise Unsupported if one fails."""
         from bertbench.backends.triton.ops import TritonOps  # only here: it imports triton
 
-        dtype = AMP_DTYPES.get(precision, torch.float32)
-        ops = TritonOps(self.fastest_ops(precision), dtype)
+        rest = of_activations(precision)
+        dtype = AMP_DTYPES.get(rest, torch.float32)
+        ops = TritonOps(self.fastest_ops(rest), dtype, fp8=precision == EIGHT_BITS)
         tolerance = TF32_TOLERANCE if precision == "tf32" else None
         why = trial.why_not(ops, self.device, dtype, tolerance)
         if why is not None:

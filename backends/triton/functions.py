@@ -3,8 +3,8 @@
 
 Shapes as in common/model/ops.py; gradients have the shapes of their tensors. Activations are in the
 compute type, parameters and their gradients float32. ``weight`` and ``bias`` come with a
-``shadow``, the parameter in the compute type; the parameter itself is saved too, so that autograd
-refuses a backward pass after an update.
+``layer``, their copies in the type of the products (fp8.py); the parameter itself is saved too, so
+that autograd refuses a backward pass after an update.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from bertbench.backends.fused import Dropout
 from bertbench.backends.triton import kernels
+from bertbench.backends.triton.fp8 import Eight, Narrow, Wide, blank, carry
 from bertbench.backends.triton.sums import (
-    COLUMNS,
     SUMS,
     adds_to,
     bias_grad,
@@ -30,8 +30,11 @@ from bertbench.backends.triton.sums import (
 )
 from bertbench.common.data.batch import Tokens
 
-_CELLS, _VOCABULARY = 1024, 4096
-"""Elements of a program's vectors: of GELU, of the decoder's row."""
+Layer = Wide | Narrow
+_VOCABULARY = 4096
+"""Elements of the decoder's row that a program holds at once."""
+WARPS = {"gelu_forward": 8, "gelu_backward": 16, "join": 16}
+"""Of programs that hold wide rows, so that a multiprocessor has registers for 16 or more."""
 
 
 class Embed(torch.autograd.Function):
@@ -80,24 +83,24 @@ class Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shadow: Tensor, shadow_bias: Tensor
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: Layer
     ) -> tuple[Tensor, Tensor]:
         """Return [T, N] and [T, K] from x [T, K], weight [N, K] and bias [N]."""
         ctx.save_for_backward(x, weight)
-        ctx.weight, ctx.bias = shadow, bias
+        ctx.layer, ctx.bias = layer, bias
         ctx.set_materialize_grads(False)
-        return F.linear(x, shadow, shadow_bias), x
+        return layer.output(x), x
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, passed: Tensor | None) -> Any:
         if dy is None:
-            return passed, None, None, None, None
+            return passed, None, None, None
         x, weight = ctx.saved_tensors
         known = SUMS.pop(dy)
         dy = dy.contiguous()
         dbias = bias_grad(dy, known, ctx.bias)
-        dx = input_grad(dy, ctx.weight, passed)
-        return dx, weight_grad(dy, x, weight), dbias, None, None
+        dx = ctx.layer.input_grad(dy, passed)
+        return dx, weight_grad(dy, x, weight), dbias, None
 
 
 class LinearGelu(torch.autograd.Function):
@@ -105,16 +108,18 @@ class LinearGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, shadow: Tensor,
-        shadow_bias: Tensor,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, tanh: bool, layer: Layer,
+        eight: Eight | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Return [T, N] and [T, K] from x [T, K], weight [N, K] and bias [N]."""
-        u = F.linear(x, shadow, shadow_bias)
-        out = torch.empty_like(u)
-        grid = (triton.cdiv(u.numel(), _CELLS),)
-        kernels.gelu_forward[grid](u, out, u.numel(), BLOCK=_CELLS, TANH=tanh)
+        """Return [T, N], also in ``eight``, and [T, K] from x [T, K], weight [N, K], bias [N]."""
+        u = layer.output(x)
+        (rows, cols), out = u.shape, torch.empty_like(u)
+        kernels.gelu_forward[(rows,)](
+            u, out, *(eight or (out, out)), cols,
+            BLOCK=_block(cols), TANH=tanh, EIGHT=eight is not None, num_warps=WARPS["gelu_forward"],
+        )  # fmt: skip
         ctx.save_for_backward(x, weight, u)
-        ctx.weight, ctx.bias, ctx.tanh = shadow, bias, tanh
+        ctx.layer, ctx.bias, ctx.tanh = layer, bias, tanh
         ctx.set_materialize_grads(False)
         return out, x
 
@@ -125,13 +130,16 @@ class LinearGelu(torch.autograd.Function):
         x, weight, u = ctx.saved_tensors
         (rows, cols), du = u.shape, torch.empty_like(u)
         programs, share = shares(rows)
-        partial = torch.empty(programs, cols, device=u.device)
-        grid = (triton.cdiv(cols, COLUMNS), programs)
-        kernels.gelu_backward[grid](
-            dy.contiguous(), u, du, partial, rows, cols, share, BLOCK=COLUMNS, TANH=ctx.tanh
-        )
-        (dbias,) = sums_for(partial[:, None], ctx.bias)
-        dx = input_grad(du, ctx.weight, passed)
+        partial = torch.empty(programs, 1, cols, device=u.device)
+        eight = blank(rows, cols, du.device) if ctx.layer.eight else None
+        kernels.gelu_backward[(programs,)](
+            dy.contiguous(), u, du, partial, *(eight or (du, du)), rows, cols, share,
+            BLOCK=_block(cols), TANH=ctx.tanh, EIGHT=eight is not None,
+            num_warps=WARPS["gelu_backward"],
+        )  # fmt: skip
+        carry(du, eight)
+        (dbias,) = sums_for(partial, ctx.bias)
+        dx = ctx.layer.input_grad(du, passed)
         return dx, weight_grad(du, x, weight), dbias, None, None, None
 
 
@@ -139,8 +147,9 @@ class Split(torch.autograd.Function):
     """Query, key and value of each token, views of [T, 3H] as [T, N, D] each."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
-        """Return three [T, N, D] from qkv [T, 3H]."""
+    def forward(ctx: Any, qkv: Tensor, heads: int, eight: bool = False) -> tuple[Tensor, ...]:
+        """Return three [T, N, D] from qkv [T, 3H]; ``eight``: its gradient is needed in 8 bits."""
+        ctx.eight = eight
         return qkv.view(len(qkv), 3, heads, -1).unbind(1)
 
     @staticmethod
@@ -150,10 +159,14 @@ class Split(torch.autograd.Function):
         out = dq.new_empty(rows, 3 * cols)
         programs, share = shares(rows)
         partial = torch.empty(programs, 1, 3 * cols, device=dq.device)
-        grid = (triton.cdiv(cols, COLUMNS), programs, 3)
-        kernels.join[grid](dq, dk, dv, out, partial, rows, cols, share, BLOCK=COLUMNS)
+        eight = blank(rows, 3 * cols, out.device) if ctx.eight else None
+        kernels.join[(programs,)](
+            dq, dk, dv, out, partial, *(eight or (out, out)), rows, cols, share,
+            BLOCK=_block(3 * cols), EIGHT=eight is not None, num_warps=WARPS["join"],
+        )  # fmt: skip
+        carry(out, eight)
         SUMS.put(out, partial)
-        return out, None
+        return out, None, None
 
 
 class DropoutAdd(torch.autograd.Function):
@@ -176,23 +189,27 @@ class Norm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, residual: Tensor | None, gamma: Tensor, beta: Tensor, eps: float,
-        drop: Dropout,
+        drop: Dropout, eight: Eight | None,
     ) -> Tensor:  # fmt: skip
-        """Return [T, H] from x and residual [T, H], gamma and beta [H]."""
-        out, xhat, rstd = _norm_forward(x, residual, gamma, beta, eps, drop)
+        """Return [T, H], also in ``eight``, from x and residual [T, H], gamma and beta [H]."""
+        out, xhat, rstd = _norm_forward(x, residual, gamma, beta, eps, drop, eight)
         ctx.save_for_backward(xhat, rstd, gamma)
         ctx.drop, ctx.has_residual, ctx.beta = drop, residual is not None, beta
-        ctx.bias = getattr(x, "bias", None)
+        ctx.bias, ctx.eight = getattr(x, "bias", None), eight is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         xhat, rstd, gamma = ctx.saved_tensors
         dy = dy.contiguous()
-        dz, dx, partial = norm_backward(dy, xhat, rstd, gamma, ctx.drop, kernels.INNER)
+        eight = (
+            blank(len(dy), dy.shape[1], dy.device) if ctx.eight and ctx.bias is not None else None
+        )
+        dz, dx, partial = norm_backward(dy, xhat, rstd, gamma, ctx.drop, kernels.INNER, eight)
+        carry(dx, eight)
         dgamma, dbeta, sums = norm_sums(partial, gamma, ctx.beta, ctx.bias)
         SUMS.put(dx, sums)
-        return dx, dz if ctx.has_residual else None, dgamma, dbeta, None, None
+        return dx, dz if ctx.has_residual else None, dgamma, dbeta, None, None, None
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -231,12 +248,14 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def norm_backward(
-    dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, where: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+    dy: Tensor, xhat: Tensor, rstd: Tensor, gamma: Tensor, drop: Dropout, where: Any,
+    eight: Eight | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return gradients of LayerNorm's input [T, H], of dropout's input before it, and [P, 3, H].
 
     These are partial sums for gamma, beta and a bias added to dropout's input. ``where`` is
-    kernels.INNER (dropout before the norm) or OUTER (behind it).
+    kernels.INNER (dropout before the norm) or OUTER (behind it). The second gradient is written to
+    ``eight``, too.
     """
     rows, cols = dy.shape
     dz = torch.empty_like(dy)
@@ -245,8 +264,8 @@ def norm_backward(
     programs, share = shares(rows)
     partial = torch.empty(programs, 3, cols, device=dy.device)
     kernels.norm_backward[(programs,)](
-        dy, xhat, rstd, gamma, dz, dx, partial, drop.seed, drop.threshold, drop.scale, rows, cols,
-        share, BLOCK=_block(cols), DROP=active,
+        dy, xhat, rstd, gamma, dz, dx, partial, *(eight or (dx, dx)), drop.seed, drop.threshold,
+        drop.scale, rows, cols, share, BLOCK=_block(cols), DROP=active, EIGHT=eight is not None,
     )  # fmt: skip
     return dz, dx, partial
 
@@ -254,14 +273,6 @@ def norm_backward(
 def dropped(x: Tensor, drop: Dropout) -> Tensor:
     """Return x [T, H] with dropout, unscaled where there is none."""
     return _norm_forward(x, None, None, None, 0.0, drop)[0] if drop.threshold else x
-
-
-def input_grad(dy: Tensor, weight: Tensor, passed: Tensor | None) -> Tensor:
-    """Return dy @ weight + ``passed``, [T, K], in the place of ``passed`` if there is one.
-
-    It is Norm's gradient for its residual, whose other reader, the layers between, has run.
-    """
-    return dy @ weight if passed is None else passed.addmm_(dy, weight)
 
 
 def weight_grad(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
@@ -284,7 +295,7 @@ def weight_grad(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
 
 def _norm_forward(
     x: Tensor, residual: Tensor | None, gamma: Tensor | None, beta: Tensor | None, eps: float,
-    drop: Dropout,
+    drop: Dropout, eight: Eight | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
@@ -293,9 +304,10 @@ def _norm_forward(
     xhat = out if gamma is None else torch.empty_like(x)
     rstd = torch.empty(rows, device=x.device)
     kernels.norm_forward[(rows,)](
-        x, _or(residual, x), _or(gamma, x), _or(beta, x), out, xhat, rstd, drop.seed,
-        drop.threshold, drop.scale, eps, cols, BLOCK=_block(cols),
+        x, _or(residual, x), _or(gamma, x), _or(beta, x), out, xhat, rstd, *(eight or (out, out)),
+        drop.seed, drop.threshold, drop.scale, eps, cols, BLOCK=_block(cols),
         RESIDUAL=residual is not None, NORM=gamma is not None, DROP=drop.threshold > 0,
+        EIGHT=eight is not None,
     )  # fmt: skip
     return out, xhat, rstd
 

@@ -5,6 +5,9 @@
 Activations are of any floating type, computed in float32; tables, gamma, beta and sums are float32.
 Dropout is that of ``cpu_ref``'s kernels (vec.h): a hash of (seed, row, column), so that both drop
 the same elements. ``cols`` is the row's length and BLOCK the next power of two.
+
+With EIGHT a kernel also stores its rows as 8-bit floats (fp8.py): ``values`` beside ``scales``,
+float32 [T].
 """
 
 from __future__ import annotations
@@ -44,6 +47,30 @@ def _normalised(z, inside, cols, eps):
 
 
 @triton.jit
+def _store_eight(z, values, scales, row, at, inside, there):
+    """Store a row as E4M3, with the scale that maps its largest magnitude to the format's, 448.
+
+    A row of zeros gets 1; ``there``: whether the row exists.
+    """
+    largest = tl.max(tl.abs(z), 0)
+    scale = tl.where(largest > 0, largest / 448.0, 1.0)
+    z = tl.minimum(tl.maximum(z / scale, -448.0), 448.0)  # the quotient may round above it
+    tl.store(values + at, z.to(values.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale, mask=there)
+
+
+@triton.jit
+def eight(x, values, scales, cols, BLOCK: tl.constexpr):
+    """values [T, N] = x in 8 bits, a scale for each row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < cols
+    at = row * cols + column
+    z = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    _store_eight(z, values, scales, row, at, inside, row >= 0)
+
+
+@triton.jit
 def embed_forward(
     ids, positions, types, word, position, token_type, gamma, beta, out, xhat, rstd_out,
     seed, threshold, scale, eps, cols,
@@ -70,8 +97,9 @@ def embed_forward(
 
 @triton.jit
 def norm_forward(
-    x, residual, gamma, beta, out, xhat, rstd_out, seed, threshold, scale, eps, cols,
-    BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr, DROP: tl.constexpr,
+    x, residual, gamma, beta, out, xhat, rstd_out, values, scales, seed, threshold, scale, eps,
+    cols, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr, DROP: tl.constexpr,
+    EIGHT: tl.constexpr,
 ):  # fmt: skip
     """out [T, H] = norm(dropout(x) + residual), each part where its constant says so."""
     row = tl.program_id(0).to(tl.int64)
@@ -90,12 +118,14 @@ def norm_forward(
         z = z * tl.load(gamma + column, mask=inside, other=0.0)
         z += tl.load(beta + column, mask=inside, other=0.0)
     tl.store(out + at, z.to(out.dtype.element_ty), mask=inside)
+    if EIGHT:
+        _store_eight(z, values, scales, row, at, inside, row >= 0)
 
 
 @triton.jit
 def norm_backward(
-    dy, xhat, rstd_in, gamma, dz_out, dx_out, partial, seed, threshold, scale, rows, cols, share,
-    BLOCK: tl.constexpr, DROP: tl.constexpr,
+    dy, xhat, rstd_in, gamma, dz_out, dx_out, partial, values, scales, seed, threshold, scale,
+    rows, cols, share, BLOCK: tl.constexpr, DROP: tl.constexpr, EIGHT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of norm_forward on a share of the rows.
 
@@ -126,6 +156,8 @@ def norm_backward(
         if DROP == INNER:
             dz = tl.where(_kept(seed, row, column, threshold), dz * scale, 0.0)
             tl.store(dx_out + at, dz.to(dx_out.dtype.element_ty), mask=here)
+        if EIGHT:
+            _store_eight(tl.where(here, dz, 0.0), values, scales, row, at, here, row < rows)
         for_bias += dz
     to = partial + program * 3 * cols + column
     tl.store(to, for_gamma, mask=inside)
@@ -141,25 +173,32 @@ def _tanh_parts(x):
 
 
 @triton.jit
-def gelu_forward(u, out, cells, BLOCK: tl.constexpr, TANH: tl.constexpr):
-    """out = GELU(u), element by element."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < cells
+def gelu_forward(
+    u, out, values, scales, cols, BLOCK: tl.constexpr, TANH: tl.constexpr, EIGHT: tl.constexpr,
+):  # fmt: skip
+    """out [T, N] = GELU(u), element by element."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < cols
+    at = row * cols + column
     x = tl.load(u + at, mask=inside, other=0.0).to(tl.float32)
     if TANH:
         share, _ = _tanh_parts(x)
     else:
         share = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
     tl.store(out + at, (x * share).to(out.dtype.element_ty), mask=inside)
+    if EIGHT:
+        _store_eight(x * share, values, scales, row, at, inside, row >= 0)
 
 
 @triton.jit
 def gelu_backward(
-    dy, u, du, partial, rows, cols, share, BLOCK: tl.constexpr, TANH: tl.constexpr,
+    dy, u, du, partial, values, scales, rows, cols, share,
+    BLOCK: tl.constexpr, TANH: tl.constexpr, EIGHT: tl.constexpr,
 ):  # fmt: skip
-    """du = dy GELU'(u) on a share of the rows of BLOCK columns; partial [programs, N]: its sums."""
-    program = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """du = dy GELU'(u) on a share of the rows; partial [programs, N]: its sums."""
+    program = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
     inside = column < cols
     sums = tl.zeros((BLOCK,), tl.float32)
     for step in range(share):
@@ -176,6 +215,8 @@ def gelu_backward(
         gradient = tl.load(dy + at, mask=here, other=0.0).to(tl.float32) * slope
         sums += gradient
         tl.store(du + at, gradient.to(du.dtype.element_ty), mask=here)
+        if EIGHT:
+            _store_eight(gradient, values, scales, row, at, here, row < rows)
     tl.store(partial + program * cols + column, sums, mask=inside)
 
 
@@ -194,25 +235,29 @@ def column_sums(x, partial, rows, cols, share, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def join(dq, dk, dv, out, partial, rows, cols, share, BLOCK: tl.constexpr):
+def join(
+    dq, dk, dv, out, partial, values, scales, rows, cols, share,
+    BLOCK: tl.constexpr, EIGHT: tl.constexpr,
+):  # fmt: skip
     """out [T, 3H] = dq, dk, dv [T, H] side by side; partial [programs, 3H]: its columns' sums."""
-    part = tl.program_id(2)
-    source = dq
-    if part == 1:
-        source = dk
-    if part == 2:
-        source = dv
-    program = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < cols
+    program = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    of_k, of_v = (column >= cols) & (column < 2 * cols), column >= 2 * cols
     sums = tl.zeros((BLOCK,), tl.float32)
     for step in range(share):
         row = program * share + step
-        here = column < tl.where(row < rows, cols, 0)
-        value = tl.load(source + row * cols + column, mask=here, other=0.0)
-        sums += value.to(tl.float32)
-        tl.store(out + (row * 3 + part) * cols + column, value, mask=here)
-    tl.store(partial + (program * 3 + part) * cols + column, sums, mask=inside)
+        here = column < tl.where(row < rows, 3 * cols, 0)
+        at = row * cols + column
+        value = tl.load(dq + at, mask=here & (column < cols), other=0.0)
+        value += tl.load(dk + at - cols, mask=here & of_k, other=0.0)
+        value += tl.load(dv + at - 2 * cols, mask=here & of_v, other=0.0)
+        at = row * 3 * cols + column
+        tl.store(out + at, value, mask=here)
+        z = value.to(tl.float32)
+        sums += z
+        if EIGHT:
+            _store_eight(z, values, scales, row, at, here, row < rows)
+    tl.store(partial + program * 3 * cols + column, sums, mask=column < 3 * cols)
 
 
 @triton.jit

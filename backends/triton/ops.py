@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from bertbench.backends.fused import NO_DROPOUT, Gather, Shadows, draw_dropout
+from bertbench.backends.fused import NO_DROPOUT, Gather, InComputeType, draw_dropout
+from bertbench.backends.triton.fp8 import (
+    Eight,
+    Narrow,
+    NarrowWeights,
+    Wide,
+    blank,
+    carry,
+    check_sizes,
+)
 from bertbench.backends.triton.functions import (
     CrossEntropy,
     DropoutAdd,
     Embed,
+    Layer,
     Linear,
     LinearGelu,
     Norm,
@@ -35,18 +45,31 @@ class TritonOps(Ops):
     split = staticmethod(Split.apply)
     """Query, key and value of [T, 3H], in the place of the attention's own."""
 
-    def __init__(self, attention: Ops, dtype: torch.dtype) -> None:
-        """Take attention from ``attention``; ``dtype`` is float32, bfloat16 or float16."""
+    eight = False
+    """Whether the linear layers' products take 8-bit floats."""
+
+    def __init__(self, attention: Ops, dtype: torch.dtype, *, fp8: bool = False) -> None:
+        """Take attention from ``attention``; ``dtype`` is float32, bfloat16 or float16.
+
+        With ``fp8`` the encoder's layers compute their products in 8 bits (fp8.py).
+        """
         self._attention, self.dtype = attention, dtype
-        self.shadow = Shadows(dtype)
+        self.shadow = InComputeType(dtype)
         self._linear: list[tuple[weakref.ref[Tensor], weakref.ref[Tensor]]] = []
         """Input and output of the last two linear layers; weak, so that no graph is kept alive."""
         if hasattr(attention, "split"):
             attention.split = self.split
+        self._layers = EightOps(attention, dtype) if fp8 else None
+
+    @property
+    def in_layers(self) -> Ops:
+        return self._layers or self
 
     @property
     def kernels(self) -> Mapping[str, str]:
-        return {**self._attention.kernels, "other": "triton-fused", "norm": "triton-fused"}
+        linear = {} if self._layers is None else self._layers.linear_kernels
+        own = {"other": "triton-fused", "norm": "triton-fused"}
+        return {**self._attention.kernels, **own, **linear}
 
     def keep_out_of_graphs(self) -> None:
         self._attention.keep_out_of_graphs()
@@ -69,15 +92,24 @@ class TritonOps(Ops):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        y, passed = Linear.apply(x, weight, bias, self.shadow(weight), self.shadow(bias))
+        y, passed = Linear.apply(x, weight, bias, self.layer(weight, bias))
         return self._remember(x, y, passed, bias)
 
     def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor, *, approximate: str) -> Tensor:
         x = x.to(self.dtype)
-        y, passed = LinearGelu.apply(
-            x, weight, bias, approximate == "tanh", self.shadow(weight), self.shadow(bias)
-        )
+        layer, tanh = self.layer(weight, bias), approximate == "tanh"
+        eight = self._eight(x, len(weight))
+        y, passed = LinearGelu.apply(x, weight, bias, tanh, layer, eight)
+        carry(y, eight)
         return self._remember(x, y, passed, bias)
+
+    def layer(self, weight: Tensor, bias: Tensor) -> Layer:
+        """Return a linear layer's parameters in the type of its products."""
+        return Wide(self.shadow(weight), self.shadow(bias))
+
+    def _eight(self, x: Tensor, cols: int) -> Eight | None:
+        """Return where the 8-bit copy of an output [T, cols] is written; None where none is."""
+        return blank(len(x), cols, x.device) if self.eight else None
 
     def _remember(self, x: Tensor, y: Tensor, passed: Tensor, bias: Tensor) -> Tensor:
         """Return a linear layer's output y; it carries ``x``, its input, as it ``passed`` it on.
@@ -126,7 +158,7 @@ class TritonOps(Ops):
         return DropoutAdd.apply(x, residual, draw_dropout(dropout))
 
     def norm(self, x: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> Tensor:
-        return Norm.apply(x.to(self.dtype), None, weight, bias, eps, NO_DROPOUT)
+        return self._norm(x.to(self.dtype), None, weight, bias, eps, NO_DROPOUT)
 
     def dropout_add_norm(
         self, x: Tensor, residual: Tensor, norm_weight: Tensor, norm_bias: Tensor, *, eps: float,
@@ -134,7 +166,13 @@ class TritonOps(Ops):
     ) -> Tensor:  # fmt: skip
         x, residual = x.to(self.dtype), residual.to(self.dtype)
         residual = self._residual(x, residual)
-        return Norm.apply(x, residual, norm_weight, norm_bias, eps, draw_dropout(dropout))
+        return self._norm(x, residual, norm_weight, norm_bias, eps, draw_dropout(dropout))
+
+    def _norm(self, x: Tensor, *rest: Any) -> Tensor:
+        eight = self._eight(x, x.shape[1])
+        y: Tensor = Norm.apply(x, *rest, eight)
+        carry(y, eight)
+        return y
 
     def gather(self, x: Tensor, indices: Tensor) -> Tensor:
         return Gather.apply(x, indices)
@@ -146,3 +184,23 @@ class TritonOps(Ops):
         return CrossEntropy.apply(
             x.to(self.dtype), weight, bias, labels, grad, self.shadow(weight), self.shadow(bias)
         )
+
+
+class EightOps(TritonOps):
+    """Those of the encoder's layers whose products take 8-bit floats.
+
+    A kernel whose result is a product's factor also writes it in 8 bits.
+    """
+
+    eight = True
+    linear_kernels: ClassVar[Mapping[str, str]] = {"linear": "e4m3-rowwise-16-bit-weight-gradient"}
+    split = staticmethod(lambda qkv, heads: Split.apply(qkv, heads, True))
+
+    def __init__(self, attention: Ops, dtype: torch.dtype) -> None:
+        super().__init__(attention, dtype)
+        self._weights = NarrowWeights()
+
+    def layer(self, weight: Tensor, bias: Tensor) -> Layer:
+        """Return a linear layer's parameters; raise Unsupported as ``check_sizes``."""
+        check_sizes(weight)
+        return Narrow(*self._weights(weight), self.shadow(bias))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bertbench.backends.triton import kernels
 
-COLUMNS = 256
+_COLUMNS = 256
 """Columns of a program's vector."""
 _PROGRAMS = 528
 """Shares of the rows where columns are summed: four on each of an H100's 132 multiprocessors."""
@@ -61,8 +61,8 @@ def column_sums(x: Tensor) -> Tensor:
     rows, cols = x.shape
     programs, share = shares(rows)
     partial = torch.empty(programs, 1, cols, device=x.device)
-    grid = (triton.cdiv(cols, COLUMNS), programs)
-    kernels.column_sums[grid](x, partial, rows, cols, share, BLOCK=COLUMNS)
+    grid = (triton.cdiv(cols, _COLUMNS), programs)
+    kernels.column_sums[grid](x, partial, rows, cols, share, BLOCK=_COLUMNS)
     return partial
 
 

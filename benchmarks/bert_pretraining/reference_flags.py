@@ -63,7 +63,7 @@ _FUSIONS = (
 )
 
 
-FP8 = Refuses("no FP8 layers in this version; 16-bit mixed precision is --precision amp")
+FP8 = Refuses("TransformerEngine's FP8 layers are not used; the suite's own are --precision fp8")
 REFERENCE: dict[str, Meaning] = {
     **PHASE_FLAGS,
     # -- same quantity, other name or other spelling of its values

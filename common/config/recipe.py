@@ -40,7 +40,7 @@ class Recipe:
 class Impl:
     """The implementation: changes the speed, and the result only by rounding."""
 
-    precision: Literal["auto", "amp", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "amp", "fp32", "tf32", "bf16", "fp16", "fp8"] = "auto"
     """amp is the device's best of bf16 and fp16; auto is amp where the device has one of them,
     else its fastest float32 mode. Anything else that the device lacks is refused."""
     kernels: str = "auto"

@@ -66,8 +66,10 @@ class Effort(NamedTuple):
 def calibrate(backend: Backend, precisions: Sequence[str], effort: Effort) -> dict[str, Any]:
     """Measure and return JSON values; raise Unsupported for an unsupported precision."""
     chosen = [backend.resolve_precision(p) for p in precisions or backend.capabilities.precisions]
+    if "fp8" in precisions:
+        raise Unsupported("calibrate has no FP8 products: see `parts` of tools/device_check.py")
     measured = {}
-    for precision in dict.fromkeys(chosen):
+    for precision in dict.fromkeys(p for p in chosen if p != "fp8"):
         checks = backend.verify_precision(precision)
         found = [
             product._asdict() | _product(backend, precision, product, effort.spans)

@@ -31,6 +31,11 @@ class Ops:
         """The implementation of each operation, for the record of the run."""
         return {"attention": "unfused-per-sequence", "other": "torch"}
 
+    @property
+    def in_layers(self) -> Ops:
+        """The operations of the encoder's layers, where a precision sets them apart."""
+        return self
+
     def keep_out_of_graphs(self) -> None:
         """Exclude from compilation what must not be traced; called once, before torch.compile.
 

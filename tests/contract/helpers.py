@@ -13,15 +13,16 @@ from torch import Tensor
 from bertbench.backends.base import Backend
 from bertbench.common.errors import Unsupported
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 TRIES = 10
 """Of a comparison of two clock readings: a busy host disturbs some of them, a wrong clock is wrong
 in each."""
 
-GRADIENT_TOLERANCE = {"fp32": 1e-5, "tf32": 4e-3, "fp16": 4e-3, "bf16": 3e-2}
+GRADIENT_TOLERANCE = {"fp32": 1e-5, "tf32": 4e-3, "fp16": 4e-3, "bf16": 3e-2, "fp8": 0.15}
 """Norm of the difference over the norm of a parameter's gradient (at least a hundredth of the
-whole gradient's): a few roundings of 2^-11 or 2^-8 in a row."""
+whole gradient's): a few roundings of 2^-11, 2^-8 or, in fp8, 2^-4 in a row; plain PyTorch with the
+same rounding is off by 0.1 there."""
 
 
 def claimed(backend: Backend, precision: str) -> None:
@@ -33,13 +34,15 @@ def claimed(backend: Backend, precision: str) -> None:
 
 
 def kernels_for(backend: Backend, precision: str) -> list[str]:
-    """The claimed kernels that compute in ``precision``; plain ones must in all that is claimed."""
+    """The claimed kernels that compute in ``precision``: plain ones in all claimed ones but fp8."""
     found = []
     for kernels in backend.capabilities.kernels:
         try:
             backend.ops(kernels, precision)
         except Unsupported:
-            assert kernels != "plain", f"plain kernels refuse {precision}, which is claimed"
+            assert kernels != "plain" or precision == "fp8", (
+                f"plain kernels refuse {precision}, which is claimed"
+            )
         else:
             found.append(kernels)
     return found

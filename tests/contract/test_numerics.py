@@ -24,14 +24,15 @@ from bertbench.common.optim.norms import tensor_norms
 from tests.contract.helpers import DTYPES, GRADIENT_TOLERANCE, claimed, kernels_for
 from tests.contract.tiny_task import exact_precision, ten_steps, tiny_task
 
-LOSS_TOLERANCE = {"fp32": 1e-5, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8}
+LOSS_TOLERANCE = {"fp32": 1e-5, "tf32": 2**-11, "fp16": 2**-11, "bf16": 2**-8, "fp8": 2**-7}
 """Relative, of each of ten losses against cpu_ref in fp32 with plain kernels.
 
 A loss is a mean over hundreds of numbers, so one rounding of its inputs to 10 explicit bits (tf32,
 fp16) or to 7 (bf16) bounds it: half a unit in the last place is 2^-11 and 2^-8. On two CPUs bf16
-stayed below 4e-4. fp32 differs only in the order of sums: 2^-24 each, some dozens of them in a
-row, amplified by ten steps; 1e-7 was seen. The erf form of GELU in place of the tanh form moves
-the losses by more than 1e-5."""
+stayed below 4e-4. The rounding of fp8 in plain PyTorch moved the ten losses by 8e-4 at most, and
+those of a pre-LN model by 1.1e-2. fp32 differs only in the order of sums: 2^-24 each, some dozens
+of them in a row, amplified by ten steps; 1e-7 was seen. The erf form of GELU in place of the tanh
+form moves the losses by more than 1e-5."""
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])

@@ -36,6 +36,8 @@ SECTIONS = (
             summary="a step's phases, the host's time, its kernels"),
     Section(name="parts", expected_s=35, run=parts.parts,
             summary="matrix products, attention and memory-bound operations at BERT's shapes"),
+    Section(name="pretrain_fp8", expected_s=30, run=_pretrain("fp8", 8, 96, 14), calibrated=True,
+            summary="BERT-large, products in 8 bits, 768 = 8 x 96"),
     Section(name="hugging_face", expected_s=20, run=peer.hugging_face,
             summary="Hugging Face's model beside ours, in turns"),
     Section(name="pretrain_1x96", expected_s=20, run=_pretrain("bf16", 1, 96, 24), calibrated=True,

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bertbench.backends.accelerator import AMP_DTYPES, WRONG_TYPE
+from bertbench.backends.accelerator import AMP_DTYPES, EIGHT_BITS, WRONG_TYPE, of_activations
 from bertbench.backends.base import Capabilities, Probe
 from bertbench.backends.cuda.backend import Cuda
 from bertbench.backends.cuda.ops import KERNELS
@@ -93,7 +93,12 @@ class FakeCuda(Cuda):
     def triton_ops(self, precision: str) -> Ops:
         from bertbench.backends.triton.ops import TritonOps
 
-        return TritonOps(self.fastest_ops(precision), AMP_DTYPES.get(precision, torch.float32))
+        rest = of_activations(precision)
+        dtype = AMP_DTYPES.get(rest, torch.float32)
+        return TritonOps(self.fastest_ops(rest), dtype, fp8=precision == EIGHT_BITS)
+
+    def _fp8_problem(self, notes: Mapping[str, str]) -> str | None:
+        return notes.get("triton")
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         if kernels != "triton":

@@ -28,14 +28,18 @@ def _embed(a: dict[str, Any]) -> int:
     return moved + (_size(a["xhat"], a["rstd_out"], a["gamma"], a["beta"]) if a["NORM"] else 0)
 
 
+def _eight(a: dict[str, Any]) -> int:
+    return _size(a["values"], a["scales"]) if a["EIGHT"] else 0
+
+
 def _norm(a: dict[str, Any]) -> int:
-    moved = _size(a["x"], a["out"]) + (_size(a["residual"]) if a["RESIDUAL"] else 0)
+    moved = _size(a["x"], a["out"]) + (_size(a["residual"]) if a["RESIDUAL"] else 0) + _eight(a)
     return moved + (_size(a["xhat"], a["rstd_out"], a["gamma"], a["beta"]) if a["NORM"] else 0)
 
 
 def _norm_backward(a: dict[str, Any]) -> int:
     moved = _size(a["dy"], a["xhat"], a["rstd_in"], a["gamma"], a["dz_out"], a["partial"])
-    return moved + (_size(a["dx_out"]) if a["DROP"] == kernels.INNER.value else 0)
+    return moved + (_size(a["dx_out"]) if a["DROP"] == kernels.INNER.value else 0) + _eight(a)
 
 
 def _sums_into(a: dict[str, Any]) -> int:
@@ -54,10 +58,11 @@ TRAFFIC: dict[str, Callable[[dict[str, Any]], int]] = {
     "embed_forward": _embed,
     "norm_forward": _norm,
     "norm_backward": _norm_backward,
-    "gelu_forward": lambda a: _size(a["u"], a["out"]),
-    "gelu_backward": lambda a: _size(a["dy"], a["u"], a["du"], a["partial"]),
+    "eight": lambda a: _size(a["x"], a["values"], a["scales"]),
+    "gelu_forward": lambda a: _size(a["u"], a["out"]) + _eight(a),
+    "gelu_backward": lambda a: _size(a["dy"], a["u"], a["du"], a["partial"]) + _eight(a),
     "column_sums": lambda a: _size(a["x"], a["partial"]),
-    "join": lambda a: 2 * _size(a["out"]) + _size(a["partial"]),
+    "join": lambda a: 2 * _size(a["out"]) + _size(a["partial"]) + _eight(a),
     "sums_into": _sums_into,
     "cross_entropy": _cross_entropy,
 }
@@ -74,7 +79,7 @@ class _Launches:
         self._signature = inspect.signature(kernel.fn)
 
     def __getitem__(self, grid: Any) -> Callable[..., None]:
-        def launch(*given: Any, **named: Any) -> None:
+        def launch(*given: Any, num_warps: int = 4, **named: Any) -> None:
             bound = self._signature.bind(*given, **named)
             self._tally.launched(f"triton {self._name}", self._traffic(dict(bound.arguments)))
 

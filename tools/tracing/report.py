@@ -41,8 +41,9 @@ memory-bound     all other operations
 copy             between host and device; takes no ms here and is in the table of operations only
 ms               estimate: each operation takes the larger of its bytes / {bandwidth:g} TB/s and
                  its FLOPs / rate, one after the other. Rates: {products:g} TFLOP/s for matrix
-                 products, for attention {attention_forward:g} forward, {attention_backward:g}
-                 backward. Gaps between kernels, data, all-reduce and evaluation are not included
+                 products, {eight_bit_products:g} for those of 8-bit floats, for attention
+                 {attention_forward:g} forward, {attention_backward:g} backward. Gaps between
+                 kernels, data, all-reduce and evaluation are not included
 host ms          estimate: launches x {launch:g} us, the host's time to issue them in eager mode
 sequences/s      sequences of a step on one device / the larger of its ms and its host ms
 synchronisation  the host waits for the device: it reads a number, needs a size that depends on

@@ -103,12 +103,12 @@ def trace(
 
 def _fused(settings: Settings, tally: Tally) -> AbstractContextManager[None]:
     """Return where Triton's launches are counted, if its kernels were asked for."""
-    if settings.impl.kernels != "triton":
+    if settings.impl.kernels != "triton" and settings.impl.precision != "fp8":
         return contextlib.nullcontext()
     try:
         from tracing.fused import counted
     except ImportError as error:
-        raise Unsupported(f"--kernels triton: {error}: pip install triton") from error
+        raise Unsupported(f"Triton's kernels: {error}: pip install triton") from error
     return counted(tally)
 
 

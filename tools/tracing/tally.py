@@ -33,6 +33,7 @@ class Rates:
 
     bandwidth: float
     products: float
+    eight_bit_products: float
     attention_forward: float
     attention_backward: float
     launch_s: float
@@ -116,6 +117,8 @@ class Tally(TorchDispatchMode):
     def _cost(self, call: Call) -> Cost:
         moved, flops = call.bytes(), call.flops(self.squares)
         rate = self._rates.products
+        if call.name == "_scaled_mm":
+            rate = self._rates.eight_bit_products
         if call.is_attention:
             rate = self._rates.attention_forward
             if call.is_backward:

@@ -93,7 +93,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
     def put(
         *, version: str = "2.13.0+cu130", cuda: str | None = "13.0", hip: str | None = None,
         traces: tuple[str, ...] = (), kernels: dict[tuple[str, torch.dtype], str] | None = None,
-        norms: dict[torch.dtype, str] | None = None, sensors: Any = None, **changes: Any,
+        norms: dict[torch.dtype, str] | None = None, sensors: Any = None,
+        scaled: str | None = None, **changes: Any,
     ) -> Machine:  # fmt: skip
         made = Machine(**changes)
         monkeypatch.setattr(torch, "get_device_module", lambda device: made)
@@ -119,6 +120,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
         monkeypatch.setattr(
             selfcheck, "norm_why_not", lambda device, dtype, _: (norms or {}).get(dtype)
         )
+        monkeypatch.setattr(selfcheck, "scaled_product_why_not", lambda device: scaled)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
         monkeypatch.setattr(nvml, "driver_version", lambda: "580.65.06")
 
@@ -544,6 +546,36 @@ def test_capabilities_of_a_whole_machine(machine: Any) -> None:
     assert "power" not in found.notes
     assert Cuda(0).timer().clock == "device-event"
     assert Cuda(0).peak_memory().peak_memory_bytes == 123  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({}, None),
+        ({"traces": ()}, "it needs triton: package triton is not installed"),
+        ({"capability": (8, 6)}, "needs compute capability 8.9, this is 8.6"),
+        ({"scaled": "RuntimeError: no such product"}, "RuntimeError: no such product"),
+    ],
+)
+def test_fp8_needs_triton_a_device_and_torchs_product(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], why: str | None
+) -> None:
+    machine(**{"traces": ("triton", "gcc"), **facts})
+    cuda, asked = Cuda(0), []
+    assert cuda.capabilities.notes.get("fp8") == why
+    assert (cuda.capabilities.precisions[-1] == "fp8") == (why is None)
+    assert cuda.resolve_precision("auto") == cuda.resolve_precision("amp") == "bf16"
+    if why is not None:
+        with pytest.raises(Unsupported, match="no 'fp8' here"):
+            cuda.ops("auto", "fp8")
+        return
+    monkeypatch.setattr(Cuda, "triton_ops", lambda self, precision: asked.append(precision))
+    for kernels in ("auto", "triton"):
+        cuda.ops(kernels, "fp8")
+    assert asked == ["fp8", "fp8"]
+    for kernels in ("flash", "plain"):
+        with pytest.raises(Unsupported, match=f"--kernels {kernels} has no fp8 .*: choose triton"):
+            cuda.ops(kernels, "fp8")
 
 
 @pytest.mark.parametrize(
