@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import ClassVar
@@ -83,6 +83,7 @@ class Cuda(Accelerator):
         # From compute capability 9.0 on SDPA prefers cuDNN's kernel (torch's sdp_utils.cpp), which
         # makes a plan for each new length (its MHA.cpp), and each batch has new lengths.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        self.fused_kernels = () if trial.absent() else ("triton",)
 
     # -- whether it can run here --------------------------------------------------------------
     @classmethod
@@ -135,7 +136,7 @@ class Cuda(Accelerator):
         if self._power_missing is not None:  # though other sensors may be there
             notes["power"] = self._power_missing
         kernels, compilers = list(found.kernels), self._compilers(notes)
-        # The rest is never chosen by ``auto``, flex without a mask.
+        # ``auto`` takes triton where it is measured to be faster, flex with a mask, no package.
         if "inductor" in compilers:
             kernels.append(FlexOps.name)
         else:
@@ -236,7 +237,7 @@ class Cuda(Accelerator):
                 return ops
         elif kernels == FlexOps.name:
             raise Unsupported(f"{self.name}: kernels {kernels!r} unavailable: {why}")
-        return self.verified_masks(self.fastest_ops(precision, {FlexOps.name: why}), precision)
+        return self.verified_masks(self.first_ops(precision, {FlexOps.name: why}), precision)
 
     def build_ops(self, kernels: str, precision: str) -> Ops:
         """Return ``kernels``' operations; raise Unsupported where its trial failed."""
@@ -253,17 +254,17 @@ class Cuda(Accelerator):
                 raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
             return ops
         if kernels == "triton":
-            return self.triton_ops(precision)
+            return self.fused_ops(kernels, precision, lambda: self.first_ops(precision))
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
-            return self.fastest_ops(precision)
+            return self.first_ops(precision)
         return super().build_ops(kernels, precision)
 
-    def triton_ops(self, precision: str) -> Ops:
-        """Return Triton's kernels around the fastest attention; raise Unsupported if one fails."""
+    def fused_ops(self, kernels: str, precision: str, attention: Callable[[], Ops]) -> Ops:
+        """Return Triton's kernels around ``attention``; raise Unsupported if one fails."""
         from bertbench.backends.triton.ops import TritonOps  # only here: it imports triton
 
         dtype = AMP_DTYPES.get(precision, torch.float32)
-        ops = TritonOps(self.fastest_ops(precision), dtype)
+        ops = TritonOps(attention(), dtype)
         tolerance = TF32_TOLERANCE if precision == "tf32" else None
         why = trial.why_not(ops, self.device, dtype, tolerance)
         if why is not None:
@@ -272,6 +273,7 @@ class Cuda(Accelerator):
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         """Return the requested kernel, if it has a LAMB; raise Unsupported if its trial failed."""
+        kernels = self.auto_lamb if kernels == "auto" else kernels
         if kernels == "apex":
             kernel: LambKernel = packages.ApexLamb()
         elif kernels == "triton":

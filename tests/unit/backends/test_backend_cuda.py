@@ -7,6 +7,7 @@ Nothing here ran on a GPU; the contract tests do where there is one.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -494,6 +495,22 @@ def test_trying_kernels_leaves_the_random_state_alone(
     assert Cuda(0).attention_problems
     assert torch.equal(torch.get_rng_state(), before)
     assert len(restored) == 1
+
+
+def test_auto_has_tritons_kernels_to_choose_and_takes_its_lamb_once_chosen(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    assert Cuda(0).measures and Cuda(0).fused_kernels == ()
+    machine(traces=("triton",))
+    cuda = Cuda(0)
+    assert cuda.fused_kernels == ("triton",)
+    assert cuda.lamb_kernel("auto") is cuda.lamb_kernel("torch") is None
+    kernel = SimpleNamespace(triton_lamb=object())
+    monkeypatch.setitem(sys.modules, "bertbench.backends.triton.lamb", kernel)
+    monkeypatch.setattr(packages, "lamb_why_not", lambda *_: None)
+    cuda.auto_lamb = "triton"
+    assert cuda.lamb_kernel("auto") is kernel.triton_lamb
 
 
 def test_packages_are_offered_when_installed_and_named_when_not(machine: Any) -> None:
