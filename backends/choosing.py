@@ -36,7 +36,7 @@ Step = Callable[[int], Any]
 """Compute the batch of this number, forward and backward, or an update."""
 
 
-def measure_kernels(
+def time_kernels(
     settings: Settings, backend: Backend, gather: Callable[[Any], list[Any]], micro_batch: int
 ) -> dict[str, dict[str, Any] | None] | None:
     """Measure what ``auto`` takes on ``backend`` from now on; return the choices for the record.

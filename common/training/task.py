@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bertbench.backends.attention_costs import choose_kernels
-from bertbench.backends.choosing import measure_kernels
+from bertbench.backends.choosing import time_kernels
 from bertbench.common.config.batch_split import requested, split
 from bertbench.common.config.recipe import Recipe, Settings
 from bertbench.common.errors import BadInput
@@ -195,9 +195,7 @@ class Task(ABC):
         self.precision = backend.resolve_precision(impl.precision)
         self.split = requested(self.recipe.global_batch, impl, world.size)
         self.attention_mask = RecipeMask.of(self.recipe)
-        self.kernel_choice = measure_kernels(
-            settings, backend, world.gather, self.split.micro_batch
-        )
+        self.kernel_choice = time_kernels(settings, backend, world.gather, self.split.micro_batch)
         choose = backend.ops if self.attention_mask is None else backend.masked_ops
         self.ops = choose(impl.kernels, self.precision)
         self.weights_report: WeightsReport | None = None

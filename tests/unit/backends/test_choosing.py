@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from bertbench.backends.choosing import ROUNDS, WARM_UP, agree, measure_kernels
+from bertbench.backends.choosing import ROUNDS, WARM_UP, agree, time_kernels
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
@@ -24,7 +24,7 @@ from tests.unit.backends.timed_kernels import Timed, alone, tiny
 
 
 def measured(backend: Timed, *flags: str, gather: Any = alone) -> Any:
-    return measure_kernels(tiny(*flags), backend, gather, micro_batch=4)
+    return time_kernels(tiny(*flags), backend, gather, micro_batch=4)
 
 
 def test_the_fastest_of_each_part_is_taken_and_all_times_are_recorded() -> None:
@@ -143,7 +143,7 @@ def test_nothing_is_measured_where_auto_does_not_choose(flags: tuple[str, ...]) 
 
 
 def test_backends_without_a_choice_measure_nothing() -> None:
-    assert measure_kernels(tiny(), CpuRef(), alone, micro_batch=4) is None
+    assert time_kernels(tiny(), CpuRef(), alone, micro_batch=4) is None
     single = type("Single", (Timed,), {"attention_kernels": ("first",)})()
     assert measured(single) is None
     assert single.ops("auto", "fp32").name == "first"
@@ -176,7 +176,7 @@ class Ranks:
 
     def __init__(self) -> None:
         self.given: list[Any] = [None, None]
-        self.barrier = threading.Barrier(2, timeout=60)
+        self.barrier = threading.Barrier(2)
 
     def gather(self, rank: int) -> Callable[[Any], list[Any]]:
         def wait(value: Any) -> list[Any]:
@@ -199,7 +199,11 @@ def test_ranks_with_other_times_choose_the_same() -> None:
     found: list[Any] = [None, None]
 
     def one(rank: int) -> None:
-        found[rank] = measured(backends[rank], gather=ranks.gather(rank))
+        try:
+            found[rank] = measured(backends[rank], gather=ranks.gather(rank))
+        except BaseException:
+            ranks.barrier.abort()  # the other must not wait for ever
+            raise
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -235,7 +239,7 @@ def test_a_task_computes_with_the_choice_and_records_it() -> None:
 
 ON_DEVICE = """
 from tests.unit.backends.timed_kernels import Timed, alone, tiny
-from bertbench.backends.choosing import measure_kernels
+from bertbench.backends.choosing import time_kernels
 
 class Demo(Timed):
     device_type = "demo"
@@ -244,7 +248,7 @@ backend = Demo()
 torch.manual_seed(3)
 before = torch.get_rng_state(), demo.get_rng_state()
 used = demo.memory_allocated()
-found = measure_kernels(tiny(), backend, alone, 4)
+found = time_kernels(tiny(), backend, alone, 4)
 after = torch.get_rng_state(), demo.get_rng_state()
 answer(
     chosen={part: choice["chosen"] for part, choice in found.items()},
