@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
@@ -29,6 +29,8 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 WRONG_TYPE = "computes in 16-bit floats only"
 EIGHT_BITS = "fp8"
 """The precision whose linear layers take 8-bit floats; everything else is as in bf16."""
+TORCH = "torch"
+"""Among the choices of ``auto``: torch's own operations around attention, and ``lamb_update``."""
 TF32_TOLERANCE = 5e-3
 """Of attention with TF32 products, whose mantissa is as long as float16's."""
 
@@ -38,7 +40,11 @@ class Accelerator(Backend):
 
     compilers: tuple[str, ...] = ()
     attention_kernels: ClassVar[tuple[str, ...]] = (ComputeTypeOps.name,)
-    """Fastest first; each is offered only if its trial on the device succeeds."""
+    """Each is offered only if its trial on the device succeeds. Where a run cannot time them
+    (backends/choosing.py), ``auto`` takes the first."""
+    fused_kernels: tuple[str, ...] = ()
+    """Values of --kernels with fused operations around any attention: those of ``fused_ops`` and
+    ``lamb_kernel``, which ``auto`` takes where they are faster."""
     no_power_reason = "no reader of this device's power works here"
     """The note ``power``, until ``sensors`` raises a better one."""
 
@@ -47,6 +53,10 @@ class Accelerator(Backend):
         # Setting a switch that this version lacks would raise no error and have no effect.
         there = tuple(switch for switch in self.tf32_switches if _exists(switch))
         self.tf32_switches = there  # type: ignore[misc]
+        self.auto_ops: dict[str, Callable[[], Ops]] = {}
+        """Precision -> what makes the operations of ``auto``, once a run has measured them."""
+        self.auto_lamb = TORCH
+        """Whose LAMB ``auto`` takes: TORCH, or one of ``fused_kernels``."""
 
     @classmethod
     def probe(cls) -> Probe:
@@ -130,23 +140,33 @@ class Accelerator(Backend):
 
     # -- kernels ------------------------------------------------------------------------------
     def ops(self, kernels: str, precision: str) -> Ops:
-        """Return the operations; ``auto`` takes the fastest attention that works in ``precision``.
+        """Return the operations; ``auto`` takes those that a run has measured to be the fastest.
 
+        Where none has, it takes the first attention that works in ``precision``.
         Raises Unsupported, as in Backend, and for a kernel that failed its trial.
         """
         precision = self.resolve_precision(precision)
-        first = self.capabilities.kernels[0]
-        if kernels != "auto" or first not in (*self.attention_kernels, "plain"):
+        if kernels != "auto" or not self._auto_is_attention:
             return super().ops(kernels, precision)
-        return self.fastest_ops(precision)
+        return self.auto_ops.get(precision, functools.partial(self.first_ops, precision))()
 
-    def fastest_ops(self, precision: str, before: Mapping[str, str] | None = None) -> Ops:
+    @property
+    def _auto_is_attention(self) -> bool:
+        """Whether no adapter's own operations come before ``attention_kernels``."""
+        return self.capabilities.kernels[0] in (*self.attention_kernels, "plain")
+
+    @property
+    def measures(self) -> bool:
+        """Whether ``auto`` has attention kernels to choose from, so that a run times them."""
+        return len(self.attention_kernels) > 1 and self._auto_is_attention
+
+    def first_ops(self, precision: str, before: Mapping[str, str] | None = None) -> Ops:
         """Return the operations with the first attention kernel that works in ``precision``.
 
         ``before`` holds the reasons why other kernels were passed over, for the record.
         """
         passed_over = dict(before or {})
-        for name, why in self.attention_problems[self._compute(precision)].items():
+        for name, why in self.attention_trials(precision).items():
             if why is None:
                 return self.attention_ops(name, precision, passed_over)
             if why != WRONG_TYPE:
@@ -158,7 +178,7 @@ class Accelerator(Backend):
         """Return ``kernels``' operations; raise Unsupported where its trial failed."""
         if kernels == "plain":
             return Ops()
-        why = self.attention_problems[self._compute(precision)][kernels]
+        why = self.attention_trials(precision)[kernels]
         if why is not None:
             raise Unsupported(
                 f"{self.name}: kernel {kernels!r} in {precision}: {why}. Choose --kernels auto, "
@@ -171,6 +191,21 @@ class Accelerator(Backend):
     ) -> Ops:
         """Return the operations with one of ``attention_kernels``, without trying it."""
         return ComputeTypeOps(self.stream_dtype(precision), passed_over=passed_over)
+
+    def fused_ops(self, kernels: str, precision: str, attention: Callable[[], Ops]) -> Ops:
+        """Return one of ``fused_kernels`` around the operations that ``attention`` makes.
+
+        Raises Unsupported where their trial failed.
+        """
+        raise NotImplementedError(f"{self.name} names {kernels!r} and does not make it")
+
+    def free_memory(self) -> None:
+        """Return unused memory from torch's cache to the device, where the module can."""
+        getattr(self.module, "empty_cache", lambda: None)()
+
+    def attention_trials(self, precision: str) -> dict[str, str | None]:
+        """Return attention kernel -> why it fails in ``precision`` (None: it works)."""
+        return self.attention_problems[self._compute(precision)]
 
     @functools.cached_property
     def attention_problems(self) -> dict[str, dict[str, str | None]]:

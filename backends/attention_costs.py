@@ -107,7 +107,7 @@ def measure(
     """
     length = masks[0].shape[1]
     sequences = max(1, TOKENS // length)
-    tokens = _tokens(sequences, length, shape.device)
+    tokens = made_up_tokens([length] * sequences, shape.device)
     width = shape.heads * shape.size
     generator = torch.Generator().manual_seed(0)
     made = torch.randn(len(tokens.input_ids), 4 * width, generator=generator)
@@ -188,15 +188,15 @@ def choose_kernels(
     return costs
 
 
-def _tokens(sequences: int, length: int, device: torch.device) -> Tokens:
-    """Return sequences of one length; attention reads nothing of them but where they begin."""
-    zeros = torch.zeros(sequences * length, dtype=torch.int64)
+def made_up_tokens(lengths: Sequence[int], device: torch.device) -> Tokens:
+    """Return sequences of ``lengths``; attention reads nothing of them but where they begin."""
+    zeros = torch.zeros(sum(lengths), dtype=torch.int64)
     return Tokens(
         input_ids=zeros,
         segment_ids=zeros,
         position_ids=zeros,
-        cu_seqlens=torch.arange(sequences + 1, dtype=torch.int32) * length,
-        lengths=(length,) * sequences,
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        lengths=tuple(lengths),
     ).to(device)
 
 

@@ -80,6 +80,12 @@ def chosen(settings: Settings, backend: Backend, facts: RunFacts, folder: Path) 
         lines.append(f"  tried       micro-batches of full length: {found}")
     kernels = ", ".join(sorted(set(task.kernels.values())))
     lines.append(f"  compute     {task.precision}, kernels {kernels}")
+    for part, found in (task.own.get("kernel_choice") or {}).items():
+        times = (found or {}).get("milliseconds", {}).items()
+        if times:
+            lines.append(
+                f"  timed       {part}: {', '.join(f'{n} {ms:.3g} ms' for n, ms in times)}"
+            )
     if why := _no_16_bit_reason(backend, settings.impl.precision, task.precision):
         lines.append(f"              {why}")
     return [*lines, f"  threads     {torch.get_num_threads()} in each process"]

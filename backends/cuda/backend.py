@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import ClassVar
@@ -86,6 +86,7 @@ class Cuda(Accelerator):
         # From compute capability 9.0 on SDPA prefers cuDNN's kernel (torch's sdp_utils.cpp), which
         # makes a plan for each new length (its MHA.cpp), and each batch has new lengths.
         torch.backends.cuda.enable_cudnn_sdp(False)
+        self.fused_kernels = () if trial.absent() else ("triton",)
 
     # -- whether it can run here --------------------------------------------------------------
     @classmethod
@@ -138,7 +139,7 @@ class Cuda(Accelerator):
         if self._power_missing is not None:  # though other sensors may be there
             notes["power"] = self._power_missing
         kernels, compilers = list(found.kernels), self._compilers(notes)
-        # The rest is never chosen by ``auto``, flex without a mask.
+        # ``auto`` takes triton where it is measured to be faster, flex with a mask, no package.
         if "inductor" in compilers:
             kernels.append(FlexOps.name)
         else:
@@ -242,9 +243,11 @@ class Cuda(Accelerator):
     # -- kernels ------------------------------------------------------------------------------
     def ops(self, kernels: str, precision: str) -> Ops:
         """Return Accelerator's operations; FP8 is computed by Triton's kernels alone."""
-        if self.resolve_precision(precision) == EIGHT_BITS and kernels == "auto":
-            kernels = "triton"
-        return super().ops(kernels, precision)
+        if kernels != "auto" or self.resolve_precision(precision) != EIGHT_BITS:
+            return super().ops(kernels, precision)
+        rest = of_activations(EIGHT_BITS)
+        measured = self.auto_ops.get(rest, functools.partial(self.first_ops, rest))
+        return self.fused_ops("triton", EIGHT_BITS, measured)
 
     def attention_ops(
         self, kernel: str, precision: str, passed_over: Mapping[str, str] | None = None
@@ -269,7 +272,7 @@ class Cuda(Accelerator):
                 return ops
         elif kernels == FlexOps.name:
             raise Unsupported(f"{self.name}: kernels {kernels!r} unavailable: {why}")
-        return self.verified_masks(self.fastest_ops(precision, {FlexOps.name: why}), precision)
+        return self.verified_masks(self.first_ops(precision, {FlexOps.name: why}), precision)
 
     def build_ops(self, kernels: str, precision: str) -> Ops:
         """Return ``kernels``' operations; raise Unsupported where its trial failed."""
@@ -286,20 +289,20 @@ class Cuda(Accelerator):
                 raise Unsupported(f"--kernels transformer_engine in {precision}: {why}")
             return ops
         if kernels == "triton":
-            return self.triton_ops(precision)
+            rest = of_activations(precision)
+            return self.fused_ops(kernels, precision, lambda: self.first_ops(rest))
         if precision == EIGHT_BITS:
             raise Unsupported(f"--kernels {kernels} has no {precision} products: choose triton")
         if kernels == "apex":  # its LAMB is used; it has no attention for unpadded batches
-            return self.fastest_ops(precision)
+            return self.first_ops(precision)
         return super().build_ops(kernels, precision)
 
-    def triton_ops(self, precision: str) -> Ops:
-        """Return Triton's kernels around the fastest attention; raise Unsupported if one fails."""
+    def fused_ops(self, kernels: str, precision: str, attention: Callable[[], Ops]) -> Ops:
+        """Return Triton's kernels around ``attention``; raise Unsupported if one fails."""
         from bertbench.backends.triton.ops import TritonOps  # only here: it imports triton
 
-        rest = of_activations(precision)
-        dtype = AMP_DTYPES.get(rest, torch.float32)
-        ops = TritonOps(self.fastest_ops(rest), dtype, fp8=precision == EIGHT_BITS)
+        dtype = AMP_DTYPES.get(of_activations(precision), torch.float32)
+        ops = TritonOps(attention(), dtype, fp8=precision == EIGHT_BITS)
         tolerance = TF32_TOLERANCE if precision == "tf32" else None
         why = trial.why_not(ops, self.device, dtype, tolerance)
         if why is not None:
@@ -308,6 +311,7 @@ class Cuda(Accelerator):
 
     def lamb_kernel(self, kernels: str) -> LambKernel | None:
         """Return the requested kernel, if it has a LAMB; raise Unsupported if its trial failed."""
+        kernels = self.auto_lamb if kernels == "auto" else kernels
         if kernels == "apex":
             kernel: LambKernel = packages.ApexLamb()
         elif kernels == "triton":

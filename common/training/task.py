@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bertbench.backends.attention_costs import choose_kernels
+from bertbench.backends.choosing import time_kernels
 from bertbench.common.config.batch_split import requested, split
 from bertbench.common.config.recipe import Recipe, Settings
 from bertbench.common.errors import BadInput
@@ -142,10 +143,7 @@ class OptimizerOptions:
         """Raise BadInput for numbers with which no step can be taken."""
         for name, value, low, high in (
             ("learning rate", self.learning_rate, 0.0, 1e38),
-            *(
-                (f"beta {i}", beta, 0.0, math.nextafter(1, 0))
-                for i, beta in enumerate(self.betas, 1)
-            ),
+            *((f"beta {i}", b, 0.0, math.nextafter(1, 0)) for i, b in enumerate(self.betas, 1)),
             ("epsilon", self.eps, 1e-30, 1e38),
             ("weight decay", self.weight_decay_rate, 0.0, 1e38),
         ):
@@ -197,6 +195,7 @@ class Task(ABC):
         self.precision = backend.resolve_precision(impl.precision)
         self.split = requested(self.recipe.global_batch, impl, world.size)
         self.attention_mask = RecipeMask.of(self.recipe)
+        self.kernel_choice = time_kernels(settings, backend, world.gather, self.split.micro_batch)
         choose = backend.ops if self.attention_mask is None else backend.masked_ops
         self.ops = choose(impl.kernels, self.precision)
         self.weights_report: WeightsReport | None = None
@@ -235,11 +234,9 @@ class Task(ABC):
             lamb_kernel=kernel,
             fused=backend.fused_adamw,
         )
-        if options.name == "lamb":
-            self._optimizer_kernel = f"lamb-{'fused' if kernel else 'foreach'}"
-        else:
-            fused = "fused" if backend.fused_adamw else "unfused"
-            self._optimizer_kernel = f"torch-{fused} {options.name}"
+        lamb = f"lamb-{'fused' if kernel else 'foreach'}"
+        other = f"torch-{'fused' if backend.fused_adamw else 'unfused'} {options.name}"
+        self._optimizer_kernel = lamb if options.name == "lamb" else other
 
     # -- given by each benchmark ------------------------------------------------------------------
     @abstractmethod
@@ -387,5 +384,7 @@ class Task(ABC):
                 "unexpected": list(report.unexpected),
                 "notes": list(report.notes),
             },
-            own=self.own_facts() | ({} if mask is None else mask.facts(self.attention_costs)),
+            own={"kernel_choice": self.kernel_choice}
+            | self.own_facts()
+            | ({} if mask is None else mask.facts(self.attention_costs)),
         )

@@ -216,7 +216,7 @@ def pretrain(
 
 
 def other_kernels(check: Check, report: SectionReport) -> None:
-    """Train with each kernel that ``auto`` does not choose, in processes; raise RunFailed."""
+    """Train with each other attention kernel, in processes; raise RunFailed."""
     failed = []
     for name in apart(lambda: _alternatives(check, report)):
         flags = ("--kernels", name)
@@ -229,7 +229,7 @@ def other_kernels(check: Check, report: SectionReport) -> None:
 
 
 def _alternatives(check: Check, report: SectionReport) -> list[str]:
-    """Return the attention kernels that ``auto`` does not choose; raises NotAvailable."""
+    """Return the attention kernels but the first that works; raises NotAvailable."""
     backend = check.open()
     precision = choose_precision(check, backend, "bf16")
     usual = backend.ops("auto", precision).name

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
@@ -57,6 +57,7 @@ class FakeCuda(Cuda):
     compute_capability = (9, 0)
     norm_problems = {"bf16": None, "fp16": None}  # noqa: RUF012
     fused_adamw = True
+    measures = False  # fake tensors take no time
 
     def __init__(self, phases: Phases, tally: Tally) -> None:
         self._phases, self._tally = phases, tally
@@ -90,12 +91,11 @@ class FakeCuda(Cuda):
         own, dtype = KERNELS.get(kernel), AMP_DTYPES.get(precision, torch.float32)
         return None if own is None or dtype in own.dtypes else WRONG_TYPE
 
-    def triton_ops(self, precision: str) -> Ops:
+    def fused_ops(self, kernels: str, precision: str, attention: Callable[[], Ops]) -> Ops:
         from bertbench.backends.triton.ops import TritonOps
 
-        rest = of_activations(precision)
-        dtype = AMP_DTYPES.get(rest, torch.float32)
-        return TritonOps(self.fastest_ops(rest), dtype, fp8=precision == EIGHT_BITS)
+        dtype = AMP_DTYPES.get(of_activations(precision), torch.float32)
+        return TritonOps(attention(), dtype, fp8=precision == EIGHT_BITS)
 
     def _fp8_problem(self, notes: Mapping[str, str]) -> str | None:
         return notes.get("triton")

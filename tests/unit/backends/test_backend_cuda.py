@@ -7,6 +7,7 @@ Nothing here ran on a GPU; the contract tests do where there is one.
 from __future__ import annotations
 
 import dataclasses
+import sys
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -498,6 +499,22 @@ def test_trying_kernels_leaves_the_random_state_alone(
     assert len(restored) == 1
 
 
+def test_auto_has_tritons_kernels_to_choose_and_takes_its_lamb_once_chosen(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    assert Cuda(0).measures and Cuda(0).fused_kernels == ()
+    machine(traces=("triton",))
+    cuda = Cuda(0)
+    assert cuda.fused_kernels == ("triton",)
+    assert cuda.lamb_kernel("auto") is cuda.lamb_kernel("torch") is None
+    kernel = SimpleNamespace(triton_lamb=object())
+    monkeypatch.setitem(sys.modules, "bertbench.backends.triton.lamb", kernel)
+    monkeypatch.setattr(packages, "lamb_why_not", lambda *_: None)
+    cuda.auto_lamb = "triton"
+    assert cuda.lamb_kernel("auto") is kernel.triton_lamb
+
+
 def test_packages_are_offered_when_installed_and_named_when_not(machine: Any) -> None:
     machine()
     cuda = Cuda(0)
@@ -569,10 +586,10 @@ def test_fp8_needs_triton_a_device_and_torchs_product(
         with pytest.raises(Unsupported, match="no 'fp8' here"):
             cuda.ops("auto", "fp8")
         return
-    monkeypatch.setattr(Cuda, "triton_ops", lambda self, precision: asked.append(precision))
+    monkeypatch.setattr(Cuda, "fused_ops", lambda self, *given: asked.append(given[:2]))
     for kernels in ("auto", "triton"):
         cuda.ops(kernels, "fp8")
-    assert asked == ["fp8", "fp8"]
+    assert asked == [("triton", "fp8")] * 2
     for kernels in ("flash", "plain"):
         with pytest.raises(Unsupported, match=f"--kernels {kernels} has no fp8 .*: choose triton"):
             cuda.ops(kernels, "fp8")
