@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -64,8 +64,9 @@ def try_reduction(backend: Backend, world: World, reduce_dtype: str) -> list[str
     return []
 
 
-def average_(gradients: Sequence[Tensor], world: World, reduce_dtype: str) -> None:
-    """Average gradients [any shape] over ranks in place, as DDP does, but after clipping."""
+def average_(parameters: Iterable[Tensor], world: World, reduce_dtype: str) -> None:
+    """Average gradients of ``parameters`` [any shape] over ranks: DDP's mean, after clipping."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     flat = world.sum_(flat.to(REDUCE_DTYPES[reduce_dtype])).to(flat.dtype).div_(world.size)
     means = flat.split([gradient.numel() for gradient in gradients])

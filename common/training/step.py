@@ -64,8 +64,7 @@ def train_step(
     if world.size > 1 and not plan.clip_after_allreduce:
         if plan.max_grad_norm is not None:
             _clip(task.optimizer, plan, grad_norm(parameters))
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        average_(gradients, world, plan.reduce_dtype)
+        average_(parameters, world, plan.reduce_dtype)
         if scaler.is_enabled():
             # Each rank checked its own gradients only: all must skip if one overflowed.
             for found in scaler._found_inf_per_device(task.optimizer).values():
