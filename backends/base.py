@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bertbench.backends import selfcheck
+from bertbench.backends.reduction import reduce_in
 from bertbench.backends.timers import EventTimer, HostTimer, Timer
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
@@ -378,9 +379,14 @@ class Backend(ABC):
         group = chosen if self.device_type == "cpu" else f"cpu:gloo,{self.device_type}:{chosen}"
         torch.distributed.init_process_group(group, **kwargs)
 
-    def wrap_ddp(self, module: nn.Module) -> nn.Module:
-        """Wrap a model for data parallelism: gradients are all-reduced in buckets, overlapped."""
-        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+    def wrap_ddp(self, module: nn.Module, reduce_dtype: str = "fp32") -> nn.Module:
+        """Wrap a model for data parallelism: gradients are all-reduced in buckets, overlapped.
+
+        Raises Unsupported where they cannot be reduced in ``reduce_dtype`` (REDUCE_DTYPES).
+        """
+        model = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        reduce_in(model, reduce_dtype)
+        return model
 
     # -- observation --------------------------------------------------------------------------
     def telemetry(self, period_s: float = 0.1) -> Telemetry | None:

@@ -22,6 +22,7 @@ from bertbench.benchmarks.base import Benchmark
 from bertbench.common.choices import chosen, dry_run
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain
+from bertbench.common.distributed.all_reduce import try_reduction
 from bertbench.common.distributed.peers import PeerLost, Peers
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError, Unsupported
@@ -83,6 +84,8 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
     with world.joined(backend, settings.impl.dist_backend) as peers:
+        notes = try_reduction(backend, world, settings.impl.reduce_dtype)
+        settings = replace(settings, notes=(*settings.notes, *notes))
         code = (it := Run(settings, backend, world, benchmark, started, known)).execute(peers)
     return Finished(code, None if it.record is None else it.record.path)
 
@@ -130,8 +133,7 @@ class Run:
                 raise error from caught
             outcome = self._failed(error)
             known = isinstance(error, (BertbenchError, OSError)) or self.backend.ran_out(error)
-            if not known:
-                unexpected = error
+            unexpected = None if known else error
         with self.interruption, self.interruption.held():
             code = self._close(outcome)
         if unexpected is not None:
@@ -251,9 +253,8 @@ class Run:
         )
         for line in chosen(settings, self.backend, built.facts, record.path):
             console.say(line)
-        checks = built.facts.device.device_checks
-        notes = device_notes(self.backend, built.devices[0], checks, gelu=built.task.gelu)
-        first = built.devices[0]
+        first, checks = built.devices[0], built.facts.device.device_checks
+        notes = device_notes(self.backend, first, checks, gelu=built.task.gelu)
         folders = [run.output_dir / s for s in (self._system(built), system_name(first.name, 1))]
         built.calibrated = find_calibration(folders, plain(first), built.plan.precision, notes)
         notes += self.other_work.notes(self.world.local_size)
@@ -328,7 +329,7 @@ class Run:
     # -- the end ----------------------------------------------------------------------------------
     def _close(self, outcome: Outcome) -> int:
         """Seal the result at once, then measure the rest and finish console, log and record."""
-        built, record = self.built, self.record
+        built, record, rank = self.built, self.record, self.world.rank
         assert built is not None
         end = Closing(
             settings=self.settings,
@@ -359,8 +360,7 @@ class Run:
         metrics = end.attempt(missing, end.metrics, outcome, **measured)
         if record is None:
             if outcome.status == "failed":
-                text = f"bertbench run: rank {self.world.rank}: {outcome.reason}"
-                print(text, file=Stream(sys.stderr))
+                print(f"bertbench run: rank {rank}: {outcome.reason}", file=Stream(sys.stderr))
             return EXIT_CODES.get(outcome.status, 1)
         self._note(self.clock.contradictions())
         end.identify(record, built.source)

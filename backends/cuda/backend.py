@@ -325,11 +325,14 @@ class Cuda(Accelerator):
 
     # -- observation --------------------------------------------------------------------------
     def sensors(self) -> Sensors:
+        sensors, self._power_missing = nvml.open_nvml(*self._in_nvml())
+        return sensors
+
+    def _in_nvml(self) -> tuple[int, str | None, str | None]:
+        """Return what identifies the device to NVML: index, visible devices and torch's UUID."""
         visible = os.environ.get(self.visible_devices_env or "")
         uuid = getattr(self.module.get_device_properties(self.device.index), "uuid", None)
-        uuid = None if uuid is None else str(uuid)
-        sensors, self._power_missing = nvml.open_nvml(self.device.index, visible, uuid)
-        return sensors
+        return self.device.index, visible, None if uuid is None else str(uuid)
 
     def driver(self) -> str | None:
         return nvml.driver_version()
@@ -351,6 +354,9 @@ class Cuda(Accelerator):
         collective = _collective_version(self.module)
         if collective is not None:
             facts[str(self.collective)] = collective
+        if self.vendor == identify.NVIDIA.key:
+            interconnect = nvml.interconnect(*self._in_nvml())
+            facts |= {} if interconnect is None else {"interconnect": interconnect}
         facts |= {name: os.environ[name] for name in self.recorded_env if name in os.environ}
         return facts | {name: nvml.without_ids(v) for name, v in super().extras().items()}
 

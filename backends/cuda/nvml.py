@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,6 +63,48 @@ def open_nvml(index: int, visible: str | None, uuid: str | None) -> tuple[Sensor
         return sample
 
     return Sensors(read, f"nvml ({measure or 'no power'})"), no_power
+
+
+PATHS = {0: "one board", 10: "PIX", 20: "PXB", 30: "PHB", 40: "NODE", 50: "SYS"}
+"""nvmlGpuTopologyLevel_t (nvml.h), with the names of `nvidia-smi topo -m`."""
+
+
+def interconnect(index: int, visible: str | None, uuid: str | None) -> str | None:
+    """Return how this device reaches the host's other GPUs; arguments as in ``open_nvml``.
+
+    For example ``NVLink to 1 of 3 GPUs, 4 links; PCIe to 2 of 3 GPUs (NODE 1, SYS 1)``. None where
+    there is no other GPU, for a MIG instance, which reaches none, and where NVML does not say.
+    """
+    try:
+        nvml = _load()
+        card, _, mig = _find(nvml, visible_entry(index, visible), uuid)
+        devices = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        own = nvml.nvmlDeviceGetUUID(card)
+        others = [other for other in devices if nvml.nvmlDeviceGetUUID(other) != own]
+        if mig or not others:
+            return None
+        which, ok = nvml.NVML_P2P_CAPS_INDEX_NVLINK, nvml.NVML_P2P_STATUS_OK
+        apart = [o for o in others if nvml.nvmlDeviceGetP2PStatus(card, o, which) != ok]
+        paths = Counter(nvml.nvmlDeviceGetTopologyCommonAncestor(card, other) for other in apart)
+    except Exception:  # Unsupported, or any error of NVML
+        return None
+    linked, found = len(others) - len(apart), []
+    if linked:
+        links = f"{_active_links(nvml, card)} links"
+        found.append(f"NVLink to {linked} of {len(others)} GPUs, {links}")
+    if apart:
+        named = ", ".join(f"{PATHS.get(level, level)} {n}" for level, n in sorted(paths.items()))
+        found.append(f"PCIe to {len(apart)} of {len(others)} GPUs ({named})")
+    return "; ".join(found)
+
+
+def _active_links(nvml: Any, card: Any) -> int:
+    """Return the number of a card's NVLinks that are up; those that it lacks raise."""
+    up = 0
+    for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+        with contextlib.suppress(nvml.NVMLError):
+            up += nvml.nvmlDeviceGetNvLinkState(card, link) == nvml.NVML_FEATURE_ENABLED
+    return up
 
 
 def driver_version() -> str | None:

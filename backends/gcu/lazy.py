@@ -200,8 +200,13 @@ class LazyGcu(Backend):
         )
         self._world_size = distributed.get_world_size()
 
-    def wrap_ddp(self, module: nn.Module) -> nn.Module:
-        """Wrap in the stack's own DDP, as Enflame's scripts do."""
+    def wrap_ddp(self, module: nn.Module, reduce_dtype: str = "fp32") -> nn.Module:
+        """Wrap in the stack's own DDP, as Enflame's scripts do; raise Unsupported but for fp32."""
+        if reduce_dtype != "fp32":
+            raise Unsupported(
+                f"{self.name}: no --reduce_dtype {reduce_dtype}: the lazy stack's own DDP has no "
+                f"communication hooks that are known. Leave it out"
+            )
         wrap: Callable[..., nn.Module] = self._part("nn.parallel").DistributedDataParallel
         return wrap(module, device_ids=[self._local_rank], find_unused_parameters=True)
 

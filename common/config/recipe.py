@@ -56,6 +56,9 @@ class Impl:
     """Keep the evaluation set in memory after the first evaluation."""
     dist_backend: str | None = None
     """Collective library; default: the backend's own."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type in which gradients are added over ranks, as FSDP's option of this name; bf16 sends half
+    the bytes (DDP's bf16_compress_hook)."""
     compile: str | None = None
     """A compiler of the backend; default: none."""
     num_threads: int | None = None
@@ -195,6 +198,8 @@ LATER = {
     "distillation": 0.0, "distillation_temperature": 2.0,
 }  # fmt: skip
 """Fields of recipes that came after the first records, and the values that stood for them."""
+BEFORE: Mapping[str, Any] = LATER | {"reduce_dtype": "fp32"}
+"""The same with the fields of implementations."""
 
 
 def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str | None]) -> str:

@@ -73,6 +73,11 @@ SHARED: dict[str, _Shared] = {
         "it costs less where the backward pass hides it, and more where both compete",
         clock="host-sync",
     ),
+    "gradient_all_reduce_bytes": _Shared(
+        *("bytes", "lower", "none", "per-process"),
+        "a step's gradients of one process, as it gives them to the all-reduce: trained parameters "
+        "x bytes of --reduce_dtype; a ring of N sends 2 (N - 1) / N of it from each process",
+    ),
     "sequences_per_second": _rate("sequences/s", f"sequences trained in {_TIMED} / its seconds"),
     "sequences_per_second_e2e": _rate(
         "sequences/s", "sequences trained in this process / (run_start to run_stop)"

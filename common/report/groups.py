@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from bertbench.common.config.recipe import BEFORE
 from bertbench.common.report.plot import REFERENCE, STYLES
 from bertbench.common.results.attention import Attention, attention
 from bertbench.common.results.comparable import FINISHED
@@ -357,7 +358,7 @@ def differing(some: Iterable[Any]) -> list[str]:
     return [
         k
         for k in sorted({k for v in every for k in v})
-        if len({json.dumps(v.get(k), sort_keys=True) for v in every}) > 1
+        if len({json.dumps(v.get(k, BEFORE.get(k)), sort_keys=True) for v in every}) > 1
     ]
 
 
@@ -369,7 +370,7 @@ def _given(r: Result, keys: Iterable[str]) -> list[str]:
 
 def words_of(values: Any, keys: Iterable[str]) -> list[str]:
     """Return ``key value`` for each of ``keys``."""
-    chosen = {k: mapping(values).get(k) for k in keys}
+    chosen = {k: mapping(values).get(k, BEFORE.get(k)) for k in keys}
     return [f"{k} {'unset' if v is None else json.dumps(v)}"[:60] for k, v in chosen.items()]
 
 

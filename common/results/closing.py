@@ -15,11 +15,11 @@ from typing import Any, ParamSpec, TypeVar
 from bertbench.backends.base import Backend
 from bertbench.backends.peaks import Peak
 from bertbench.common.config.recipe import Settings, recipe_hash
-from bertbench.common.distributed.all_reduce import gradient_all_reduce_s
+from bertbench.common.distributed.all_reduce import gradient_all_reduce_s, gradient_bytes
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError
 from bertbench.common.files import why
-from bertbench.common.measure.metric import Metric
+from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord
 from bertbench.common.results.seals import incomplete
@@ -105,15 +105,12 @@ class Closing:
         """Return all metrics; the ranks meet here if training ended the same way on each."""
         if not outcome.run_s:
             return []
-        sensors, memory, all_reduce_s = self._gathered(outcome)
+        sensors, memory, all_reduce = self._gathered(outcome)
         quality = self._quality(outcome)
         if outcome.evals:
             last, work = outcome.evals[-1], self.built.task.further_quality
             quality += self.attempt("further scores are unknown", work, last) or []
-        found = summarise(
-            outcome, quality=quality, sensors=sensors, memory=memory, all_reduce_s=all_reduce_s,
-            **measured,
-        )  # fmt: skip
+        found = summarise(outcome, quality=quality, sensors=sensors, memory=memory, **measured)
         self.problems = sorted(
             f"rank {rank}: {r.problem}" for rank, r in enumerate(sensors) if r and r.problem
         )
@@ -121,37 +118,45 @@ class Closing:
             self.note(f"power and energy are unknown: {text}")
         window = outcome.train_window
         rate = window and (window.effective_flops_per_second or window.model_flops_per_second)
-        return found + (self.attempt("MFU is unknown", self._utilisation, rate) or [])
+        return found + all_reduce + (self.attempt("MFU is unknown", self._utilisation, rate) or [])
 
     def _quality(self, outcome: Outcome) -> list[Metric]:
         if not outcome.evals:
             return []
         return self.attempt("scores are unknown", self.built.task.quality, outcome.evals[-1]) or []
 
-    def _gathered(self, outcome: Outcome) -> tuple[list[Any], list[Any], float | None]:
-        """Return sensors and peak memory of every rank, and the seconds of an all-reduce."""
+    def _gathered(self, outcome: Outcome) -> tuple[list[Any], list[Any], list[Metric]]:
+        """Return sensors and peak memory of every rank, and the metrics of an all-reduce."""
         mine = (
             self.attempt("sensors are unknown", reading, self.built.telemetry),
             self.attempt("peak memory is unknown", self.backend.peak_memory),
         )
         if outcome.train_window is None:  # a process has left: it would not answer
-            return [], [], None
+            return [], [], []
         missing = "sensors and memory of all processes are unknown"
         every = self.attempt(missing, self.world.gather, mine)
         if every is None:
-            return [], [], None
-        seconds = None
+            return [], [], []
+        found = None
         if outcome.steps_done and outcome.status != "interrupted":
-            seconds = self.attempt("gradient_all_reduce_s is unknown", self._all_reduce_s)
-        return [sensors for sensors, _ in every], [memory for _, memory in every], seconds
+            found = self.attempt("gradient_all_reduce_s is unknown", self._all_reduce)
+        return [sensors for sensors, _ in every], [memory for _, memory in every], found or []
 
-    def _all_reduce_s(self) -> float | None:
-        return gradient_all_reduce_s(
-            self.built.task.model.parameters(),
-            world=self.world,
-            device=self.backend.device,
-            synchronize=self.backend.synchronize,
-        )
+    def _all_reduce(self) -> list[Metric]:
+        """Return seconds and bytes of the all-reduce of a step's gradients; none for one rank."""
+        gradients = [p for p in self.built.task.model.parameters() if p.requires_grad]
+        dtype = self.built.plan.reduce_dtype
+        seconds = gradient_all_reduce_s(
+            gradients, world=self.world, device=self.backend.device,
+            synchronize=self.backend.synchronize, reduce_dtype=dtype,
+        )  # fmt: skip
+        if seconds is None:
+            return []
+        note = "" if dtype == "fp32" else f"buckets rounded to {dtype} before, which is not timed"
+        return [
+            metric("gradient_all_reduce_s", seconds, note=note),
+            metric("gradient_all_reduce_bytes", gradient_bytes(gradients, dtype)),
+        ]
 
     def _utilisation(self, flops_per_second: float | None) -> list[Metric]:
         """Return the shares of the peaks known for this device; none for a simulated one."""

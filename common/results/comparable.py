@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.config.recipe import hash_values
+from bertbench.common.config.recipe import BEFORE, hash_values
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.measure.metric import SHARED
@@ -145,10 +145,14 @@ def _changed(lhs: Side, rhs: Side, part: str) -> list[str]:
     if not lhs.finished or not rhs.finished:
         return []
     left, right = (leaves(side.finished[0].config[part]) for side in (lhs, rhs))
-    return [
-        f"{shown(key, 40)} {shown(left.get(key), 40)} against {shown(right.get(key), 40)}"
+    pairs = {
+        key: [side.get(key, BEFORE.get(key)) for side in (left, right)]
         for key in sorted({*left, *right} - {"attention_mask"})  # it counts by its content
-        if left.get(key) != right.get(key)
+    }
+    return [
+        f"{shown(key, 40)} {shown(one, 40)} against {shown(other, 40)}"
+        for key, (one, other) in pairs.items()
+        if one != other
     ]
 
 

@@ -23,6 +23,9 @@ DEFINITIONS = {
     "efficiency": "rate(N) / (N x rate(1)); same recipe per device, precision and kernels",
     "step_s": "global batch / sequences_per_second",
     "gradient_all_reduce_s": SHARED["gradient_all_reduce_s"].definition,
+    "gradient_all_reduce_bytes": SHARED["gradient_all_reduce_bytes"].definition,
+    "hidden": "1 - beyond_s / gradient_all_reduce_s, in weak scaling: the share of the all-reduce "
+    "that a step's computation hides, at least, since imbalance counts as not hidden",
     "beyond_s": {
         "weak": "step_s(N) - step_s(1): the cost of communication and imbalance per step",
         "strong": "step_s(N) - step_s(1) / N: the cost per step of communication, imbalance and "
@@ -56,6 +59,9 @@ class ScalingPoint:
     step_s: float | None = None
     beyond_s: float | None = None
     gradient_all_reduce_s: float | None = None
+    gradient_all_reduce_bytes: float | None = None
+    hidden: float | None = None
+    """Share of the all-reduce that a step hides; None in strong scaling and on a shared host."""
     micro_batch: int | None = None
     precision: str | None = None
     kernels: Any = None
@@ -81,7 +87,9 @@ def fill(row: ScalingPoint, results: Sequence[Result], *, quality: bool = True) 
     row.quality = last.quality if quality else None
     extras = last.manifest.get("extras") or {}
     row.micro_batch, row.kernels = extras.get("micro_batch"), extras.get("kernels")
-    for name in ("gradient_all_reduce_s", "peak_memory_bytes", "power_w"):
+    for name in (
+        "gradient_all_reduce_s", "gradient_all_reduce_bytes", "peak_memory_bytes", "power_w",
+    ):  # fmt: skip
         values = [value for r in finished if (value := r.value(name)) is not None]
         setattr(row, name, median(values) if values else None)
 
@@ -109,6 +117,8 @@ def relate(rows: Sequence[ScalingPoint], weak: bool, shares_host: bool) -> None:
         if row.efficiency is not None and row.efficiency > MOST_EFFICIENT:
             row.note = "; ".join(filter(None, (row.note, NOT_CREDIBLE)))
         row.beyond_s = row.step_s - one.step_s / (1 if weak else row.devices)
+        if weak and not shares_host and row.gradient_all_reduce_s:
+            row.hidden = _finite(1 - row.beyond_s / row.gradient_all_reduce_s)
 
 
 def _finite(value: float) -> float | None:
@@ -142,7 +152,7 @@ def as_dict(rows: Sequence[ScalingPoint], *, weak: bool, **facts: Any) -> dict[s
 def render(found: dict[str, Any]) -> str:
     """Return the table for people, with the definitions of its columns."""
     head = ("devices", "batch", "micro", "sequences/s", "per device", "efficiency", "s/step",
-            "beyond", "all-reduce", "quality", "status")  # fmt: skip
+            "beyond", "all-reduce", "hidden", "quality", "status")  # fmt: skip
     table = [head, *map(_cells, found["rows"])]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in table]
@@ -158,7 +168,11 @@ def render(found: dict[str, Any]) -> str:
         f"s/step       {definitions['step_s']}",
         f"beyond       {definitions['beyond_s']}",
         f"all-reduce   seconds, {definitions['gradient_all_reduce_s']}",
+        f"hidden       {definitions['hidden']}",
     ]
+    sent = [row["gradient_all_reduce_bytes"] for row in found["rows"]]
+    for count in dict.fromkeys(n for n in sent if n is not None):
+        lines.append(f"bytes        {count:,.0f}, {definitions['gradient_all_reduce_bytes']}")
     lines += [
         f"{row['devices']} devices: {shown(row['note'], 300)}"
         for row in found["rows"]
@@ -191,6 +205,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row["step_s"], ".4g"),
         _number(row["beyond_s"], "+.3g"),
         _number(row["gradient_all_reduce_s"], ".3g"),
+        _number(row["hidden"], ".2f"),
         _number(quality.get("value"), ".4g"),
         ", ".join(dict.fromkeys(row["statuses"])) or "not run",
     )

@@ -99,7 +99,8 @@ class Training:
         )
         if resume is not None:
             restore(task, self.scaler, backend, world, resume, progress)
-        self.model = backend.wrap_ddp(task.model) if world.size > 1 else task.model
+        alone = world.size == 1
+        self.model = task.model if alone else backend.wrap_ddp(task.model, plan.reduce_dtype)
         self.out = Outcome(status="below_quality", reason="", progress=progress)
         self.out.skipped = plan.skip_steps
         self.meter = RateMeter(clock=clock, synchronize=backend.synchronize, telemetry=telemetry)

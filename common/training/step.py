@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from bertbench.common.distributed.all_reduce import average_
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError
 from bertbench.common.optim.clip import clip_, clip_each_, clip_factor, grad_norm
@@ -64,7 +64,7 @@ def train_step(
     if world.size > 1 and not plan.clip_after_allreduce:
         if plan.max_grad_norm is not None:
             _clip(task.optimizer, plan, grad_norm(parameters))
-        _all_reduce_mean(parameters, world)
+        average_(parameters, world, plan.reduce_dtype)
         if scaler.is_enabled():
             # Each rank checked its own gradients only: all must skip if one overflowed.
             for found in scaler._found_inf_per_device(task.optimizer).values():
@@ -101,14 +101,3 @@ def _clip(
         optimizer.clip_factor = clip_factor(norm, plan.max_grad_norm)
     else:
         clip_([p for g in optimizer.param_groups for p in g["params"]], norm, plan.max_grad_norm)
-
-
-def _all_reduce_mean(parameters: Sequence[Tensor], world: World) -> None:
-    """Average the gradients over ranks as DDP does, but after clipping."""
-    flat = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
-    world.sum_(flat).div_(world.size)
-    offset = 0
-    for p in parameters:
-        assert p.grad is not None
-        p.grad.copy_(flat[offset : offset + p.grad.numel()].view_as(p.grad))
-        offset += p.grad.numel()

@@ -58,13 +58,11 @@ def summarise(
     e2e_s: float,
     memory: Sequence[PeakMemory | None] = (),
     sensors: Sequence[Reading | None] = (),
-    all_reduce_s: float | None = None,
     quality: Sequence[Metric] = (),
 ) -> list[Metric]:
     """Return the metrics of a run; those not measured are left out.
 
-    ``quality`` holds the task's metrics of the last evaluation, ``all_reduce_s`` the result of
-    common/distributed/all_reduce.py.
+    ``quality`` holds the task's metrics of the last evaluation.
 
     ``whole`` is false for a resumed run: its times are of this process only, so it has no time to
     target. ``memory`` and ``sensors`` hold one entry per rank. A rank without its own sensors (one
@@ -79,7 +77,6 @@ def summarise(
         "eval_s": outcome.eval_s,
         "checkpoint_s": outcome.checkpoint_s,
         "data_wait_s": outcome.data_wait_s,
-        "gradient_all_reduce_s": all_reduce_s,
     }
     metrics = [metric(name, value) for name, value in times.items() if value is not None]
     metrics += _training(outcome)

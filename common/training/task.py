@@ -103,6 +103,7 @@ class Plan:
     """Whose norm ``max_grad_norm`` bounds: of all gradients together, or of each matrix."""
     clip_after_allreduce: bool = True
     init_loss_scale: float = 2.0**16
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     log_freq: int = 10
     checkpoint_every_samples: int = 0
     """0 = no checkpoints, not even on interruption."""
@@ -119,6 +120,7 @@ class Plan:
         every = 0 if run.skip_checkpoint else run.num_samples_per_checkpoint
         common: dict[str, Any] = {
             "init_loss_scale": settings.impl.init_loss_scale,
+            "reduce_dtype": settings.impl.reduce_dtype,
             "log_freq": run.log_freq,
             "checkpoint_every_samples": every,
             "checkpoint_start_samples": run.min_samples_to_start_checkpoints,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
@@ -13,7 +14,9 @@ from torch import nn
 
 from bertbench import backends
 from bertbench.backends.base import Backend
+from bertbench.common.distributed.all_reduce import try_reduction
 from bertbench.common.distributed.world import World
+from bertbench.common.errors import Unsupported
 from tests.contract.helpers import GRADIENT_TOLERANCE
 from tests.contract.tiny_task import exact_precision
 from tests.ports import free_port
@@ -35,6 +38,9 @@ def two_ranks(rank: int, name: str, port: int) -> None:
         assert world.sum_(on_host).tolist() == [3.0] * 3, "all-reduce of host tensors"
         assert world.gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}], "gathered objects"
         assert world.max_async(rank).result() == 1, "a vote"
+
+        with contextlib.suppress(Unsupported):  # else the gradients are what they should be
+            assert try_reduction(backend, world, "bf16") == []
 
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4))

@@ -14,6 +14,8 @@ import pytest
 
 from bertbench.common.cli.main import main
 from bertbench.common.mlperf.compliance import check_log
+from bertbench.common.results.comparable import load_side
+from bertbench.common.results.compare import compare
 from tests.smoke.conftest import ROOT, TINY, lines, manifest
 
 EXACT = ("--precision", "fp32", "--kernels", "plain")
@@ -100,6 +102,34 @@ def test_two_ranks_give_the_losses_of_one(runs):
     assert manifest(both)["world_size"] == 2
     assert [e["samples"] for e in lines(both, "eval")] == [32, 64, 96]
     assert len(runs.records()) == 2  # one record per run, not per rank
+
+
+def test_two_ranks_that_reduce_in_bf16_learn_the_same(runs):
+    """Over 30 steps each loss is within 1 % of that with float32."""
+    still = (*EXACT, "--hidden_dropout", "0", "--attention_dropout", "0", "--max_steps", "30")
+    exact = runs.run(*still, ranks=2)
+    rounded = runs.run(*still, "--reduce_dtype", "bf16", ranks=2)
+    assert len(losses(rounded)) == 30 and losses(rounded) != losses(exact)
+    assert losses(rounded) == pytest.approx(losses(exact), rel=1e-2)
+    metrics = [{m["name"]: m for m in manifest(r)["metrics"]} for r in (exact, rounded)]
+    sent = [m["gradient_all_reduce_bytes"]["value"] for m in metrics]
+    assert sent[0] == 2 * sent[1] > 0
+    definitions = [m["gradient_all_reduce_s"]["definition"] for m in metrics]
+    assert definitions[1] == f"{definitions[0]}; buckets rounded to bf16 before, which is not timed"
+    config = json.loads((rounded / "config.json").read_text())
+    assert config["impl"]["reduce_dtype"] == "bf16"
+    assert config["origins"]["reduce_dtype"] == "flag"
+    assert main(["validate", str(rounded)]) == 0
+    found = compare(load_side(str(exact)), load_side(str(rounded)))
+    assert not found.differences
+    assert "implementation: reduce_dtype fp32 against bf16" in found.notes
+
+
+def test_one_process_says_that_it_reduces_nothing(runs):
+    content = manifest(runs.run("--max_steps", "1", "--reduce_dtype", "bf16"))
+    text = "--reduce_dtype bf16 has no effect: one process reduces no gradients"
+    assert text in content["notes"]
+    assert not {m["name"] for m in content["metrics"] if "all_reduce" in m["name"]}
 
 
 def test_bf16_and_native_kernels_train_like_the_reference(runs):

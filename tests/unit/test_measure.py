@@ -544,9 +544,11 @@ class _Slow:
     def __init__(self, device: Async, later: Iterator[float]) -> None:
         self.device, self.later = device, later
         self.sizes: list[int] = []
+        self.dtypes: set[torch.dtype] = set()
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         self.sizes.append(tensor.numel())
+        self.dtypes.add(tensor.dtype)
         self.device.queued += tensor.numel() * 1e-6
         return tensor
 
@@ -554,7 +556,10 @@ class _Slow:
         return [value, None if value is None else value + next(self.later)]
 
 
-def test_the_gradients_alone_take_the_slowest_rank_and_the_median() -> None:
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_gradients_alone_take_the_slowest_rank_and_the_median(
+    name: str, dtype: torch.dtype
+) -> None:
     device = Async(0.0)
     device.queued = 7.0  # from before: none of this
     world = _Slow(device, iter([100.0, 3.0, 1.0, 2.0, 5.0, 4.0]))
@@ -563,8 +568,9 @@ def test_the_gradients_alone_take_the_slowest_rank_and_the_median() -> None:
     parameters = [torch.empty(whole, requires_grad=True), torch.empty(5, requires_grad=True)]
     found = gradient_all_reduce_s(
         [*parameters, frozen], world=world, device=torch.device("cpu"),
-        synchronize=device.synchronize, clock=lambda: device.now,
+        synchronize=device.synchronize, reduce_dtype=name, clock=lambda: device.now,
     )  # fmt: skip
+    assert world.dtypes == {dtype}
     assert world.sizes == [whole, 5] * (1 + REPEATS)
     assert found == pytest.approx(3.0 + (whole + 5) * 1e-6)
 

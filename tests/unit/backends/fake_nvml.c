@@ -2,6 +2,8 @@
 /* A libnvidia-ml.so.1 of three cards, the last one with a MIG instance.
 
    FAKE_NVML_FAIL="nvmlDeviceGetPowerUsage=3 ..." makes functions return an error of NVML's.
+   FAKE_NVML_LINKS is the number of NVLinks of each card that are up; they join all cards, unless
+   FAKE_NVML_BRIDGE is set: then the first two only.
    FAKE_NVML_REASONS is the mask of clocks' event reasons. Each look at the energy counter finds
    1,500 mJ more on it. Built with -DOLD_NAMES the library has the older names only. */
 
@@ -150,6 +152,34 @@ int nvmlDeviceGetUtilizationRates(Card *card, unsigned *gpu_memory) {
 int nvmlDeviceGetClockInfo(Card *card, int which, unsigned *mhz) {
     WHOLE_CARD(card);
     *mhz = which == 1 ? card->sm : which == 2 ? card->memory_clock : 0;
+    return SUCCESS;
+}
+
+static int links(void) {
+    const char *told = getenv("FAKE_NVML_LINKS");
+    return told ? atoi(told) : 0;
+}
+
+int nvmlDeviceGetNvLinkState(Card *card, unsigned link, unsigned *active) {
+    WHOLE_CARD(card);
+    if (link >= 18)
+        return INVALID_ARGUMENT;
+    *active = (int)link < links();
+    return SUCCESS;
+}
+
+int nvmlDeviceGetP2PStatus(Card *one, Card *other, int what, int *status) {
+    FAIL_IF_TOLD;
+    int bridged = getenv("FAKE_NVML_BRIDGE") == NULL || (one < &cards[2] && other < &cards[2]);
+    if (what != 2 || one == other)
+        return INVALID_ARGUMENT;
+    *status = links() && bridged ? 0 : 5; /* 5: not supported */
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(Card *one, Card *other, int *level) {
+    FAIL_IF_TOLD;
+    *level = one < &cards[2] && other < &cards[2] ? 30 : 50;
     return SUCCESS;
 }
 

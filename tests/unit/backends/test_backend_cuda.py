@@ -633,6 +633,8 @@ def test_the_record_has_no_id_of_the_machine(machine: Any, monkeypatch: pytest.M
     machine()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-11112222-aaaa,3")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    joined = "NVLink to 1 of 1 GPUs, 18 links"
+    monkeypatch.setattr(nvml, "interconnect", lambda *_: joined)
     told = Cuda(0).describe()
     assert (told.backend, told.name, told.index) == ("cuda", "NVIDIA H100 80GB HBM3", 0)
     assert told.memory_bytes == 80 << 30
@@ -644,6 +646,7 @@ def test_the_record_has_no_id_of_the_machine(machine: Any, monkeypatch: pytest.M
         "multiprocessors": "132",
         "cudnn": "91900",
         "nccl": "2.27.5",
+        "interconnect": joined,
         "NVIDIA_TF32_OVERRIDE": "0",
         "CUDA_VISIBLE_DEVICES": "GPU-...,3",
     }

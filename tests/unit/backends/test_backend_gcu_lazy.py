@@ -297,6 +297,8 @@ def test_ddp_is_the_packages_own(gcu: Recorder) -> None:
     model = nn.Linear(1, 1)
     assert LazyGcu(1).wrap_ddp(model) is model
     assert gcu.calls[-1] == ("DDP", (model,), {"device_ids": [1], "find_unused_parameters": True})
+    with pytest.raises(Unsupported, match="gcu: no --reduce_dtype bf16: the lazy stack's own DDP"):
+        LazyGcu(1).wrap_ddp(model, "bf16")
 
 
 def test_the_hosts_random_state_is_all_that_is_kept(gcu: Recorder) -> None:

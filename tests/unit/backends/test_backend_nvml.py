@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from bertbench.backends.cuda.nvml import THROTTLING, throttling, without_ids
+from bertbench.backends.cuda import nvml
+from bertbench.backends.cuda.nvml import PATHS, THROTTLING, throttling, without_ids
+from bertbench.common.errors import Unsupported
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -42,6 +44,7 @@ def ask(index=0, visible=None, uuid=None, env=(), then=()):
         "source": sensors.source, "no_power": no_power, "samples": sampler.samples(),
         "energy_j": sampler.energy_j(), "problem": sampler.problem,
         "driver": nvml.driver_version(),
+        "interconnect": nvml.interconnect(index, visible, uuid),
     }
 
 print(json.dumps({name: ask(**question) for name, question in json.load(sys.stdin).items()}))
@@ -105,6 +108,10 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     "mig, older form": {"visible": "MIG-GPU-cccc3333-0000-0000-0000-000000000000/1/0"},
     "mig by number": {"index": 2},
     "lost": {"then": {FAIL: "nvmlDeviceGetPowerUsage=15"}},
+    "switched": {"index": 1, "env": {"FAKE_NVML_LINKS": "18"}},
+    "bridged": {"env": {"FAKE_NVML_LINKS": "4", "FAKE_NVML_BRIDGE": "1"}},
+    "no topology": {"env": {FAIL: "nvmlDeviceGetTopologyCommonAncestor=3"}},
+    "no p2p": {"env": {FAIL: "nvmlDeviceGetP2PStatus=3", "FAKE_NVML_LINKS": "18"}},
     "capped": {"env": {"FAKE_NVML_REASONS": "0x5"}},
     "not loaded": {"env": {FAIL: "nvmlInitWithFlags=9"}},
     "mismatch": {"env": {FAIL: "nvmlInitWithFlags=18"}},
@@ -222,6 +229,23 @@ def test_a_card_that_is_lost_stops_the_sampling_not_the_training(answers: Answer
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("first", "PCIe to 2 of 2 GPUs (PHB 1, SYS 1)"),
+        ("switched", "NVLink to 2 of 2 GPUs, 18 links"),
+        ("bridged", "NVLink to 1 of 2 GPUs, 4 links; PCIe to 1 of 2 GPUs (SYS 1)"),
+        ("no topology", None),
+        ("no p2p", None),
+        ("mig by uuid", None),
+        ("mig by number", None),
+    ],
+)
+def test_how_a_card_reaches_the_others(answers: Answers, question: str, says: str | None) -> None:
+    assert answers[question]["interconnect"] == says
+
+
+@needs_compiler
 def test_throttling_comes_from_the_library(answers: Answers) -> None:
     sample = answers["capped"]["samples"][0]
     assert (sample["throttled"], sample["throttle_power"], sample["throttle_thermal"]) == (1, 1, 0)
@@ -278,6 +302,21 @@ def test_the_bits_are_those_of_the_package() -> None:
     assert THROTTLING["hardware"] == reason["HwSlowdown"]
     harmless = reason["GpuIdle"] | reason["ApplicationsClocksSetting"]
     assert not any(bits & harmless for bits in THROTTLING.values())
+
+
+def test_the_levels_are_those_of_the_package() -> None:
+    import pynvml
+
+    names = "INTERNAL SINGLE MULTIPLE HOSTBRIDGE NODE SYSTEM".split()
+    assert list(PATHS) == [getattr(pynvml, f"NVML_TOPOLOGY_{name}") for name in names]
+
+
+def test_without_the_library_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise Unsupported("package nvidia-ml-py is not installed")
+
+    monkeypatch.setattr(nvml, "_load", absent)
+    assert nvml.interconnect(0, None, None) is None
 
 
 def test_ids_are_left_out() -> None:

@@ -209,6 +209,19 @@ def test_other_code_is_warned_about(tmp_path: Path) -> None:
     assert any("6 runs are on both sides" in note for note in of(a, a).notes)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "note"),
+    [("fp32", []), ("bf16", ["implementation: reduce_dtype fp32 against bf16"])],
+)
+def test_a_record_from_before_a_field_has_the_value_of_then(
+    tmp_path: Path, dtype: str, note: list[str]
+) -> None:
+    before = group(tmp_path / "a", BASE)
+    now = group(tmp_path / "b", BASE, config={"impl": {"reduce_dtype": dtype}})
+    notes = of(before, now).notes
+    assert [text for text in notes if text.startswith("implementation")] == note
+
+
 def test_other_definitions_and_units_are_not_passed_over(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     for root, unit, text in ((a, "bytes", "by torch"), (b, "bytes", "by the system")):

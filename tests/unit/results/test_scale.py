@@ -88,6 +88,37 @@ def test_weak_scaling_to_the_digit(tmp_path: Path) -> None:
     assert "indicative: 1 run(s)" in text
 
 
+def reduced(root: Path, weak: bool, shares_host: bool) -> list[ScalingPoint]:
+    """One and two devices: 200 and 222 ms a step, whose all-reduce takes 40 ms alone."""
+    rows = []
+    for devices, metrics in (
+        (1, {"sequences_per_second": 100.0}),
+        (2, {"sequences_per_second": 180.0, "gradient_all_reduce_s": 0.04,
+             "gradient_all_reduce_bytes": 2_680_000_000}),
+    ):  # fmt: skip
+        batch = 20 * (devices if weak else 1)
+        make_run(root / str(devices), metrics, world_size=devices, global_batch=batch)
+        rows.append(ScalingPoint(devices=devices, global_batch=batch))
+        fill(rows[-1], load_results([root / str(devices)], references=False)[0])
+    relate(rows, weak=weak, shares_host=shares_host)
+    return rows
+
+
+def test_what_a_step_hides_of_its_all_reduce_and_what_it_sends(tmp_path: Path) -> None:
+    one, two = rows = reduced(tmp_path / "a", weak=True, shares_host=False)
+    assert one.hidden is one.gradient_all_reduce_bytes is None  # one process sends nothing
+    assert two.hidden == pytest.approx(1 - (40 / 180 - 0.2) / 0.04)
+    found = json.loads(json.dumps(as_dict(rows, weak=True, synthetic=False, repeats=1)))
+    assert found["rows"][1]["gradient_all_reduce_bytes"] == 2_680_000_000
+    text = render(found)
+    assert text.splitlines()[2].split()[8:10] == ["0.04", "0.44"]
+    assert "hidden       1 - beyond_s / gradient_all_reduce_s" in text
+    assert "bytes        2,680,000,000, a step's gradients of one process" in text
+    # A smaller share of each device is no communication; one processor hides nothing of its own.
+    assert reduced(tmp_path / "b", weak=False, shares_host=False)[1].hidden is None
+    assert reduced(tmp_path / "c", weak=True, shares_host=True)[1].hidden is None
+
+
 def test_strong_scaling_to_the_digit(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, {1: 16, 2: 16, 4: 16})
     relate(rows, weak=False, shares_host=False)
