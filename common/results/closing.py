@@ -82,6 +82,8 @@ class Closing:
     """What the failures of ``attempt`` left out."""
     problems: list[str] = field(default_factory=list)
     """Of the sensors of any rank."""
+    recipe_hash: str | None = None
+    """Known from ``identify`` on."""
 
     def attempt(
         self, missing: str, work: Callable[P, T], *args: P.args, **named: P.kwargs
@@ -185,10 +187,11 @@ class Closing:
             ):
                 self.note(text)
         recipe = self.settings.recipe
+        self.recipe_hash = recipe_hash(recipe, **inputs)
         self.attempt(
             "the identity is not in the record yet",
             record.identify,
-            recipe_hash=recipe_hash(recipe, **inputs),
+            recipe_hash=self.recipe_hash,
             recipe_kind=type(recipe).__name__,
             inputs=inputs,
             global_batch=recipe.global_batch,
