@@ -69,14 +69,14 @@ def lines(
         times = number(machine.time_to_target_s / time, 2)
         sentence += f": {times} times as fast as the reference machine ({_of(machine)})"
     if summary.status in FINISHED:
-        sentence = _wrapped(sentence, columns)
+        sentence = wrapped(sentence, columns)
     rows = _figures(summary, evals, values)
     if summary.status == "below_quality":
         rows.append(("to do", _advice(summary.reason, settings)))
-    return [sentence, *(_wrapped(text, columns, f"  {name:<10}") for name, text in rows)]
+    return [sentence, *(wrapped(text, columns, f"  {name:<10}") for name, text in rows)]
 
 
-def _wrapped(text: str, columns: int, label: str = "") -> str:
+def wrapped(text: str, columns: int, label: str = "") -> str:
     """Return ``text`` behind its label; paths and numbers with hyphens stay whole."""
     wrap = textwrap.TextWrapper(
         columns, initial_indent=label, subsequent_indent=" " * len(label),
