@@ -357,12 +357,15 @@ class Run:
             self.ended = summary
         missing = "metrics of all processes are unknown"
         metrics = end.attempt(missing, end.metrics, outcome, **measured)
+        if outcome.save is not None and outcome.train_window is not None:  # no process has left
+            end.attempt("no checkpoint of the result", outcome.save, self.observers[:1])
         if record is None:
             if outcome.status == "failed":
                 text = f"bertbench run: rank {self.world.rank}: {outcome.reason}"
                 print(text, file=Stream(sys.stderr))
             return EXIT_CODES.get(outcome.status, 1)
         self._note(self.clock.contradictions())
+        end.attempt("no vocabulary beside the checkpoints", end.keep_vocabulary, record)
         end.identify(record, built.source)
         built.facts.telemetry_problems = end.problems
         built.facts.results = end.attempt("results are unknown", built.task.results) or {}

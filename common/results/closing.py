@@ -7,6 +7,7 @@ its own, and a part that fails leaves its values unknown and a note.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partialmethod
@@ -22,7 +23,7 @@ from bertbench.common.files import why
 from bertbench.common.measure.metric import Metric
 from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord
-from bertbench.common.results.seals import incomplete
+from bertbench.common.results.seals import CHECKPOINTS, VOCABULARY, incomplete
 from bertbench.common.training.built import Built
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.progress import Outcome
@@ -168,6 +169,15 @@ class Closing:
             peaks=self.peaks,
             calibrated=self.built.calibrated,
         )
+
+    def keep_vocabulary(self, record: RunRecord) -> None:
+        """Copy the data's vocabulary, where it is known, beside the checkpoints, if there are any.
+
+        Raises OSError where that fails.
+        """
+        vocab, folder = self.built.source.vocab_file, record.path / CHECKPOINTS
+        if vocab is not None and vocab.is_file() and folder.is_dir():
+            shutil.copyfile(vocab, folder / VOCABULARY)
 
     def identify(self, record: RunRecord, source: Source | None) -> None:
         """Add the hashes of recipe and inputs; without a source, or its files, of the recipe."""
