@@ -373,8 +373,7 @@ class Run:
         measures = summary.metrics if metrics is None else tuple(metrics)
         summary = replace(summary, metrics=measures, extras=extras)
         work = partial(ending.of_run, summary, outcome.evals, built, self.settings)
-        lines = end.attempt("the end for people", work, end.recipe_hash) or ()
-        summary = replace(summary, lines=lines)
+        summary = replace(summary, lines=end.attempt("no sentence", work, end.recipe_hash) or ())
         last = end.finish(record, self.observers, summary)
         if problem is not None and last is not None:
             summary = replace(

@@ -46,11 +46,10 @@ def export(
 ) -> dict[str, Any]:
     """Write the newest checkpoint of ``run`` to the new folder ``output``; return a summary.
 
-    Of a run that reached its target this is the checkpoint of that step. Without ``vocab_file`` the
-    run's own vocabulary goes along, where it is known and there. The checkpoint is verified first,
-    and ``output`` appears only when it is complete. Raises BadInput for a damaged checkpoint, one
-    without its run's ``config.json``, or another model's vocabulary; Unsupported for a model
-    without names in this naming.
+    Of a run that reached its target this is the checkpoint of that step. ``vocab_file`` defaults to
+    the run's own, if any. The checkpoint is verified first, and ``output`` appears only when
+    it is complete. Raises BadInput for a damaged checkpoint, one without its run's ``config.json``,
+    or another model's vocabulary; Unsupported for a model without names in this naming.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{shown(output)} exists: name a new folder with --output")
@@ -60,15 +59,9 @@ def export(
     groups, _ = load(checkpoint)
     saved_mask = groups.get("attention_mask")
     mask = from_tensors(saved_mask) if saved_mask else None
-    if vocab_file is None:
-        vocab_file = _own_vocabulary(folder, config.vocab_size)
-    tokens = None if vocab_file is None else read_vocab(vocab_file, pads=False)
+    vocab_file = vocab_file or _own_vocabulary(folder, config.vocab_size)
+    tokens = None if vocab_file is None else _tokens(vocab_file, config.vocab_size)
     rows = config.vocab_size if tokens is None else len(tokens)
-    if not is_padded(rows, config.vocab_size):
-        raise BadInput(
-            f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: give "
-            f"the vocabulary that the run was made with"
-        )
     state = other_names(weights_of(groups["model"]), config.norm_position, naming, vocab_size=rows)
     architecture = next((a for name, a in HEADS.items() if name in state), None)
     if architecture is None:
@@ -136,11 +129,22 @@ def vocabulary_of(folder: Path) -> Path | None:
     return None if named is None else Path(named).expanduser()
 
 
+def _tokens(vocab_file: Path, model_rows: int) -> list[str]:
+    """Return the tokens; raise BadInput for the vocabulary of another model."""
+    tokens = read_vocab(vocab_file, pads=False)
+    if not is_padded(len(tokens), model_rows):
+        raise BadInput(
+            f"{vocab_file} has {len(tokens)} tokens, the model {model_rows} rows for them: give "
+            f"the vocabulary that the run was made with"
+        )
+    return tokens
+
+
 def _own_vocabulary(folder: Path, model_rows: int) -> Path | None:
     """Return the run's vocabulary; None where it is gone, or of another model."""
     with suppress(BadInput, OSError, ValueError, KeyError, TypeError, AttributeError):
         found = vocabulary_of(folder)
-        if found is not None and is_padded(len(read_vocab(found, pads=False)), model_rows):
+        if found is not None and _tokens(found, model_rows):
             return found
     return None
 
