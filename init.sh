@@ -222,4 +222,4 @@ if [ -z "${CC:-}" ] && ! command -v cc > /dev/null && ! command -v gcc > /dev/nu
 fi
 printf '%s\n' "$key" "$dev" "$wanted_layout" "$backend" > "$stamp"
 "$venv/bin/bertbench" doctor
-say "done. Train: bash train_bert_pretraining_amp_dist.sh   Test: bash test.sh   Shell: . .venv/bin/activate"
+say "done. Speed, 20 s: .venv/bin/bertbench quick   Train: bash train_bert_pretraining_amp_dist.sh   Test: bash test.sh   Shell: . .venv/bin/activate"

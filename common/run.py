@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from bertbench.common.measure.clock import Clock, command_began
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.system import system_name
 from bertbench.common.measure.utilisation import find_calibration
+from bertbench.common.report import ending
 from bertbench.common.report.tensorboard import TensorBoard, writer_class
 from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
@@ -358,17 +358,22 @@ class Run:
             self.ended = summary
         missing = "metrics of all processes are unknown"
         metrics = end.attempt(missing, end.metrics, outcome, **measured)
+        if outcome.save is not None and outcome.train_window is not None:  # no process has left
+            end.attempt("no checkpoint of the result", outcome.save, self.observers[:1])
         if record is None:
             if outcome.status == "failed":
                 print(f"bertbench run: rank {rank}: {outcome.reason}", file=Stream(sys.stderr))
             return EXIT_CODES.get(outcome.status, 1)
         self._note(self.clock.contradictions())
+        end.attempt("no vocabulary beside the checkpoints", end.keep_vocabulary, record)
         end.identify(record, built.source)
         built.facts.telemetry_problems = end.problems
         built.facts.results = end.attempt("results are unknown", built.task.results) or {}
         extras: Any = end.attempt("extras are unknown", built.facts.extras) or {}
         measures = summary.metrics if metrics is None else tuple(metrics)
         summary = replace(summary, metrics=measures, extras=extras)
+        work = partial(ending.of_run, summary, outcome.evals, built, self.settings)
+        summary = replace(summary, lines=end.attempt("no sentence", work, end.recipe_hash) or ())
         last = end.finish(record, self.observers, summary)
         if problem is not None and last is not None:
             summary = replace(
@@ -378,7 +383,8 @@ class Run:
                 f"{summary.status}: {summary.reason}",
             )
             print(f"bertbench run: {summary.reason}", file=Stream(sys.stderr))
-        end.attempt("the last lines", self._print_end, record.path, summary)
+        found = end.attempt("further files", self.benchmark.closing, record.path) or ()
+        end.attempt("the last lines", ending.print_end, self.settings, record.path, summary, found)
         return EXIT_CODES.get(summary.status, 1)
 
     def _seal_provisional(self, end: Closing, record: RunRecord, summary: RunSummary) -> None:
@@ -386,15 +392,3 @@ class Run:
         end.identify(record, None)
         extras: Any = end.attempt("extras are unknown", self.built.facts.extras) or {}
         record.seal(replace(summary, extras=extras))
-
-    def _print_end(self, path: Path, summary: RunSummary) -> None:
-        out = Stream(sys.stdout)
-        if self.settings.run.json:
-            content = {"record": str(path), "status": summary.status, "reason": summary.reason,
-                       "metrics": {m.name: m.value for m in summary.metrics}}  # fmt: skip
-            print(json.dumps(content), file=out, flush=True)
-            return
-        lines = [f"record      {path}", *self.benchmark.closing(path)]
-        if summary.status == "interrupted" and (path / "checkpoints").is_dir():
-            lines.append(f"to go on    the same command with --resume {path}")
-        print("\n".join(lines), file=out, flush=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the pages' tables of results from the records in results/.
+"""Write the pages' tables of results, and results/machines.json, from the records in results/.
 
 python tools/readme_results.py           # writes them
 python tools/readme_results.py --check   # exits with 1 if they are out of date
@@ -13,14 +13,17 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bertbench.common.report import markdown
+from bertbench.common.report.groups import entries
 from bertbench.common.report.page import Report
 from bertbench.common.results.attention import attention
+from bertbench.common.results.machines import row
 from bertbench.common.results.seals import MANIFEST
 from bertbench.common.results.store import load_results
 
@@ -53,6 +56,23 @@ def of_records(results: Path) -> str:
     report = Report(*load_results(measured, references=False))
     found = [t for s in report.sections for t in s.tables if t.id in TABLES and not s.simulated]
     return "\n\n".join("\n".join((t.intro, "", *markdown.rows(t, links=False))) for t in found)
+
+
+def of_machines(results: Path) -> str:
+    """Return results/machines.json: medians of the measured runs that reached their target."""
+    measured = [p for p in committed(results) if (results / MASKS) not in p.parents]
+    found = []
+    for entry in entries(load_results(measured, references=False)[0]):
+        time, rate = entry.value("time_to_target_s"), entry.value("sequences_per_second")
+        if time is None or rate is None or entry.first.simulated:
+            continue
+        medians = {
+            "samples": statistics.median(r.samples for r in entry.reached if r.samples),
+            "time_to_target_s": time.median,
+            "sequences_per_second": rate.median,
+        }
+        found.append(row(entry.first, medians, time.n))
+    return json.dumps({"machines": found}, indent=1) + "\n"
 
 
 def repeated(results: Path) -> str:
@@ -176,6 +196,16 @@ def written(readme: str, tables: str) -> str:
     return f"{head}{BEGIN}\n{tables}\n{END}{rest.split(END)[1]}"
 
 
+def pages() -> dict[str, Callable[[], str]]:
+    """Return each file that this tool writes, and what makes its whole content."""
+    results = ROOT / "results"
+    whole: dict[str, Callable[[], str]] = {"results/machines.json": lambda: of_machines(results)}
+    for name, made in PAGES.items():
+        page = ROOT / name
+        whole[name] = lambda page=page, made=made: written(page.read_text("utf-8"), made(results))
+    return whole
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -183,15 +213,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing")
     given = parser.parse_args()
     wrong = 0
-    for name, made in PAGES.items():
+    for name, made in pages().items():
         page = ROOT / name
-        old = page.read_text(encoding="utf-8")
-        new = written(old, made(ROOT / "results"))
+        old = page.read_text(encoding="utf-8") if page.is_file() else None
+        new = made()
         if old == new:
             continue
         wrong = 1
         if given.check:
-            print(f"{name}: its tables are out of date: run tools/readme_results.py")
+            print(f"{name}: it is out of date: run tools/readme_results.py")
         else:
             page.write_text(new, encoding="utf-8")
     return wrong if given.check else 0

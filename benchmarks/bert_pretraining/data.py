@@ -230,6 +230,7 @@ def find_source(settings: Settings) -> PretrainingSource:
         eval_files=files.held_out,
         opened=opened,
         init_checkpoint=files.checkpoint,
+        vocab_file=None if root is None or run.input_dir else root / "vocab.txt",
     )
 
 

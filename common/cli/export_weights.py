@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         "--vocab_file",
         type=Path,
         metavar="FILE",
-        help="copied as vocab.txt; cuts the embedding's padding rows",
+        help="copied as vocab.txt; cuts the embedding's padding rows; default: the run's own",
     )
     given = verb.parse_args(argv)
     made = export(given.run, given.output, naming=given.naming, vocab_file=given.vocab_file)
@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(made))
         return 0
     print(f"wrote {made['folder']}: {made['parameters']:,} parameters of step {made['step']}")
+    if made["run_step"] is not None and made["step"] < made["run_step"]:
+        print(f"  older than the run's end: step {made['step']} of {made['run_step']}")
     if given.naming == "huggingface":
         print(f"  transformers.{made['architecture']}.from_pretrained({made['folder']!r})")
     else:
@@ -44,6 +46,6 @@ def main(argv: Sequence[str]) -> int:
             f"  attention mask {made['attention_mask']}: --attention_mask "
             f"{Path(made['folder']) / WITH_WEIGHTS}; others compute dense attention"
         )
-    if given.vocab_file is None:
+    if made["vocab_file"] is None:
         print("  no vocabulary included: --vocab_file FILE adds one")
     return 0

@@ -31,6 +31,7 @@ class Verb(NamedTuple):
 
 _TABLE = (
     ("doctor", "[BACKEND]", "Report which backends, devices and precisions work here"),
+    ("quick", "", "Estimate this machine's speed, and the first run's time, in about 20 seconds"),
     ("list", "", "List the recipes, their data and their duration", "recipes:list_main"),
     ("describe", "RECIPE", "Print every value of a recipe, and its hash", "recipes:describe_main"),
     ("run", "RECIPE [flags]", "Run a recipe; --dry_run prints the plan", "recipes:run_main"),

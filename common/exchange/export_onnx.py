@@ -26,6 +26,7 @@ from bertbench.common.exchange.export_weights import (
     checkpoint_of,
     new_folder,
     recipe_of,
+    vocabulary_of,
     write_json,
 )
 from bertbench.common.exchange.onnx_model import INPUTS, OUTPUTS, PaddedBert, keep_apart
@@ -35,7 +36,6 @@ from bertbench.common.model.config import BertConfig
 from bertbench.common.model.ops import Ops
 from bertbench.common.results.seals import MANIFEST
 from bertbench.common.training.checkpoint import load
-from bertbench.common.training.resume import run_config
 
 FORMAT = 1
 OPSET = 20
@@ -81,7 +81,7 @@ def export_onnx(run: Path, output: Path, *, vocab_file: Path | None = None) -> d
         raise Unsupported(
             f"{checkpoint}: its attention is sparse, which no exported model computes"
         )
-    vocab = _vocabulary(folder / "config.json", vocab_file)
+    vocab = vocab_file or vocabulary_of(folder) or minilm_file("vocab.txt")
     tokens = read_vocab(vocab, pads=False)
     if not is_padded(len(tokens), config.vocab_size):
         raise BadInput(
@@ -138,14 +138,6 @@ def write_onnx(model: nn.Module, path: Path) -> None:
     assert program is not None
     keep_apart(program.model.graph)
     program.save(path)
-
-
-def _vocabulary(config: Path, given: Path | None) -> Path:
-    """Return the given file, else the run's, else the one that recipes fetch."""
-    if given is not None:
-        return given
-    named = run_config(config)["run"].get("vocab_file")
-    return minilm_file("vocab.txt") if named is None else Path(named).expanduser()
 
 
 def _result(manifest: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from bertbench.common.masks.attach import WITH_WEIGHTS, from_tensors
 from bertbench.common.model.config import BertConfig
 from bertbench.common.model.naming import DECODER_BIAS, DECODER_WEIGHT, WORD_EMBEDDING, Naming
 from bertbench.common.model.weights import other_names
-from bertbench.common.results.seals import MANIFEST
+from bertbench.common.results.seals import CHECKPOINTS, MANIFEST, VOCABULARY
 from bertbench.common.training.checkpoint import load, resolve
 from bertbench.common.training.resume import run_config
 
@@ -46,36 +46,34 @@ def export(
 ) -> dict[str, Any]:
     """Write the newest checkpoint of ``run`` to the new folder ``output``; return a summary.
 
-    The checkpoint is verified first, and ``output`` appears only when it is complete. Raises
-    BadInput for a damaged checkpoint, one without its run's ``config.json``, or another model's
-    vocabulary; Unsupported for a model without names in this naming.
+    Of a run that reached its target this is the checkpoint of that step. ``vocab_file`` defaults to
+    the run's own, if any. The checkpoint is verified first, and ``output`` appears only when
+    it is complete. Raises BadInput for a damaged checkpoint, one without its run's ``config.json``,
+    or another model's vocabulary; Unsupported for a model without names in this naming.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{shown(output)} exists: name a new folder with --output")
     checkpoint = checkpoint_of(run)
-    recipe, config = recipe_of(checkpoint.parent.parent / "config.json")
+    folder = checkpoint.parent.parent
+    recipe, config = recipe_of(folder / "config.json")
     groups, _ = load(checkpoint)
     saved_mask = groups.get("attention_mask")
     mask = from_tensors(saved_mask) if saved_mask else None
-    tokens = None if vocab_file is None else read_vocab(vocab_file, pads=False)
+    vocab_file = vocab_file or _own_vocabulary(folder, config.vocab_size)
+    tokens = None if vocab_file is None else _tokens(vocab_file, config.vocab_size)
     rows = config.vocab_size if tokens is None else len(tokens)
-    if not is_padded(rows, config.vocab_size):
-        raise BadInput(
-            f"{vocab_file} has {rows} tokens, the model {config.vocab_size} rows for them: give "
-            f"the vocabulary that the run was made with"
-        )
     state = other_names(weights_of(groups["model"]), config.norm_position, naming, vocab_size=rows)
     architecture = next((a for name, a in HEADS.items() if name in state), None)
     if architecture is None:
         raise BadInput(f"{checkpoint}: its model has neither of the heads {', '.join(HEADS)}")
     described = config.as_huggingface() | {
         "vocab_size": rows,
-        "bertbench": {"run": checkpoint.parent.parent.name, "step": int(checkpoint.stem[5:])},
+        "bertbench": {"run": folder.name, "step": int(checkpoint.stem[5:])},
     }
     if tokens is not None and PAD in tokens:
         described["pad_token_id"] = tokens.index(PAD)
     if CLASSIFIER in state:
-        described |= _classes(checkpoint.parent.parent / MANIFEST, len(state[CLASSIFIER]))
+        described |= _classes(folder / MANIFEST, len(state[CLASSIFIER]))
     if config.norm_position == "pre":
         architecture = f"Megatron{architecture}"
     with new_folder(output) as work:
@@ -97,8 +95,10 @@ def export(
         "naming": naming,
         "architecture": architecture,
         "step": described["bertbench"]["step"],
+        "run_step": _last_step(folder / MANIFEST),
         "parameters": sum(t.numel() for name, t in state.items() if name != DECODER_WEIGHT),
         "vocab_size": rows,
+        "vocab_file": None if vocab_file is None else str(vocab_file),
         "attention_mask": None if mask is None else mask.text,
     }
 
@@ -111,9 +111,50 @@ def checkpoint_of(run: Path) -> Path:
         if not (run / "config.json").is_file():
             raise
         raise BadInput(
-            f"{error}. The run saved none: it had fewer samples than --num_samples_per_checkpoint, "
-            f"or --skip_checkpoint; run it again with a lower --num_samples_per_checkpoint"
+            f"{error}. The run saved none: it reached no target and had fewer samples than "
+            f"--num_samples_per_checkpoint, or --skip_checkpoint; run it again with a lower "
+            f"--num_samples_per_checkpoint"
         ) from error
+
+
+def vocabulary_of(folder: Path) -> Path | None:
+    """Return the vocabulary beside a run's checkpoints, else the one that its flag named, if any.
+
+    Raises as ``run_config``.
+    """
+    beside = folder / CHECKPOINTS / VOCABULARY
+    named = run_config(folder / "config.json")["run"].get("vocab_file")
+    if beside.is_file():
+        return beside
+    return None if named is None else Path(named).expanduser()
+
+
+def _tokens(vocab_file: Path, model_rows: int) -> list[str]:
+    """Return the tokens; raise BadInput for the vocabulary of another model."""
+    tokens = read_vocab(vocab_file, pads=False)
+    if not is_padded(len(tokens), model_rows):
+        raise BadInput(
+            f"{vocab_file} has {len(tokens)} tokens, the model {model_rows} rows for them: give "
+            f"the vocabulary that the run was made with"
+        )
+    return tokens
+
+
+def _own_vocabulary(folder: Path, model_rows: int) -> Path | None:
+    """Return the run's vocabulary; None where it is gone, or of another model."""
+    with suppress(BadInput, OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = vocabulary_of(folder)
+        if found is not None and _tokens(found, model_rows):
+            return found
+    return None
+
+
+def _last_step(manifest: Path) -> int | None:
+    """Return the step at which the run ended; None where its record does not say so."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        step = read_json(manifest).get("step")
+        return step if type(step) is int else None
+    return None
 
 
 def _write_vocabulary(

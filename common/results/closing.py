@@ -7,6 +7,7 @@ its own, and a part that fails leaves its values unknown and a note.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partialmethod
@@ -22,7 +23,7 @@ from bertbench.common.files import why
 from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord
-from bertbench.common.results.seals import incomplete
+from bertbench.common.results.seals import CHECKPOINTS, VOCABULARY, incomplete
 from bertbench.common.training.built import Built
 from bertbench.common.training.events import Observer, RunSummary
 from bertbench.common.training.progress import Outcome
@@ -82,6 +83,8 @@ class Closing:
     """What the failures of ``attempt`` left out."""
     problems: list[str] = field(default_factory=list)
     """Of the sensors of any rank."""
+    recipe_hash: str | None = None
+    """Known from ``identify`` on."""
 
     def attempt(
         self, missing: str, work: Callable[P, T], *args: P.args, **named: P.kwargs
@@ -172,6 +175,15 @@ class Closing:
             calibrated=self.built.calibrated,
         )
 
+    def keep_vocabulary(self, record: RunRecord) -> None:
+        """Copy the data's vocabulary, where it is known, beside the checkpoints, if there are any.
+
+        Raises OSError where that fails.
+        """
+        vocab, folder = self.built.source.vocab_file, record.path / CHECKPOINTS
+        if vocab is not None and vocab.is_file() and folder.is_dir():
+            shutil.copyfile(vocab, folder / VOCABULARY)
+
     def identify(self, record: RunRecord, source: Source | None) -> None:
         """Add the hashes of recipe and inputs; without a source, or its files, of the recipe."""
         mask = self.built.task.attention_mask
@@ -190,10 +202,11 @@ class Closing:
             ):
                 self.note(text)
         recipe = self.settings.recipe
+        self.recipe_hash = recipe_hash(recipe, **inputs)
         self.attempt(
             "the identity is not in the record yet",
             record.identify,
-            recipe_hash=recipe_hash(recipe, **inputs),
+            recipe_hash=self.recipe_hash,
             recipe_kind=type(recipe).__name__,
             inputs=inputs,
             global_batch=recipe.global_batch,

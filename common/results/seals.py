@@ -14,6 +14,8 @@ from typing import Any
 from bertbench.common.files import file_sha256, is_plain, sync
 
 MANIFEST, CHECKPOINTS, STEPS = "manifest.json", "checkpoints", "steps.jsonl"
+VOCABULARY = "vocab.txt"
+"""In CHECKPOINTS, for ``export-weights``; like them no part of the record."""
 _CHECKSUM = re.compile(r'("checksum": ")[0-9a-f]{64}(?=")')
 
 

@@ -113,11 +113,10 @@ class ConsoleObserver(Observer):
 
     def close(self, summary: RunSummary) -> None:
         self.run_stop(step=summary.step, samples=summary.samples, status=summary.status)
-        good = summary.status == "ok"
-        self.say(f"{summary.status}: {summary.reason}", style="bold green" if good else "bold red")
-        for metric in summary.metrics:
-            if metric.value is not None:
-                self.say(f"  {metric.name:<36} {metric.value:>14.6g} {metric.unit}")
+        first, *rest = summary.lines or [f"{summary.status}: {summary.reason}"]
+        self.say(first, style="bold green" if summary.status == "ok" else "bold red")
+        for text in rest:
+            self.say(text)
         for text in self._notes:
             self.say(f"note: {text}", style="yellow")
 

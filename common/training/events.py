@@ -81,6 +81,8 @@ class RunSummary:
     metrics: tuple[Any, ...] = ()
     """bertbench.common.measure.metric.Metric values."""
     extras: Mapping[str, Any] = field(default_factory=dict)
+    lines: Sequence[str] = ()
+    """The end for people; by default status and reason."""
 
 
 class Observer:

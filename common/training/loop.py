@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,13 +91,17 @@ class Training:
         interruption: Interruption,
     ) -> None:
         self.task, self.backend, self.world, self.plan = task, backend, world, plan
-        self.observers, self.checkpoints, self.progress = observers, checkpoints, progress
+        self.observers, self.progress = observers, progress
         self.telemetry, self.clock = telemetry, clock
         self.scaler = backend.grad_scaler(plan.precision, plan.init_loss_scale)
         progress.next_eval_samples = plan.eval_start_samples
         progress.next_checkpoint_samples = max(
             plan.checkpoint_start_samples, plan.checkpoint_every_samples
         )
+        self.save = None
+        if checkpoints is not None and plan.checkpoint_every_samples:
+            saved = task, self.scaler, backend, world, checkpoints, progress, clock
+            self.save = partial(save_checkpoint, *saved)
         if resume is not None:
             restore(task, self.scaler, backend, world, resume, progress)
         alone = world.size == 1
@@ -270,26 +275,22 @@ class Training:
         out.eval_s += event.eval_s
         if event.reached:
             out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
+            out.save = self.save
 
     def _save_due(self, stop: int) -> bool:
-        if self.checkpoints is None or not self.plan.checkpoint_every_samples:
-            return False
         due = self.progress.samples >= self.progress.next_checkpoint_samples
-        return due or stop == INTERRUPTED
+        return self.save is not None and (due or stop == INTERRUPTED)
 
     def _save(self) -> None:
         """Write a checkpoint outside the timed window, if every rank's numbers are finite."""
-        assert self.checkpoints is not None
+        assert self.save is not None
         progress = self.progress
         self.meter.pause()
         self.faults.check(self.world.gather(self.faults.first_steps()))
         check_weights(self.task.model, self.world, progress.step)
         while progress.next_checkpoint_samples <= progress.samples:
             progress.next_checkpoint_samples += self.plan.checkpoint_every_samples
-        self.out.checkpoint_s += save_checkpoint(
-            self.task, self.scaler, self.backend, self.world, self.checkpoints, progress,
-            self.observers, self.clock,
-        )  # fmt: skip
+        self.out.checkpoint_s += self.save(self.observers)
         self.meter.resume()
 
     def _stop(self, stop: int) -> None:

@@ -71,6 +71,8 @@ class Outcome:
     checkpoint_s: float = 0.0
     data_wait_s: float = 0.0
     evals: list[EvalEvent] = field(default_factory=list)
+    save: Callable[[Sequence[Observer]], float] | None = None
+    """Write the checkpoint of the step that reached the target, after all clocks, on all ranks."""
 
 
 def save_checkpoint(
@@ -80,8 +82,8 @@ def save_checkpoint(
     world: World,
     checkpoints: Checkpoints,
     progress: Progress,
-    observers: Sequence[Observer],
     clock: Callable[[], float],
+    observers: Sequence[Observer],
 ) -> float:
     """Write a checkpoint on rank 0, while every rank waits; return the seconds it took.
 

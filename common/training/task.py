@@ -64,6 +64,8 @@ class Source:
     """For the console and the record."""
     init_checkpoint: Path | None = None
     """Weights to start from; None: random ones."""
+    vocab_file: Path | None = None
+    """The data's vocabulary, where it is known."""
     notes: tuple[str, ...] = ()
     """Facts about the data that the user should see."""
 

@@ -46,6 +46,27 @@ def test_a_run_leaves_a_valid_record_and_a_compliant_open_log(runs):
     assert "step 12/12" in (record / "console.log").read_text()
 
 
+def test_a_run_that_reaches_its_target_leaves_its_weights(runs, capsys, tmp_path):
+    record = runs.run("--target_mlm_accuracy", "0.0001", "--num_samples_per_checkpoint", "500000")
+    content = manifest(record)
+    assert content["status"] == "ok" and content["quality"]["reached"] and content["step"] < 12
+    named = {m["name"]: m["value"] for m in content["metrics"]}
+    assert named["checkpoint_s"] == 0 and not lines(record, "checkpoint")
+    assert main(["validate", str(record)]) == 0
+    capsys.readouterr()
+    saved = {p.name for p in (record / "checkpoints").iterdir()}
+    assert saved == {f"step_{content['step']:08d}", "vocab.txt"}
+    log = (record / "console.log").read_text()
+    assert log.index("TARGET REACHED") < log.index("checkpoint of step") < log.index("reached mlm")
+
+    words = ["export-weights", str(record), "--output", str(tmp_path / "weights"), "--json"]
+    assert main(words) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["step"] == made["run_step"] == content["step"]
+    # 120 tokens are too few for the 256 rows of this model: its file stays out.
+    assert made["vocab_file"] is None
+
+
 def test_killed_and_resumed_gives_the_losses_of_an_unbroken_run(runs):
     whole = runs.run(*EXACT)
     process = runs.start(*EXACT, "--num_samples_per_checkpoint", "24")

@@ -109,6 +109,17 @@ def test_utilisation_is_of_the_flops_that_the_masked_model_needs(
     assert found[name] < found["model_flops_per_second"] or not flags
 
 
+def test_the_console_prints_few_figures_and_the_record_has_all(tmp_path: Path, capsys: Any) -> None:
+    assert train(tmp_path) == 0
+    printed = capsys.readouterr().out
+    (folder,) = tmp_path.glob("box/*/*")
+    for text in (printed, (folder / "console.log").read_text()):
+        assert "ok: max_steps reached, 8 samples in" in text and "\n  speed     " in text
+        assert "e2e_time_s" not in text and "reference machine" not in text
+    assert {m["name"] for m in content(tmp_path)["metrics"]} >= {"e2e_time_s", "data_wait_s"}
+    assert printed.splitlines()[-1].startswith("next ")
+
+
 @pytest.mark.parametrize(("owner", "name", "error", "note"), FAULTS)
 def test_a_failure_after_the_last_step_is_a_note(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: Any, note: str

@@ -118,6 +118,48 @@ def test_a_vocabulary_goes_along_and_padding_rows_do_not(tmp_path, capsys, vocab
     assert torch.equal(words, model.encoder.embeddings.word.weight[:50])
 
 
+def with_options(run: Path, **options: object) -> None:
+    """Give the run's configuration these options, as far as the vocabulary is among them."""
+    told = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(told | {"run": options}))
+
+
+def test_the_runs_own_vocabulary_goes_along(tmp_path, capsys, vocab):
+    """The one beside its checkpoints, else the one that its flag named."""
+    run, beside = tmp_path / "run", tmp_path / "run" / "checkpoints" / "vocab.txt"
+    trained("bert_pretraining", run)
+    with_options(run, vocab_file=str(vocab))
+    made = export(capsys, run, "--output", str(tmp_path / "named"))
+    assert (made["vocab_size"], made["vocab_file"]) == (50, str(vocab))
+    beside.write_text(vocab.read_text().replace("word3", "beside"))
+    made = export(capsys, run, "--output", str(tmp_path / "out"))
+    assert made["vocab_file"] == str(beside)
+    assert (tmp_path / "out" / "vocab.txt").read_text() == beside.read_text()
+
+
+@pytest.mark.parametrize("content", [None, "\n".join(TOKENS[:20]), ""])
+def test_a_vocabulary_that_is_gone_or_anothers_stays_out(tmp_path, capsys, vocab, content):
+    run = tmp_path / "run"
+    trained("bert_pretraining", run)
+    with_options(run, vocab_file=str(vocab))
+    vocab.unlink() if content is None else vocab.write_text(content)
+    made = export(capsys, run, "--output", str(tmp_path / "out"))
+    assert (made["vocab_size"], made["vocab_file"]) == (56, None)
+    assert not (tmp_path / "out" / "vocab.txt").exists()
+
+
+@pytest.mark.parametrize(("end", "said"), [(12, False), (20, True), (None, False), ("x", False)])
+def test_says_that_the_weights_are_older_than_the_runs_end(tmp_path, capsys, end, said):
+    run = tmp_path / "run"
+    trained("bert_pretraining", run)
+    (run / "manifest.json").write_text(json.dumps({"step": end, "files": None}))
+    made = export(capsys, run, "--output", str(tmp_path / "a"))
+    assert made["run_step"] == (end if isinstance(end, int) else None)
+    assert main(["export-weights", str(run), "--output", str(tmp_path / "b")]) == 0
+    older = "older than the run's end: step 12 of 20"
+    assert (older in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize("cased", [False, True])
 def test_a_recipe_that_does_not_tell_the_case_has_its_vocabularys(tmp_path, capsys, vocab, cased):
     trained("bert_pretraining", tmp_path / "run")

@@ -195,6 +195,34 @@ def test_stops_at_the_target():
     assert seen.evals[-1].reached and seen.stops == [(2, 16, "success")]
 
 
+def test_the_weights_that_reach_the_target_are_saved_behind_the_clocks(tmp_path):
+    """With checkpoints otherwise rare: after run_stop, and outside the run's own figures."""
+    plan = replace(PLAN, target_value=1e-6, checkpoint_every_samples=9_000)
+    task, kept = ToyTask(), Checkpoints(tmp_path)
+    out, seen = run(task, plan, checkpoints=kept)
+    assert seen.stops == [(2, 16, "success")] and kept.latest() is None
+    assert seen.saved == [] and out.checkpoint_s == 0
+    console = Seen()
+    assert out.save([console]) > 0
+    assert console.saved == [2] and seen.saved == [] and out.checkpoint_s == 0
+    groups, state = kept.load()
+    assert state["progress"]["step"] == 2
+    assert all(torch.equal(groups["model"][n], v) for n, v in task.model.state_dict().items())
+
+
+@pytest.mark.parametrize("wanted", ["no checkpoints", "never", "missed"])
+def test_other_runs_have_no_checkpoint_of_a_result(tmp_path, wanted):
+    plan = replace(PLAN, target_value=1e-6, checkpoint_every_samples=9_000)
+    kept = Checkpoints(tmp_path)
+    plan, kept = {
+        "no checkpoints": (plan, None),
+        "never": (replace(plan, checkpoint_every_samples=0), kept),
+        "missed": (replace(plan, target_value=2.0), kept),
+    }[wanted]
+    out, _ = run(ToyTask(), plan, checkpoints=kept)
+    assert out.save is None
+
+
 def test_a_missed_target_is_below_quality():
     out, seen = run(ToyTask(), replace(PLAN, target_value=2.0))
     assert out.status == "below_quality" and "2.0" in out.reason
