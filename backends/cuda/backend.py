@@ -123,7 +123,7 @@ class Cuda(Accelerator):
         if found.key != cls.vendor:
             return Probe(False, found.advice)
         # Other vendors number their devices and builds in their own ways.
-        if found is identify.NVIDIA and not _has_code_for(capability, builds):
+        if found is identify.NVIDIA and not identify.has_code_for(capability, builds):
             return Probe(
                 False,
                 f"this torch has no code for {name} (compute capability {_dotted(capability)}); "
@@ -363,21 +363,6 @@ class Cuda(Accelerator):
 
 def _dotted(version: Version) -> str:
     return f"{version[0]}.{version[1]}"
-
-
-def _has_code_for(capability: Version, builds: list[str]) -> bool:
-    """Return whether a torch built for ``builds`` (sm_80, sm_90a, compute_90) runs on this device.
-
-    Binary code runs on its own major version from its minor version on; intermediate code (PTX,
-    ``compute_``) is compiled for any later one (CUDA C++ Programming Guide, binary and PTX
-    compatibility). True where no entry has this form, as for other vendors.
-    """
-    parsed = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", build) for build in builds]
-    known = [(m[1], (int(m[2]), int(m[3]))) for m in parsed if m is not None]
-    return not known or any(
-        version <= capability and (kind == "compute" or version[0] == capability[0])
-        for kind, version in known
-    )
 
 
 def _driver_problem(error: Exception) -> str:

@@ -8,6 +8,7 @@ libraries that only one vendor installs.
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,3 +124,18 @@ def _traced(candidate: Vendor) -> bool:
         if found:
             return True
     return False
+
+
+def has_code_for(capability: tuple[int, int], builds: list[str]) -> bool:
+    """Return whether a torch built for ``builds`` (sm_80, sm_90a, compute_90) runs on this device.
+
+    Binary code runs on its own major version from its minor version on; intermediate code (PTX,
+    ``compute_``) is compiled for any later one (CUDA C++ Programming Guide, binary and PTX
+    compatibility). True where no entry has this form, as for other vendors.
+    """
+    parsed = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", build) for build in builds]
+    known = [(m[1], (int(m[2]), int(m[3]))) for m in parsed if m is not None]
+    return not known or any(
+        version <= capability and (kind == "compute" or version[0] == capability[0])
+        for kind, version in known
+    )

@@ -130,11 +130,8 @@ def _copy(backend: Backend, effort: Effort) -> dict[str, Any]:
     target = torch.empty_like(source)
     work = 2 * effort.copy_bytes
     measured = measure_rates(backend, lambda: target.copy_(source), work, effort.spans)
-    return {
-        "bytes_per_second": measured.pop("median"),
-        **measured,
-        "bytes_copied": effort.copy_bytes,
-    }
+    rate = {"bytes_per_second": measured.pop("median")}
+    return {**rate, **measured, "bytes_copied": effort.copy_bytes}
 
 
 def measure_rates(

@@ -133,9 +133,8 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.config, self.ops = config, ops
         self.embeddings = Embeddings(config, ops)
-        self.layers = nn.ModuleList(
-            Layer(config, ops.in_layers) for _ in range(config.num_hidden_layers)
-        )
+        layers = (Layer(config, ops.in_layers) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(layers)
         if config.norm_position == "pre":
             self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
