@@ -63,7 +63,8 @@ METRICS = {
         "that missed the target is the slowest",
     },
     "samples_to_target": {
-        "unit": "sequences", "direction": "lower", "definition": "train_samples; median of the runs",
+        "unit": "sequences", "direction": "lower",
+        "definition": "train_samples; median of the runs",
     },
     "sequences_per_second_e2e": {
         "unit": "sequences/s", "direction": "higher",
@@ -140,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("systems", type=Path, help="JSON list of systems, compressed with xz")
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args(argv)
-    made = document(json.loads(lzma.open(given.systems).read()))
+    made = document(json.loads(lzma.decompress(given.systems.read_bytes())))
     if found := problems(written_out(json.loads(json.dumps(made)))):
         raise BadInput(f"not written to {given.out}: {'; '.join(found[:5])}")
     lines = made["table"].pop("rows")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from bertbench.common.report.plot import REFERENCE, STYLES
+from bertbench.common.report.markers import REFERENCE, STYLES
 from bertbench.common.results.attention import Attention, attention
 from bertbench.common.results.comparable import FINISHED
 from bertbench.common.results.result import RUNNING

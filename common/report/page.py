@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.report import figures, inference, sparsity, tables
+from bertbench.common.report import figures, inference, mlperf, sparsity, tables
 from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
 from bertbench.common.report.plot import Plot
 from bertbench.common.report.published_tables import suite_tables
@@ -69,6 +69,8 @@ class PageSection:
     plots: Sequence[Plot] = ()
     groups: Sequence[Group] = ()
     plots_first: bool = False
+    folded: bool = False
+    """Whether only its title shows at first."""
     simulated: bool = False
 
 
@@ -90,7 +92,8 @@ class Report:
             r.run_id: list(r.steps()) for r in runs if r.run_id in self._detailed | read
         }
         self._anchors = {name: f"def-{i}" for i, name in enumerate(self._names())}
-        self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
+        made = [replace(s, plots=[p for p in s.plots if p.seen]) for s in self._sections()]
+        self.sections = [s for s in made if s.tables or s.plots or s.groups]
 
     def _sections(self) -> Iterable[PageSection]:
         answered, real = inference.apart(self.real)
@@ -98,6 +101,9 @@ class Report:
         families = tables.families(both)
         known = _scalability(families)
         names = enumerate(sorted({e.benchmark for e in both}))
+        systems = mlperf.published(self.published)
+        rivals = mlperf.comparable(real, systems)
+        beside = [e for e in both if e not in systems]
         yield PageSection(
             id="measured", title="Measured", text=self._sampled(),
             tables=_filled(tables.configurations(real), inference.measured(answered)),
@@ -119,11 +125,20 @@ class Report:
             id="beside", title="Beside published figures",
             text="Published figures as their sources state them, most without a definition. Each "
             "links to its source and the doubts about it.",
-            tables=_filled(*(tables.beside(i, name, both) for i, name in names)),
+            tables=_filled(*(tables.beside(i, name, beside) for i, name in names)),
             plots=[*figures.learning(self.published, {}, "published")],
         )  # fmt: skip
         yield PageSection(
-            id="suites", title="Tables in the format of other suites",
+            id="mlperf-systems", title="Beside MLPerf's published systems", folded=not rivals,
+            text="All systems of MLPerf Training's BERT, recomputed from their public logs; these "
+            "are not official results. "
+            + ("" if rivals else "No run here has their workload (target, sequence length and "
+               "first checkpoint), so none is compared with them."),
+            tables=_filled(mlperf.table(rivals, systems)),
+            plots=[*mlperf.plots(rivals, systems)], plots_first=True,
+        )  # fmt: skip
+        yield PageSection(
+            id="suites", title="Tables in the format of other suites", folded=True,
             text="The same results in the columns of other benchmark suites. A table without a "
             "run shows its publisher's figures.",
             tables=suite_tables(both, known),
@@ -131,7 +146,7 @@ class Report:
         failed = _filled(tables.failures(self.real, self.damaged))
         yield PageSection(id="failed", title="What went wrong", tables=failed)
         yield PageSection(
-            id="runs", title="Runs", groups=self._groups(self.real),
+            id="runs", title="Runs", folded=True, groups=self._groups(self.real),
             text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
         )  # fmt: skip
         fake = self.simulated
@@ -241,6 +256,7 @@ class Report:
         if r.run_id in self._detailed:
             plots = [*figures.own_speed(anchor, e.style, self._events[r.run_id])]
             plots += figures.sensors(r, anchor, r.telemetry())
+            plots = [p for p in plots if p.seen]
         rate, quality = r.value("sequences_per_second"), r.quality
         samples = r.value("samples_per_second")
         headline = [] if r.seed is None else [f"seed {r.seed}"]

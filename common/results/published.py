@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read, check and write the files of published figures.
 
-``results/reference/*.json`` has one file per source, in schema/published-1.json; a file of many rows
-has them as a table. A row states where its figures were printed, their definitions if the source
-has any, and the doubts about them. common/results/store.py loads rows as a separate kind of result,
-which never enters the statistics of runs.
+``results/reference/*.json`` has one file per source, in schema/published-1.json; a file of many
+rows has them as a table. A row states where its figures were printed, their definitions if the
+source has any, and the doubts about them. common/results/store.py loads rows as a separate kind of
+result, which never enters the statistics of runs.
 """
 
 from __future__ import annotations

@@ -178,8 +178,13 @@ def test_mlperf_rates_follow_from_samples_and_time() -> None:
 def test_all_systems_of_mlperf_are_there() -> None:
     """303 systems with 3,021 logs; MLPerf's own rule for runs that missed the target."""
     rows = find(SYSTEMS)
-    assert len(rows) == 303 and len({(r["round"], r["submitter"], r["system"]) for r in rows}) == 303
-    assert {r["round"] for r in rows} == {"0.7", *(f"{n}.{i}" for n in (1, 2, 3, 4) for i in (0, 1))}
+    assert (
+        len(rows) == 303 and len({(r["round"], r["submitter"], r["system"]) for r in rows}) == 303
+    )
+    assert {r["round"] for r in rows} == {
+        "0.7",
+        *(f"{n}.{i}" for n in (1, 2, 3, 4) for i in (0, 1)),
+    }
     missed = sum(any("missed the target" in text for text in r["doubt"]) for r in rows)
     runs = sum(r["metrics"]["time_to_target_s"]["n"] for r in rows)
     assert (missed, runs + missed) == (32, 3021)
