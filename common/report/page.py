@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.report import figures, inference, mlperf, sparsity, tables
+from bertbench.common.report import figures, inference, mlperf, ranking, sparsity, tables
 from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
 from bertbench.common.report.plot import Plot
+from bertbench.common.report.prices import Price, by_device
 from bertbench.common.report.published_tables import suite_tables
 from bertbench.common.report.tables import MISSED, Table
 from bertbench.common.report.words import number, quantity
@@ -77,12 +78,17 @@ class PageSection:
 class Report:
     """The content of the report, for HTML and Markdown."""
 
-    def __init__(self, results: Sequence[Result], damaged: Sequence[Damaged]) -> None:
+    def __init__(
+        self, results: Sequence[Result], damaged: Sequence[Damaged], prices: Sequence[Price] = ()
+    ) -> None:
+        """Raise BadInput for ``prices`` of which none, or several, are for one device."""
         every = entries(results)
         self.real = [e for e in every if e.measured and not e.first.simulated]
         self.simulated = [e for e in every if e.measured and e.first.simulated]
         self.published = [e for e in every if not e.measured]
         self.damaged = damaged
+        devices = {e.first.device_name for e in (*self.real, *self.simulated)}
+        self._prices = by_device(prices, sorted(filter(None, devices)))
         self.results = results
         runs = [r for r in results if r.kind == "run"]
         self._total = len(runs)
@@ -104,6 +110,11 @@ class Report:
         systems = mlperf.published(self.published)
         rivals = mlperf.comparable(real, systems)
         beside = [e for e in both if e not in systems]
+        ranked = ranking.ranked(real, self._prices)
+        yield PageSection(
+            id="fastest", title="Which device is fastest", text=ranking.paragraph(ranked),
+            tables=_filled(ranking.table(ranked)),
+        )  # fmt: skip
         yield PageSection(
             id="measured", title="Measured", text=self._sampled(),
             tables=_filled(tables.configurations(real), inference.measured(answered)),
@@ -154,10 +165,10 @@ class Report:
             id="simulated", title="Simulated runs", simulated=True,
             text="These devices do not exist. The figures are not results, and no table above "
             "includes them.",
-            tables=[
-                replace(t, id=f"simulated-{t.id}", title=f"Simulated: {t.title.lower()}")
-                for t in _filled(tables.configurations(fake), tables.failures(fake, ()))
-            ],
+            tables=[ranking.simulated(t) for t in _filled(
+                ranking.table(ranking.ranked(fake, self._prices)), tables.configurations(fake),
+                tables.failures(fake, ()),
+            )],
             plots=[*figures.learning(fake, self._events, "simulated")],
             groups=self._groups(fake),
         )  # fmt: skip

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -58,6 +58,16 @@ class Table:
 
 
 EMPTY = Cell("")
+
+
+def filled(table: Table) -> Table:
+    """Return the table without numeric columns that are empty in all rows."""
+    kept = [
+        i for i, c in enumerate(table.columns)
+        if not c.numeric or any(row.cells[i].text for row in table.rows)
+    ]  # fmt: skip
+    rows = [row._replace(cells=[row.cells[i] for i in kept]) for row in table.rows]
+    return replace(table, columns=[table.columns[i] for i in kept], rows=rows)
 
 
 def columns(names: str) -> list[Column]:
@@ -123,6 +133,7 @@ def configurations(rows: Sequence[Entry]) -> Table:
             "# Time to target | # Quality | # Stability | # Power, W | # Peak memory, GiB"
         ),
         rows=made,
+        collapsed=True,
     )
 
 
