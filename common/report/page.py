@@ -162,7 +162,7 @@ class Report:
         )  # fmt: skip
         fake = self.simulated
         yield PageSection(
-            id="simulated", title="Simulated runs", simulated=True,
+            id="simulated", title="Simulated runs", simulated=True, folded=True,
             text="These devices do not exist. The figures are not results, and no table above "
             "includes them.",
             tables=[ranking.simulated(t) for t in _filled(

@@ -19,7 +19,7 @@ from string import ascii_lowercase
 from markupsafe import Markup, escape
 
 from bertbench.common.report.axis import Axis, drawable
-from bertbench.common.report.markers import OWN, marker, swatch
+from bertbench.common.report.markers import OWN, STYLES, marker, swatch
 from bertbench.common.report.words import number
 
 Point = tuple[float, float]
@@ -331,24 +331,41 @@ def standalone(plot: Plot) -> str:
 
 
 def _told_apart(series: Sequence[Series]) -> list[Series]:
-    """Return the series with letters where they share a style, and are not of one group."""
-    names: dict[int | str, dict[tuple[str, str], str]] = defaultdict(dict)
+    """Return the series with free styles instead of shared ones; with letters where none is free.
+
+    Series of one group share theirs.
+    """
+    free = [style for style in range(STYLES) if all(s.style != style for s in series)]
+    styles: dict[tuple[str, str], int | str] = {}
     for s in series:
-        same = names[s.style]
-        same.setdefault(s.group or (s.label, s.href), ascii_lowercase[len(same) % 26])
+        if _identity(s) not in styles:
+            taken = isinstance(s.style, int) and s.style in styles.values()
+            styles[_identity(s)] = free.pop(0) if taken and free else s.style
+    names: dict[int | str, dict[tuple[str, str], str]] = defaultdict(dict)
+    for known, style in styles.items():
+        names[style][known] = ascii_lowercase[len(names[style]) % 26]
     return [
-        replace(s, tag=names[s.style][s.group or (s.label, s.href)])
-        if len(names[s.style]) > 1 and s.style != "ideal" and not s.tag
-        else s
+        replace(
+            s,
+            style=(style := styles[_identity(s)]),
+            tag=names[style][_identity(s)]
+            if len(names[style]) > 1 and style != "ideal" and not s.tag
+            else s.tag,
+        )
         for s in series
     ]
+
+
+def _identity(s: Series) -> tuple[str, str]:
+    """Return what a series shares with those of its group: the legend's label and anchor."""
+    return s.group or (s.label, s.href)
 
 
 def _legend(series: Sequence[Series]) -> list[tuple[Markup, str, str]]:
     """Return one entry per series or group, without the ideal ones."""
     found = {}
     for s in series:
-        label, href = s.group or (s.label, s.href)
+        label, href = _identity(s)
         if s.style != "ideal":
             found[f"{s.tag}  {label}".strip(), href] = swatch(s.style, line=not s.hover)
     return [(picture, label, href) for (label, href), picture in found.items()]

@@ -110,7 +110,9 @@ def test_workloads_are_never_compared(tmp_path: Path) -> None:
                  quality=QUALITY | {"target": 0.1})  # fmt: skip
     places = ranked(report(tmp_path).real, {})
     assert [len(some) for some in places] == [1, 1, 1]
-    assert "the fastest" not in paragraph(places) and "is the only configuration" in paragraph(places)
+    assert "the fastest" not in paragraph(places) and "is the only configuration" in paragraph(
+        places
+    )
     table = ranking(tmp_path)
     assert len(table.rows) == 2, "no energy, no cost, nothing to rank: left out"
     assert "Rank" not in [c.name for c in table.columns]
