@@ -109,7 +109,8 @@ class Report:
         names = enumerate(sorted({e.benchmark for e in both}))
         systems = mlperf.published(self.published)
         rivals = mlperf.comparable(real, systems)
-        beside = [e for e in both if e not in systems]
+        apart = {e.anchor for e in systems}
+        beside = [e for e in both if e.anchor not in apart]
         ranked = ranking.ranked(real, self._prices)
         yield PageSection(
             id="fastest", title="Which device is fastest", text=ranking.paragraph(ranked),

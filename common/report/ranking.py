@@ -168,8 +168,8 @@ def table(workloads: Sequence[Sequence[Place]]) -> Table:
         f"or / sequences per second; energy is not added.{' Prices: ' * bool(named)}{named}",
         columns=columns(
             "Workload | # Rank | Device | Precision | # Runs | # Time to target | # Sequences/s | "
-            "# Speed | # Power, W | # J/sequence | # Sequences/J | # Cost to target | "
-            "# Cost of 1 M sequences | Doubts"
+            "# Speed | Doubts | # Power, W | # J/sequence | # Sequences/J | # Cost to target | "
+            "# Cost of 1 M sequences"
         ),
         rows=[_row(p, alone=len(some) == 1) for some in workloads for p in some],
     ))  # fmt: skip
@@ -191,12 +191,12 @@ def _row(p: Place, *, alone: bool) -> TableRow:
         EMPTY if took and took.missed else number_cell(took, link, form=duration),
         number_cell(e.value(RATE), link),
         EMPTY if alone else _speed(p),
+        Cell("; ".join(p.doubts)),
         number_cell(e.value("power_w"), link),
         number_cell(energy, link),
         number_cell(each, link),
         _money(p.cost, link),
         _money(p.cost_of_million, link),
-        Cell("; ".join(p.doubts)),
     )
 
 
