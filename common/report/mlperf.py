@@ -30,7 +30,8 @@ def published(entries: Sequence[Entry]) -> list[Entry]:
     """Return MLPerf Training's systems: published rows of a round with a time to the target."""
     return [
         e for e in entries
-        if not e.measured and e.first.manifest.get("round") and e.value(TIME)
+        if not e.measured and e.value(TIME)
+        and re.fullmatch(r"\d{1,3}\.\d{1,3}", str(e.first.manifest.get("round")))
     ]  # fmt: skip
 
 
@@ -39,25 +40,26 @@ def comparable(entries: Sequence[Entry], systems: Sequence[Entry]) -> list[Entry
     known = {(e.benchmark, *_workload(e)) for e in systems}
     return [
         e for e in entries
-        if e.measured and (e.benchmark, *_workload(e)) in known
+        if e.measured and (e.benchmark, *_workload(e)) in known and None not in _workload(e)
         and mapping(e.first.config.get("recipe")).get("initial_mlm_accuracy") is not None
     ]  # fmt: skip
 
 
 def _workload(e: Entry) -> Workload:
     quality = next((r.quality for r in e.results if r.quality), None) or {}
-    recipe = mapping(e.first.config.get("recipe"))
-    length = recipe.get("max_seq_length") if e.measured else e.first.manifest["sequence_length"]
-    return quality.get("target"), length
+    length = e.first.manifest.get("sequence_length")
+    if e.measured:
+        length = mapping(e.first.config.get("recipe")).get("max_seq_length")
+    return quality.get("target"), length if isinstance(length, int) else None
 
 
 def plots(own: Sequence[Entry], systems: Sequence[Entry]) -> Iterator[Plot]:
     """Yield time to the target over devices, and a device's rate over the rounds."""
     closed = [e for e in systems if e.first.manifest.get("division") != "open" and e.devices]
+    common = next(iter(Counter(map(_workload, own or closed)).most_common(1)), [(None, None)])[0]
+    closed, own = ([e for e in some if _workload(e) == common] for some in (closed, own))
     if not closed:
         return
-    common = Counter(map(_workload, own or closed)).most_common(1)[0][0]
-    closed, own = ([e for e in some if _workload(e) == common] for some in (closed, own))
     target, length = common
     what = f"BERT to an accuracy of {target} at length {length}"
     several = " Large diamonds: measured here." * bool(own)

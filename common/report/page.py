@@ -30,6 +30,7 @@ MOST_DETAILED = 40
 """The newest runs get separate plots; this many."""
 MOST_READ = 120
 """Runs whose steps are read for the common plots."""
+Families = Sequence[Sequence[tuple[int, Entry, Value]]]
 DERIVED = {
     "scalability": "rate(N) / (N x rate(1)): same recipe, precision and implementation; computed "
     "by the report from medians",
@@ -103,14 +104,14 @@ class Report:
 
     def _sections(self) -> Iterable[PageSection]:
         answered, real = inference.apart(self.real)
-        both = [*self.real, *self.published]
-        families = tables.families(both)
-        known = _scalability(families)
-        names = enumerate(sorted({e.benchmark for e in both}))
-        systems = mlperf.published(self.published)
-        rivals = mlperf.comparable(real, systems)
-        apart = {e.anchor for e in systems}
-        beside = [e for e in both if e.anchor not in apart]
+        families = tables.families([*real, *self.published])
+        yield from self._measured(real, answered, families)
+        yield from self._beside(real, families)
+        yield from self._details()
+
+    def _measured(
+        self, real: Sequence[Entry], answered: Sequence[Entry], families: Families
+    ) -> Iterable[PageSection]:
         ranked = ranking.ranked(real, self._prices)
         yield PageSection(
             id="fastest", title="Which device is fastest", text=ranking.paragraph(ranked),
@@ -133,6 +134,14 @@ class Report:
             "All other tables list runs with different masks separately.",
             plots=[*sparsity.plots(real, self.published)],
         )  # fmt: skip
+
+    def _beside(self, real: Sequence[Entry], families: Families) -> Iterable[PageSection]:
+        both = [*real, *self.published]
+        names = enumerate(sorted({e.benchmark for e in both}))
+        systems = mlperf.published(self.published)
+        rivals = mlperf.comparable(real, systems)
+        apart = {e.anchor for e in systems}
+        beside = [e for e in both if e.anchor not in apart]
         yield PageSection(
             id="beside", title="Beside published figures",
             text="Published figures as their sources state them, most without a definition. Each "
@@ -153,8 +162,10 @@ class Report:
             id="suites", title="Tables in the format of other suites", folded=True,
             text="The same results in the columns of other benchmark suites. A table without a "
             "run shows its publisher's figures.",
-            tables=suite_tables(both, known),
+            tables=suite_tables(both, _scalability(families)),
         )  # fmt: skip
+
+    def _details(self) -> Iterable[PageSection]:
         failed = _filled(tables.failures(self.real, self.damaged))
         yield PageSection(id="failed", title="What went wrong", tables=failed)
         yield PageSection(
@@ -337,7 +348,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
     return [(k, str(v)) for k, v in facts if v]
 
 
-def _scalability(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> dict[str, Value]:
+def _scalability(families: Families) -> dict[str, Value]:
     known = {}
     for family in families:
         n0, _, base = family[0]

@@ -98,24 +98,13 @@ def lines(
     thin = [
         (s, points) for s in _told_apart(series) if (points := list(s.hover) or thinned(s.points))
     ]
-    xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
+    base = height - _BOTTOM
+    h = _horizontal(thin, windows, places, log=log)
     ys = [p[1] for _, points in thin for p in points] + [float(t[0]) for t in targets]
     ys += [v for s, _ in thin for _, *both in s.band for v in both]
-    if any(s.names for s, _ in thin) and xs:  # room beside the first and the last point
-        xs += [min(xs) - (margin := 0.06 * (max(xs) - min(xs))), max(xs) + margin]
-    elif log and any(s.hover for s, _ in thin):
-        xs += [min(xs) / 1.4, max(xs) * 1.4]
-    if places:
-        xs = [-0.5, len(places) - 0.5]
-    h = Axis(xs, _LEFT, _WIDTH - _RIGHT, log=log and not places, tight=True)
-    base = height - _BOTTOM
     v = Axis(ys + ([0.0] if from_zero and not log else []), base, _TOP, log=log)
     out = [_frame(h, v, x, y, height, places)]
-    for left, right in ((h(a), h(b)) for a, b in windows):
-        out.append(
-            f'<rect class="window" x="{left:.1f}" y="{_TOP}" width="{max(1, right - left):.1f}" '
-            f'height="{base - _TOP}"/>'
-        )
+    out += [_window(h(left), h(right), base) for left, right in windows]
     out += [f'<path class="mark" d="M{h(at):.1f} {_TOP}V{base}"/>' for at in marks]
     goals, taken = _targets(targets, v)
     ends = [end for _, end in windows]
@@ -140,6 +129,30 @@ def lines(
         tags=tags or {},
         seen=len({p for _, points in thin for p in points}) > 1 and any(ys),
     )
+
+
+def _window(left: float, right: float, base: int) -> str:
+    width = max(1, right - left)
+    place = f'x="{left:.1f}" y="{_TOP}" width="{width:.1f}" height="{base - _TOP}"'
+    return f'<rect class="window" {place}/>'
+
+
+def _horizontal(
+    thin: Sequence[tuple[Series, Sequence[Point]]],
+    windows: Sequence[tuple[float, float]],
+    places: Sequence[str],
+    *,
+    log: bool,
+) -> Axis:
+    """Return the axis of x, with room beside named points and those of a scatter."""
+    xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
+    if any(s.names for s, _ in thin) and xs:
+        xs += [min(xs) - (margin := 0.06 * (max(xs) - min(xs))), max(xs) + margin]
+    elif log and any(s.hover for s, _ in thin):
+        xs += [min(xs) / 1.4, max(xs) * 1.4]
+    if places:
+        xs = [-0.5, len(places) - 0.5]
+    return Axis(xs, _LEFT, _WIDTH - _RIGHT, log=log and not places, tight=True)
 
 
 def bars(

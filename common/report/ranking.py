@@ -254,7 +254,11 @@ def _sentences(some: Sequence[Place]) -> str:
         text += f", {times}{f' ({within})' if within else ''} the speed of {rival.device} ("
         text += ", ".join(filter(None, (rival.precision, rival.variant))) + ")"
     text += "".join(f", {part}" for part in _amounts(best)) + "."
-    doubts = [f"{p.entry.device}: {'; '.join(p.doubts)}" for p in some[:2] if p.doubts]
+    doubts = [
+        f"{p.entry.device} ({p.entry.precision}): {'; '.join(p.doubts)}"
+        for p in some[:2]
+        if p.doubts
+    ]
     return f"{text} Doubts: {'. '.join(doubts)}." if doubts else text
 
 

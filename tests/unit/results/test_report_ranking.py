@@ -99,7 +99,7 @@ def test_doubts_stand_beside_the_number(tmp_path: Path) -> None:
         "1 x Card 4": "missed the target; 1 run: no interval; unstable: 0 of 1 runs ended well",
     }
     assert column(table, "Rank") == ["1", "2", "3", ""]
-    assert "Doubts: 1 x Card 1: unstable" in report(tmp_path).sections[0].text
+    assert "Doubts: 1 x Card 1 (bf16): unstable" in report(tmp_path).sections[0].text
 
 
 def test_workloads_are_never_compared(tmp_path: Path) -> None:
