@@ -56,7 +56,8 @@ def _workload(e: Entry) -> Workload:
 def plots(own: Sequence[Entry], systems: Sequence[Entry]) -> Iterator[Plot]:
     """Yield time to the target over devices, and a device's rate over the rounds."""
     closed = [e for e in systems if e.first.manifest.get("division") != "open" and e.devices]
-    common = next(iter(Counter(map(_workload, own or closed)).most_common(1)), [(None, None)])[0]
+    counted = Counter(map(_workload, own or closed)).most_common(1)
+    common = counted[0][0] if counted else (None, None)
     closed, own = ([e for e in some if _workload(e) == common] for some in (closed, own))
     if not closed:
         return

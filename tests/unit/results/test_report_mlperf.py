@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,26 @@ def test_kinds_of_accelerators() -> None:
         "Graphcore Bow IPU", "Habana Gaudi2": "Habana Gaudi2", None: "unknown",
     }  # fmt: skip
     assert {name: family(name) for name in names} == names
+
+
+def test_published_files_of_any_kind_break_nothing(tmp_path: Path) -> None:
+    mlperf_run(tmp_path)
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    unit = {"value": 5.0, "unit": "s", "direction": "lower", "definition": "d"}
+    row = {"system": "s", "benchmark": "bert_pretraining", "metrics": {"time_to_target_s": unit}}
+    quality = {"metric": "mlm_accuracy", "value": None, "target": 0.72, "reached": None}
+    odd = [
+        row | {"round": "new"}, row | {"round": "1.0"}, row | {"round": ["1.0"]},
+        row | {"round": "1.0", "devices": 8, "sequence_length": [512], "quality": quality},
+        row | {"round": "1.0", "devices": 8, "sequence_length": 512, "quality": quality,
+               "division": "open"},
+    ]  # fmt: skip
+    content = {"kind": "published", "source": {"title": "t"}, "rows": odd}
+    (folder / "odd.json").write_text(json.dumps(content))
+    results = [r for r in load_results([tmp_path])[0] if r.path.name in ("odd.json",) or
+               r.kind == "run"]  # fmt: skip
+    report = Report(results, [])
+    (found,) = (s for s in report.sections if s.id == "mlperf-systems")
+    assert not found.plots and len(found.tables[0].rows) == 4
+    assert "<h1>" in html(report)
