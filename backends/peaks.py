@@ -63,7 +63,11 @@ def of_device(device: str, own: Path | None = None) -> list[Peak]:
     Raises BadInput when that is malformed, or has an expression that takes too long.
     """
     found = [p for p in load(BUILT_IN) if re.fullmatch(p.device, device, re.IGNORECASE)]
-    return found if own is None else [*_own(load(own), device, own), *found]
+    if own is None:
+        return found
+    peaks = load(own)
+    fits = matching([peak.device for peak in peaks], device, f"--peaks {shown(own)}")
+    return [*(peak for peak, fit in zip(peaks, fits, strict=True) if fit), *found]
 
 
 def in_precision(peaks: list[Peak], precision: str) -> list[Peak]:
@@ -73,26 +77,28 @@ def in_precision(peaks: list[Peak], precision: str) -> list[Peak]:
     return list({peak.flops_per_second: peak for peak in reversed(found)}.values())[::-1]
 
 
-def _own(peaks: list[Peak], device: str, file: Path) -> list[Peak]:
-    """Return those of the device: matched in a process of its own, which can be ended."""
-    question = json.dumps([device[:_LONGEST], *(peak.device for peak in peaks)])
+def matching(patterns: list[str], device: str, where: str) -> list[bool]:
+    """Return which of a user's regular expressions fit: tried in a process that can be ended.
+
+    Raises BadInput, with ``where`` they are, for those that take too long.
+    """
+    question = json.dumps([device[:_LONGEST], *patterns])
     try:
         command = [sys.executable, "-I", "-c", _MATCH]
         answer = subprocess.run(
             command, input=question, capture_output=True, text=True, timeout=_PATIENCE_S
         )
-        fits = json.loads(answer.stdout)
+        return list(json.loads(answer.stdout))
     except subprocess.TimeoutExpired as error:
         raise BadInput(
-            f"--peaks {shown(file)}: its regular expressions do not end within {_PATIENCE_S:g} s "
+            f"{where}: its regular expressions do not end within {_PATIENCE_S:g} s "
             f"on the name {shown(device)!r}: write the names with fewer * and +"
         ) from error
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"--peaks {shown(file)}: its regular expressions cannot be matched: write the devices' "
-            f"names without them"
+            f"{where}: its regular expressions cannot be matched: write the devices' names "
+            f"without them"
         ) from error
-    return [peak for peak, fit in zip(peaks, fits, strict=True) if fit]
 
 
 def load(file: Path) -> list[Peak]:

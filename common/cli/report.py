@@ -16,10 +16,11 @@ from bertbench.common.results.store import load_results
 def main(argv: Sequence[str]) -> int:
     """Write DIR/report.html and DIR/report.md; damaged records are listed and left out.
 
-    Raises BadInput without records, or if DIR cannot be written.
+    Raises BadInput without records, for wrong prices, or if DIR cannot be written.
     """
     from bertbench.common.report.markdown import text
     from bertbench.common.report.page import Report, html
+    from bertbench.common.report.prices import load
 
     verb = parser("report")
     verb.add_argument(
@@ -29,13 +30,18 @@ def main(argv: Sequence[str]) -> int:
     verb.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="writes report.html and report.md"
     )
+    verb.add_argument(
+        "--price", type=Path, metavar="FILE",
+        help="prices of devices, TOML or CSV: the report then has costs (results/README.md)",
+    )  # fmt: skip
     verb.add_argument("--no_references", action="store_true", help="leave out published figures")
     given = verb.parse_args(argv)
+    prices = [] if given.price is None else load(given.price)
     paths = given.results or [Path("results")]
     results, damaged = load_results(paths, references=not given.no_references)
     if not results and not damaged:
         raise BadInput(f"no record in {', '.join(map(shown, paths))}: name a folder of results")
-    report = Report(results, damaged)
+    report = Report(results, damaged, prices)
     files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
     pages = {files["html"]: html(report), files["markdown"]: text(report)}
     try:

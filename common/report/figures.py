@@ -12,12 +12,15 @@ from string import ascii_lowercase
 from typing import Any
 
 from bertbench.common.report.groups import Entry, Value
-from bertbench.common.report.plot import REFERENCE, STYLES, Plot, Point, Series, bars, lines
+from bertbench.common.report.markers import REFERENCE, STYLES
+from bertbench.common.report.plot import Plot, Point, Series, bars, lines
 from bertbench.common.report.words import number
 from bertbench.common.results.store import Result
 
 MOST_LINES = 12
 """A plot of more runs shows a median with its range per configuration."""
+MOST_PUBLISHED = 6
+"""Published families in the plot of scaling."""
 SENSORS = (
     ("power_w", "Power", "W", 1.0),
     ("temperature_c", "Temperature", "C", 1.0),
@@ -153,7 +156,7 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Iterator[
     """Yield throughput over devices with ideal lines, on logarithmic axes."""
     ours = [f for f in families if f[0][1].measured]
     theirs = sorted((f for f in families if not f[0][1].measured), key=lambda f: -f[-1][2].median)
-    for i, (some, whose) in enumerate(((ours, "measured"), (theirs[:STYLES], "published"))):
+    for i, (some, whose) in enumerate(((ours, "measured"), (theirs[:MOST_PUBLISHED], "published"))):
         series = []
         for j, family in enumerate(some):
             n0, e, base = family[0]
@@ -162,11 +165,12 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Iterator[
             name = f"{e.first.device_name or e.first.system_name}, {e.workload}, {e.precision}"
             series.append(
                 Series(label=name, points=points, style=j % STYLES if e.measured else REFERENCE,
-                       href=e.link(), tag="" if e.measured else "abcdef"[j])
+                       href=e.link(), tag="" if e.measured else ascii_lowercase[j])
             )  # fmt: skip
             series.append(Series(label=f"ideal of {name}", points=ideal, style="ideal"))
         if series:
-            left_out = f" The {STYLES} fastest of {len(theirs)}."
+            more = len(theirs) > MOST_PUBLISHED
+            left_out = f" The {MOST_PUBLISHED} fastest of {len(theirs)}." * more
             yield lines(
                 f"scaling-{i}",
                 f"Scaling, {whose}",
@@ -176,7 +180,7 @@ def scaling(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> Iterator[
                 x="devices",
                 y="sequences/s",
                 log=True,
-                note="Thin straight lines: ideal." + left_out * (len(theirs) > STYLES and i > 0),
+                note="Thin straight lines: ideal." + left_out * (i > 0),
             )
 
 

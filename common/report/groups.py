@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bertbench.common.config.recipe import BEFORE
-from bertbench.common.report.plot import REFERENCE, STYLES
+from bertbench.common.report.markers import REFERENCE, STYLES
 from bertbench.common.results.attention import Attention, attention
 from bertbench.common.results.comparable import FINISHED
 from bertbench.common.results.result import RUNNING
@@ -50,12 +50,14 @@ class Value(NamedTuple):
     """95 % interval of the median; None for fewer than six runs."""
     partial: bool = False
     """Whether the runs were resumed and it is only of their last parts."""
+    runs: tuple[float, ...] = ()
 
 
 def value_of(found: Sequence[float], unit: str = "", *, missed: bool = False) -> Value:
     """Return the Value of at least one run."""
     interval = median_interval(found)
-    return Value(median(found), min(found), max(found), len(found), unit, missed, interval)
+    ends = median(found), min(found), max(found)
+    return Value(*ends, len(found), unit, missed, interval, runs=tuple(found))
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Entry:
         if name is None and not self.measured:
             return self.first.system_name
         name = name or self.first.system_name
+        if (cores := self.first.cores) is not None:
+            name += f", {cores} core{'s' * (cores > 1)}"
         if self.measured and self.first.world_size not in (None, count):
             name += f", {self.first.world_size} processes"
         return f"{count} x {name}" if count else name
@@ -270,7 +274,7 @@ def entries(results: Iterable[Result]) -> list[Entry]:
 def _visible(r: Result) -> tuple[Any, ...]:
     return (
         r.simulated, r.benchmark, r.preset, r.system_name, r.num_devices, r.backend, r.precision,
-        r.world_size, r.device_name,
+        r.world_size, r.device_name, r.cores,
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from bertbench.common.mlperf.inference import LARGE, OFFICIAL, PERCENTILE, REFERENCE_F1, SHARES
@@ -22,6 +21,7 @@ from bertbench.common.report.tables import (
     TableRow,
     columns,
     count,
+    filled,
     number_cell,
     plain_cell,
     row,
@@ -55,7 +55,7 @@ def model(r: Result) -> str | None:
 
 def measured(entries: Sequence[Entry]) -> Table:
     """Return a row for each configuration; columns without a value in any row are left out."""
-    made = Table(
+    return filled(Table(
         id="inference-measured",
         title="BERT inference",
         intro="Exported models asked by MLPerf's LoadGen: medians over the runs that it calls "
@@ -72,13 +72,7 @@ def measured(entries: Sequence[Entry]) -> Table:
             "# Energy, J"
         ),
         rows=[_row(e, entries) for e in entries],
-    )
-    kept = [
-        i for i, c in enumerate(made.columns)
-        if not c.numeric or any(r.cells[i].text for r in made.rows)
-    ]  # fmt: skip
-    rows = [r._replace(cells=[r.cells[i] for i in kept]) for r in made.rows]
-    return replace(made, columns=[made.columns[i] for i in kept], rows=rows)
+    ))  # fmt: skip
 
 
 def _row(e: Entry, entries: Sequence[Entry]) -> TableRow:

@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.report import figures, inference, sparsity, tables
+from bertbench.common.report import figures, inference, mlperf, ranking, sparsity, tables
 from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
 from bertbench.common.report.plot import Plot
+from bertbench.common.report.prices import Price, by_device
 from bertbench.common.report.published_tables import suite_tables
 from bertbench.common.report.tables import MISSED, Table
 from bertbench.common.report.words import number, quantity
@@ -29,6 +30,7 @@ MOST_DETAILED = 40
 """The newest runs get separate plots; this many."""
 MOST_READ = 120
 """Runs whose steps are read for the common plots."""
+Families = Sequence[Sequence[tuple[int, Entry, Value]]]
 DERIVED = {
     "scalability": "rate(N) / (N x rate(1)): same recipe, precision and implementation; computed "
     "by the report from medians",
@@ -69,18 +71,25 @@ class PageSection:
     plots: Sequence[Plot] = ()
     groups: Sequence[Group] = ()
     plots_first: bool = False
+    folded: bool = False
+    """Whether only its title shows at first."""
     simulated: bool = False
 
 
 class Report:
     """The content of the report, for HTML and Markdown."""
 
-    def __init__(self, results: Sequence[Result], damaged: Sequence[Damaged]) -> None:
+    def __init__(
+        self, results: Sequence[Result], damaged: Sequence[Damaged], prices: Sequence[Price] = ()
+    ) -> None:
+        """Raise BadInput for ``prices`` of which none, or several, are for one device."""
         every = entries(results)
         self.real = [e for e in every if e.measured and not e.first.simulated]
         self.simulated = [e for e in every if e.measured and e.first.simulated]
         self.published = [e for e in every if not e.measured]
         self.damaged = damaged
+        devices = {e.first.device_name for e in (*self.real, *self.simulated)}
+        self._prices = by_device(prices, sorted(filter(None, devices)))
         self.results = results
         runs = [r for r in results if r.kind == "run"]
         self._total = len(runs)
@@ -90,14 +99,24 @@ class Report:
             r.run_id: list(r.steps()) for r in runs if r.run_id in self._detailed | read
         }
         self._anchors = {name: f"def-{i}" for i, name in enumerate(self._names())}
-        self.sections = [s for s in self._sections() if s.tables or s.plots or s.groups]
+        made = [replace(s, plots=[p for p in s.plots if p.seen]) for s in self._sections()]
+        self.sections = [s for s in made if s.tables or s.plots or s.groups]
 
     def _sections(self) -> Iterable[PageSection]:
         answered, real = inference.apart(self.real)
-        both = [*self.real, *self.published]
-        families = tables.families(both)
-        known = _scalability(families)
-        names = enumerate(sorted({e.benchmark for e in both}))
+        families = tables.families([*real, *self.published])
+        yield from self._measured(real, answered, families)
+        yield from self._beside(real, families)
+        yield from self._details()
+
+    def _measured(
+        self, real: Sequence[Entry], answered: Sequence[Entry], families: Families
+    ) -> Iterable[PageSection]:
+        ranked = ranking.ranked(real, self._prices)
+        yield PageSection(
+            id="fastest", title="Which device is fastest", text=ranking.paragraph(ranked),
+            tables=_filled(ranking.table(ranked)),
+        )  # fmt: skip
         yield PageSection(
             id="measured", title="Measured", text=self._sampled(),
             tables=_filled(tables.configurations(real), inference.measured(answered)),
@@ -115,34 +134,53 @@ class Report:
             "All other tables list runs with different masks separately.",
             plots=[*sparsity.plots(real, self.published)],
         )  # fmt: skip
+
+    def _beside(self, real: Sequence[Entry], families: Families) -> Iterable[PageSection]:
+        both = [*real, *self.published]
+        names = enumerate(sorted({e.benchmark for e in both}))
+        systems = mlperf.published(self.published)
+        rivals = mlperf.comparable(real, systems)
+        apart = {e.anchor for e in systems}
+        beside = [e for e in both if e.anchor not in apart]
         yield PageSection(
             id="beside", title="Beside published figures",
             text="Published figures as their sources state them, most without a definition. Each "
             "links to its source and the doubts about it.",
-            tables=_filled(*(tables.beside(i, name, both) for i, name in names)),
+            tables=_filled(*(tables.beside(i, name, beside) for i, name in names)),
             plots=[*figures.learning(self.published, {}, "published")],
         )  # fmt: skip
         yield PageSection(
-            id="suites", title="Tables in the format of other suites",
+            id="mlperf-systems", title="Beside MLPerf's published systems", folded=not rivals,
+            text="All systems of MLPerf Training's BERT, recomputed from their public logs; these "
+            "are not official results. "
+            + ("" if rivals else "No run here has their workload (target, sequence length and "
+               "first checkpoint), so none is compared with them."),
+            tables=_filled(mlperf.table(rivals, systems)),
+            plots=[*mlperf.plots(rivals, systems)], plots_first=True,
+        )  # fmt: skip
+        yield PageSection(
+            id="suites", title="Tables in the format of other suites", folded=True,
             text="The same results in the columns of other benchmark suites. A table without a "
             "run shows its publisher's figures.",
-            tables=suite_tables(both, known),
+            tables=suite_tables(both, _scalability(families)),
         )  # fmt: skip
+
+    def _details(self) -> Iterable[PageSection]:
         failed = _filled(tables.failures(self.real, self.damaged))
         yield PageSection(id="failed", title="What went wrong", tables=failed)
         yield PageSection(
-            id="runs", title="Runs", groups=self._groups(self.real),
+            id="runs", title="Runs", folded=True, groups=self._groups(self.real),
             text=f"Every run with its metrics, settings and notes. {self._left_out()}".strip(),
         )  # fmt: skip
         fake = self.simulated
         yield PageSection(
-            id="simulated", title="Simulated runs", simulated=True,
+            id="simulated", title="Simulated runs", simulated=True, folded=True,
             text="These devices do not exist. The figures are not results, and no table above "
             "includes them.",
-            tables=[
-                replace(t, id=f"simulated-{t.id}", title=f"Simulated: {t.title.lower()}")
-                for t in _filled(tables.configurations(fake), tables.failures(fake, ()))
-            ],
+            tables=[ranking.simulated(t) for t in _filled(
+                ranking.table(ranking.ranked(fake, self._prices)), tables.configurations(fake),
+                tables.failures(fake, ()),
+            )],
             plots=[*figures.learning(fake, self._events, "simulated")],
             groups=self._groups(fake),
         )  # fmt: skip
@@ -241,6 +279,7 @@ class Report:
         if r.run_id in self._detailed:
             plots = [*figures.own_speed(anchor, e.style, self._events[r.run_id])]
             plots += figures.sensors(r, anchor, r.telemetry())
+            plots = [p for p in plots if p.seen]
         rate, quality = r.value("sequences_per_second"), r.quality
         samples = r.value("samples_per_second")
         headline = [] if r.seed is None else [f"seed {r.seed}"]
@@ -309,7 +348,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
     return [(k, str(v)) for k, v in facts if v]
 
 
-def _scalability(families: Sequence[Sequence[tuple[int, Entry, Value]]]) -> dict[str, Value]:
+def _scalability(families: Families) -> dict[str, Value]:
     known = {}
     for family in families:
         n0, _, base = family[0]

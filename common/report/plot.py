@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small SVG plots, readable without scripts and without colour.
 
-Every series has a different colour, marker and dash (Okabe and Ito's colours, set in report.css for
-light and dark mode). Every plot has a title, a description and a table of its values. All text is
-escaped.
+Up to twelve series have different markers and dashes, in six colours (Okabe and Ito's, set in
+report.css for light and dark mode). Every plot has a title, a description and a table of its
+values; a scatter names its points under the pointer instead. All text is escaped.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ from string import ascii_lowercase
 from markupsafe import Markup, escape
 
 from bertbench.common.report.axis import Axis, drawable
+from bertbench.common.report.markers import OWN, STYLES, marker, swatch
 from bertbench.common.report.words import number
 
 Point = tuple[float, float]
 _Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a text."""
-STYLES = 6
-REFERENCE = "ref"
-"""Style of published figures: a colour and marker that no measured series has."""
 MAX_POINTS = 120
 MAX_MARKERS = 32
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 480, 58, 14, 26, 40
-_MARKERS = ("circle", "square", "triangle", "down", "plus", "cross")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class Series:
     label: str
     points: Sequence[Point]
     style: int | str = 0
-    """0 to STYLES - 1, REFERENCE or "ideal"."""
+    """0 to STYLES - 1, REFERENCE, OWN or "ideal"."""
     band: Sequence[tuple[float, float, float]] = ()
     """(x, low, high)"""
     href: str = ""
@@ -51,6 +48,8 @@ class Series:
     """(label, anchor) of the legend's entry that several series share."""
     names: Mapping[Point, str] = field(default_factory=dict)
     """Written beside points where there is room; a named series has no line."""
+    hover: Mapping[Point, str] = field(default_factory=dict)
+    """Shown under the pointer. Such a series is a scatter: without a line, all points drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +67,8 @@ class Plot:
     note: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     """The values that the filters select by."""
+    seen: bool = True
+    """Whether there is something to see: two points that differ, one of them not 0."""
 
 
 def lines(
@@ -86,27 +87,24 @@ def lines(
     note: str = "",
     height: int = 280,
     tags: Mapping[str, str] | None = None,
+    places: Sequence[str] = (),
 ) -> Plot:
     """Return a plot of series over a common x.
 
     ``targets`` are (value, label) of horizontal lines, ``marks`` x values of vertical ones,
-    ``windows`` (from, to) of shaded spans; ``log`` makes both axes logarithmic to base 2.
+    ``windows`` (from, to) of shaded spans; ``log`` makes both axes logarithmic to base 2. With
+    ``places``, x is 0, 1, ... for these names, on an axis that is not logarithmic.
     """
-    thin = [(s, points) for s in _told_apart(series) if (points := thinned(s.points))]
-    xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
+    thin = [
+        (s, points) for s in _told_apart(series) if (points := list(s.hover) or thinned(s.points))
+    ]
+    base = height - _BOTTOM
+    h = _horizontal(thin, windows, places, log=log)
     ys = [p[1] for _, points in thin for p in points] + [float(t[0]) for t in targets]
     ys += [v for s, _ in thin for _, *both in s.band for v in both]
-    if any(s.names for s, _ in thin) and xs:  # room beside the first and the last point
-        xs += [min(xs) - (margin := 0.06 * (max(xs) - min(xs))), max(xs) + margin]
-    h = Axis(xs, _LEFT, _WIDTH - _RIGHT, log=log, tight=True)
-    base = height - _BOTTOM
     v = Axis(ys + ([0.0] if from_zero and not log else []), base, _TOP, log=log)
-    out = [_frame(h, v, x, y, height)]
-    for left, right in ((h(a), h(b)) for a, b in windows):
-        out.append(
-            f'<rect class="window" x="{left:.1f}" y="{_TOP}" width="{max(1, right - left):.1f}" '
-            f'height="{base - _TOP}"/>'
-        )
+    out = [_frame(h, v, x, y, height, places)]
+    out += [_window(h(left), h(right), base) for left, right in windows]
     out += [f'<path class="mark" d="M{h(at):.1f} {_TOP}V{base}"/>' for at in marks]
     goals, taken = _targets(targets, v)
     ends = [end for _, end in windows]
@@ -126,10 +124,35 @@ def lines(
         svg=_svg(ident, title, desc, height, [*out, *names]),
         legend=_legend([s for s, _ in thin]),
         columns=(x, *(s.label for s, _ in thin)),
-        rows=_values([points for _, points in thin]),
+        rows=[] if any(s.hover for s, _ in thin) else _values([points for _, points in thin]),
         note=note,
         tags=tags or {},
+        seen=len({p for _, points in thin for p in points}) > 1 and any(ys),
     )
+
+
+def _window(left: float, right: float, base: int) -> str:
+    width = max(1, right - left)
+    place = f'x="{left:.1f}" y="{_TOP}" width="{width:.1f}" height="{base - _TOP}"'
+    return f'<rect class="window" {place}/>'
+
+
+def _horizontal(
+    thin: Sequence[tuple[Series, Sequence[Point]]],
+    windows: Sequence[tuple[float, float]],
+    places: Sequence[str],
+    *,
+    log: bool,
+) -> Axis:
+    """Return the axis of x, with room beside named points and those of a scatter."""
+    xs = [p[0] for _, points in thin for p in points] + [v for w in windows for v in w]
+    if any(s.names for s, _ in thin) and xs:
+        xs += [min(xs) - (margin := 0.06 * (max(xs) - min(xs))), max(xs) + margin]
+    elif log and any(s.hover for s, _ in thin):
+        xs += [min(xs) / 1.4, max(xs) * 1.4]
+    if places:
+        xs = [-0.5, len(places) - 0.5]
+    return Axis(xs, _LEFT, _WIDTH - _RIGHT, log=log and not places, tight=True)
 
 
 def bars(
@@ -177,6 +200,7 @@ def bars(
             for label, values in rows
         ],
         note=note,
+        seen=any(value for _, values in rows for value in values),
     )
 
 
@@ -191,16 +215,7 @@ def strip(value: float, low: float, high: float, style: int | str) -> Markup:
     ticks = "".join(f"M{at(10.0**d):.1f} 3V15" for d in range(first, last + 1))
     return Markup(
         f'<svg class="strip" viewBox="0 0 200 18" aria-hidden="true"><path class="grid" d="{ticks}'
-        f'M8 9H192"/><g class="s{style}">{_marker(style, at(value), 9, 5)}</g></svg>'
-    )
-
-
-def swatch(style: int | str) -> Markup:
-    """Return a legend's picture of a style."""
-    marker = "" if style == "ideal" else _marker(style, 14, 6)
-    return Markup(
-        '<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true">'
-        f'<g class="s{style}"><path class="line" d="M0 6H28"/>{marker}</g></svg>'
+        f'M8 9H192"/><g class="s{style}">{marker(style, at(value), 9, 5)}</g></svg>'
     )
 
 
@@ -218,7 +233,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
     return [*kept, whole[-1]]
 
 
-def _frame(h: Axis, v: Axis, x: str, y: str, height: int) -> str:
+def _frame(h: Axis, v: Axis, x: str, y: str, height: int, places: Sequence[str]) -> str:
     grid = "".join(f"M{_LEFT} {v(t):.1f}H{_WIDTH - _RIGHT}" for t in v.ticks)
     out = [f'<path class="grid" d="{grid}"/>']
     out += [
@@ -227,8 +242,11 @@ def _frame(h: Axis, v: Axis, x: str, y: str, height: int) -> str:
     ]
     base = height - _BOTTOM
     out.append(f'<path class="axis" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>')
+    ticks = list(zip(map(float, range(len(places))), places, strict=True))
+    ticks = ticks or [(t, number(t)) for t in h.ticks]
     out += [
-        f'<text class="tick x" x="{h(t):.1f}" y="{base + 16}">{number(t)}</text>' for t in h.ticks
+        f'<text class="tick x" x="{h(t):.1f}" y="{base + 16}">{escape(name)}</text>'
+        for t, name in ticks
     ]
     out.append(f'<text class="name x" x="{_WIDTH - _RIGHT}" y="{height - 6}">{escape(x)}</text>')
     out.append(f'<text class="name y" x="0" y="12">{escape(y)}</text>')
@@ -242,7 +260,7 @@ def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequen
         there = [f"{h(x):.1f} {v(high):.1f}" for x, _, high in one.band]
         back = [f"{h(x):.1f} {v(low):.1f}" for x, low, _ in reversed(one.band)]
         out.append(f'<path class="band" d="M{"L".join(there + back)}Z"/>')
-    if len(points) > 1 and not one.names:
+    if len(points) > 1 and not one.names and not one.hover:
         path, before = [], -1
         for x, y in points:
             stretch = bisect_left(ends, x)
@@ -250,10 +268,11 @@ def _series(one: Series, points: Sequence[Point], h: Axis, v: Axis, ends: Sequen
             before = stretch
         out.append(f'<path class="line" d="{"".join(path)}"/>')
     if one.style != "ideal":
-        every = 1 if len(points) <= MAX_MARKERS else math.ceil(len(points) / 10)
+        every = 1 if len(points) <= MAX_MARKERS or one.hover else math.ceil(len(points) / 10)
         for x, y in points[::every]:
-            title = f"{one.label}: {number(x)}, {number(y)}"
-            out.append(_marker(one.style, h(x), v(y), title=title))
+            title = one.hover.get((x, y)) or f"{one.label}: {number(x)}, {number(y)}"
+            size = 7 if one.style == OWN else 3 if one.hover else 4
+            out.append(marker(one.style, h(x), v(y), size, title))
     if one.tag and not one.names:
         x, y = points[-1]
         out.append(f'<text x="{h(x) - 8:.1f}" y="{v(y) - 7:.1f}">{escape(one.tag)}</text>')
@@ -307,21 +326,6 @@ def _overlap(a: _Box, b: _Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _marker(style: int | str, x: float, y: float, r: float = 4, title: str = "") -> str:
-    kind = "diamond" if style == REFERENCE else _MARKERS[int(style) % STYLES]
-    d = {
-        "circle": f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0Z",
-        "square": f"M{x - r:.1f} {y - r:.1f}h{2 * r}v{2 * r}h{-2 * r}Z",
-        "triangle": f"M{x:.1f} {y - r:.1f}l{r} {2 * r}h{-2 * r}Z",
-        "down": f"M{x:.1f} {y + r:.1f}l{r} {-2 * r}h{-2 * r}Z",
-        "plus": f"M{x - r:.1f} {y:.1f}h{2 * r}M{x:.1f} {y - r:.1f}v{2 * r}",
-        "cross": f"M{x - r:.1f} {y - r:.1f}l{2 * r} {2 * r}m0 {-2 * r}l{-2 * r} {2 * r}",
-        "diamond": f"M{x:.1f} {y - 1.4 * r:.1f}l{r} {1.4 * r}l{-r} {1.4 * r}l{-r} {-1.4 * r}Z",
-    }[kind]
-    text = f"<title>{escape(title)}</title>" if title else ""
-    return f'<path class="m {kind}" d="{d}">{text}</path>'
-
-
 def _svg(ident: str, title: str, desc: str, height: int, parts: Sequence[str]) -> Markup:
     return Markup(
         f'<svg class="plot" role="img" viewBox="0 0 {_WIDTH} {height}" '
@@ -340,26 +344,43 @@ def standalone(plot: Plot) -> str:
 
 
 def _told_apart(series: Sequence[Series]) -> list[Series]:
-    """Return the series with letters where they share a style, and are not of one group."""
-    names: dict[int | str, dict[tuple[str, str], str]] = defaultdict(dict)
+    """Return the series with free styles instead of shared ones; with letters where none is free.
+
+    Series of one group share theirs.
+    """
+    free = [style for style in range(STYLES) if all(s.style != style for s in series)]
+    styles: dict[tuple[str, str], int | str] = {}
     for s in series:
-        same = names[s.style]
-        same.setdefault(s.group or (s.label, s.href), ascii_lowercase[len(same) % 26])
+        if _identity(s) not in styles:
+            taken = isinstance(s.style, int) and s.style in styles.values()
+            styles[_identity(s)] = free.pop(0) if taken and free else s.style
+    names: dict[int | str, dict[tuple[str, str], str]] = defaultdict(dict)
+    for known, style in styles.items():
+        names[style][known] = ascii_lowercase[len(names[style]) % 26]
     return [
-        replace(s, tag=names[s.style][s.group or (s.label, s.href)])
-        if len(names[s.style]) > 1 and s.style != "ideal" and not s.tag
-        else s
+        replace(
+            s,
+            style=(style := styles[_identity(s)]),
+            tag=names[style][_identity(s)]
+            if len(names[style]) > 1 and style != "ideal" and not s.tag
+            else s.tag,
+        )
         for s in series
     ]
+
+
+def _identity(s: Series) -> tuple[str, str]:
+    """Return what a series shares with those of its group: the legend's label and anchor."""
+    return s.group or (s.label, s.href)
 
 
 def _legend(series: Sequence[Series]) -> list[tuple[Markup, str, str]]:
     """Return one entry per series or group, without the ideal ones."""
     found = {}
     for s in series:
-        label, href = s.group or (s.label, s.href)
+        label, href = _identity(s)
         if s.style != "ideal":
-            found[f"{s.tag}  {label}".strip(), href] = swatch(s.style)
+            found[f"{s.tag}  {label}".strip(), href] = swatch(s.style, line=not s.hover)
     return [(picture, label, href) for (label, href), picture in found.items()]
 
 

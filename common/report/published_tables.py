@@ -2,9 +2,9 @@
 """Summary tables in the format of the reference suites.
 
 The columns are those of DeepSparkHub's two BERT tables, Enflame's two, NVIDIA DeepLearningExamples'
-(training performance, training accuracy, inference), MLPerf's and SparseBERT's. A row is a measured
-configuration, or a figure of that source. Columns without a definition there have one here; a cell
-without a measurement is empty.
+(training performance, training accuracy, inference) and SparseBERT's; mlperf.py has MLPerf's. A row
+is a measured configuration, or a figure of that source. Columns without a definition there have one
+here; a cell without a measurement is empty.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ def suite_tables(entries: Sequence[Entry], scalability: Scalability) -> list[Tab
         dle.speed("pretraining", "pretraining", _of(pretraining, "nvidia", "deeplearningexamples")),
         dle.accuracy(_of(squad, "nvidia", "deeplearningexamples")),
         dle.inference(_of(squad, "nvidia", "deeplearningexamples")),
-        _mlperf(pretraining),
         inference.published(entries),
         sparsity.glue(entries),
     ]
@@ -139,37 +138,5 @@ def _enflame(entries: Sequence[Entry], *, accuracy: bool) -> Table:
         title=f"In the format of Enflame's {kind} table",
         intro=intro,
         columns=columns(f"Devices | # Batch / device | Data type | {last}"),
-        rows=rows,
-    )
-
-
-def _mlperf(entries: Sequence[Entry]) -> Table:
-    """Return time to train; of measured rows only those of the mlperf recipes."""
-    rows = []
-    for e in entries:
-        took = e.value("time_to_target_s")
-        theirs = e.first.kind == "mlperf" or "MLPerf" in str(e.source.get("title", ""))
-        if took is None or not (theirs or (e.measured and str(e.first.preset)[:6] == "mlperf")):
-            continue
-        m = e.first.manifest
-        origin = [str(m[k]) for k in ("submitter", "division") if m.get(k)] or [e.variant]
-        cells = (
-            Cell(e.first.system_name, e.link(), ", ".join(origin)),
-            Cell(f"v{m['round']}" if m.get("round") else ""),
-            count(e.devices),
-            number_cell(took, e.link(), scale=1 / 60),
-            number_cell(e.value("samples_to_target"), e.link()),
-            number_cell(e.value("sequences_per_second_e2e", "sequences_per_second"), e.link()),
-        )
-        rows.append(row(e, *cells))
-    rows.sort(key=lambda row: row.cells[3].sort or 0)
-    return Table(
-        id="mlperf",
-        title="In the format of MLPerf Training's results",
-        intro="Minutes from run_start to the evaluation that reached the target. Results of the "
-        "closed and the open division are not comparable.",
-        columns=columns(
-            "System | Round | # Devices | # Minutes | # Samples | # Sequences/s with evaluations"
-        ),
         rows=rows,
     )

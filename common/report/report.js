@@ -68,8 +68,11 @@
     if (!target) return;
     const hidden = target.closest("[hidden]");
     if (hidden) { form.reset(); filter(); }
-    const details = target.closest("details");
-    if (details) { details.open = true; details.scrollIntoView(); }
+    let details = target.closest("details");
+    if (!details) return;
+    const place = target.tagName === "DETAILS" ? target : details;
+    for (; details; details = details.parentElement.closest("details")) details.open = true;
+    place.scrollIntoView();
   };
 
   form.hidden = false;

@@ -23,7 +23,8 @@ from bertbench.common.report.groups import (
     value_of,
     words_of,
 )
-from bertbench.common.report.plot import REFERENCE, STYLES, Plot, Series, lines
+from bertbench.common.report.markers import REFERENCE, STYLES
+from bertbench.common.report.plot import Plot, Series, lines
 from bertbench.common.report.tables import (
     Cell,
     Table,

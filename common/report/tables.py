@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -58,6 +58,16 @@ class Table:
 
 
 EMPTY = Cell("")
+
+
+def filled(table: Table) -> Table:
+    """Return the table without numeric columns that are empty in all rows."""
+    kept = [
+        i for i, c in enumerate(table.columns)
+        if not c.numeric or any(row.cells[i].text for row in table.rows)
+    ]  # fmt: skip
+    rows = [row._replace(cells=[row.cells[i] for i in kept]) for row in table.rows]
+    return replace(table, columns=[table.columns[i] for i in kept], rows=rows)
 
 
 def columns(names: str) -> list[Column]:
@@ -123,6 +133,7 @@ def configurations(rows: Sequence[Entry]) -> Table:
             "# Time to target | # Quality | # Stability | # Power, W | # Peak memory, GiB"
         ),
         rows=made,
+        collapsed=True,
     )
 
 
@@ -217,8 +228,8 @@ def families(rows: Iterable[Entry]) -> list[list[tuple[int, Entry, Value]]]:
     for e in rows:
         rate = e.value(*RATE)
         n = e.first.world_size if e.measured else e.devices
-        if rate is None or not n or rate.median <= 0:
-            continue
+        if rate is None or not n or rate.median <= 0 or e.first.manifest.get("round"):
+            continue  # systems of a round differ in more than their number of devices
         r = e.first
         key: tuple[Any, ...] = (
             e.measured, r.benchmark, same_but_batch(e), e.precision, r.device_name,
@@ -287,10 +298,12 @@ def published(rows: Sequence[Entry]) -> list[Table]:
 
 def _source(i: int, rows: Sequence[Entry]) -> Table:
     made = []
+    every = Counter(text for e in rows for text in _stated(e))
+    shared = {text for text, n in every.items() if n > max(1, len(rows) / 2)}
     for e in rows:
         m, where = e.first.metrics, e.first.manifest.get("where")
         figures = [f"{name} {quantity(float(v['value']), str(v['unit']))}" for name, v in m.items()]
-        stated = [f"{name}: {v['definition']}" for name, v in m.items() if v.get("definition")]
+        stated = [text for text in _stated(e) if text not in shared]
         quality = number_cell(e.quality(), "")
         names = ", ".join(filter(None, (e.quality_name, quality.note)))
         cells = (
@@ -306,7 +319,7 @@ def _source(i: int, rows: Sequence[Entry]) -> Table:
     return Table(
         id=f"source-{i}",
         title=str(source.get("title") or rows[0].first.path.name),
-        intro=" \u00b7 ".join(str(k) for k in known if k),
+        intro=" \u00b7 ".join([*(str(k) for k in known if k), *sorted(shared)]),
         columns=columns(
             "What | Workload | Figures, and their definition where one is given | # Quality | "
             "Doubtful because"
@@ -314,6 +327,11 @@ def _source(i: int, rows: Sequence[Entry]) -> Table:
         rows=made,
         collapsed=True,
     )
+
+
+def _stated(e: Entry) -> list[str]:
+    metrics = e.first.metrics.items()
+    return [f"{name}: {v['definition']}" for name, v in metrics if v.get("definition")]
 
 
 def counts(results: Iterable[Result]) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read, check and write the files of published figures.
 
-``results/reference/*.json`` has one file per source, in schema/published-1.json. A row states where
-its figures were printed, their definitions if the source has any, and the doubts about them.
-common/results/store.py loads rows as a separate kind of result, which never enters the statistics
-of runs.
+``results/reference/*.json`` has one file per source, in schema/published-1.json; a file of many
+rows has them as a table. A row states where its figures were printed, their definitions if the
+source has any, and the doubts about them. common/results/store.py loads rows as a separate kind of
+result, which never enters the statistics of runs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,36 @@ NOT_STATED = "not stated"
 """The definition of a figure without one in its source."""
 
 
+def written_out(document: Any) -> Any:
+    """Return a document with ``rows``, made from its ``table``, if any; raise ValueError.
+
+    A table has ``columns`` and ``rows`` of their values, for many rows that have much in
+    ``common``. An empty (null) cell is the common value. A column of a metric has its values;
+    ``metrics`` defines them, and the column ``runs`` is their number of runs.
+    """
+    if not isinstance(document, Mapping) or "table" not in document:
+        return document
+    table = document["table"]
+    try:
+        common, metrics, columns = (table[key] for key in ("common", "metrics", "columns"))
+        cells = [dict(zip(columns, row, strict=True)) for row in table["rows"]]
+        rows = []
+        for row in cells:
+            runs = {} if (n := row.pop("runs", None)) is None else {"n": n}
+            found = {k: {**metrics[k], **runs, "value": v} for k, v in row.items()
+                     if k in metrics and v is not None}  # fmt: skip
+            own = {k: v for k, v in row.items() if v is not None or k not in common}
+            own = {k: v for k, v in own.items() if k not in metrics}
+            rows.append({**common, **own, "metrics": found})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"its table is malformed: {error!r}") from error
+    return {**{k: v for k, v in document.items() if k != "table"}, "rows": rows}
+
+
 def load_published(path: Path) -> dict[str, Any]:
     """Return the document in ``path``; raise BadInput with its first problems."""
     try:
-        document = parse(read_bytes(path))
+        document = written_out(parse(read_bytes(path)))
     except (OSError, ValueError) as error:
         raise BadInput(f"{shown(path)} cannot be read: {shown(error)}") from error
     found = problems(document)

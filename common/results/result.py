@@ -124,6 +124,15 @@ class Result:
         return names.pop() if len(names) == 1 else None
 
     @property
+    def cores(self) -> int | None:
+        """Processor cores that it could use, if it ran on them; else, or unknown, None."""
+        known = self.system.get("processor")
+        if self.kind != "run" or self.backend != HOST or not isinstance(known, Mapping):
+            return None
+        counts = [number(known.get(name)) for name in ("cores", "usable_threads")]
+        return min((int(n) for n in counts if n), default=None)
+
+    @property
     def backend(self) -> str | None:
         name = self.extras.get("backend") or next(
             (device.get("backend") for device in self.devices), None

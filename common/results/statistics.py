@@ -7,6 +7,7 @@ runs on each side: five give no 95 % interval of a median.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -48,13 +49,21 @@ def median_interval(values: Sequence[float]) -> Interval | None:
     k is the largest for which fewer than k of n values lie on one side with a probability of at
     most (1 - CONFIDENCE) / 2. None for fewer than ENOUGH values.
     """
-    n, outside, k = len(values), 0, 0
+    n = len(values)
     if n < ENOUGH:
         return None
+    k, confidence = _sign_test(n)
+    ordered = sorted(values)
+    return Interval(ordered[k - 1], ordered[n - k], confidence)
+
+
+@functools.cache
+def _sign_test(n: int) -> tuple[int, float]:
+    """Return ``median_interval``'s k for n values, and its coverage."""
+    outside, k = 0, 0
     while (more := outside + math.comb(n, k)) <= (1 - CONFIDENCE) / 2 * 2**n:
         outside, k = more, k + 1
-    ordered = sorted(values)
-    return Interval(ordered[k - 1], ordered[n - k], float(1 - Fraction(2 * outside, 2**n)))
+    return k, float(1 - Fraction(2 * outside, 2**n))
 
 
 def mann_whitney(left: Sequence[float], right: Sequence[float]) -> float:

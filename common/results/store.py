@@ -21,6 +21,7 @@ from typing import Any
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_bytes, shown
 from bertbench.common.measure.code import ROOT
+from bertbench.common.results.published import written_out
 from bertbench.common.results.record import SCHEMA_VERSION, STATUSES
 from bertbench.common.results.result import (
     Damage,
@@ -273,7 +274,10 @@ def _sealed(folder: Path, manifest: Mapping[str, Any], raw: bytes) -> dict[str, 
 
 
 def _published(file: Path) -> list[Result]:
-    content = _document(file)
+    try:
+        content = written_out(_document(file))
+    except ValueError as error:
+        raise Damage(shown(error)) from error
     kind, rows = content.get("kind"), content.get("rows")
     if kind not in KINDS[1:]:
         raise Damage("is not a file of published figures: its kind is not published or mlperf")

@@ -233,6 +233,23 @@ def test_no_page_is_wider_than_its_window(browser: Browser, report: Path, width:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_tables_scroll_inside_themselves_on_a_phone(browser: Browser, report: Path) -> None:
+    page = browser.open(report, width=360)
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+    boxes = "[...document.querySelectorAll('table')].map((t) => t.closest('.scroll'))"
+    assert page.evaluate(f"{boxes}.every((box) => box && box.clientWidth <= innerWidth)")
+    assert page.evaluate(f"{boxes}.some((box) => box.scrollWidth > box.clientWidth)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_link_opens_every_fold_around_its_target(page: Page) -> None:
+    run = page.evaluate("document.querySelector('details details.run').id")
+    page.evaluate(f"(() => {{ location.hash = '#{run}' }})()")
+    page.evaluate("new Promise((done) => setTimeout(done, 100))")
+    assert page.evaluate(f"document.getElementById('{run}').checkVisibility()")
+    assert page.evaluate(f"document.getElementById('{run}').open") is True
+
+
 def contrast(page: Page, selector: str) -> float:
     """WCAG's ratio of an element's colour and the page's."""
     colours: list[Any] = page.evaluate(
@@ -263,5 +280,10 @@ def test_it_prints(page: Page, tmp_path: Path) -> None:
         assert (
             page.evaluate(f"getComputedStyle(document.querySelector('{gone}')).display") == "none"
         )
+    page.call("Emulation.setDeviceMetricsOverride", width=1031, height=700, deviceScaleFactor=1,
+              mobile=False)  # fmt: skip  # A4 on its side, less two margins of 12 mm
+    page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+    wide = "[...document.querySelectorAll('table')].filter((t) => t.getBoundingClientRect().right"
+    assert page.evaluate(f"{wide} > innerWidth + 1).length") == 0
     page.pdf(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes()[:5] == b"%PDF-"

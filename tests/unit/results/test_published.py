@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,19 @@ import pytest
 
 from bertbench.backends.peaks import peaks_of
 from bertbench.common.errors import BadInput
-from bertbench.common.results.published import NOT_STATED, load_published, problems, write_published
+from bertbench.common.results.published import (
+    NOT_STATED,
+    load_published,
+    problems,
+    write_published,
+    written_out,
+)
 from bertbench.common.results.store import REFERENCE, load_results
 
+ROOT = Path(__file__).parents[3]
 FILES = sorted(path for path in REFERENCE.glob("*.json"))
 PUBLISHED = [file for file in FILES if load_published(file)["kind"] == "published"]
+SYSTEMS = "mlperf-training-bert-systems"
 ROWS = [(f.stem, row) for f in PUBLISHED for row in load_published(f)["rows"]]
 
 
@@ -94,8 +104,8 @@ def test_the_figures_users_know() -> None:
         "metric": "f1", "value": 90.68, "target": None, "reached": None, "n": 10, "sd": 0.16,
     }  # fmt: skip
     assert one(
-        "mlperf-training-bert", "time_to_target_s", round="3.0", device="NVIDIA H100-SXM5-80GB"
-    ) == pytest.approx(5.47 * 60)
+        SYSTEMS, "time_to_target_s", round="3.0", system="dgxh100_ngc23.04_pytorch"
+    ) == pytest.approx(5.47 * 60, abs=0.3)
 
 
 # -- what can be recomputed -----------------------------------------------------------------------
@@ -152,16 +162,85 @@ def test_nvidia_times_follow_from_rates() -> None:
 
 def test_mlperf_rates_follow_from_samples_and_time() -> None:
     checked = 0
-    for row in find("mlperf-training-bert"):
+    for row in (*find("mlperf-training-bert"), *find(SYSTEMS)):
         values = {name: metric["value"] for name, metric in row["metrics"].items()}
-        minutes = float(row["metrics"]["time_to_target_s"]["derived"].split()[0])
-        assert values["time_to_target_s"] == pytest.approx(minutes * 60)
+        if derived := row["metrics"]["time_to_target_s"].get("derived"):
+            minutes = float(derived.split()[0])
+            assert values["time_to_target_s"] == pytest.approx(minutes * 60)
         if {"samples_to_target", "sequences_per_second_e2e"} <= values.keys():
-            # A mean of rates is not the rate of means: within 2 % over runs so alike.
+            # A mean of rates is not the rate of means: within 9 % over ten runs.
             told = values["samples_to_target"] / values["time_to_target_s"]
-            assert values["sequences_per_second_e2e"] == pytest.approx(told, rel=0.02), row
+            assert values["sequences_per_second_e2e"] == pytest.approx(told, rel=0.09), row
             checked += 1
-    assert checked >= 12
+    assert checked > 280
+
+
+def test_all_systems_of_mlperf_are_there() -> None:
+    """303 systems with 3,021 logs; MLPerf's own rule for runs that missed the target."""
+    rows = find(SYSTEMS)
+    assert (
+        len(rows) == 303 and len({(r["round"], r["submitter"], r["system"]) for r in rows}) == 303
+    )
+    assert {r["round"] for r in rows} == {
+        "0.7",
+        *(f"{n}.{i}" for n in (1, 2, 3, 4) for i in (0, 1)),
+    }
+    missed = sum(any("missed the target" in text for text in r["doubt"]) for r in rows)
+    runs = sum(r["metrics"]["time_to_target_s"]["n"] for r in rows)
+    assert (missed, runs + missed) == (32, 3021)
+    first = [r["quality"]["target"] for r in rows if r["round"] == "0.7"]
+    assert first == [0.712] * 13
+    # As published: 19.39 min, whose tenth run missed the target; 21.69 min, with ten.
+    inspur = one(SYSTEMS, "time_to_target_s", round="1.1", system="nf5688m6_pytorch")
+    nvidia = one(SYSTEMS, "time_to_target_s", round="1.0", system="dgxa100_ngc21.05_pytorch")
+    assert (inspur, nvidia) == (pytest.approx(19.39 * 60, abs=0.3), pytest.approx(1301.6))
+    assert (REFERENCE / f"{SYSTEMS}.json").stat().st_size < 100_000
+
+
+def test_the_tool_makes_the_file_again(tmp_path: Path) -> None:
+    logs = ROOT.parent / "shared" / "data" / "mlperf_logs" / "all-bert-systems.json.xz"
+    if not logs.is_file():
+        pytest.skip(f"{logs.name} is not in ../shared/data: the systems' figures are not at hand")
+    tool = [sys.executable, str(ROOT / "tools" / "mlperf_systems.py"), str(logs)]
+    subprocess.run([*tool, "--out", str(tmp_path / "x.json")], check=True, capture_output=True)
+    assert (tmp_path / "x.json").read_bytes() == (REFERENCE / f"{SYSTEMS}.json").read_bytes()
+
+
+def table(**changed: Any) -> dict[str, Any]:
+    common = {"benchmark": "bert_pretraining", "device": None, "precision": "fp16", "doubt": []}
+    unit = {"unit": "s", "direction": "lower", "definition": "d"}
+    made = {"common": common, "metrics": {"time_to_target_s": unit},
+            "columns": ["system", "runs", "time_to_target_s", "precision"],
+            "rows": [["a", 10, 2.5, None], ["b", None, None, "fp8"]]}  # fmt: skip
+    return {"kind": "published", "table": made | changed}
+
+
+def test_a_table_is_written_out() -> None:
+    made = written_out(table())
+    first, second = made["rows"]
+    assert set(made) == {"kind", "rows"}
+    assert first["metrics"] == {
+        "time_to_target_s": {
+            "unit": "s", "direction": "lower", "definition": "d", "n": 10, "value": 2.5,
+        }
+    }  # fmt: skip
+    assert (first["system"], first["precision"], first["doubt"]) == ("a", "fp16", [])
+    assert (second["precision"], second["metrics"]) == ("fp8", {})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"rows": [["a", 1]]}, {"columns": 3}, {"rows": 7}, {"common": None},
+     {"metrics": {"time_to_target_s": 3}}],
+)  # fmt: skip
+def test_a_malformed_table_is_damage(tmp_path: Path, changed: dict[str, Any]) -> None:
+    file = tmp_path / "reference" / "x.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(table(**changed) | {"source": {}}))
+    with pytest.raises(BadInput, match="table is malformed"):
+        load_published(file)
+    _, damaged = load_results([tmp_path])
+    assert [d.path.name for d in damaged if "table is malformed" in d.problem] == ["x.json"]
 
 
 def test_sparse_inference_gain() -> None:

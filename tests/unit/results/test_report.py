@@ -24,8 +24,9 @@ from bertbench.common.errors import BadInput
 from bertbench.common.report.figures import MOST_LINES, learning, sensors, time_split
 from bertbench.common.report.groups import entries
 from bertbench.common.report.markdown import rows, text
+from bertbench.common.report.markers import STYLES
 from bertbench.common.report.page import MOST_DETAILED, MOST_READ, Report, html
-from bertbench.common.report.plot import MAX_POINTS, Series, lines, thinned
+from bertbench.common.report.plot import MAX_POINTS, Series, bars, lines, thinned
 from bertbench.common.report.tables import Table, configurations, families, mode, scaling
 from bertbench.common.report.words import duration, markdown, number, quantity
 from bertbench.common.results.store import Result, load_results
@@ -152,7 +153,7 @@ def test_processes_of_the_host_are_not_devices_but_scale(tmp_path: Path) -> None
     make_run(tmp_path, figures(10.0), devices=host[:1])
     make_run(tmp_path, figures(15.0), devices=host, world_size=2)
     found = entries(load_results([tmp_path], references=False)[0])
-    assert {e.device for e in found} == {"1 x Card 1", "1 x Card 1, 2 processes"}
+    assert {e.device for e in found} == {"1 x Card 1, 2 cores", "1 x Card 1, 2 cores, 2 processes"}
     (family,) = families(found)
     assert mode(family) == "strong"
     assert column(scaling([family]), "Scalability") == ["1", "0.75"]
@@ -394,12 +395,13 @@ def test_many_runs_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     whole = Result.steps
     monkeypatch.setattr(Result, "steps", lambda self: (read.append(self.run_id), whole(self))[1])
     report = Report(results, [])
-    assert len(read) == MOST_READ and f"{MOST_READ} of 1,000 runs" in report.sections[0].text
+    measured = next(s for s in report.sections if s.id == "measured")
+    assert len(read) == MOST_READ and f"{MOST_READ} of 1,000 runs" in measured.text
     page = html(report)
     assert page.count('<details class="run"') == 1000
     assert page.count('<svg class="plot"') < 3 * MOST_DETAILED
     assert len(page) < 6_000_000
-    (accuracy, *_) = report.sections[0].plots
+    (accuracy, *_) = measured.plots
     assert [label for _, label, _ in accuracy.legend] == [
         f"1 x Card 1, bf16, median of {MOST_READ}"
     ]
@@ -511,7 +513,7 @@ def test_a_failed_report_leaves_the_old_one_whole(
 
 
 def test_series_of_one_plot_are_told_apart(tmp_path: Path) -> None:
-    """Colour, marker and dash; beyond six series also a letter, in the plot and in the legend."""
+    """Marker and dash of twelve series; beyond them a letter, in the plot and in the legend."""
     for n in range(12):
         make_run(tmp_path / "other", figures(1.0), preset=f"other{n}", seed=n,
                  lines=steps(1.0), quality=quality(0.6))  # fmt: skip
@@ -523,13 +525,31 @@ def test_series_of_one_plot_are_told_apart(tmp_path: Path) -> None:
     plots = learning(found, report_on(tmp_path)._events)
     (plot,) = (p for p in plots if p.id.startswith("learning") and len(p.legend) == 9
                and "samples" in p.id)  # fmt: skip
-    looks = [(str(picture), label[:2] if label[1:3] == "  " else "") for picture, label, _ in
-             plot.legend]  # fmt: skip
-    assert len(set(looks)) == 9
-    chips = [e.style for e in found if e.first.preset == "toy"]
-    assert sorted(chips[:6]) == list(range(6))
-    alone = lines("x", "t", "d", [Series(label=n, points=[(0, 1)]) for n in "ab"], x="x", y="y")
-    assert [label for _, label, _ in alone.legend] == ["a  a", "b  b"]
+    assert len({str(picture) for picture, _, _ in plot.legend}) == 9
+    assert not any(label[1:3] == "  " for _, label, _ in plot.legend)
+    many = [Series(label=f"{n}", points=[(0, n)]) for n in range(STYLES)]
+    alone = lines("x", "t", "d", many, x="x", y="y")
+    assert len({str(picture) for picture, _, _ in alone.legend}) == STYLES == 12
+    drawn = [re.findall(r'class="m (\w+)"', str(picture))[0] for picture, _, _ in alone.legend]
+    assert len(set(drawn)) == 12, "without colour, too"
+    css = (Path(__file__).parents[3] / "common" / "report" / "report.css").read_text()
+    dashes = {n: re.findall(rf"\.s{n} \.line {{ (.*?) }}", css) for n in range(STYLES)}
+    assert len({str(dash) for dash in dashes.values()}) == 12
+    more = lines("x", "t", "d", [*many, Series(label="12", points=[(0, 12)])], x="x", y="y")
+    assert [label for _, label, _ in more.legend if "  " in label] == ["a  0", "b  12"]
+
+
+def test_plots_of_nothing_are_left_out(tmp_path: Path) -> None:
+    assert not lines("x", "t", "d", [Series(label="a", points=[(1, 2)])], x="x", y="y").seen
+    assert not lines("x", "t", "d", [Series(label="a", points=[(1, 0), (2, 0)])], x="x", y="y").seen
+    assert lines("x", "t", "d", [Series(label="a", points=[(1, 0), (2, 1)])], x="x", y="y").seen
+    assert not bars("x", "t", "d", [("a", [0.0, None])], ("p", "q"), unit="s").seen
+    make_run(tmp_path, figures(1.0), lines=steps(1.0, (0.6,), every=2), quality=quality(0.6))
+    report = report_on(tmp_path)
+    titles = [p.title for s in report.sections for p in s.plots]
+    assert "toy: throughput over steps" in titles
+    assert not [t for t in titles if "mlm_accuracy" in t], "one evaluation"
+    assert "mlm_accuracy over samples" not in text(report)
 
 
 def test_versions_of_the_code_are_no_repeats(tmp_path: Path) -> None:

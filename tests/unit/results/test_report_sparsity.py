@@ -18,7 +18,7 @@ from bertbench.common.masks.mask import AttentionMask
 from bertbench.common.report.groups import entries
 from bertbench.common.report.page import Report
 from bertbench.common.report.plot import Plot, Series, lines
-from bertbench.common.report.sparsity import COLUMNS
+from bertbench.common.report.sparsity import COLUMNS, plots
 from bertbench.common.report.tables import Table, families
 from bertbench.common.results.attention import attention
 from bertbench.common.results.comparable import differences, load_side
@@ -74,7 +74,7 @@ def loaded(root: Path) -> list[Result]:
 def content(root: Path, references: bool = False) -> tuple[dict[str, Plot], dict[str, Table]]:
     report = Report(*load_results([root], references=references))
     return (
-        {p.title: p for s in report.sections for p in s.plots if s.id == "sparsity"},
+        {p.title: p for p in plots(report.real, report.published)},  # those of one point, too
         {t.id: t for s in report.sections for t in s.tables},
     )
 
@@ -190,13 +190,13 @@ def test_quality_and_relative_throughput_over_sparsity(tmp_path: Path) -> None:
     record(tmp_path, "star", system="2x", precision="fp32",
            extras={"precision": "fp32", "backend": "accel", "attention_mask":
                    {"hash": "a", "sparsity_ratio": 0.7}})  # fmt: skip
-    plots, _ = content(tmp_path)
+    drawn, _ = content(tmp_path)
     base = "bert_pretraining, 2 x 64: "
-    assert list(plots) == [
+    assert list(drawn) == [
         base + name + " over sparsity"
         for name in ("mlm_accuracy", "throughput / dense throughput", "sequences/s")
     ]
-    quality, relative, rate = plots.values()
+    quality, relative, rate = drawn.values()
     ours, other = "1 x Card 1, bf16", "1 x Card 1, fp32"
     assert quality.columns == ("mask", "sparsity ratio, %", "mlm_accuracy", "of")
     assert sorted(quality.rows) == sorted([
@@ -217,17 +217,17 @@ def test_another_length_task_data_or_model_is_another_figure(tmp_path: Path) -> 
     record(tmp_path, recipe={"max_seq_length": 64})
     record(tmp_path, recipe={"model": {**MODEL, "hidden_size": 32}})
     record(tmp_path, inputs={"data": "other"})
-    plots, _ = content(tmp_path)
-    assert all("dense" not in p.svg for t, p in plots.items() if "mlm_accuracy" in t)
-    assert list(plots) == ["bert_pretraining, 2 x 64: mlm_accuracy over sparsity",
+    drawn, _ = content(tmp_path)
+    assert all("dense" not in p.svg for t, p in drawn.items() if "mlm_accuracy" in t)
+    assert list(drawn) == ["bert_pretraining, 2 x 64: mlm_accuracy over sparsity",
                            "bert_pretraining, 2 x 64: sequences/s over sparsity"]  # fmt: skip
 
 
 def test_other_settings_are_no_dense_peer(tmp_path: Path) -> None:
     record(tmp_path, "star")
     record(tmp_path, recipe={"max_steps": 9})
-    plots, _ = content(tmp_path)
-    assert not any("throughput" in title for title in plots)
+    drawn, _ = content(tmp_path)
+    assert not any("throughput" in title for title in drawn)
 
 
 def test_a_report_without_masks_has_no_sparsity_figure(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_nine_columns_and_their_mean_only_if_all_are_there(tmp_path: Path) -> No
     glue(tmp_path, "star", 4.0, ["rte"], recipe={"learning_rate": 1.0})
     glue(tmp_path, "strided", 1.0, TASKS[:-1])
     glue(tmp_path, "star", 3.0, ["rte"], inputs={"checkpoint": "beef" * 16})
-    plots, tables = content(tmp_path, references=True)
+    drawn, tables = content(tmp_path, references=True)
     table = tables["sparsebert"]
     assert [c.name for c in table.columns] == ["Attention", "Sparsity", *COLUMNS.values(), "Mean"]
     ours = {(r.cells[0].text, r.cells[0].note[-8:]): r.cells for r in table.rows
@@ -289,15 +289,15 @@ def test_nine_columns_and_their_mean_only_if_all_are_there(tmp_path: Path) -> No
     for other in (ours["strided", "c0ffee00"], ours["star", "beefbeef"]):
         assert other[11].text == "" and other[11].sort is None, "blank unless all nine are there"
     assert ours["strided", "c0ffee00"][10].text == ""
-    mean = plots["GLUE: mean of nine columns over sparsity"]
+    mean = drawn["GLUE: mean of nine columns over sparsity"]
     assert [r[0] for r in mean.rows[:1]] == ["star"] and len(mean.rows) == 1 + 14
     assert mean.rows[1][:3] == ("Strided", "70.4", "79.5")
 
 
 def test_published_points_are_beside_and_marked(tmp_path: Path) -> None:
     glue(tmp_path, "strided", 1.0, ["rte"])
-    plots, _ = content(tmp_path, references=True)
-    (plot,) = (p for title, p in plots.items() if "rte over" in title)
+    drawn, _ = content(tmp_path, references=True)
+    (plot,) = (p for title, p in drawn.items() if "rte over" in title)
     assert plot.rows[0][:3] == ("strided", "70.39", "63")
     theirs = [r for r in plot.rows if r[3].startswith("published: SparseBERT (ICML 2021)")]
     assert len(theirs) == 14 and ("Star", "96.1", "60.3") in {r[:3] for r in theirs}
