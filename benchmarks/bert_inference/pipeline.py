@@ -33,7 +33,7 @@ each to ONNX, and then measures all with MLPerf's LoadGen. The same command resu
       --infer_flags "--profile non-official --min_duration_s 60" -- --train_file train-v1.1.json"""
 RECIPE = "squad_mini"
 LEARNING = "--distillation 1 --hidden_dropout 0 --attention_dropout 0"
-PRUNING = f"--pruning least_squares {LEARNING}"
+PRUNING = f"--pruning least_squares {LEARNING} --learning_rate 2e-4"
 FINE = f"--calibration mse {LEARNING} --num_train_epochs 0.5 --learning_rate 1.5e-4"
 """Training through INT8 begins with trained weights and learns their answers alone: without
 dropout's noise the rounding is all that is left to learn, and a part of an epoch suffices."""
