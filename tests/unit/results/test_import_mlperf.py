@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 import re
+import statistics
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -193,10 +194,10 @@ def test_ten_runs_give_the_published_time(logs: dict[str, list[str]]) -> None:
     published = next(
         result.metrics for result in load_results([])[0]
         if result.kind == "published" and result.manifest.get("round") == "1.0"
-        and result.device_name == "NVIDIA A100-SXM4-80GB"
+        and result.system_name == "dgxa100_ngc21.05_pytorch"
     )  # fmt: skip
     assert sum(times[1:-1]) / 8 == pytest.approx(published["time_to_target_s"]["value"], rel=5e-4)
-    samples = sum(row["samples"] for row in rows) / 10
+    samples = statistics.median(row["samples"] for row in rows)
     assert samples == pytest.approx(published["samples_to_target"]["value"], rel=5e-4)
     rates = sorted(value(row, "sequences_per_second_e2e") or 0 for row in rows)
     assert rates[0] < published["sequences_per_second_e2e"]["value"] < rates[-1]
