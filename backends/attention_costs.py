@@ -35,6 +35,9 @@ TOKENS = 4096
 _COPIES = 2
 """Of all scores in float32: what dense attention keeps and computes at once."""
 
+ACTIVATIONS = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> the type that attention computes in."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
@@ -173,7 +176,7 @@ def choose_kernels(
         heads=heads,
         size=model.hidden_size // heads,
         dropout=model.attention_dropout,
-        dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32),
+        dtype=ACTIVATIONS.get(precision, torch.float32),
         device=backend.device,
     )
     if world.is_main:

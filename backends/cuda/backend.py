@@ -170,6 +170,8 @@ class Cuda(Accelerator):
 
     def _fp8_problem(self, notes: Mapping[str, str]) -> str | None:
         """Return why the linear layers cannot compute in 8 bits, or None."""
+        if EIGHT_BITS not in self.minimum_capability:
+            return f"not known of {self.vendor}'s devices"
         for needed in ("bf16", "triton"):
             if needed in notes:
                 return f"it needs {needed}: {notes[needed]}"
@@ -278,8 +280,8 @@ class Cuda(Accelerator):
         """Return ``kernels``' operations; raise Unsupported where its trial failed."""
         if kernels == FlexOps.name:
             raise Unsupported(
-                f"--kernels {kernels} computes attention with a mask only: give --attention_mask, "
-                f"or choose other kernels"
+                f"--kernels {kernels} computes attention with a mask only, and not in "
+                f"{EIGHT_BITS}: give --attention_mask, or choose other kernels"
             )
         if kernels == "transformer_engine":
             ops: Ops = packages.TransformerEngineOps(self.stream_dtype(precision))

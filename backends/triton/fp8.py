@@ -48,8 +48,11 @@ def carry(x: Tensor, eight: Eight | None) -> None:
 
 
 def rounded(x: Tensor) -> Eight:
-    """Return x [T, N] in 8 bits: the copy that it carries, if it has not changed, or a new one."""
-    version, known = x.__dict__.get("_bertbench_eight", (None, None))
+    """Return x [T, N] in 8 bits: the copy that it carries, if it has not changed, or a new one.
+
+    A copy has one reader: autograd may keep x, and would keep the copy with it.
+    """
+    version, known = x.__dict__.pop("_bertbench_eight", (None, None))
     if known is not None and version == x._version:
         return known
     x = x.contiguous()

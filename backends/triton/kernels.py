@@ -15,6 +15,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_for_any_batch = triton.jit(
+    do_not_specialize=["seed", "threshold", "rows", "share", "programs"],
+    do_not_specialize_on_alignment=["seed", "threshold", "rows", "share", "programs"],
+)
+"""Compiles once for all numbers of rows, and not within a step that is the first with 16 n."""
 INNER: tl.constexpr = tl.constexpr(1)
 """Dropout lies before the residual's addition: norm_backward also returns its gradient."""
 OUTER: tl.constexpr = tl.constexpr(2)
@@ -54,7 +59,9 @@ def _store_eight(z, values, scales, row, at, inside, there):
     """
     largest = tl.max(tl.abs(z), 0)
     scale = tl.where(largest > 0, largest / 448.0, 1.0)
-    z = tl.minimum(tl.maximum(z / scale, -448.0), 448.0)  # the quotient may round above it
+    # The quotient may round above 448; a number that is none stays so.
+    z = tl.maximum(z / scale, -448.0, propagate_nan=tl.PropagateNan.ALL)
+    z = tl.minimum(z, 448.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(values + at, z.to(values.dtype.element_ty), mask=inside)
     tl.store(scales + row, scale, mask=there)
 
@@ -70,7 +77,7 @@ def eight(x, values, scales, cols, BLOCK: tl.constexpr):
     _store_eight(z, values, scales, row, at, inside, row >= 0)
 
 
-@triton.jit
+@_for_any_batch
 def embed_forward(
     ids, positions, types, word, position, token_type, gamma, beta, out, xhat, rstd_out,
     seed, threshold, scale, eps, cols,
@@ -95,7 +102,7 @@ def embed_forward(
     tl.store(out + at, z.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_for_any_batch
 def norm_forward(
     x, residual, gamma, beta, out, xhat, rstd_out, values, scales, seed, threshold, scale, eps,
     cols, BLOCK: tl.constexpr, RESIDUAL: tl.constexpr, NORM: tl.constexpr, DROP: tl.constexpr,
@@ -122,7 +129,7 @@ def norm_forward(
         _store_eight(z, values, scales, row, at, inside, row >= 0)
 
 
-@triton.jit
+@_for_any_batch
 def norm_backward(
     dy, xhat, rstd_in, gamma, dz_out, dx_out, partial, values, scales, seed, threshold, scale,
     rows, cols, share, BLOCK: tl.constexpr, DROP: tl.constexpr, EIGHT: tl.constexpr,
@@ -151,7 +158,8 @@ def norm_backward(
         for_beta += gradient
         g = gradient * weight
         along = tl.sum(g * x, 0) / cols
-        dz = (g - tl.sum(g, 0) / cols - x * along) * tl.load(rstd_in + tl.minimum(row, rows - 1))
+        rstd = tl.load(rstd_in + row, mask=row < rows, other=0.0)
+        dz = (g - tl.sum(g, 0) / cols - x * along) * rstd
         tl.store(dz_out + at, dz.to(dz_out.dtype.element_ty), mask=here)
         if DROP == INNER:
             dz = tl.where(_kept(seed, row, column, threshold), dz * scale, 0.0)
@@ -191,7 +199,7 @@ def gelu_forward(
         _store_eight(x * share, values, scales, row, at, inside, row >= 0)
 
 
-@triton.jit
+@_for_any_batch
 def gelu_backward(
     dy, u, du, partial, values, scales, rows, cols, share,
     BLOCK: tl.constexpr, TANH: tl.constexpr, EIGHT: tl.constexpr,
@@ -220,7 +228,7 @@ def gelu_backward(
     tl.store(partial + program * cols + column, sums, mask=inside)
 
 
-@triton.jit
+@_for_any_batch
 def column_sums(x, partial, rows, cols, share, BLOCK: tl.constexpr):
     """partial [programs, N]: the sums of a share of the rows of BLOCK columns."""
     program = tl.program_id(1).to(tl.int64)
@@ -234,7 +242,7 @@ def column_sums(x, partial, rows, cols, share, BLOCK: tl.constexpr):
     tl.store(partial + program * cols + column, sums, mask=inside)
 
 
-@triton.jit
+@_for_any_batch
 def join(
     dq, dk, dv, out, partial, values, scales, rows, cols, share,
     BLOCK: tl.constexpr, EIGHT: tl.constexpr,
@@ -260,7 +268,7 @@ def join(
     tl.store(partial + program * 3 * cols + column, sums, mask=column < 3 * cols)
 
 
-@triton.jit
+@_for_any_batch
 def sums_into(
     partial, first, second, third, known, programs, pitch, cols,
     BLOCK: tl.constexpr, ROWS: tl.constexpr, ADD: tl.constexpr, KNOWN: tl.constexpr,

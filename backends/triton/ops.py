@@ -35,6 +35,7 @@ from bertbench.backends.triton.functions import (
     Split,
 )
 from bertbench.common.data.batch import Tokens
+from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
 
 
@@ -72,7 +73,10 @@ class TritonOps(Ops):
         return {**self._attention.kernels, **own, **linear}
 
     def keep_out_of_graphs(self) -> None:
-        self._attention.keep_out_of_graphs()
+        raise Unsupported(
+            "a compiler cannot trace Triton's kernels of this suite: leave --compile out, or "
+            "choose other --kernels"
+        )
 
     def embed(
         self, tokens: Tokens, word: Tensor, position: Tensor, token_type: Tensor,

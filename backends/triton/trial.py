@@ -63,6 +63,11 @@ class RoundedOps(Ops):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _RoundedLinear.apply(x, weight) + bias
 
+    def masked_cross_entropy(
+        self, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return Ops().masked_cross_entropy(x, weight, bias, labels)
+
 
 class _RoundedLinear(torch.autograd.Function):
     @staticmethod

@@ -97,6 +97,10 @@ class SquadTask(Task):
     def make_model(self, ops: Ops) -> BertForQuestionAnswering:
         model = BertForQuestionAnswering(self.recipe.model, ops)
         self.compression = Compression.of(self.recipe, model)
+        if self.precision == "fp8" and self.recipe.quantization is not None:
+            raise BadInput(
+                "--quantization: fp8 would round again what INT8 engines do not; use bf16"
+            )
         return model
 
     def facts(self) -> TaskFacts:

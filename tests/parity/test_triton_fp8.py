@@ -145,10 +145,22 @@ def test_kernels_write_the_copies_that_the_next_product_reads(
 
 def test_a_copy_of_a_tensor_that_has_changed_is_made_anew() -> None:
     x = torch.randn(3, 16)
-    fp8.carry(x, fp8.rounded(x))
-    assert fp8.rounded(x) is fp8.rounded(x)
+    copy = fp8.rounded(x)
+    fp8.carry(x, copy)
+    assert fp8.rounded(x) is copy and fp8.rounded(x) is not copy  # it is not kept
+    fp8.carry(x, copy)
     x.mul_(3)
     assert torch.equal(fp8.rounded(x).values.float() * fp8.rounded(x).scales, by_hand(x))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_stays_so(bad: float) -> None:
+    x = torch.randn(3, 16)
+    x[1, 5] = bad
+    got = fp8.rounded(x)
+    back = got.values.float() * got.scales
+    assert not back[1].isfinite().all()
+    assert torch.equal(back[::2], by_hand(x[::2]))
 
 
 def test_heads_are_not_rounded() -> None:

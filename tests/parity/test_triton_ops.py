@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bertbench.common.errors import Unsupported
 from bertbench.common.model.ops import Ops
 from tests.conftest import interpreted
 
@@ -228,6 +229,25 @@ def test_a_residual_of_another_layer_than_the_one_before_the_last_is_not_passed_
         return ops.dropout_add_norm(x, p[1], p[6], p[7], eps=1e-3, dropout=0.0) + 3 * y
 
     compare(F32, run, u, r, *weights)
+
+
+def test_a_batch_without_masked_tokens_has_gradients_of_zero() -> None:
+    """The head over no rows, as of a micro-batch in which no token was masked."""
+    ops, rows = made(F32), torch.zeros(0, dtype=torch.int64)
+    x, weight, bias = leaf(5, 16), leaf(16, 16), leaf(16)
+    gamma, beta, words, out_bias = leaf(16), leaf(16), leaf(40, 16), leaf(40)
+    inner = ops.linear_gelu(ops.gather(x, rows), weight, bias, approximate="none")
+    y = ops.norm(inner, gamma, beta, eps=1e-3)
+    loss, right = ops.masked_cross_entropy(y, words, out_bias, rows)
+    loss.backward()
+    assert (float(loss.detach()), int(right)) == (0.0, 0)
+    for parameter in (x, weight, bias, gamma, beta, words, out_bias):
+        assert parameter.grad is not None and not parameter.grad.any()
+
+
+def test_a_compiler_is_refused() -> None:
+    with pytest.raises(Unsupported, match="leave --compile out"):
+        made(F32).keep_out_of_graphs()
 
 
 def test_no_graph_outlives_its_pass() -> None:

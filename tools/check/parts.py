@@ -126,8 +126,13 @@ def products(bench: Bench, tokens: int, hidden: int) -> None:
             )
         product(
             "fp8 linear",
-            "x @ weight.T + bias, both e4m3, one scale each, fast accumulation",
+            "x @ weight.T + bias, both e4m3, a scale for each row, fast accumulation",
             lambda a=x[k], w=weight, b=bias: _fp8_linear(bench, a, w, b),
+        )
+        product(
+            "fp8 input gradient",
+            "dy @ weight, as before, but summed longer in float32",
+            lambda dy=dy, w=weight: _fp8_linear(bench, dy, w.t(), None),
         )
         product(
             "fp8 weight gradient",
@@ -142,11 +147,14 @@ def _added(bench: Bench, dy: Tensor, x: Tensor, n: int, k: int) -> Callable[[], 
     return lambda: add(total, dy.t(), x, torch.float32, out=total)
 
 
-def _fp8_linear(bench: Bench, x: Tensor, weight: Tensor, bias: Tensor) -> Callable[[], object]:
-    one = torch.ones((), device=bench.backend.device)
-    a, w = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn).t()
+def _fp8_linear(
+    bench: Bench, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Callable[[], object]:
+    """Return the products of backends/triton/fp8.py; only the forward one has a bias."""
+    rows, cols = (torch.ones(len(t), 1, device=bench.backend.device) for t in (x, weight))
+    a, w = x.to(torch.float8_e4m3fn), weight.contiguous().to(torch.float8_e4m3fn).t()
     return lambda: torch._scaled_mm(
-        a, w, one, one, bias=bias, out_dtype=bench.dtype, use_fast_accum=True
+        a, w, rows, cols.t(), bias=bias, out_dtype=bench.dtype, use_fast_accum=bias is not None
     )
 
 

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from bertbench.common.config.recipe import Settings
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.model.config import BertConfig
+from bertbench.common.model.ops import Ops
 
 NUMBER = 27
 MODEL = BertConfig(
@@ -242,3 +244,12 @@ def test_a_rehearsal_is_of_the_longest_sequences():
     step = made.made_up_step(3, 2)
     assert [m.tokens.lengths for m in step.micro_batches] == [(384,) * 3] * 2
     assert made.made_up_step(1, 1, typical=True).micro_batches[0].tokens.lengths == (192,)
+
+
+def test_int8_layers_are_refused_in_fp8():
+    recipe = replace(PRESETS["squad_mini"].recipe, quantization="int8")
+    asked = SimpleNamespace(recipe=recipe, precision="fp8")
+    with pytest.raises(BadInput, match="--quantization: fp8 would round again"):
+        SquadTask.make_model(asked, Ops())
+    asked.precision = "bf16"
+    assert SquadTask.make_model(asked, Ops()) is not None
