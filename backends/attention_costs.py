@@ -19,6 +19,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from bertbench.backends.accelerator import AMP_DTYPES, of_activations
 from bertbench.common.data.batch import Tokens
 from bertbench.common.errors import Unsupported
 from bertbench.common.model.config import BertConfig
@@ -34,9 +35,6 @@ TOKENS = 4096
 """Of the batch that is timed: as many sequences of the mask's length as fit, at least one."""
 _COPIES = 2
 """Of all scores in float32: what dense attention keeps and computes at once."""
-
-ACTIVATIONS = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
-"""Precision -> the type that attention computes in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +174,7 @@ def choose_kernels(
         heads=heads,
         size=model.hidden_size // heads,
         dropout=model.attention_dropout,
-        dtype=ACTIVATIONS.get(precision, torch.float32),
+        dtype=AMP_DTYPES.get(of_activations(precision), torch.float32),
         device=backend.device,
     )
     if world.is_main:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bertbench.backends import attention_costs
 from bertbench.backends.attention_costs import (
     ROUNDS,
     AttentionCosts,
@@ -79,6 +80,34 @@ def test_the_fastest_kernel_of_each_mask_is_used() -> None:
     assert ops.lengths == {(8,) * 512}
     assert costs.facts()["chosen"] == ["b", "a"]
     assert "b and a, measured 1.50 ms, dense 5.00 ms (3.33 x)" in costs.note()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("fp16", torch.float16), ("fp8", torch.bfloat16)],
+)
+def test_attention_is_timed_in_the_type_that_it_computes_in(
+    precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp8, too, which concerns the linear layers alone."""
+    (mask,), shapes = masks(1), []
+
+    def measured(ops: Ops, masks: Any, shape: AttentionShape, **rest: Any) -> AttentionCosts:
+        shapes.append(shape)
+        return AttentionCosts(sequences=1, dense_ms=1.0, layers=({"a": 1.0},))
+
+    monkeypatch.setattr(attention_costs, "measure", measured)
+    world = SimpleNamespace(is_main=True, gather=lambda own: [own])
+    ops = Timed([{"a": 0.004}], [mask])
+    backend = SimpleNamespace(
+        device=SHAPE.device, precision=str, synchronize=None, ops=lambda *asked: ops
+    )
+    model = BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8,
+    )  # fmt: skip
+    choose_kernels(ops, [mask], model, backend, world, precision)  # type: ignore[arg-type]
+    assert [shape.dtype for shape in shapes] == [dtype]
 
 
 def test_every_rank_uses_what_the_first_one_measured() -> None:
