@@ -280,8 +280,8 @@ class Cuda(Accelerator):
         """Return ``kernels``' operations; raise Unsupported where its trial failed."""
         if kernels == FlexOps.name:
             raise Unsupported(
-                f"--kernels {kernels} computes attention with a mask only, and not in "
-                f"{EIGHT_BITS}: give --attention_mask, or choose other kernels"
+                f"--kernels {kernels} computes attention with a mask only: give --attention_mask "
+                f"(in {EIGHT_BITS} other kernels compute it), or choose other kernels"
             )
         if kernels == "transformer_engine":
             ops: Ops = packages.TransformerEngineOps(self.stream_dtype(precision))

@@ -168,10 +168,10 @@ def print_end(settings: Settings, path: Path, summary: RunSummary, own: Sequence
                    "metrics": {m.name: m.value for m in summary.metrics}}  # fmt: skip
         print(json.dumps(content), file=out, flush=True)
         return
-    found = [f"record      {path}", *own]
+    found = [f"record      {path}"]
     if summary.status == "interrupted" and (path / "checkpoints").is_dir():
         found.append(f"to go on    the same command with --resume {path}")
     elif summary.status == "ok":
         folder = shlex.quote(str(settings.run.output_dir))
         found.append(f"next        {program()} report {folder} --out report")
-    print("\n".join(found), file=out, flush=True)
+    print("\n".join([*found, *own]), file=out, flush=True)

@@ -170,7 +170,7 @@ def _words(name: str) -> str:
 def _why_missing(name: str, done: RunRecord, report: SectionReport) -> str:
     if done.manifest["simulated"]:
         return "the device is simulated"
-    if done.manifest["extras"].get("precision") == "fp8" and name == "mfu_calibrated":
+    if done.manifest.get("extras", {}).get("precision") == "fp8" and name == "mfu_calibrated":
         return "`bertbench calibrate` has no FP8 products; the section parts has"
     return {
         "mfu": "no published peak of this device is known (backends/peaks.toml)",

@@ -29,8 +29,11 @@ EXAMPLE = ROOT / "tests" / "example_backend"
 SKIPPED_BY_ALL = {
     *(f"test_an_unclaimed_precision_is_refused[{name}]" for name in ("fp32", "bf16", "fp16")),
     "test_compilers_compute_the_same",
+    "test_a_claimed_precision_is_really_used[fp8]",
+    "test_masked_attention_equals_the_reference[fp8]",
+    "test_ten_steps_equal_the_reference[fp8]",
 }
-"""What a complete device claims cannot be refused, and no simulated device compiles."""
+"""What a complete device claims cannot be refused, and no simulated device compiles or has FP8."""
 WITHOUT_TF32 = {
     "test_a_claimed_precision_is_really_used[tf32]",
     "test_masked_attention_equals_the_reference[tf32]",

@@ -151,13 +151,14 @@ def test_the_repository_has_a_machine_for_the_first_run() -> None:
     assert found is not None and found.runs >= 6 and found.cores == 2
 
 
-def test_the_next_command_is_the_last_line(
+def test_the_next_command_stands_before_the_benchmarks_own_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """SQuAD's end with the reference scripts' JSON, which programs read to the end."""
     settings = resolve("mini", ["--backend", "cpu_ref", "--output_dir", str(tmp_path / "a b")])
     ending.print_end(settings, tmp_path, REACHED, ["MLPerf log  x"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:2] == [f"record      {tmp_path}", "MLPerf log  x"]
-    assert printed[2].endswith(f"bertbench report '{tmp_path / 'a b'}' --out report")
+    assert [printed[0], printed[2]] == [f"record      {tmp_path}", "MLPerf log  x"]
+    assert printed[1].endswith(f"bertbench report '{tmp_path / 'a b'}' --out report")
     ending.print_end(settings, tmp_path, MISSED, [])
     assert capsys.readouterr().out == f"record      {tmp_path}\n"
