@@ -283,13 +283,15 @@ def verified(folder: Path, name: str, manifest: Mapping[str, Any] | None = None)
 def identity(manifest: Mapping[str, Any]) -> str:
     """Return what a run shares with its copies, whatever their names.
 
-    For a complete run these are its steps, with their times; for another all its files.
+    For a complete run these are its steps, with their times; for another all its files, as for one
+    without steps: performance tests of LoadGen leave all alike.
     """
     files = manifest.get("files")
     if not files:
         return str(manifest["run_id"])
     steps = files.get(STEPS, {})
-    if manifest["status"] in ("ok", "below_quality") and steps.get("bytes"):
+    complete = manifest["status"] in ("ok", "below_quality")
+    if complete and manifest.get("step") and steps.get("bytes"):
         return str(steps.get("sha256"))
     return json.dumps([manifest["created_utc"], files], sort_keys=True)
 

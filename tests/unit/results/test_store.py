@@ -145,6 +145,17 @@ def test_a_copy_does_not_count_twice(tmp_path: Path) -> None:
     assert "the same run" in damaged.problem
 
 
+def test_runs_without_steps_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    """As performance tests of LoadGen, whose events have no times."""
+    events = '{"kind": "run_start", "step": 0}\n{"kind": "run_stop", "step": 0}\n'
+    for name, made in (("a", "2026-01-02T00:00:00Z"), ("b", "2026-01-02T00:05:00Z")):
+        folder = make_run(tmp_path / name, step=0, created_utc=made)
+        (folder / "steps.jsonl").write_text(events)
+        seal(folder)
+    results, damaged = load_results([tmp_path])
+    assert len(results) == 2 and not damaged
+
+
 def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file"):
         load_results([tmp_path / "nothing"])
