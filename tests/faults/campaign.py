@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ def clean_run(base: Path, folder: Path, name: str) -> dict[str, Any]:
     """Return Clean of a target: what two undisturbed runs (one, if slow) have in common."""
     target, found = TARGETS[name], []
     for number in range(1 if name == "repeat" else 2):
+        time.sleep(number * 1.1)  # files that tell the second must differ, or they count as fixed
         case = folder / f"clean-{name}-{number}" / "case"
         shutil.copytree(base, case)
         plan = Plan.shared()
