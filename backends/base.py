@@ -207,10 +207,9 @@ class Backend(ABC):
         best = [p for p in have if p in ("bf16", "fp16")]
         if name == "auto":
             return (best or have)[0]
-        if name == "amp":
-            if best:
-                return best[0]
-        elif name in have:
+        if name == "amp" and best:
+            return best[0]
+        if name in have:
             return name
         known = ("auto", "amp", *PRECISIONS)
         what = f"unknown precision {name!r}" if name not in known else f"no {name!r} here"
@@ -249,11 +248,14 @@ class Backend(ABC):
         Raises Unsupported when a matrix product has another precision.
         """
         with self.precision(name):
-            found = selfcheck.examine(self.device)
-        wrong = selfcheck.why_not(name, found)
-        if wrong:
+            found = selfcheck.examine(self.device, self.linear_of(name))
+        if wrong := selfcheck.why_not(name, found):
             raise Unsupported(f"{self.name}: {name} was requested, but {wrong}")
         return found
+
+    def linear_of(self, precision: str) -> selfcheck.Linear:
+        """Return the x @ weight.T that layers compute in this precision."""
+        return nn.functional.linear
 
     def fallbacks(self) -> AbstractContextManager[dict[str, int] | None]:
         """Count operations that the host computes in the device's place while the context is open.
@@ -372,8 +374,7 @@ class Backend(ABC):
 
         Raises Unsupported where it has none, or ``collective`` is another.
         """
-        chosen = self.resolve_collective(collective)
-        if chosen is None:
+        if (chosen := self.resolve_collective(collective)) is None:
             raise Unsupported(f"{self.name} has no collective backend: run it as one process")
         # Host tensors (votes, gathered numbers) go through gloo: they must not wait for the device.
         group = chosen if self.device_type == "cpu" else f"cpu:gloo,{self.device_type}:{chosen}"

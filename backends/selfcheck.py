@@ -24,17 +24,14 @@ KEPT_BITS = {"fp32": (20, 24), "tf32": (10, 12), "bf16": (7, 7), "fp16": (10, 10
 have 10, bfloat16 has 7, E4M3 has 3. TF32-like formats of other vendors keep up to 12."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+Linear = Callable[[Tensor, Tensor], Tensor]
+"""Computes x @ weight.T."""
 _SIZE = 512
 """Large enough that a matrix unit, not a scalar kernel, is chosen."""
 
 
-def examine(
-    device: torch.device, linear: Callable[[Tensor, Tensor], Tensor] = F.linear
-) -> dict[str, str]:
-    """Return facts of matrix products under the current settings, GELU and int64 on ``device``.
-
-    ``linear`` computes x @ weight.T.
-    """
+def examine(device: torch.device, linear: Linear = F.linear) -> dict[str, str]:
+    """Return facts of matrix products under the current settings, GELU and int64 on ``device``."""
     # Row i of `a` holds 1 + 2^-k in column i, so row i of the product shows whether 2^-k was kept.
     bits = torch.arange(_SIZE) % 24
     a = torch.diag(1.0 + torch.exp2(-bits.double())).float().to(device)

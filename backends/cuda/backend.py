@@ -230,17 +230,12 @@ class Cuda(Accelerator):
                 raise Unsupported(f"{self.name}: torch.{switch} stays {got} although set {wanted}")
         return context
 
-    def verify_precision(self, name: str) -> dict[str, str]:
-        """Return Backend's facts; in FP8 of the layers' own product."""
-        if self.resolve_precision(name) != EIGHT_BITS:
-            return super().verify_precision(name)
+    def linear_of(self, precision: str) -> selfcheck.Linear:
+        if self.resolve_precision(precision) != EIGHT_BITS:
+            return super().linear_of(precision)
         from bertbench.backends.triton.fp8 import linear
 
-        found = selfcheck.examine(self.device, linear)
-        wrong = selfcheck.why_not(EIGHT_BITS, found)
-        if wrong:
-            raise Unsupported(f"{self.name}: {EIGHT_BITS} was requested, but {wrong}")
-        return found
+        return linear
 
     # -- kernels ------------------------------------------------------------------------------
     def ops(self, kernels: str, precision: str) -> Ops:

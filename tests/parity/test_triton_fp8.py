@@ -7,6 +7,7 @@ The interpreter's own conversion to E4M3 does not carry into the exponent (127.9
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ if not interpreted():
 import triton.language as tl
 from triton.runtime import interpreter
 
+from bertbench.backends.cuda.backend import Cuda
 from bertbench.backends.triton import fp8, kernels, trial
 from bertbench.backends.triton.ops import TritonOps
 from tests.parity.test_native_ops import BF16, F32, close, leaf
@@ -66,7 +68,6 @@ def by_hand(x: Tensor) -> Tensor:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 70), st.integers(-30, 30), st.booleans())
 def test_rounding_by_row(rows: int, cols: int, power: int, half: bool) -> None:
-    interpreter._convert_float = converted
     x = torch.randn(rows, cols) * 2.0**power
     x[0] = 0
     x = x.bfloat16() if half else x
@@ -189,6 +190,19 @@ def test_the_digits_of_the_layers_product_are_those_of_e4m3() -> None:
     assert selfcheck.why_not("fp8", found) is None
     assert "keep 23 bits" in str(selfcheck.why_not("fp8", selfcheck.examine(HOST) | {
         "product_dtype": "bfloat16"}))  # fmt: skip
+
+
+def test_the_cuda_adapter_examines_the_layers_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own product would keep the seven bits of bfloat16, and pass for it."""
+    monkeypatch.setattr(Cuda, "__init__", lambda self: None)
+    monkeypatch.setattr(Cuda, "resolve_precision", lambda self, name: name)
+    monkeypatch.setattr(Cuda, "precision", lambda self, name: contextlib.nullcontext())
+    cuda = Cuda()
+    cuda.device = HOST
+    assert cuda.verify_precision("fp8")["product_mantissa_bits"] == "3"
+    monkeypatch.setattr(fp8, "linear", lambda x, weight: (x @ weight.t()).bfloat16())
+    with pytest.raises(Unsupported, match="fp8 was requested, but matrix products keep 7 bits"):
+        cuda.verify_precision("fp8")
 
 
 def test_torchs_product_with_scales_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

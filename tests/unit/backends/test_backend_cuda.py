@@ -590,6 +590,8 @@ def test_fp8_needs_triton_a_device_and_torchs_product(
     for kernels in ("auto", "triton"):
         cuda.ops(kernels, "fp8")
     assert asked == [("triton", "fp8")] * 2
+    own = cuda.linear_of("bf16")
+    assert own is torch.nn.functional.linear
     for kernels in ("flash", "plain"):
         with pytest.raises(Unsupported, match=f"--kernels {kernels} has no fp8 .*: choose triton"):
             cuda.ops(kernels, "fp8")
