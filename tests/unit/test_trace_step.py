@@ -391,13 +391,17 @@ def test_the_command_prints_numbers_and_their_definitions() -> None:
     ]
 
 
+def bert_large(flags: str) -> Any:
+    """The numbers of a step of BERT-large over micro-batches of 96."""
+    done = run("mlperf_large_768", "--micro_batch", "96", "--json", *flags.split())
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @needs_tracing
 def test_bert_large_moves_what_a_16_bit_residual_stream_should() -> None:
     """96 sequences of the real lengths: 95.9 GB a micro-batch; 142 with a float32 stream."""
-    flags = "--micro_batch 96 --precision bf16 --kernels flash --json".split()
-    done = run("mlperf_large_768", *flags)
-    assert done.returncode == 0, done.stderr
-    phases = json.loads(done.stdout)["phases"]
+    phases = bert_large("--precision bf16 --kernels flash")["phases"]
     both = [phases[f"{direction}, next"]["memory-bound"] for direction in ("forward", "backward")]
     assert 95.0e9 < sum(part["bytes"] for part in both) < 97.0e9
     assert sum(phase["synchronisations"] for phase in phases.values()) == 0
@@ -407,10 +411,7 @@ def test_bert_large_moves_what_a_16_bit_residual_stream_should() -> None:
 def test_bert_large_in_tritons_kernels_moves_little() -> None:
     """54.5 GB a micro-batch in 686 launches; LAMB and the norm that clips 44 bytes a parameter."""
     pytest.importorskip("triton", reason="triton is not installed")
-    flags = "--micro_batch 96 --precision bf16 --kernels triton --json".split()
-    done = run("mlperf_large_768", *flags)
-    assert done.returncode == 0, done.stderr
-    phases = json.loads(done.stdout)["phases"]
+    phases = bert_large("--precision bf16 --kernels triton")["phases"]
     both = [phases[f"{direction}, next"] for direction in ("forward", "backward")]
     assert 53.5e9 < sum(part["memory-bound"]["bytes"] for part in both) < 55.0e9
     kinds = ("matrix product", "attention", "memory-bound", "copy")
@@ -424,10 +425,7 @@ def test_bert_large_in_tritons_kernels_moves_little() -> None:
 def test_bert_large_in_fp8_takes_less_time_on_paper_than_in_bf16() -> None:
     """Two of the three products of each of 4 x 24 layers are in 8 bits, at the rate of these."""
     pytest.importorskip("triton", reason="triton is not installed")
-    flags = "--micro_batch 96 --precision fp8 --kernels triton --accumulation 8 --json".split()
-    done = run("mlperf_large_768", *flags)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = bert_large("--precision fp8 --kernels triton --accumulation 8")
     scaled = [o for o in found["operations"] if o["operation"] == "_scaled_mm"]
     later = {o["phase"]: o for o in scaled if o["phase"].endswith("next")}
     assert {phase: o["launches"] for phase, o in later.items()} == {
