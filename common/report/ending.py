@@ -161,7 +161,7 @@ def program() -> str:
 
 
 def print_end(settings: Settings, path: Path, summary: RunSummary, own: Sequence[str]) -> None:
-    """Print where the record is, the benchmark's ``own`` lines and the next command; or JSON."""
+    """Print where the record is, the next command and the benchmark's ``own`` lines; or JSON."""
     out = Stream(sys.stdout)
     if settings.run.json:
         content = {"record": str(path), "status": summary.status, "reason": summary.reason,
