@@ -52,11 +52,12 @@ class Model:
     flags: tuple[str, ...] = ()
 
 
-SPARSE, INT8 = ("--weight_sparsity", "2:4"), ("--quantization", "int8")
-MODELS = (
-    Model("dense-fp32", None),
-    Model("dense-int8", "dense-fp32", INT8),
-    Model("sparse-fp32", "dense-fp32", SPARSE),
+DENSE, SPARSE = ("--weight_sparsity", "None"), ("--weight_sparsity", "2:4")
+FP32, INT8 = ("--quantization", "None"), ("--quantization", "int8")
+MODELS = (  # each says both: the recipe may itself be of a sparse or an INT8 model
+    Model("dense-fp32", None, (*DENSE, *FP32)),
+    Model("dense-int8", "dense-fp32", (*DENSE, *INT8)),
+    Model("sparse-fp32", "dense-fp32", (*SPARSE, *FP32)),
     Model("sparse-int8", "sparse-fp32", (*SPARSE, *INT8)),
 )
 
@@ -115,12 +116,10 @@ class Pipeline:
         words += ["--recipe", self.asked.recipe, "--predict_file", str(self.predict)]
         words += [*self.training, *model.flags, "--output_dir", str(made)]
         if model.start is not None:
-            words += [
-                "--init_checkpoint",
-                str(self.root / model.start / "weights/model.safetensors"),
-            ]
-        more = {SPARSE: self.asked.prune_flags, (): ""}.get(model.flags, self.asked.quantize_flags)
-        words += shlex.split(more)
+            weights = self.root / model.start / "weights/model.safetensors"
+            words += ["--starts_from", "checkpoint", "--init_checkpoint", str(weights)]
+            quantized = set(INT8) <= set(model.flags)
+            words += shlex.split(self.asked.quantize_flags if quantized else self.asked.prune_flags)
         return Step(f"{model.name}: training", tuple(words), made, is_run=True, resumes=True)
 
     def _measuring(self, model: Model, scenario: str) -> Step:

@@ -69,8 +69,10 @@ def test_every_model_is_trained_from_its_start_exported_and_measured(
     ]
     weights = [f"{out}/{name}/weights/model.safetensors" for name in ("dense-fp32", "sparse-fp32")]
     assert starts == ["", weights[0], weights[0], weights[1]]
-    kinds = [("--weight_sparsity" in w, "--quantization" in w) for w in trained]
-    assert kinds == [(False, False), (False, True), (True, False), (True, True)]
+    assert all(after(w, "--starts_from") == "checkpoint" for w in trained[1:])
+    assert "--starts_from" not in trained[0]
+    kinds = [(after(w, "--weight_sparsity"), after(w, "--quantization")) for w in trained]
+    assert kinds == [("None", "None"), ("None", "int8"), ("2:4", "None"), ("2:4", "int8")]
     assert all(after(w, "--train_file") == "t.json" for w in trained)
     # Each kind of training has its own rate; 2:4's has as many epochs as the recipe.
     assert ["--learning_rate" in w for w in trained] == [False, True, True, True]
@@ -85,13 +87,13 @@ def test_every_model_is_trained_from_its_start_exported_and_measured(
 
 
 def test_the_same_command_does_what_is_left(commands: Commands, words: list[str]) -> None:
-    commands.fails["--quantization"] = (130, None)
+    commands.fails["int8"] = (130, None)
     assert pipeline.main(words) == 1
     assert commands.names() == ["-m", "export-onnx", "export-weights", "-m"]
     commands.seen, commands.fails = [], {}
     assert pipeline.main(words) == 0
     first = commands.seen[0]
-    assert "--quantization" in first and after(first, "--resume") == "last"
+    assert after(first, "--quantization") == "int8" and after(first, "--resume") == "last"
     assert sum("-m" in w for w in commands.seen) == 3
     exported = next(w for w in commands.seen if "export-onnx" in w)
     assert Path(exported[2]).name == "run000"  # which has the checkpoint
