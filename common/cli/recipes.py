@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from bertbench.benchmarks import preset, presets, refused, resolve
 from bertbench.common.cli.verbs import VERBS, parser
 from bertbench.common.config.recipe import plain, recipe_hash
+from bertbench.common.config.started import adopt
 from bertbench.common.errors import BadInput
 
 _WRAP = textwrap.TextWrapper(
@@ -87,6 +89,8 @@ def run_main(argv: Sequence[str]) -> int:
         return 0
     if not argv or argv[0].startswith("-"):
         raise BadInput(f"name a recipe: bertbench run RECIPE [flags]\nrecipes: {names}")
+    if (note := adopt(os.environ)) is not None:
+        print(f"note: {note}", file=sys.stderr)
     settings = resolve(argv[0], argv[1:])
     from bertbench.common.run import run
 

@@ -115,12 +115,17 @@ def meeting_point(environment: Mapping[str, str] | None = None) -> None:
 
 
 def number(name: str) -> int:
-    """Return one of torchrun's numbers alone, 0 for a rank and 1 for a size that is not set.
+    """Return one of torchrun's numbers alone; see ``number_of``."""
+    return number_of(os.environ, name)
+
+
+def number_of(environment: Mapping[str, str], name: str) -> int:
+    """Return a launcher's number, 0 for a rank and 1 for a size that is not set.
 
     Raises BadInput unless it is a number.
     """
     least = 1 if name.endswith("SIZE") else 0
-    found = _number(os.environ, name, least)
+    found = _number(environment, name, least)
     return least if found is None else found
 
 

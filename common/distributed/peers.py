@@ -91,6 +91,8 @@ class Peers:
             self._threads[-1].start()
 
     def _meet(self) -> None:
+        # Rank 0 connects to itself by that name, too. Kubernetes knows a pod's name a while later.
+        self._wait(self._resolvable, lambda: "this machine knows no such name")
         if not self._hosts:
             self._wait(self._reachable, lambda: "rank 0, or its address, does not answer")
         self.store = self._connect(self._hosts)
@@ -211,6 +213,11 @@ class Peers:
         return TCPStore(
             *self._address, None, host, limit, wait_for_workers=False, multi_tenant=True
         )
+
+    def _resolvable(self) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM))
+        return False
 
     def _reachable(self) -> bool:
         """Ask by a plain socket: torch writes a paragraph for every refusal."""

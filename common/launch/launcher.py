@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from bertbench.common.config.launched import check_alone, meeting_point, ranks
 from bertbench.common.config.recipe import Preset
+from bertbench.common.config.started import found, with_nodes
 from bertbench.common.errors import BadInput, BertbenchError, Unsupported
 from bertbench.common.files import Stream, shown
 
@@ -35,7 +36,8 @@ USAGE = """\
 
 Environment: NPROC (processes on this node; default: the number that the script's name says, or one
 per accelerator), the vendor's variable of visible devices and, to start the script on each of
-several nodes, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT."""
+several nodes, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT. srun, mpirun and Kubernetes' jobs set
+them, or what they follow from: docs/cluster.md."""
 """The end of every script's usage."""
 
 
@@ -121,7 +123,10 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
 
     ``python`` is the interpreter of the environment to run in. Raises BadInput or Unsupported.
     """
-    environment = {**request.variables, **environment}
+    environment = with_nodes({**request.variables, **environment})
+    start = None if environment.get("NNODES") else found(environment)
+    if start is not None:  # its processes are here already, one for each device
+        environment = {**environment, "NPROC": str(start.ranks.local_size)}
     devices = choose_devices(request, environment, report)
     messages = [*request.messages, *devices.messages]
     script_flags = [*request.script_flags]
@@ -136,9 +141,11 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
     command += ["--backend", devices.name, *script_flags, *request.flags]
     if request.values.get("backend", devices.name) != devices.name:
         command += ["--backend", devices.name]  # every process takes the one chosen for auto
-    messages.append(f"{processes * nodes} x {devices.name} ({devices.backend['device']})")
+    total = processes * nodes if start is None else start.ranks.size
+    by = "" if start is None else f", started by {start.by}"
+    messages.append(f"{total} x {devices.name} ({devices.backend['device']}){by}")
     extra = {"PYTHONSAFEPATH": "1"}  # no modules from the working directory
-    if processes * nodes == 1:
+    if total == 1 or start is not None:
         return Launch(command, {**environment, **extra}, messages)
     _check_alone(environment, nodes)
     rehearsal = [*command, "--dry_run"]

@@ -28,6 +28,7 @@ ENVIRONMENT = (
     *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "KMP_AFFINITY", "GOMP_CPU_AFFINITY"),
     *("MKL_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "MALLOC_CONF", "TORCH_DEVICE_BACKEND_AUTOLOAD"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"),
+    "BERTBENCH_STARTED_BY",
 )
 """The recorded variables: they affect speed and contain no private data."""
 
@@ -79,7 +80,8 @@ def compiler_version() -> str | None:
 
 def _processor() -> dict[str, Any]:
     info = _cpuinfo()
-    frequency = _or_none(psutil.cpu_freq)
+    if (frequency := _or_none(psutil.cpu_freq)) is not None:
+        frequency = {"now": frequency.current or None, "max": frequency.max or None}
     return {
         "model": info.get("model name") or platform.processor() or platform.machine(),
         "sockets": _sockets(),
@@ -87,9 +89,7 @@ def _processor() -> dict[str, Any]:
         "threads": psutil.cpu_count(logical=True),
         "usable_threads": host_cores(),
         "caches": _caches(),
-        "frequency_mhz": None
-        if frequency is None
-        else {"now": frequency.current or None, "max": frequency.max or None},
+        "frequency_mhz": frequency,
         "virtual_machine": "hypervisor" in info["flags"].split() if "flags" in info else None,
     }
 

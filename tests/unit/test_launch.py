@@ -177,6 +177,40 @@ def test_one_script_on_each_node_is_one_run(more: dict[str, str]) -> None:
     assert "--nnodes=2" in go(**NODES, **more).command
 
 
+SRUN = {**STEP, "SLURM_NODEID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_STEP_NODELIST": "n[01-02]", "SLURM_JOB_ID": "7"}  # fmt: skip
+PODS = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "MASTER_ADDR": "n01", "MASTER_PORT": "23456"}
+
+
+@pytest.mark.parametrize(
+    "started",
+    [
+        SRUN,
+        {"NNODES": "2", "JOB_COMPLETION_INDEX": "1", "MASTER_ADDR": "n01"},
+        PODS | {"RANK": "1", "WORLD_SIZE": "2"},
+        # Kubeflow's WORLD_SIZE counts the processes of all pods.
+        PODS | {"RANK": "1", "WORLD_SIZE": "8", "PET_NNODES": "2", "PET_NODE_RANK": "1",
+                "PET_NPROC_PER_NODE": "4"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK":
+         "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "MASTER_ADDR": "n01"},
+    ],
+)  # fmt: skip
+def test_a_launcher_that_starts_the_script_on_each_node(started: dict[str, str]) -> None:
+    launch = go(count=4, **started)
+    command = " ".join(launch.command)
+    assert "--nnodes=2 --node-rank=1 --master-addr=n01 --master-port=" in command
+    assert "--nproc-per-node=4" in command and launch.environment["WORLD_SIZE"] == "8"
+
+
+def test_a_launcher_that_starts_every_process_needs_no_torchrun() -> None:
+    more = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
+            "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}  # fmt: skip
+    launch = go(count=4, **{**SRUN, **more})
+    assert launch.command[:3] == ["/venv/bin/bertbench", "run", "mini"]
+    assert launch.rehearsal is None and "RANK" not in launch.environment
+    assert "8 x gcu" in launch.messages[-1] and "started by Slurm" in launch.messages[-1]
+
+
 STOPPABLE = """
 import signal, sys, time
 def save(*_):
@@ -216,10 +250,12 @@ def test_sigterm_reaches_the_processes() -> None:
         ("", {**NODES, "MASTER_PORT": "abc"}, "MASTER_PORT=.abc. is not"),
         ("", {**NODES, "MASTER_ADDR": "node1..cluster"}, "MASTER_ADDR=node1..cluster is no name"),
         ("", {**NODES, **STEP, "SLURM_STEP_NUM_TASKS": "3"}, "several processes were started"),
-        ("", {"NPROC": "2", **STEP}, "several processes were started"),
+        ("", {"NPROC": "2", **STEP}, "Slurm started this process, but SLURM_NODEID is not set"),
         ("", {"NPROC": "2", "FLUX_JOB_SIZE": "2"}, "several processes were started"),
         ("", {"NPROC": "2", "PET_NNODES": "2"}, "several processes were started"),
         ("", {"NPROC": "2", "WORLD_SIZE": "2", "RANK": "1"}, "WORLD_SIZE=2 without NNODES"),
+        ("", {"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX=1 without NNODES"),
+        ("", {"NNODES": "2", "JOB_COMPLETION_INDEX": "1"}, "needs MASTER_ADDR"),
         ("--recipe maxi", {}, "unknown recipe 'maxi'"),
         ("--recipe", {}, "needs a name"),
         ("--lerning_rate 1", {}, "did you mean --learning_rate"),

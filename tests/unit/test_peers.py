@@ -217,8 +217,10 @@ def test_an_address_that_is_none_is_one_line(
     exits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
-    with pytest.raises(PeerLost, match="does not answer"):
-        rank(1).meet()
+    for number in (0, 1):  # rank 0 is the store's host, and connects to itself by that name
+        with pytest.raises(PeerLost, match="this machine knows no such name") as error:
+            rank(number).meet()
+        assert "\n" not in str(error.value)
     monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(BadInput, match="MASTER_ADDR"):
         rank(1)
