@@ -40,9 +40,9 @@ def found(environment: Mapping[str, str]) -> Start | None:
     env = environment
     if "TORCHELASTIC_RUN_ID" in env or {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= env.keys():
         return None
-    if env.get("WORLD_SIZE") == "1" and env.get("RANK", "0") == "0":  # "each is a run of its own"
+    if env.get("WORLD_SIZE") == "1" and env.get("RANK", "0") == "0":  # "each is a whole run"
         return None
-    # mpirun inside a Slurm job has srun's variables, too, of its own daemons.
+    # mpirun inside a Slurm job has srun's variables, too: its daemons'.
     for launcher in (_open_mpi, _mpich, _slurm, _kubernetes):
         start = launcher(env)
         if start is not None and start.ranks.size > 1:
@@ -109,7 +109,7 @@ def with_nodes(environment: Mapping[str, str]) -> dict[str, str]:
     elif env.get("JOB_COMPLETION_INDEX", "0") != "0":
         raise BadInput(
             f"JOB_COMPLETION_INDEX={shown(env['JOB_COMPLETION_INDEX'], 20)} without NNODES: set "
-            f"NNODES to the Job's completions, or to 1 where each pod is a run of its own"
+            f"NNODES to the Job's completions, or to 1 where each pod is a whole run"
         )
     else:
         return env
@@ -121,7 +121,7 @@ def with_nodes(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _numbers(env: Mapping[str, str], by: str, *names: str) -> list[int]:
-    """Return the variables' numbers; raises BadInput for one that is missing, or is no number."""
+    """Return the variables' numbers; raises BadInput for a missing or a wrong one."""
     if missing := [name for name in names if name not in env]:
         raise BadInput(
             f"{by} started this process, but {' and '.join(missing)} is not set: let it start all "
@@ -188,8 +188,8 @@ def _slurm(env: Mapping[str, str]) -> Start | None:
         raise BadInput(
             f"Slurm: SLURM_STEP_TASKS_PER_NODE={shown(tasks, 40)} has no node {node} (SLURM_NODEID)"
         )
-    numbers = _numbers(env, "Slurm", "SLURM_PROCID", size, "SLURM_LOCALID")
-    place = _fitting("Slurm", Ranks(*numbers, local[node]))
+    rank, world, local_rank = _numbers(env, "Slurm", "SLURM_PROCID", size, "SLURM_LOCALID")
+    place = _fitting("Slurm", Ranks(rank, world, local_rank, local[node]))
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
     step = env.get("SLURM_STEP_ID") or env.get("SLURM_STEPID") or ""
     job = env.get("SLURM_JOB_ID")
@@ -224,5 +224,5 @@ def _kubernetes(env: Mapping[str, str]) -> Start | None:
             f"Kubernetes: this pod is to have {shown(processes, 20)} processes "
             f"(PET_NPROC_PER_NODE): start it by torchrun or a launcher script"
         )
-    place = Ranks(*_numbers(env, "Kubernetes", "RANK", "WORLD_SIZE"), 0, 1)
-    return Start("Kubernetes", _fitting("Kubernetes", place), None, None)
+    rank, world = _numbers(env, "Kubernetes", "RANK", "WORLD_SIZE")
+    return Start("Kubernetes", _fitting("Kubernetes", Ranks(rank, world, 0, 1)), None, None)
