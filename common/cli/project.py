@@ -14,6 +14,7 @@ from bertbench.common.cli.scale import device_numbers
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
+from bertbench.common.report.words import number
 from bertbench.common.results.projection import (
     LABEL,
     Base,
@@ -169,8 +170,8 @@ def render(made: dict[str, Any]) -> str:
     base, found = made["base"], made["errors"]
     lines = [
         f"PROJECTION, {LABEL} (~)",
-        f"from     {base['label']}: {base['devices']} devices, batch {base['batch']}, "
-        f"{base['step_s']:.4g} s/step",
+        f"from     {base['label']}: {base['devices']} device{'s' * (base['devices'] != 1)}, "
+        f"batch {base['batch']}, {base['step_s']:.4g} s/step",
         f"network  {made['network']['label']}",
         "",
         *("  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in table),
@@ -201,7 +202,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         *("-" if row[k] is None else f"{row[k]:,.0f}" for k in ("samples", "steps")),
         *("-" if row[k] is None else f"{row[k]:.3g}" for k in (
             "step_s", "compute_s", "fixed_s", "exposed_s", "evaluation_s")),
-        f"{row['sequences_per_second']:,.5g}",
+        number(row["sequences_per_second"]),
         "-" if time_s is None else f"{time_s / 60:.3g}",
         between,
     )  # fmt: skip

@@ -290,6 +290,7 @@ def test_the_table_says_that_it_is_modelled(capsys: pytest.CaptureFixture[str]) 
     head = next(line for line in text.splitlines() if line.startswith("devices"))
     modelled_heads = ("samples", "steps", "s/step", "sequences/s", "minutes")
     assert all(f"~{name}" in head for name in modelled_heads)
+    assert "  110,291  " in text  # sequences/s, never as 1.1e+05
     assert "on 69 published systems" in text and "median 9.4%, worst 53.8%, 52%" in text
     found = modelled(capsys, "--from_published", "dgxa100_ngc22.04_pytorch", "--devices", "64",
                      "--network", "dell", "--global_batch", "3072")  # fmt: skip
