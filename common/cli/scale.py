@@ -77,7 +77,7 @@ class Plan:
 
 def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> Plan:
     """Return the runs to make; raises BadInput or Unsupported before any starts."""
-    devices, notes = _devices(given.devices), []
+    devices, notes = device_numbers(given.devices), []
     if devices[0] != 1:
         devices = [1, *devices]
         notes.append("adding 1 device: efficiency is relative to it")
@@ -130,7 +130,8 @@ def plan(settings: Settings, words: list[str], given: Any, examine: Examine) -> 
     )
 
 
-def _devices(text: str) -> list[int]:
+def device_numbers(text: str) -> list[int]:
+    """Return the numbers of a flag ``--devices``, ascending; raises BadInput for other words."""
     parts = text.split(",")
     if not all(part.isascii() and part.isdecimal() and 0 < int(part) <= 65536 for part in parts):
         raise BadInput(f"--devices {shown(text)}: give numbers from 1, such as 1,2,4,8")

@@ -43,6 +43,7 @@ _TABLE = (
     ("importance", "-- run ...", "Score a model without the keys of each distance"),
     ("repeat", "N -- run ...", "Repeat a run in new processes with consecutive seeds"),
     ("scale", "-- run ...", "Measure throughput and efficiency on 1, 2, 4, 8 devices"),
+    ("project", "--from RUN...", "Project a run to more devices, by a model with stated errors"),
     ("compare", "A B", "Compare two groups of runs: ratio, interval, significance"),
     ("report", "--out DIR", "Write all results as an offline HTML file and Markdown"),
     ("validate", "RUN...", "Check records: schema, checksums, protocol, compliance"),
