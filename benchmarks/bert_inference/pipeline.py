@@ -202,15 +202,14 @@ def status_of(record: Path) -> str:
 def call(words: Sequence[str]) -> int:
     """Run a command and return its code; SIGINT and SIGTERM let it save and end first."""
     process = subprocess.Popen(words)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            return process.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        return process.wait()
     except KeyboardInterrupt:  # a terminal's Ctrl-C has reached the command, too
         process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def bertbench(*words: str) -> tuple[str, ...]:

@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -167,3 +171,35 @@ def test_a_dry_run_prints_commands_that_the_verbs_know(
         line.split("bin/bertbench ")[1].split()[0] for line in lines if "bin/bertbench" in line
     }
     assert commands.seen == [] and verbs <= set(VERBS)
+
+
+CHILD = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # a command that saves first
+def stop(*_):
+    print("saved", flush=True)
+    sys.exit(130)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signals", [["SIGTERM"], ["SIGINT", "SIGTERM"]])
+def test_a_signal_never_leaves_the_command_behind(signals: list[str]) -> None:
+    """After Ctrl-C, too, SIGTERM goes to the command, and the pipeline waits for it."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from bertbench.benchmarks.bert_inference.pipeline import call\n"
+        f"call([sys.executable, '-c', {CHILD!r}])\nprint('waited')"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert started.stdout is not None and started.stdout.readline() == "ready\n"
+    for name in signals:
+        started.send_signal(getattr(signal, name))
+        time.sleep(0.5)
+    said, _ = started.communicate(timeout=60)
+    assert said.startswith("saved") and (signals[0] == "SIGINT" or "waited" in said)
+    assert started.returncode != -signal.SIGTERM
