@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bertbench import backends, benchmarks
-from bertbench.common.cli.runs import settings_of
+from bertbench.common.cli.run_words import settings_of
 from bertbench.common.cli.verbs import parser
 from bertbench.common.config.recipe import recipe_hash
 from bertbench.common.distributed.world import World

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bertbench.common.cli.compare import add_comparison_flags
-from bertbench.common.cli.runs import run_words, settings_of, split_words, stoppable
+from bertbench.common.cli.run_words import run_words, settings_of, split_words, stoppable
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, read_json, shown, why, write_atomic
