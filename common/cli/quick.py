@@ -23,7 +23,8 @@ from bertbench.common.distributed.world import World
 from bertbench.common.errors import Unsupported
 from bertbench.common.launch.launcher import CPU
 from bertbench.common.launch.threads import OtherWork, host_threads
-from bertbench.common.report.ending import program, width, wrapped
+from bertbench.common.report.ending import program, width
+from bertbench.common.report.terminal import wrapped
 from bertbench.common.report.words import number
 from bertbench.common.results.machines import reference
 from bertbench.common.training.loop import train
