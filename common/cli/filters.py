@@ -129,7 +129,9 @@ class Filters:
 
 def _short(name: str, value: object) -> str:
     text = "unknown" if value is None else str(value)
-    return text[:7] if name == "commit" else text.rstrip()
+    if name == "recipe":  # its hashes are many
+        return text.rpartition(" ")[0]
+    return text[:7] if name == "commit" else text
 
 
 def _counted(values: list[str]) -> str:

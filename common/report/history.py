@@ -137,7 +137,7 @@ def histories(runs: Iterable[Result]) -> list[History]:
     for run in runs:
         if run.kind == "run" and run.recipe_hash is not None and run.status in FINISHED:
             manifest = run.manifest
-            version = manifest.get("commit"), run.code_hash, bool(manifest.get("dirty"))
+            version = str(manifest.get("commit")), run.code_hash, bool(manifest.get("dirty"))
             found[_configuration(run)][version].append(run)
     return [
         History(tuple(Version(tuple(some)) for some in versions.values()))

@@ -85,6 +85,7 @@ def test_filters(
     ("words", "said"),
     [
         ("--precision fp8", "--precision fp8 leaves none of 4 runs; they have: bf16 (3), fp32 (1)"),
+        ("--recipe huge", "--recipe huge leaves none of 4 runs; they have: toy (3), large (1)"),
         ("--precision fp32 --seed 1", "--seed 1 leaves none of 1 run; they have: 2 (1)"),
         ("--commit 777", "--commit 777 leaves none of 4 runs; they have: unknown (2), 29ea4d2 (1)"),
         ("--since 2027-01-01", "dates from 2026-11-20T10:00:00Z to 2026-11-22T00:00:00Z"),
