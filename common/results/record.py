@@ -126,10 +126,9 @@ class RunRecord(Observer):
 
         created = now or datetime.now(timezone.utc)
         described = describe_system() | {"devices": plain(list(devices))}
-        commit = described["code"]["commit"]
         manifest = dict.fromkeys(_KEYS) | {
             "schema_version": SCHEMA_VERSION,
-            "run_id": new_run_id(created, config["preset"], precision, commit),
+            "run_id": new_run_id(created, config["preset"], precision, described["code"]["commit"]),
             "system": system,
             "benchmark": benchmark,
             "preset": config["preset"],
@@ -141,7 +140,7 @@ class RunRecord(Observer):
             "simulated": any(device["simulated"] for device in described["devices"]),
             "inputs": {},
             "code_hash": code_hash(),
-            "commit": commit,
+            "commit": described["code"]["commit"],
             "dirty": described["code"]["dirty"],
             "command": list(command),
             "resumed_from": resumed_from,
