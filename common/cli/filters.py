@@ -243,9 +243,15 @@ def chosen_folder(given: argparse.Namespace, place: Path | None) -> Path:
 def _readable(given: argparse.Namespace, places: Sequence[Path]) -> list[Path]:
     """Return the folders of the runs that pass; name damaged records on standard error."""
     runs, damaged = load_runs(given, places)
-    if damaged:
-        listed = ", ".join(shown(d.path) for d in damaged[:3]) + ", ..." * (len(damaged) > 3)
-        print(f"left out {len(damaged)} damaged or copied records: {listed}", file=sys.stderr)
+    warn_of(damaged)
     if not runs:
         raise BadInput("no record there can be read: `bertbench validate PLACE` says why")
     return [run.path for run in runs]
+
+
+def warn_of(damaged: Sequence[Damaged]) -> None:
+    """Name the records that are left out on standard error."""
+    if damaged:
+        listed = ", ".join(shown(d.path) for d in damaged[:3]) + ", ..." * (len(damaged) > 3)
+        text = f"left out {len(damaged)} damaged or copied records ({listed})"
+        print(f"{text}: `bertbench validate` says why", file=sys.stderr)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.cli.filters import PLACE, add_filters, load_runs
+from bertbench.common.cli.filters import PLACE, add_filters, load_runs, warn_of
 from bertbench.common.cli.verbs import parser
 from bertbench.common.files import shown
 from bertbench.common.report import terminal
@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     add_filters(verb)
     given = verb.parse_args(argv)
-    runs, _ = load_runs(given, given.places)
+    runs, damaged = load_runs(given, given.places)
+    warn_of(damaged)
     every = histories(runs)
     changed = [one for one in every if len(one.versions) > 1]
     if given.json:

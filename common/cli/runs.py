@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.cli.filters import PLACE, add_filters, load_runs
+from bertbench.common.cli.filters import PLACE, add_filters, load_runs, warn_of
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
@@ -49,9 +49,8 @@ def main(argv: Sequence[str]) -> int:
             print(shown(run.path, 4096))
     else:
         print("\n".join(_lines(runs, terminal.columns())))
-    if damaged and not given.json:
-        text = f"{len(damaged)} damaged or copied records are left out: `bertbench validate`"
-        print(f"{text} says why", file=sys.stderr)
+    if not given.json:
+        warn_of(damaged)
     return 0
 
 

@@ -166,7 +166,8 @@ def test_tables_and_folders_for_programs(
     rows = list(csv.DictReader(io.StringIO(said.out)))
     assert [row["seed"] for row in rows] == ["1", "3", "4"]
     assert (rows[0]["quality"], rows[0]["target"], rows[0][RATE]) == ("0.6", "0.5", "")
-    assert "1 damaged or copied records are left out" in said.err
+    assert "left out 1 damaged or copied records (" in said.err
+    assert cli(["history", place]) == 0 and "left out 1" in capsys.readouterr().err
     assert cli(["runs", place, "--paths", "--latest", "2"]) == 0
     assert capsys.readouterr().out.splitlines() == [str(path) for path in four[2:]]
 
