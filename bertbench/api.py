@@ -59,21 +59,26 @@ def load_records(*paths: str | Path) -> list[Result]:
 def compare(
     lhs: str | Path | Result | Sequence[Result],
     rhs: str | Path | Result | Sequence[Result],
-    *,
+    *others: str | Path | Result | Sequence[Result],
     metrics: Sequence[str] = (),
     threshold: float = 1.0,
     force: bool = False,
+    across: Sequence[str] = (),
 ) -> Comparison:
-    """Compare the runs ``rhs`` with the baseline ``lhs``: folders, patterns or records.
+    """Compare the runs ``rhs``, and ``others``, with the baseline ``lhs``.
 
-    ``threshold`` is the change in percent that is a regression. ``force`` compares different
-    benchmarks. Raises BadInput where a side has no run, or a metric is nowhere.
+    Each is a folder, a pattern or records. ``threshold`` is the change in percent that is a
+    regression. ``across`` names the fields whose differences are compared, e.g. ``["precision"]``;
+    ``force`` compares different benchmarks. Raises BadInput where a group has no run, or a metric
+    is nowhere.
     """
     if not 0 <= threshold <= 100:
         raise BadInput(f"threshold {threshold}: give percent, from 0 to 100")
     metrics = [metrics] if isinstance(metrics, str) else metrics
-    sides = (_side(lhs, "baseline"), _side(rhs, "candidate"))
-    return compare_sides(*sides, metrics=metrics, threshold=threshold, force=force)
+    across = [across] if isinstance(across, str) else across
+    sides = [_side(lhs, "baseline"), _side(rhs, "candidate")]
+    sides += [_side(runs, f"candidate {i}") for i, runs in enumerate(others, 2)]
+    return compare_sides(*sides, metrics=metrics, threshold=threshold, force=force, across=across)
 
 
 def _side(runs: str | Path | Result | Sequence[Result], label: str) -> Side:

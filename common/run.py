@@ -220,6 +220,7 @@ class Run:
             benchmark=settings.preset.benchmark,
             config=settings.as_dict(),
             devices=built.devices,
+            precision=built.plan.precision,
             seed=run.seed,
             world_size=self.world.size,
             mlperf=None if division is None else {"division": division, "ruleset": "5.0.0"},

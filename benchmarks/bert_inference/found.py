@@ -60,7 +60,7 @@ class Found:
         """Return the manifest's extras, as JSON values."""
         about = {n: v for n, v in plain(exported).items() if n != "folder"}
         return {
-            "precision": exported.quantization or self.engine.get("precision", "fp32"),
+            "precision": precision_of(exported, self.engine),
             "parameters": exported.parameters,
             "model_bytes": exported.size,
             "profile": settings.recipe.profile,
@@ -77,6 +77,11 @@ class Found:
         }
 
 
+def precision_of(exported: Exported, engine: dict[str, Any]) -> str:
+    """Return the precision in which an engine computes the model."""
+    return exported.quantization or str(engine.get("precision", "fp32"))
+
+
 def opening(
     settings: InferenceSettings, exported: Exported, questions: Questions,
     engine: dict[str, Any], device: DeviceInfo,
@@ -84,8 +89,7 @@ def opening(
     """Yield the lines that a run begins with: scenario, model, questions and batches."""
     recipe, impl = settings.recipe, settings.impl
     yield f"{recipe.scenario} ({recipe.profile} profile) on {device.runtime}: {device.name}"
-    precision = exported.quantization or engine.get("precision", "fp32")
-    kind = ", ".join(filter(None, (precision, exported.weight_sparsity)))
+    kind = ", ".join(filter(None, (precision_of(exported, engine), exported.weight_sparsity)))
     yield f"model       {exported.folder}: {exported.parameters:,} parameters, {kind}"
     samples = len(questions.inputs)
     yield f"questions   {questions.file}: {samples:,} samples"

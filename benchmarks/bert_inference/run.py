@@ -13,7 +13,7 @@ from bertbench.backends.base import DeviceInfo
 from bertbench.benchmarks.bert_inference import rules
 from bertbench.benchmarks.bert_inference.audit import CONF, audit
 from bertbench.benchmarks.bert_inference.batches import Cut
-from bertbench.benchmarks.bert_inference.found import Found, opening
+from bertbench.benchmarks.bert_inference.found import Found, opening, precision_of
 from bertbench.benchmarks.bert_inference.options import BENCHMARK, InferenceSettings
 from bertbench.benchmarks.bert_inference.power import Power
 from bertbench.benchmarks.bert_inference.scoring import Questions, read_questions
@@ -284,6 +284,7 @@ class _Run:
             benchmark=BENCHMARK,
             config=settings.as_dict(),
             devices=[device],
+            precision=precision_of(self._exported, engine),
             seed=inference.SEEDS["6.0"][0],
             command=sys.argv[1:],
         )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertbench.common.cli.filters import PLACE, add_filters, chosen_folders
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.exchange import export_inference
@@ -22,10 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the submission; raises BadInput for damaged records."""
     verb = parser(
         "export-mlperf",
-        usage="bertbench export-mlperf RUN... --out DIR --org ORG [--ruleset N.N] "
+        usage="bertbench export-mlperf [RUN...] --out DIR --org ORG [--ruleset N.N] "
         "[--division DIVISION] [--system_info FILE] [--FIELD TEXT ...]",
     )
-    verb.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
+    verb.add_argument(
+        "runs", nargs="*", type=Path, help=f"run folders, or folders of them (default: {PLACE})"
+    )
     verb.add_argument(
         "--out", type=Path, required=True, metavar="DIR",
         help="writes DIR/ORG; of inference DIR/DIVISION/ORG",
@@ -43,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, meaning in names.items():
         if name not in FIXED:
             about.add_argument(f"--{name}", dest=name, metavar="TEXT", help=meaning)
+    add_filters(verb, without=("status",))  # --status is the system's; unfinished runs are refused
     given = verb.parse_args(argv)
     system = read_info(given.system_info) if given.system_info else {}
     chosen = {name: vars(given).get(name) for name in names if name not in FIXED}
     system |= {name: value for name, value in chosen.items() if value is not None}
-    results, damaged = load_results(given.runs, references=False)
+    results, damaged = load_results(chosen_folders(given, given.runs), references=False)
     refuse("damaged records", [f"{d.path}: {d.problem}" for d in damaged])
     if any(result.exported for result in results):
         if given.ruleset is not None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertbench.common.cli.filters import add_filters, chosen_folder
 from bertbench.common.cli.verbs import parser
 from bertbench.common.exchange.export_weights import export
 from bertbench.common.masks.attach import WITH_WEIGHTS
@@ -15,7 +16,10 @@ from bertbench.common.masks.attach import WITH_WEIGHTS
 def main(argv: Sequence[str]) -> int:
     """Export the weights and print how to load them."""
     verb = parser("export-weights")
-    verb.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
+    verb.add_argument(
+        "run", nargs="?", type=Path,
+        help="a run's folder, or one of its checkpoints; default: the run that the filters leave",
+    )  # fmt: skip
     verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
     verb.add_argument(
         "--naming",
@@ -29,8 +33,10 @@ def main(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="copied as vocab.txt; cuts the embedding's padding rows; default: the run's own",
     )
+    add_filters(verb)
     given = verb.parse_args(argv)
-    made = export(given.run, given.output, naming=given.naming, vocab_file=given.vocab_file)
+    run = chosen_folder(given, given.run)
+    made = export(run, given.output, naming=given.naming, vocab_file=given.vocab_file)
     if given.json:
         print(json.dumps(made))
         return 0

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bertbench import backends, benchmarks
-from bertbench.common.cli.runs import settings_of, split_words
+from bertbench.common.cli.run_words import settings_of, split_words
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import check_writable, shown, why, write_atomic

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from bertbench import backends, benchmarks
-from bertbench.common.cli.runs import settings_of
+from bertbench.common.cli.run_words import settings_of
 from bertbench.common.cli.verbs import parser
 from bertbench.common.config.recipe import recipe_hash
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import Unsupported
 from bertbench.common.launch.launcher import CPU
 from bertbench.common.launch.threads import OtherWork, host_threads
-from bertbench.common.report.ending import program, width, wrapped
+from bertbench.common.report.ending import program, width
+from bertbench.common.report.terminal import wrapped
 from bertbench.common.report.words import number
 from bertbench.common.results.machines import reference
 from bertbench.common.training.loop import train

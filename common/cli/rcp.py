@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bertbench.common.cli.filters import PLACE, add_filters, chosen_folders
 from bertbench.common.cli.verbs import parser
 from bertbench.common.exchange.export_checks import runs_needed
 from bertbench.common.exchange.rcp import ROUNDS, Convergence, check_convergence, find_logs
@@ -17,13 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the verdict; returns 0 for passed, 1 for failed."""
     verb = parser("rcp", epilog="Exit code: 0 passed, 1 failed, 2 no reference points")
     verb.add_argument(
-        "runs", nargs="+", type=Path, help="run folders, folders of them, or MLPerf logs"
-    )
+        "runs", nargs="*", type=Path,
+        help=f"run folders, folders of them, or MLPerf logs (default: {PLACE})",
+    )  # fmt: skip
     verb.add_argument(
         "--ruleset", metavar="N.N", help=f"MLPerf round: {', '.join(ROUNDS)}; default: the runs'"
     )
+    add_filters(verb)
     given = verb.parse_args(argv)
-    logs, ruleset = find_logs(given.runs, given.ruleset)
+    logs, ruleset = find_logs(chosen_folders(given, given.runs), given.ruleset)
     found = check_convergence(logs, ruleset)
     print(json.dumps(asdict(found), indent=1) if given.json else render(found))
     return 0 if found.passed else 1

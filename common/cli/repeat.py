@@ -24,15 +24,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from bertbench.common.cli.compare import add_comparison_flags
-from bertbench.common.cli.runs import run_words, settings_of, split_words, stoppable
+from bertbench.common.cli.run_words import run_words, settings_of, split_words, stoppable
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, read_json, shown, why, write_atomic
 from bertbench.common.launch.subprocess_runs import Outcome, Starter
 from bertbench.common.measure.code import code_hash, git_state
+from bertbench.common.report.comparison import render
 from bertbench.common.results import statistics
 from bertbench.common.results.comparable import Side, differences
-from bertbench.common.results.compare import Comparison, compare, render
+from bertbench.common.results.compare import Comparison, compare
 from bertbench.common.results.record import STATUSES
 from bertbench.common.results.seals import MANIFEST
 from bertbench.common.results.store import load_results
@@ -293,8 +294,8 @@ class Repeat:
             self._say("--fresh repeats all runs; --force continues")
             return True
         sides = [self.ledger.side(name, self.seeds) for name in self.ledger.sides]
-        found = differences(sides[0], sides[-1]) if all(side.runs for side in sides) else []
-        self.refusal = list(dict.fromkeys(found))
+        found = differences(*sides) if all(side.runs for side in sides) else []
+        self.refusal = found
         if self.refusal:
             self._say("\n  ".join(("not comparable, stopping:", *self.refusal)))
             self._say(

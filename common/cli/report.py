@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertbench.common.cli.filters import PLACE, add_filters, filters_of
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown, write_atomic
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     verb = parser("report")
     verb.add_argument(
         "results", nargs="*", type=Path, metavar="RESULTS",
-        help="run folders, or folders of them (default: results)",
+        help=f"run folders, or folders of them (default: {PLACE})",
     )  # fmt: skip
     verb.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="writes report.html and report.md"
@@ -35,12 +36,15 @@ def main(argv: Sequence[str]) -> int:
         help="prices of devices, TOML or CSV: the report then has costs (results/README.md)",
     )  # fmt: skip
     verb.add_argument("--no_references", action="store_true", help="leave out published figures")
+    add_filters(verb)
     given = verb.parse_args(argv)
     prices = [] if given.price is None else load(given.price)
-    paths = given.results or [Path("results")]
+    paths = given.results or [PLACE]
     results, damaged = load_results(paths, references=not given.no_references)
     if not results and not damaged:
         raise BadInput(f"no record in {', '.join(map(shown, paths))}: name a folder of results")
+    runs = filters_of(given).select([r for r in results if r.kind == "run"])
+    results = [*runs, *(r for r in results if r.kind != "run")]
     report = Report(results, damaged, prices)
     files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
     pages = {files["html"]: html(report), files["markdown"]: text(report)}

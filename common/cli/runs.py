@@ -1,75 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The words of a run, and the runs behind ``--`` of ``repeat`` and ``scale``."""
+"""``bertbench runs``: the records in results, one line a run."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator, Sequence
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from bertbench.benchmarks import resolve
-from bertbench.common.config.launched import check_alone, ranks
-from bertbench.common.config.recipe import Settings
+from bertbench.common.cli.filters import PLACE, add_filters, load_runs, warn_of
+from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
+from bertbench.common.files import shown
+from bertbench.common.report import terminal
+from bertbench.common.report.words import duration, human, number
+from bertbench.common.results.store import Result
 
-EXAMPLES = {
-    "repeat": "6 -- run mini",
-    "scale": "--devices 1,2 -- run mini",
-    "importance": "-- run mini --init_checkpoint model.safetensors",
-}
-"""Verb -> how its words may look."""
-
-
-def split_words(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split at ``--`` into the verb's arguments and ``run RECIPE [flags]``."""
-    own, words = list(args), []
-    if "--" in own:
-        place = own.index("--")
-        own, words = own[:place], own[place + 1 :]
-    if {"-h", "--help"} & set(own):
-        return own, words
-    return own, run_words(verb, words)
+_RATES = ("sequences_per_second", "samples_per_second")
+_HEADINGS = ("date", "UTC", "recipe", "device", "prec.", "status", "quality", "time, rate")
+_DROPPED = (1, 4, 6, 3, 0)
+"""Columns that a narrow terminal lacks, the first of these first."""
 
 
-def run_words(verb: str, words: Sequence[str]) -> list[str]:
-    """Return ``words`` if they are a run; raises BadInput with an example."""
-    if len(words) < 2 or words[0] != "run" or words[1].startswith("-"):
-        raise BadInput(f"give the run after --, for example: bertbench {verb} {EXAMPLES[verb]}")
-    return list(words)
+def main(argv: Sequence[str]) -> int:
+    """List the runs, oldest first; raises BadInput where there is none, or none passes."""
+    verb = parser("runs")
+    verb.add_argument(
+        "places", nargs="*", type=Path, metavar="PLACE",
+        help=f"run folders, or folders of them (default: {PLACE})",
+    )  # fmt: skip
+    add_filters(verb)
+    verb.add_argument("--paths", action="store_true", help="print the folders only, one a line")
+    verb.add_argument("--csv", action="store_true", help="print a table of values for programs")
+    given = verb.parse_args(argv)
+    if given.paths + given.csv + given.json > 1:
+        raise BadInput("--paths, --csv and --json are three outputs: give one of them")
+    runs, damaged = load_runs(given, given.places)
+    rows = [_values(run) for run in runs]
+    if given.json:
+        problems = [{"path": str(d.path), "problem": d.problem} for d in damaged]
+        print(json.dumps({"runs": rows, "damaged": problems}, indent=1))
+    elif given.csv:
+        _print_csv(rows)
+    elif given.paths:
+        for run in runs:
+            print(shown(run.path, 4096))
+    else:
+        print("\n".join(_lines(runs, terminal.columns())))
+    if not given.json:
+        warn_of(damaged)
+    return 0
 
 
-def settings_of(words: Sequence[str]) -> Settings:
-    """Return the settings of ``run RECIPE [flags]``.
+def _values(run: Result) -> dict[str, Any]:
+    """Return a run's values for programs; unknown is None."""
+    quality = run.quality or {}
+    return {
+        "run_id": run.run_id,
+        "created_utc": run.created,
+        "benchmark": run.benchmark,
+        "recipe": run.preset,
+        "system": run.system_name,
+        "device": run.device_name,
+        "devices": run.num_devices,
+        "processes": run.world_size,
+        "backend": run.backend,
+        "precision": run.precision,
+        "status": run.status,
+        "seed": run.seed,
+        "commit": run.manifest.get("commit"),
+        "quality_metric": quality.get("metric"),
+        "quality": quality.get("value"),
+        "target": quality.get("target"),
+        **{name: run.value(name) for name in ("time_to_target_s", *_RATES)},
+        "path": str(run.path),
+    }
 
-    Raises BadInput for --resume and --dry_run, and where this is one of several processes, each of
-    which would start all the runs.
-    """
-    check_alone()
-    if ranks().size > 1:
-        raise BadInput("run this verb once, not in each process: unset WORLD_SIZE and RANK")
-    settings = resolve(words[1], words[2:])
-    for flag in ("resume", "dry_run"):
-        if getattr(settings.run, flag):
-            raise BadInput(f"--{flag} is of a single run: leave it out")
-    return settings
+
+def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
+    """Print rows of values; text from records is on one line."""
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    if rows:
+        out.writerow(rows[0])
+    for row in rows:
+        out.writerow([shown(v, 4096) if isinstance(v, str) else v for v in row.values()])
 
 
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM and, without nohup, SIGHUP, as on Ctrl-C."""
+def _lines(runs: Sequence[Result], columns: int) -> list[str]:
+    """Return the table for people, and the number of runs."""
+    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    if not runs:
+        return [count]
+    rows = [_HEADINGS, *map(_cells, runs)]
+    return [*terminal.table(rows, columns, drop=_DROPPED, shrink=(3, 2)), count]
 
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
 
-    old = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-            continue  # nohup
-        with contextlib.suppress(ValueError):  # not the main thread
-            old[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+def _cells(run: Result) -> tuple[str, ...]:
+    date, _, time = str(run.created).partition("T")
+    device, count = run.device_name or run.system_name, run.num_devices
+    quality = run.quality or {}
+    reached = "" if quality.get("value") is None else number(float(quality["value"]))
+    if reached and quality.get("target") is not None:
+        reached += f"/{number(float(quality['target']))}"
+    cells = (
+        date, time[:5], run.preset, f"{count} x {device}" if count else device, run.precision,
+        run.status, reached, _speed(run),
+    )  # fmt: skip
+    return tuple("" if cell is None else shown(cell, 60) for cell in cells)
+
+
+def _speed(run: Result) -> str:
+    """Return the time to the target, or else the rate."""
+    if (seconds := run.value("time_to_target_s")) is not None:
+        return duration(seconds)
+    for name in _RATES:
+        if (rate := run.metrics.get(name)) is not None:
+            return human(float(rate["value"]), str(rate["unit"]))
+    return ""

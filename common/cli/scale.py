@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.cli.runs import settings_of, split_words, stoppable
+from bertbench.common.cli.run_words import settings_of, split_words, stoppable
 from bertbench.common.cli.verbs import parser
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput, Unsupported

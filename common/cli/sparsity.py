@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertbench.common.cli.filters import add_filters, chosen_folder
 from bertbench.common.cli.verbs import parser
 
 
@@ -15,19 +16,22 @@ def main(argv: Sequence[str]) -> int:
     """Print each weight's pattern; returns 1 where one is not 2:4 that could be."""
     verb = parser(
         "sparsity",
-        usage="bertbench sparsity check [-h] [--json] PLACE",
+        usage="bertbench sparsity check [-h] [--json] [filters] [PLACE]",
         epilog="Exit code: 0 each weight that 2:4 kernels take is 2:4 sparse; 1 one is not; 2 "
         "refused.",
     )
     verb.add_argument("action", choices=("check",), help="the only one")
     verb.add_argument(
-        "place", type=Path, metavar="PLACE",
-        help="a run, a checkpoint, weights (.safetensors, .pt), an ONNX file or an exported folder",
+        "place", nargs="?", type=Path, metavar="PLACE",
+        help="a run, a checkpoint, weights (.safetensors, .pt), an ONNX file or an exported "
+        "folder; default: the run that the filters leave",
     )  # fmt: skip
+    add_filters(verb)
     given = verb.parse_args(argv)
+    place = chosen_folder(given, given.place)
     from bertbench.common.exchange.weight_sparsity import check_sparsity  # only here: it is slow
 
-    file, kind, made = check_sparsity(given.place)
+    file, kind, made = check_sparsity(place)
     eligible = [m for m in made if m.eligible]
     held = sum(m.holds for m in eligible)
     entries = [m.shape[0] * m.shape[1] for m in eligible]

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bertbench.common.cli.filters import PLACE, add_filters, chosen_folders
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_json, shown
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     path without records.
     """
     verb = parser("validate", epilog="Exit code: 0 all are valid results, 1 some are not")
-    verb.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
+    verb.add_argument(
+        "runs", nargs="*", type=Path, help=f"run folders, or folders of them (default: {PLACE})"
+    )
     verb.add_argument(
         "--ruleset", action="append", default=[], metavar="N.N",
         help="MLPerf round; default: the record's. Repeat it for more",
@@ -37,9 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "--simulated", action="store_true", help="accept valid records of simulated devices"
     )
+    add_filters(verb)
     options = verb.parse_args(argv)
     results: dict[str, list[Problem]] = {}
-    for path in options.runs:
+    for path in chosen_folders(options, options.runs):
         records, damaged = find_runs(path)
         if not path.exists() or not (records or damaged):
             raise BadInput(

@@ -44,16 +44,18 @@ _TABLE = (
     ("repeat", "N -- run ...", "Repeat a run in new processes with consecutive seeds"),
     ("scale", "-- run ...", "Measure throughput and efficiency on 1, 2, 4, 8 devices"),
     ("project", "--from RUN...", "Project a run to more devices, by a model with stated errors"),
-    ("compare", "A B", "Compare two groups of runs: ratio, interval, significance"),
+    ("runs", "[PLACE...]", "List runs: by recipe, device, precision, status, date, ..."),
+    ("compare", "A B...", "Compare groups of runs: ratio, interval, significance"),
+    ("history", "[PLACE...]", "Show how each configuration changed from commit to commit"),
     ("report", "--out DIR", "Write all results as an offline HTML file and Markdown"),
-    ("validate", "RUN...", "Check records: schema, checksums, protocol, compliance"),
-    ("watch", "RUN...", "Show the progress of runs live, from files or a pipe"),
-    ("rcp", "RUN...", "Check convergence against MLPerf's reference points"),
-    ("export-weights", "RUN", "Export weights for Hugging Face or NVIDIA's scripts"),
+    ("validate", "[RUN...]", "Check records: schema, checksums, protocol, compliance"),
+    ("watch", "[RUN...]", "Show the progress of runs live, from files or a pipe"),
+    ("rcp", "[RUN...]", "Check convergence against MLPerf's reference points"),
+    ("export-weights", "[RUN]", "Export weights for Hugging Face or NVIDIA's scripts"),
     ("import-weights", "FILE", "Convert NVIDIA's megatron.pkl to weights to start from"),
-    ("export-onnx", "RUN", "Export a SQuAD run's model for inference engines"),
-    ("sparsity", "check PLACE", "Check that weights are 2:4 sparse: a run's, a file's, ONNX"),
-    ("export-mlperf", "RUN...", "Write a submission that MLPerf's checker accepts"),
+    ("export-onnx", "[RUN]", "Export a SQuAD run's model for inference engines"),
+    ("sparsity", "check [PLACE]", "Check that weights are 2:4 sparse: a run's, a file's, ONNX"),
+    ("export-mlperf", "[RUN...]", "Write a submission that MLPerf's checker accepts"),
     ("import-mlperf", "FILE...", "Import published MLPerf BERT logs for comparison"),
     ("new-backend", "NAME", "Create a package that adds a backend", "skeletons:new_backend"),
     ("new-benchmark", "NAME", "Create a package that adds a benchmark", "skeletons:new_benchmark"),
@@ -75,5 +77,6 @@ def usage() -> str:
     return (
         f"bertbench: a vendor-portable BERT benchmark suite\n\nusage: bertbench VERB\n\n{rows}\n\n"
         f"`bertbench help VERB` describes a verb. Each verb takes --json.\n"
+        f"Verbs that take runs have the filters of `bertbench runs`: --recipe, --latest, ...\n"
         f"RECIPE is a name from `bertbench list`. `bertbench --version`: the version."
     )

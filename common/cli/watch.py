@@ -8,6 +8,7 @@ counts damaged lines, and removes control characters from text.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from bertbench.common.cli.filters import PLACE, add_filters, filters_of, load_runs
 from bertbench.common.cli.verbs import parser
 from bertbench.common.errors import BadInput
 from bertbench.common.files import clock, parse_json, shown
@@ -227,11 +229,23 @@ def sources(runs: Sequence[str], stream: IO[str]) -> list[LineSource]:
                 raise BadInput(
                     f"no run in {shown(path)}: name a run folder, its {STEPS}, or - for a pipe"
                 )
-            going = [p for p in below if _goes_on(p)]
-            found += map(File, going or below[-1:])
+            found += map(File, _going(below))
     if sum(isinstance(source, Pipe) for source in found) > 1:
         raise BadInput("standard input can be watched once")
     return found
+
+
+def _going(runs: list[Path]) -> list[Path]:
+    """Return the unfinished ones of runs in time order, or else the newest."""
+    return [run for run in runs if _goes_on(run)] or runs[-1:]
+
+
+def _chosen(given: argparse.Namespace) -> list[LineSource]:
+    """Return the sources of the runs that are named or, with filters, pass them."""
+    if not (filters := filters_of(given)):
+        return sources(given.runs or [str(PLACE)], sys.stdin)
+    runs = [run.path for run in load_runs(given, given.runs)[0]]
+    return [File(run) for run in (runs if filters.latest else _going(runs))]
 
 
 def _goes_on(run: Path) -> bool:
@@ -249,15 +263,20 @@ def main(argv: Sequence[str]) -> int:
         epilog="From another machine: ssh HOST tail -n +1 -F RUN/steps.jsonl | bertbench watch -. "
         "Exit code: 0, or 1 if a run ended in another way than ok",
     )
-    verb.add_argument("runs", nargs="+", metavar="RUN", help="run folder, steps.jsonl, or -")
+    verb.add_argument(
+        "runs", nargs="*", metavar="RUN",
+        help="run folder, steps.jsonl, or -; of a folder of runs the unfinished ones, or else the "
+        f"newest (default: {PLACE})",
+    )  # fmt: skip
     verb.add_argument("--once", action="store_true", help="print the state once, and exit")
     verb.add_argument(
         "--interval", type=float, default=1.0, metavar="S", help="seconds between updates"
     )
+    add_filters(verb)
     given = verb.parse_args(argv)
     if not given.interval > 0:
         raise BadInput(f"--interval {given.interval} must be above 0")
-    views = [View(source) for source in sources(given.runs, sys.stdin)]
+    views = [View(source) for source in _chosen(given)]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # terminals without block characters
     console = Console(highlight=False)

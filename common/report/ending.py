@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from bertbench.common.config.recipe import Settings
 from bertbench.common.files import Stream
 from bertbench.common.measure.metric import SHARED
+from bertbench.common.report.terminal import columns as terminal_columns
+from bertbench.common.report.terminal import wrapped
 from bertbench.common.report.words import duration, number, quantity
 from bertbench.common.results.comparable import FINISHED
 from bertbench.common.results.machines import Machine, reference
 from bertbench.common.training.built import Built
 from bertbench.common.training.events import EvalEvent, RunSummary
 
-WIDEST, NARROWEST = 80, 40
+WIDEST = 80
 LIMITS = {"--max_minutes": "max_minutes"} | {
     name: name for name in ("max_steps", "max_samples_termination")
 }
@@ -33,7 +33,7 @@ LIMITS = {"--max_minutes": "max_minutes"} | {
 
 def width() -> int:
     """Return the columns of the terminal, at most ``WIDEST``."""
-    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
+    return min(WIDEST, terminal_columns())
 
 
 def of_run(
@@ -74,15 +74,6 @@ def lines(
     if summary.status == "below_quality":
         rows.append(("to do", _advice(summary.reason, settings)))
     return [sentence, *(wrapped(text, columns, f"  {name:<10}") for name, text in rows)]
-
-
-def wrapped(text: str, columns: int, label: str = "") -> str:
-    """Return ``text`` behind its label; paths and numbers with hyphens stay whole."""
-    wrap = textwrap.TextWrapper(
-        columns, initial_indent=label, subsequent_indent=" " * len(label),
-        break_on_hyphens=False, break_long_words=False,
-    )  # fmt: skip
-    return wrap.fill(text)
 
 
 def _of(machine: Machine) -> str:

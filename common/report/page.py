@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bertbench.common.measure.metric import SHARED
-from bertbench.common.report import figures, inference, mlperf, ranking, sparsity, tables
+from bertbench.common.report import figures, history, inference, mlperf, ranking, sparsity, tables
 from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
 from bertbench.common.report.plot import Plot
 from bertbench.common.report.prices import Price, by_device
@@ -127,6 +127,12 @@ class Report:
             id="scaling", title="Scaling and time",
             tables=_filled(tables.scaling([f for f in families if f[0][1].measured])),
             plots=[*figures.scaling(families), *([split] if split else [])], plots_first=True,
+        )  # fmt: skip
+        yield PageSection(
+            id="history", title="History", folded=True,
+            text="Configurations that ran on two commits or more, over their commits in the order "
+            "of their first runs. `bertbench history` tests each change.",
+            plots=[*history.plots(r for e in self.real for r in e.results)],
         )  # fmt: skip
         yield PageSection(
             id="sparsity", title="Sparse attention",

@@ -42,6 +42,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def human(value: float, unit: str) -> str:
+    """Return a short value for a terminal: a time as ``duration``, a rate as ``98.4/s``."""
+    if unit == "s" and abs(value) < 1e9:
+        return duration(value)
+    rate = re.fullmatch(r"[a-z ]+/s", unit)  # the metric's name says of what
+    return f"{number(value)}/s" if rate else quantity(value, unit)
+
+
 def markdown(text: str) -> str:
     """Return ``text`` on one line, with Markdown and HTML escaped."""
     line = _MARKDOWN.sub(r"\\\1", " ".join(text.split()).translate(_ENTITIES))

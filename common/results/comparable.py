@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ FINISHED = ("ok", "below_quality")
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two groups."""
+    """One of the groups."""
 
     label: str
     runs: list[Result]
@@ -52,15 +52,18 @@ class Side:
         return f"{shown(self.label)}: {runs}: {counted}{skipped}"
 
 
-def load_side(text: str) -> Side:
-    """Return the runs in or below a folder, or the matches of a pattern (``*``, ``**``).
+def load_side(*texts: str) -> Side:
+    """Return the runs in or below folders, or the matches of patterns (``*``, ``**``).
 
-    Raises BadInput if nothing matches.
+    Raises BadInput if nothing matches one.
     """
-    paths = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
-    if not paths:
-        raise BadInput(f"{shown(text)}: no such folder or match")
-    return Side(text, *load_results(paths, references=False))
+    paths: list[str] = []
+    for text in texts:
+        found = [text] if Path(text).exists() else sorted(glob.glob(text, recursive=True))  # noqa: PTH207
+        if not found:
+            raise BadInput(f"{shown(text)}: no such folder or match")
+        paths += found
+    return Side(" ".join(texts), *load_results(paths, references=False))
 
 
 def _data(run: Result) -> str | None:
@@ -96,7 +99,7 @@ _IDENTITY: dict[str, Callable[[Result], Any]] = {
     "model's shape": _shape,
     "attention": attention,
     "precision": lambda run: None if run.exported else run.precision,
-    "world size": lambda run: run.world_size,
+    "processes": lambda run: run.world_size,
     "data": _data,
     "devices": lambda run: "simulated" if run.simulated else "real",
 }
@@ -106,28 +109,67 @@ _CIRCUMSTANCES: dict[str, Callable[[Result], Any]] = {
     "device": lambda run: run.device_name,
     "backend": lambda run: run.backend,
 }
+GROUPED: dict[str, Callable[[Result], Any]] = {
+    "precision": lambda run: run.precision,
+    "device": lambda run: run.device_name or run.system_name,
+    "backend": lambda run: run.backend,
+    "system": lambda run: run.system_name,
+    "processes": lambda run: run.world_size,
+    "commit": lambda run: str(run.manifest.get("commit") or "unknown")[:7],
+}
+"""The fields that can make groups, and of which a difference can be what is compared."""
 
 
-def differences(lhs: Side, rhs: Side) -> list[str]:
-    """Return the differences between the sides, or within one; a line each."""
-    found = []
+def group_by(side: Side, names: Sequence[str]) -> list[Side]:
+    """Return the group's runs divided by their values of the fields, the oldest value first.
+
+    Values that only running runs have make no group; damaged records stay with the first.
+    """
+    found: dict[str, list[Result]] = {}
+    for run in side.runs:
+        values = (GROUPED[name](run) for name in names)
+        label = ", ".join("unknown" if value is None else shown(value) for value in values)
+        found.setdefault(label, []).append(run)
+    ended = {label: runs for label, runs in found.items() if not all(r.running for r in runs)}
+    return [Side(label, runs, side.damaged * (i == 0)) for i, (label, runs) in
+            enumerate(ended.items())]  # fmt: skip
+
+
+def differences(*sides: Side, across: Collection[str] = ()) -> list[str]:
+    """Return the differences between the groups, or within one; each once, a line each.
+
+    Those in the fields ``across`` are compared: between groups they are none.
+    """
+    found: list[str] = []
     for name, of in _IDENTITY.items():
-        left, right = (_values(side, of) for side in (lhs, rhs))
-        for side, values in ((lhs, left), (rhs, right)):
-            if len(values) > 1:
-                found.append(f"{name}: {shown(side.label)} mixes {_listed(values)}")
-        if left != right and left and right and len(left) == len(right) == 1:
-            text = f"{name}: {_listed(left)} against {_listed(right)}"
-            changed = _changed(lhs, rhs, "recipe")[:6] if name == "recipe" else []
-            found.append(text + (f" ({'; '.join(changed)})" if changed else ""))
-    for side in (lhs, rhs):
-        codes = {run.code_hash for run in side.finished}
-        if len(codes) > 1:
-            found.append(f"code: {shown(side.label)} mixes {_listed(codes)}")
-        for name, of in _CIRCUMSTANCES.items():
-            if len(values := _values(side, of)) > 1:
-                found.append(f"{name}: {shown(side.label)} mixes {_listed(values)}")
-    return found
+        values = [_values(side, of) for side in sides]
+        found += _mixed(name, sides, values)
+        single = [(s, v) for s, v in zip(sides, values, strict=True) if len(v) == 1]
+        if name not in across and (text := _against([(s.label, _listed(v)) for s, v in single])):
+            changed = _changed([s for s, _ in single], "recipe")[:6] if name == "recipe" else []
+            found.append(f"{name}: {text}" + (f" ({'; '.join(changed)})" if changed else ""))
+    found += _mixed("code", sides, [{run.code_hash for run in side.finished} for side in sides])
+    for name, of in _CIRCUMSTANCES.items():
+        found += _mixed(name, sides, [_values(side, of) for side in sides])
+    return list(dict.fromkeys(found))
+
+
+def _mixed(name: str, sides: Sequence[Side], values: Sequence[set[Any]]) -> Iterator[str]:
+    """Yield the groups that have several values."""
+    for side, some in zip(sides, values, strict=True):
+        if len(some) > 1:
+            yield f"{name}: {shown(side.label)} mixes {_listed(some)}"
+
+
+def _against(texts: Sequence[tuple[str, str]]) -> str:
+    """Return the texts of groups that differ, each once; of three or more with their labels."""
+    labels: dict[str, list[str]] = {}
+    for label, text in texts:
+        labels.setdefault(text, []).append(shown(label))
+    if len(labels) < 2:
+        return ""
+    named = len(texts) > 2
+    return " against ".join(t + f" ({'; '.join(of)})" * named for t, of in labels.items())
 
 
 def _values(side: Side, of: Callable[[Result], Any]) -> set[Any]:
@@ -140,20 +182,17 @@ def _listed(values: set[Any]) -> str:
     return ", ".join(texts[:4]) + (f" and {len(texts) - 4} more" if len(texts) > 4 else "")
 
 
-def _changed(lhs: Side, rhs: Side, part: str) -> list[str]:
+def _changed(sides: Sequence[Side], part: str) -> list[str]:
     """Return the fields in which the first finished runs' ``recipe`` or ``impl`` differ."""
-    if not lhs.finished or not rhs.finished:
-        return []
-    left, right = (leaves(side.finished[0].config[part]) for side in (lhs, rhs))
-    pairs = {
-        key: [side.get(key, BEFORE.get(key)) for side in (left, right)]
-        for key in sorted({*left, *right} - {"attention_mask"})  # it counts by its content
-    }
-    return [
-        f"{shown(key, 40)} {shown(one, 40)} against {shown(other, 40)}"
-        for key, (one, other) in pairs.items()
-        if one != other
-    ]
+    known = [side for side in sides if side.finished]
+    values = [leaves(side.finished[0].config[part]) for side in known]
+    keys = sorted({key for some in values for key in some} - {"attention_mask"})  # by its content
+    found = []
+    for key in keys:
+        texts = [shown(some.get(key, BEFORE.get(key)), 40) for some in values]
+        if text := _against([(s.label, t) for s, t in zip(known, texts, strict=True)]):
+            found.append(f"{shown(key, 40)} {text}")
+    return found
 
 
 def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,46 +203,51 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def notes(lhs: Side, rhs: Side) -> Iterator[str]:
+def notes(*sides: Side) -> Iterator[str]:
     """Yield warnings and circumstances that do not forbid the comparison."""
-    codes = [{run.code_hash for run in side.runs} for side in (lhs, rhs)]
-    if len(codes[0] | codes[1]) > 1:
-        yield f"warning: the code differs: {_listed(codes[0])} against {_listed(codes[1])}"
-    left, right = ({identity(run.manifest) for run in side.runs} for side in (lhs, rhs))
-    shared = left & right
-    if shared:
-        yield f"warning: {len(shared)} runs are on both sides"
-    for side in (lhs, rhs):
-        if dirty := sum(bool(run.manifest.get("dirty")) for run in side.runs):
-            yield f"warning: {shown(side.label)}: {dirty} runs of code with uncommitted changes"
-        seeds = {run.seed for run in side.finished}
-        if len(seeds) < len(side.finished):
-            told = f"{len(side.finished)} runs have {len(seeds)} different seeds"
-            yield f"{shown(side.label)}: {told}: they say little of the quality's spread"
-        resumed = sum(run.resumed for run in side.runs)
-        if resumed:
-            yield f"warning: {shown(side.label)}: {resumed} resumed runs: their times are partial"
-        late = side.statuses.get("below_quality", 0)
-        if late:
-            yield f"{shown(side.label)}: {late} runs missed their target; their rates are shown"
-        for damaged in side.damaged:
-            yield f"left out: {shown(damaged.path)}: {shown(damaged.problem, 400)}"
+    codes = [(side.label, _listed({run.code_hash for run in side.runs})) for side in sides]
+    if text := _against(codes):
+        yield f"warning: the code differs: {text}"
+    counts = Counter(run for side in sides for run in {identity(r.manifest) for r in side.runs})
+    if shared := sum(n > 1 for n in counts.values()):
+        where = "on both sides" if len(sides) == 2 else "in several groups"
+        yield f"warning: {shared} runs are {where}"
+    for side in sides:
+        yield from _notes_of(side)
     for name in SHARED:
-        definitions = {r.metrics[name]["definition"] for r in lhs.finished + rhs.finished
-                if name in r.metrics}  # fmt: skip
+        definitions = {r.metrics[name]["definition"] for side in sides for r in side.finished
+                       if name in r.metrics}  # fmt: skip
         if len(definitions) > 1:
             listed = " | ".join(sorted(map(shown, definitions)))
             yield f"warning: {name} has different definitions: {listed}"
     for name, of in _CIRCUMSTANCES.items():
-        left, right = (_values(side, of) for side in (lhs, rhs))
-        if left != right or len(left) > 1:
-            yield f"{name}: {_listed(left)} against {_listed(right)}"
-    if impl := _changed(lhs, rhs, "impl"):
+        values = [_values(side, of) for side in sides]
+        known = [(s.label, _listed(v)) for s, v in zip(sides, values, strict=True) if v]
+        if text := _against(known):
+            yield f"{name}: {text}"
+    if impl := _changed(sides, "impl"):
         yield f"implementation: {'; '.join(impl[:8])}"
-    sizes = len(lhs.finished), len(rhs.finished)
-    if min(sizes) and statistics.smallest_p(*sizes) >= statistics.SIGNIFICANT:
-        least = statistics.smallest_p(*sizes)
-        yield (
-            f"{sizes[0]} and {sizes[1]} runs cannot show a difference: their smallest possible p "
-            f"is {least:.2g}. Make six a side: bertbench repeat 6"
-        )
+    first, *others = (len(side.finished) for side in sides)
+    for n in dict.fromkeys(others):
+        if min(first, n) and (least := statistics.smallest_p(first, n)) >= statistics.SIGNIFICANT:
+            yield (
+                f"{first} and {n} runs cannot show a difference: their smallest possible p is "
+                f"{least:.2g}. Make six a side: bertbench repeat 6"
+            )
+
+
+def _notes_of(side: Side) -> Iterator[str]:
+    """Yield the warnings of one group."""
+    name = shown(side.label)
+    if dirty := sum(bool(run.manifest.get("dirty")) for run in side.runs):
+        yield f"warning: {name}: {dirty} runs of code with uncommitted changes"
+    seeds = {run.seed for run in side.finished}
+    if len(seeds) < len(side.finished):
+        counted = f"{len(side.finished)} runs have {len(seeds)} different seeds"
+        yield f"{name}: {counted}: they say little of the quality's spread"
+    if resumed := sum(run.resumed for run in side.runs):
+        yield f"warning: {name}: {resumed} resumed runs: their times are partial"
+    if late := side.statuses.get("below_quality", 0):
+        yield f"{name}: {late} runs missed their target; their rates are shown"
+    for damaged in side.damaged:
+        yield f"left out: {shown(damaged.path)}: {shown(damaged.problem, 400)}"

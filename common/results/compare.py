@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare two groups of runs of one benchmark: ratios, intervals and significance.
+"""Compare groups of runs of one benchmark with the first: ratios, intervals, significance.
 
 Runs of different benchmarks, recipes or data are refused, with their differences.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.results import statistics
-from bertbench.common.results.comparable import Side, differences, notes
+from bertbench.common.results.comparable import GROUPED, Side, differences, notes
 
 JUDGED = (
     "time_to_target_s", "sequences_per_second", "inference_sequences_per_second",
@@ -24,9 +24,12 @@ JUDGED = (
 """Metrics that decide the exit code without --metric, besides stability and quality."""
 STABILITY = "stability"
 METHODS = {
+    "groups": "each group is compared with the first, the baseline; p is not corrected for their "
+    "number",
     "runs": "each run is one value; runs that ended as ok or below_quality have metrics, all "
     "count in stability (ended as ok / made)",
-    "ratio": "median of all quotients of a right and a left value (Hodges-Lehmann, logarithms)",
+    "ratio": "median of all quotients of a value of the group and one of the baseline "
+    "(Hodges-Lehmann, logarithms)",
     "interval": "confidence interval of the ratio, at least 95 %, distribution-free (exact "
     "Mann-Whitney); it needs 6 runs a side, fewer are indicative",
     "p": "exact two-sided Mann-Whitney test of each metric; ~ is p >= 0.05: not significant",
@@ -35,7 +38,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Spread:
-    """The values of one metric on one side."""
+    """The values of one metric in one group."""
 
     median: float
     n: int
@@ -45,8 +48,10 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricRow:
-    """One metric on both sides."""
+    """One metric of the baseline and of one other group."""
 
+    group: int = 1
+    """The other group's place in ``Comparison.groups``."""
     name: str
     unit: str
     direction: str
@@ -68,39 +73,63 @@ class MetricRow:
 class Comparison:
     """The result of ``compare``."""
 
-    lhs: Side
-    rhs: Side
+    groups: list[Side]
+    """The baseline, then the others."""
     differences: list[str]
-    """Reasons why the sides are not comparable; empty if they are."""
+    """Reasons why the groups are not comparable; empty if they are."""
     notes: list[str]
     rows: list[MetricRow]
     threshold: float
     forced: bool
+    across: tuple[str, ...] = ()
+    """The fields whose differences are compared."""
+
+    @property
+    def lhs(self) -> Side:
+        """The baseline."""
+        return self.groups[0]
+
+    @property
+    def rhs(self) -> Side:
+        """The first group that is compared with it."""
+        return self.groups[1]
 
     @property
     def exit_code(self) -> int:
-        """0 same or better, 1 a judged metric is significantly worse, 2 not comparable."""
+        """0 same or better, 1 a judged metric of any group is significantly worse.
+
+        2: not comparable, or a group without a judged metric that the baseline has, too.
+        """
         if self.differences and not self.forced:
             return 2
         if any(row.regression and row.judged for row in self.rows):
             return 1
+        return 0 if all(map(self._is_judged, range(1, len(self.groups)))) else 2
+
+    def _is_judged(self, group: int) -> bool:
+        """Return whether a judged metric was measured in the group and in the baseline."""
+        own = [row for row in self.rows if row.group == group]
         # Stability alone decides only if it alone was asked for.
-        figures = [row for row in self.rows if row.name != STABILITY] or self.rows
-        return 0 if any(row.judged and row.p is not None for row in figures) else 2
+        figures = [row for row in own if row.name != STABILITY] or own
+        return any(row.judged and row.p is not None for row in figures)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         refused = bool(self.differences) and not self.forced
+        groups = [
+            {
+                "label": side.label,
+                "runs": [run.run_id for run in side.runs],
+                "statuses": side.statuses,
+                "damaged": [{"path": str(d.path), "problem": d.problem} for d in side.damaged],
+            }
+            for side in self.groups
+        ]
         return {
-            **{
-                name: {
-                    "label": side.label,
-                    "runs": [run.run_id for run in side.runs],
-                    "statuses": side.statuses,
-                    "damaged": [{"path": str(d.path), "problem": d.problem} for d in side.damaged],
-                }
-                for name, side in (("lhs", self.lhs), ("rhs", self.rhs))
-            },
+            "groups": groups,
+            "lhs": groups[0],
+            "rhs": groups[1],
+            "across": list(self.across),
             "comparable": not self.differences,
             "forced": self.forced,
             "differences": self.differences,
@@ -113,24 +142,22 @@ class Comparison:
 
 
 def compare(
-    lhs: Side,
-    rhs: Side,
-    *,
+    *groups: Side,
     metrics: Sequence[str] = (),
     threshold: float = 1.0,
     force: bool = False,
+    across: Sequence[str] = (),
 ) -> Comparison:
-    """Compare ``rhs`` with the baseline ``lhs``; ``threshold`` is in percent.
+    """Compare each other group with the first, the baseline; ``threshold`` is in percent.
 
-    ``metrics`` are shown and judged; default: show all, judge JUDGED. Raises BadInput for a side
-    without runs, or an unknown metric.
+    ``metrics`` are shown and judged; default: show all, judge JUDGED. ``across`` names the fields
+    (comparable.GROUPED) whose differences are compared. Raises BadInput for fewer than two groups,
+    one without runs, and an unknown metric or field.
     """
-    for side in (lhs, rhs):
-        if not side.made:
-            going = " that has ended" if side.runs else ""
-            raise BadInput(f"{shown(side.label)}: no run{going}{_damage(side)}")
-    names = {name: None for side in (lhs, rhs) for run in side.finished for name in run.metrics}
-    quality = {run.quality["metric"] for run in lhs.finished + rhs.finished
+    _check(groups, across)
+    finished = [run for side in groups for run in side.finished]
+    names = {name: None for run in finished for name in run.metrics}
+    quality = {run.quality["metric"] for run in finished
                if run.quality and isinstance(run.quality.get("metric"), str)}  # fmt: skip
     unknown = [name for name in metrics if name not in names and name != STABILITY]
     if unknown:
@@ -141,16 +168,47 @@ def compare(
         *sorted(names, key=lambda n: n not in (*JUDGED, *quality)),
     ]
     judged = set(metrics) or {STABILITY, *JUDGED, *quality}
-    rows = [_stability(lhs, rhs) if n == STABILITY else _row(n, lhs, rhs) for n in wanted]
     return Comparison(
-        lhs=lhs,
-        rhs=rhs,
-        differences=differences(lhs, rhs),
-        notes=list(notes(lhs, rhs)),
-        rows=[_judge(row, threshold, row.name in judged) for row in rows],
+        groups=list(groups),
+        differences=differences(*groups, across=across),
+        notes=list(notes(*groups)),
+        rows=[
+            dataclasses.replace(row, group=i)
+            for name in wanted
+            for i, side in enumerate(groups[1:], 1)
+            if name == STABILITY
+            or any(name in r.metrics for r in groups[0].finished + side.finished)
+            for row in [compare_metric(name, groups[0], side, threshold, judged=name in judged)]
+        ],
         threshold=threshold,
         forced=force,
+        across=tuple(across),
     )
+
+
+def _check(groups: Sequence[Side], across: Sequence[str]) -> None:
+    """Raise BadInput unless there are groups with ended runs, and the fields are known."""
+    if len(groups) < 2:
+        one = f"; there is only {shown(groups[0].label)}" if groups else ""
+        raise BadInput(f"a comparison needs a baseline and another group{one}")
+    for side in groups:
+        if not side.made:
+            going = " that has ended" if side.runs else ""
+            raise BadInput(f"{shown(side.label)}: no run{going}{_damage(side)}")
+    for name in across:
+        if name not in GROUPED:
+            raise BadInput(f"across {shown(name)!r}: choose from {', '.join(GROUPED)}")
+
+
+def compare_metric(
+    name: str, lhs: Side, rhs: Side, threshold: float = 1.0, *, judged: bool = True
+) -> MetricRow:
+    """Return one metric of ``rhs`` beside that of ``lhs``, with its verdict.
+
+    A regression exceeds ``threshold`` percent.
+    """
+    row = _stability(lhs, rhs) if name == STABILITY else _row(name, lhs, rhs)
+    return _judge(row, threshold, judged)
 
 
 def _damage(side: Side) -> str:
@@ -228,63 +286,3 @@ def _change(left: float, right: float) -> float:
     if left == right:
         return 0.0
     return (right - left) / abs(left) if left else (1e308 if right > 0 else -1e308)
-
-
-_HEADINGS: tuple[str, ...] = (
-    *("metric", "unit", "lhs: median (n, min-max)", "rhs: median (n, min-max)"),
-    *("rhs/lhs", "95 %", "p", ""),
-)
-
-
-def render(found: Comparison) -> str:
-    """Return the comparison for people, in ASCII."""
-    lines = [found.lhs.summary(), found.rhs.summary()]
-    if found.differences:
-        head = "NOT THE SAME BENCHMARK" if found.forced else "not comparable"
-        lines += [f"{head}:", *(f"  {text}" for text in found.differences)]
-        if not found.forced:
-            return "\n".join([*lines, "--force compares them, and lists the differences"])
-    lines += [*found.notes, ""]
-    table = [_HEADINGS, *map(_cells, found.rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        lines.append("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip())
-    lines += ["", *(f"{name}: {text}" for name, text in METHODS.items()), _conclusion(found)]
-    return "\n".join(lines)
-
-
-def _cells(row: MetricRow) -> tuple[str, ...]:
-    if row.p is None:
-        interval = ""
-    elif row.interval is None:
-        interval = "indicative" if row.name != STABILITY else ""
-    else:
-        interval = f"[{row.interval.low:.4g}, {row.interval.high:.4g}]"
-    number = "-" if row.ratio is None else f"{row.ratio:.4g}"
-    verdict = f"{row.verdict} (regression)" if row.regression and row.judged else row.verdict
-    return (
-        shown(row.name, 40), shown(row.unit, 20), _values(row, row.lhs), _values(row, row.rhs),
-        f"~ {number}" if row.verdict == "~" else number, interval,
-        "-" if row.p is None else f"{row.p:.2g}", "" if verdict == "~" else verdict,
-    )  # fmt: skip
-
-
-def _values(row: MetricRow, spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
-    if row.name == STABILITY:
-        return f"{round(spread.median * spread.n)}/{spread.n}"
-    if spread.n == 1:
-        return f"{spread.median:.5g} (n=1)"
-    return f"{spread.median:.5g} (n={spread.n}, {spread.low:.5g}-{spread.high:.5g})"
-
-
-def _conclusion(found: Comparison) -> str:
-    worse = [row for row in found.rows if row.regression and row.judged]
-    if worse:
-        listed = ", ".join(shown(row.name) for row in worse)
-        return f"worse by more than {found.threshold:g} % and significant: {listed}"
-    if found.exit_code == 2:
-        return "no judged metric was measured on both sides"
-    limit = f"{found.threshold:g} %"
-    return f"same or better: no judged metric is significantly worse by more than {limit}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of one run: ``results/<system>/<benchmark>/<UTC>_<commit>_<id>/``.
+"""The record of one run: ``results/<system>/<benchmark>/<run>/`` (names.py).
 
 =================  ================================================================================
 manifest.json      identity, status, metrics, checksums of itself and all other files
@@ -34,7 +34,6 @@ import io
 import json
 import math
 import re
-import secrets
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
@@ -46,6 +45,7 @@ from bertbench.common.errors import BadInput, BertbenchError
 from bertbench.common.files import Lines, is_plain, shown, why, write_atomic
 from bertbench.common.measure.clock import Clock
 from bertbench.common.measure.code import code_hash
+from bertbench.common.results.names import new_run_id
 from bertbench.common.results.seals import (
     CHECKPOINTS,
     MANIFEST,
@@ -104,6 +104,7 @@ class RunRecord(Observer):
         benchmark: str,
         config: Mapping[str, Any],
         devices: Sequence[Any],
+        precision: str,
         seed: int,
         world_size: int = 1,
         mlperf: Mapping[str, str] | None = None,
@@ -112,11 +113,11 @@ class RunRecord(Observer):
         earlier_precisions: Collection[str] = (),
         now: datetime | None = None,
     ) -> RunRecord:
-        """Write the folder, marked ``interrupted``.
+        """Write the folder, marked ``interrupted``; raises BadInput for a name or folder.
 
         ``config`` is ``Settings.as_dict()``, ``devices`` are DeviceInfo values, one per process,
-        ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for a log that must comply, ``command``
-        as typed, ``earlier_precisions`` of runs continued. Raises BadInput for a name or folder.
+        ``precision`` is the one in effect, ``mlperf`` is ``{"division": ..., "ruleset": ...}`` for
+        a log that must comply, ``command`` as typed, ``earlier_precisions`` of runs continued.
         """
         check_name("system", system)
         check_name("benchmark", benchmark)
@@ -125,10 +126,9 @@ class RunRecord(Observer):
 
         created = now or datetime.now(timezone.utc)
         described = describe_system() | {"devices": plain(list(devices))}
-        stamp, commit = created.strftime("%Y%m%dT%H%M%SZ"), described["code"]["commit"]
         manifest = dict.fromkeys(_KEYS) | {
             "schema_version": SCHEMA_VERSION,
-            "run_id": f"{stamp}_{(commit or 'nocommit')[:7]}_{secrets.token_hex(3)}",
+            "run_id": new_run_id(created, config["preset"], precision, described["code"]["commit"]),
             "system": system,
             "benchmark": benchmark,
             "preset": config["preset"],
@@ -140,7 +140,7 @@ class RunRecord(Observer):
             "simulated": any(device["simulated"] for device in described["devices"]),
             "inputs": {},
             "code_hash": code_hash(),
-            "commit": commit,
+            "commit": described["code"]["commit"],
             "dirty": described["code"]["dirty"],
             "command": list(command),
             "resumed_from": resumed_from,
@@ -259,9 +259,8 @@ class RunRecord(Observer):
         write_atomic(self.path / MANIFEST, sealed(_json_text(self._manifest)))
 
     def _is_stray(self, file: Path) -> bool:
-        if file.name in (MANIFEST, CHECKPOINTS):
-            return False
-        return file.name not in self.own or not is_plain(file)
+        known = file.name in self.own and is_plain(file)
+        return not known and file.name not in (MANIFEST, CHECKPOINTS)
 
     def _is_json(self, name: str, value: Any) -> bool:
         """Return whether one of the extras can be written; a note says where it cannot."""

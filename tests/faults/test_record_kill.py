@@ -37,7 +37,7 @@ if where in ("_write_json", "checksum", "sealed"):
     setattr(module, where, dies)
 config = dict(preset="toy", benchmark="b", recipe={}, impl={}, run={}, origins={}, notes=[])
 record = RunRecord.create(
-    pathlib.Path(sys.argv[1]), system="s", benchmark="b", config=config, seed=1,
+    pathlib.Path(sys.argv[1]), system="s", benchmark="b", config=config, seed=1, precision="fp32",
     devices=[DeviceInfo(backend="cpu_ref", name="n", index=0)],
 )
 record.run_start(step=0, samples=0)

@@ -22,6 +22,7 @@ READERS = [
     ["validate", "results"], ["report", "results", "--out", "page", "--no_references"],
     ["compare", "results/a", "results/b"], ["watch", "results/a", "--once"],
     ["validate", "results/a", "--json"], ["compare", "results/b", "results/a", "--json"],
+    ["runs", "results", "--csv"], ["history", "results"],
     ["rcp", "results"], ["export-mlperf", "results/a", "--out", "submission", "--org", "me"],
 ]  # fmt: skip
 LEDGER = ["repeat", "1", "--", *MINI, "--synthetic", "--output_dir", "repeated",

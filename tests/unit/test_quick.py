@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bertbench.common.cli import quick, runs
+from bertbench.common.cli import quick, run_words
 from bertbench.common.cli.main import main
 from bertbench.common.errors import BadInput, Unsupported
 from tests.unit.results.test_ending import EPYC
@@ -23,7 +23,7 @@ TINY = [*SMALL, "--max_steps", "900"]
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The smallest recipe made smaller, in a folder that stays empty."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quick, "settings_of", lambda words: runs.settings_of([*words, *TINY]))
+    monkeypatch.setattr(quick, "settings_of", lambda words: run_words.settings_of([*words, *TINY]))
     monkeypatch.setattr(quick, "reference", lambda precision, **_: EPYC)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from bertbench.common.config.recipe import Recipe, plain, recipe_hash
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.metric import Metric, metric
 from bertbench.common.mlperf.log import MlperfLog
+from bertbench.common.results.names import new_run_id
 from bertbench.common.results.record import RunRecord, hide_home
 from bertbench.common.results.seals import is_written, sealed
 from bertbench.common.results.store import load_results
@@ -63,6 +65,7 @@ def create(root: Path, **changed: Any) -> RunRecord:
         "benchmark": "bert_pretraining",
         "config": CONFIG,
         "devices": [DEVICE],
+        "precision": "bf16",
         "seed": 42,
         "mlperf": {"division": "open", "ruleset": "5.0.0"},
     }
@@ -204,12 +207,31 @@ def test_a_good_record_is_valid_and_complete(good: Path) -> None:
     assert power == [50.0, 51.0]
 
 
-def test_the_name_tells_time_and_commit(tmp_path: Path) -> None:
+def test_the_name_has_time_recipe_precision_and_commit(tmp_path: Path) -> None:
     now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=timezone.utc)
     first, second = create(tmp_path, now=now), create(tmp_path, now=now)
     assert first.path.parent == tmp_path / "test-1x" / "bert_pretraining"
-    assert first.run_id.startswith("20260304T050607Z_")
+    commit = (read(first.path)["commit"] or "")[:7] or "nocommit"
+    assert first.run_id.startswith(f"20260304T050607Z_toy_bf16_{commit}_")
     assert first.path != second.path
+    assert errors(first.path) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "commit", "middle"),
+    [
+        ("squad_large_448", "29ea4d2" + "0" * 33, "squad_large_448_bf16_29ea4d2"),
+        ("My recipe/..-v2", None, "my_recipe_v2_bf16_nocommit"),
+        ("x" * 300, None, "x" * 60 + "_bf16_nocommit"),
+    ],
+)
+def test_any_recipe_makes_a_valid_name(recipe: str, commit: str | None, middle: str) -> None:
+    now = datetime(2026, 3, 4, 5, 6, 7, tzinfo=timezone.utc)
+    name = new_run_id(now, recipe, "bf16", commit)
+    assert name[:-6] == f"20260304T050607Z_{middle}_" and len(name) < 128
+    schema = json.loads((SCHEMAS / "manifest-1.json").read_text())
+    pattern = schema["properties"]["run_id"]["pattern"]
+    assert re.match(pattern, name) and re.match(pattern, "20261121T234946Z_29ea4d2_e396f5")
 
 
 def test_a_finished_record_is_read_only(good: Path) -> None:

@@ -58,7 +58,7 @@ def make(
         root,
         **{
             "system": "test-1x", "benchmark": "bert_pretraining", "config": config,
-            "devices": [HOST], "seed": seed, "command": ["run", "mini"],
+            "devices": [HOST], "precision": "bf16", "seed": seed, "command": ["run", "mini"],
             "mlperf": {"division": division, "ruleset": "5.0.0"},
         }
         | changed,

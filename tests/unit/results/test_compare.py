@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from bertbench.common.cli.main import main as cli
 from bertbench.common.errors import BadInput
+from bertbench.common.report.comparison import render
 from bertbench.common.results.comparable import load_side
-from bertbench.common.results.compare import Comparison, compare, render
+from bertbench.common.results.compare import Comparison, compare
 from bertbench.common.results.store import earlier_precisions
 from bertbench.common.results.validate import validate
 from tests.unit.results.constructed import described, device, make_run, seal
@@ -56,16 +57,17 @@ def test_the_figures_to_the_digit(tmp_path: Path) -> None:
     assert rate.p == 2 / 924
     assert (rate.verdict, rate.judged, rate.regression) == ("better", True, False)
     assert found.exit_code == 0 and not found.differences
-    text = render(found)
-    assert "100.5 (n=6, 94-107)" in text and "201 (n=6, 188-214)" in text
-    assert f"[{quotients[5]:.4g}, {quotients[30]:.4g}]" in text and "0.0022" in text
+    text = render(found, 100)
+    assert f"{RATE}  A 100.5/s (n=6, 94/s to 107/s)" in text and "n=6, 188/s to 214/s" in text
+    assert f"{quotients[5]:.4g}-{quotients[30]:.4g}" in text and "0.0022" in text
 
 
 def test_a_regression_is_significant_and_beyond_the_threshold(tmp_path: Path) -> None:
     a, b = group(tmp_path / "a", BASE), group(tmp_path / "b", [value / 2 for value in BASE])
     assert row(of(a, b)).verdict == "worse"
     assert (of(a, b).exit_code, of(b, a).exit_code) == (1, 0)
-    assert "worse by more than 1 % and significant: sequences_per_second" in render(of(a, b))
+    said = "worse by more than 1 % and significant: sequences_per_second"
+    assert said in render(of(a, b), 100)
     assert of(a, b, threshold=50.0).exit_code == 0
     assert of(a, b, threshold=49.9).exit_code == 1
 
@@ -84,7 +86,7 @@ def test_what_is_not_significant_shows_its_raw_ratio(tmp_path: Path) -> None:
     rate = row(found)
     assert (rate.ratio, rate.p, rate.verdict, rate.interval) == (0.5, 0.1, "~", None)
     assert found.exit_code == 0
-    text = render(found)
+    text = render(found, 120)
     assert "~ 0.5" in text and "indicative" in text
     assert "3 and 3 runs cannot show a difference: their smallest possible p is 0.1" in text
 
@@ -92,7 +94,7 @@ def test_what_is_not_significant_shows_its_raw_ratio(tmp_path: Path) -> None:
 def test_one_run_a_side(tmp_path: Path) -> None:
     found = of(group(tmp_path / "a", [100.0]), group(tmp_path / "b", [80.0]))
     assert (row(found).ratio, row(found).p, found.exit_code) == (0.8, 1.0, 0)
-    assert "100 (n=1)" in render(found)
+    assert "A 100/s (n=1)" in render(found)
 
 
 def test_only_what_is_judged_decides(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_failed_runs_are_counted_and_have_no_rate(tmp_path: Path) -> None:
     assert (stability.lhs.median, stability.rhs.median, stability.ratio) == (1.0, 2 / 6, 2 / 6)
     # 6 and 2 of 12 reached: as uneven or more are 6:2 and 2:6.
     assert stability.p == 2 * math.comb(6, 4) / math.comb(12, 4)
-    text = render(found)
+    text = render(found, 400)
     assert "6 runs: 3 failed, 2 ok, 1 below_quality" in text and "6/6" in text and "2/6" in text
     assert "1 runs missed their target" in text
 
@@ -161,7 +163,7 @@ def test_runs_that_all_fail_are_a_regression(tmp_path: Path) -> None:
          "recipe: 0123456789abcdef against ffffffffffffffff (layers None against 4; lr None"),
         ({"precision": "fp32"}, "precision: bf16 against fp32"),
         ({"extras": {}}, "precision: bf16 against unknown"),
-        ({"world_size": 2}, "world size: 1 against 2"),
+        ({"world_size": 2}, "processes: 1 against 2"),
         ({"inputs": {"data": "d2"}}, "data: d1 against d2"),
         ({"inputs": {}, "config": {"run": {"synthetic": True}}}, "data: d1 against synthetic"),
         ({"devices": [device(simulated=True)]}, "devices: real against simulated"),
@@ -177,7 +179,7 @@ def test_what_is_not_the_same_is_refused(
     assert "not comparable:" in render(found) and "median" not in render(found)
     forced = of(a, b, force=True)
     assert forced.exit_code == 0
-    heading = render(forced).split("metric")[0]
+    heading = render(forced, 400).split("median")[0]
     assert "NOT THE SAME BENCHMARK" in heading and said in heading
     assert cli(["compare", str(a), str(b), "--json"]) == 2
     told = json.loads(capsys.readouterr().out)
@@ -245,7 +247,7 @@ def test_damaged_records_are_named_and_left_out(tmp_path: Path) -> None:
     found = of(a, group(tmp_path / "b", BASE))
     assert len(found.lhs.runs) == 6
     assert any(note.startswith("left out: ") for note in found.notes)
-    assert "1 damaged left out" in render(found)
+    assert "1 damaged left out" in render(found, 400)
 
 
 def test_patterns_and_what_names_nothing(tmp_path: Path) -> None:
@@ -278,11 +280,11 @@ def test_values_without_ratio_are_judged_by_their_medians(tmp_path: Path) -> Non
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = group(tmp_path / "a", BASE), group(tmp_path / "b", [v / 2 for v in BASE])
     assert cli(["compare", str(a), str(b)]) == 1
-    assert "rhs/lhs" in capsys.readouterr().out
+    assert "0.5" in capsys.readouterr().out
     assert cli(["compare", str(a), str(b), "--json", "--metric", RATE, "--threshold", "60"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"][0]["ratio"] == 0.5 and told["lhs"]["statuses"] == {"ok": 6}
-    assert set(told["methods"]) == {"runs", "ratio", "interval", "p"}
+    assert set(told["methods"]) == {"groups", "runs", "ratio", "interval", "p"}
     assert cli(["compare", str(a), str(b), "--threshold", "-1"]) == 2
     assert cli(["compare", str(a)]) == 2
     assert cli(["compare", str(a), str(tmp_path / "nowhere")]) == 2

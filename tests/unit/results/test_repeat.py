@@ -187,7 +187,7 @@ def test_against_compares_with_the_baseline(
     # The other way round it is a regression; each command has its own ledger.
     assert repeat(place, "6", "--against", against(place, *flags)) == 1
     assert len(started(place)) == 24
-    assert "worse (regression)" in capsys.readouterr().out
+    assert "  regression" in capsys.readouterr().out
 
 
 def test_what_is_not_the_same_stops_after_one_pair(

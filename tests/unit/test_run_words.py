@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from bertbench.common.cli.runs import settings_of, stoppable
+from bertbench.common.cli.run_words import settings_of, stoppable
 from bertbench.common.errors import BadInput
 
 
