@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench report``: one HTML file that opens offline, and the same in Markdown."""
+"""``bertbench report``: one HTML file that opens offline; the same in Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from bertbench.common.results.store import load_results
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write DIR/report.html and DIR/report.md; damaged records are listed and left out.
+    """Write DIR/report.html, report.md and the tables; damaged records are listed and left out.
 
     Raises BadInput without records, for wrong prices, or if DIR cannot be written.
     """
     from bertbench.common.report.markdown import text
     from bertbench.common.report.page import Report, html
     from bertbench.common.report.prices import load
+    from bertbench.common.report.table_files import FOLDER, INDEX
+    from bertbench.common.report.table_files import files as table_files
 
     verb = parser("report")
     verb.add_argument(
@@ -28,8 +30,9 @@ def main(argv: Sequence[str]) -> int:
         help="run folders, or folders of them (default: results)",
     )  # fmt: skip
     verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="writes report.html and report.md"
-    )
+        "--out", type=Path, required=True, metavar="DIR",
+        help="writes report.html, report.md, tables.json and tables/*.csv",
+    )  # fmt: skip
     verb.add_argument(
         "--price", type=Path, metavar="FILE",
         help="prices of devices, TOML or CSV: the report then has costs (results/README.md)",
@@ -42,12 +45,15 @@ def main(argv: Sequence[str]) -> int:
     if not results and not damaged:
         raise BadInput(f"no record in {', '.join(map(shown, paths))}: name a folder of results")
     report = Report(results, damaged, prices)
-    files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
-    pages = {files["html"]: html(report), files["markdown"]: text(report)}
+    files = {
+        "html": given.out / "report.html", "markdown": given.out / "report.md",
+        "tables": given.out / INDEX,
+    }  # fmt: skip
+    pages = {"report.html": html(report), "report.md": text(report), **table_files(report)}
     try:
-        given.out.mkdir(parents=True, exist_ok=True)
-        for path, page in pages.items():
-            write_atomic(path, page)
+        (given.out / FOLDER).mkdir(parents=True, exist_ok=True)
+        for name, page in pages.items():
+            write_atomic(given.out / name, page)
     except OSError as error:
         why = f"cannot write into {shown(given.out)}: {error.strerror}"
         raise BadInput(f"{why}. Choose another --out.") from error
