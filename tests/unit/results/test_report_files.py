@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +60,13 @@ def test_every_table_of_the_page_is_there_and_no_text_is_a_formula(tmp_path: Pat
         for line in read(file):
             for value in filter(None, line.values()):
                 assert not value.startswith(("=", "@")), (file.name, value)
+
+
+def test_a_report_without_prices_does_not_wait_for_torch(tmp_path: Path) -> None:
+    make_run(tmp_path / "results", figures(10.0))
+    code = (
+        "import sys; from bertbench.common.cli.main import main\n"
+        f"assert main(['report', {str(tmp_path / 'results')!r}, '--out', {str(tmp_path)!r}]) == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
