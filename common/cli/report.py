@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bertbench.common.cli.verbs import parser
@@ -21,8 +21,7 @@ def main(argv: Sequence[str]) -> int:
     from bertbench.common.report.markdown import text
     from bertbench.common.report.page import Report, html
     from bertbench.common.report.prices import load
-    from bertbench.common.report.table_files import FOLDER, INDEX
-    from bertbench.common.report.table_files import files as table_files
+    from bertbench.common.report.table_files import INDEX, table_files
 
     verb = parser("report")
     verb.add_argument(
@@ -50,13 +49,7 @@ def main(argv: Sequence[str]) -> int:
         "tables": given.out / INDEX,
     }  # fmt: skip
     pages = {"report.html": html(report), "report.md": text(report), **table_files(report)}
-    try:
-        (given.out / FOLDER).mkdir(parents=True, exist_ok=True)
-        for name, page in pages.items():
-            write_atomic(given.out / name, page)
-    except OSError as error:
-        why = f"cannot write into {shown(given.out)}: {error.strerror}"
-        raise BadInput(f"{why}. Choose another --out.") from error
+    _write(given.out, pages)
     counted = {
         "runs": sum(e.made for e in report.real),
         "running": sum(len(e.results) - e.made for e in report.real + report.simulated),
@@ -76,3 +69,13 @@ def main(argv: Sequence[str]) -> int:
     for path in files.values():
         print(f"wrote {shown(path, 4096)}")
     return 0
+
+
+def _write(out: Path, pages: Mapping[str, str]) -> None:
+    try:
+        for name, page in pages.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out / name, page)
+    except OSError as error:
+        why = f"cannot write into {shown(out)}: {error.strerror}"
+        raise BadInput(f"{why}. Choose another --out.") from error

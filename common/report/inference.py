@@ -73,8 +73,8 @@ def _ranked_by(e: Entry) -> str | None:
     """Return the metric that its scenario is ranked by; None if it has neither."""
     scenario = str(_settings(e)[0].get("scenario"))
     percentile = PERCENTILE.get(scenario)
-    names = (_STOPPED.format(percentile), f"latency_p{percentile}_s")
-    names = (_RATE,) if scenario in RATED else names
+    streamed = [_STOPPED.format(percentile), f"latency_p{percentile}_s"]
+    names = [_RATE] if scenario in RATED else streamed
     return next((name for name in names if e.value(name)), None)
 
 

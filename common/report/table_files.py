@@ -17,7 +17,7 @@ FOLDER, INDEX = "tables", "tables.json"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def files(report: Report) -> dict[str, str]:
+def table_files(report: Report) -> dict[str, str]:
     """Return the content of each file by its path: ``tables.json`` and ``tables/ID.csv``.
 
     The JSON has all tables and names the CSV file of each. A numeric column of a CSV file is two:
@@ -26,7 +26,8 @@ def files(report: Report) -> dict[str, str]:
     """
     index, made = [], {}
     for section in report.sections:
-        for one in (*section.tables, *(p for p in section.plots if p.rows)):
+        both: list[Table | Plot] = [*section.tables, *(p for p in section.plots if p.rows)]
+        for one in both:
             content = _of_table(one) if isinstance(one, Table) else _of_plot(one)
             name = f"{FOLDER}/{one.id}.csv"
             index.append({"id": one.id, "section": section.title, "file": name, **content})
