@@ -99,7 +99,7 @@ def ranking(workloads: Sequence[Sequence[Place]]) -> Table:
         title="Ranking of inference",
         intro="One workload is one scenario under one set of rules, with one shape of model and "
         "the same questions. Offline and Server: samples/s; streams: the latency that MLPerf "
-        "takes. What LoadGen calls INVALID has no rank. Speed: relative to the fastest, as above.",
+        "takes. What LoadGen calls INVALID has no rank. Speed: relative to the fastest.",
         columns=columns(
             "Scenario | # Rank | Device | Engine | Precision | Weights | # Runs | # Samples/s | "
             "# Latency, ms | # Speed | # F1, % | Doubts"
