@@ -32,8 +32,7 @@ from bertbench.common.measure.clock import Clock, command_began
 from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fallback_notes
 from bertbench.common.measure.system import system_name
 from bertbench.common.measure.utilisation import find_calibration
-from bertbench.common.report import ending
-from bertbench.common.report.tensorboard import TensorBoard, writer_class
+from bertbench.common.report import ending, tracking
 from bertbench.common.results.closing import Closing, Guarded, failure
 from bertbench.common.results.record import RunRecord
 from bertbench.common.results.store import earlier_precisions
@@ -78,8 +77,7 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
     if settings.impl.micro_batch == AUTO:
         rehearsal.check_auto(backend)
     known = peaks.of_device(backend.describe().name, settings.run.peaks)
-    if settings.run.tensorboard is not None:
-        writer_class()
+    tracking.check(settings.run)
     if settings.run.dry_run:
         dry_run(settings, backend, world, benchmark)
         return Finished(0, None)
@@ -242,8 +240,7 @@ class Run:
         )  # fmt: skip
         for o in own:
             record.own.update(o.files)
-        if run.tensorboard is not None:
-            own = [*own, TensorBoard(run.tensorboard / record.run_id)]
+        own = [*own, *tracking.observers(settings, record.path)]
         guarded = [Guarded(o, lambda text: self._note([text])) for o in own]
         self.observers = [console, *guarded, record]
         for o in self.observers:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``bertbench report``: one HTML file that opens offline, and the same in Markdown."""
+"""``bertbench report``: one HTML file that opens offline; the same in Markdown, JSON and CSV."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bertbench.common.cli.filters import PLACE, add_filters, filters_of
@@ -15,13 +15,14 @@ from bertbench.common.results.store import load_results
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write DIR/report.html and DIR/report.md; damaged records are listed and left out.
+    """Write DIR/report.html, report.md and the tables; damaged records are listed and left out.
 
     Raises BadInput without records, for wrong prices, or if DIR cannot be written.
     """
     from bertbench.common.report.markdown import text
     from bertbench.common.report.page import Report, html
     from bertbench.common.report.prices import load
+    from bertbench.common.report.table_files import INDEX, table_files
 
     verb = parser("report")
     verb.add_argument(
@@ -29,8 +30,9 @@ def main(argv: Sequence[str]) -> int:
         help=f"run folders, or folders of them (default: {PLACE})",
     )  # fmt: skip
     verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="writes report.html and report.md"
-    )
+        "--out", type=Path, required=True, metavar="DIR",
+        help="writes report.html, report.md, tables.json and tables/*.csv",
+    )  # fmt: skip
     verb.add_argument(
         "--price", type=Path, metavar="FILE",
         help="prices of devices, TOML or CSV: the report then has costs (results/README.md)",
@@ -46,15 +48,12 @@ def main(argv: Sequence[str]) -> int:
     runs = filters_of(given).select([r for r in results if r.kind == "run"])
     results = [*runs, *(r for r in results if r.kind != "run")]
     report = Report(results, damaged, prices)
-    files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
-    pages = {files["html"]: html(report), files["markdown"]: text(report)}
-    try:
-        given.out.mkdir(parents=True, exist_ok=True)
-        for path, page in pages.items():
-            write_atomic(path, page)
-    except OSError as error:
-        why = f"cannot write into {shown(given.out)}: {error.strerror}"
-        raise BadInput(f"{why}. Choose another --out.") from error
+    files = {
+        "html": given.out / "report.html", "markdown": given.out / "report.md",
+        "tables": given.out / INDEX,
+    }  # fmt: skip
+    pages = {"report.html": html(report), "report.md": text(report), **table_files(report)}
+    _write(given.out, pages)
     counted = {
         "runs": sum(e.made for e in report.real),
         "running": sum(len(e.results) - e.made for e in report.real + report.simulated),
@@ -74,3 +73,13 @@ def main(argv: Sequence[str]) -> int:
     for path in files.values():
         print(f"wrote {shown(path, 4096)}")
     return 0
+
+
+def _write(out: Path, pages: Mapping[str, str]) -> None:
+    try:
+        for name, page in pages.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(out / name, page)
+    except OSError as error:
+        why = f"cannot write into {shown(out)}: {error.strerror}"
+        raise BadInput(f"{why}. Choose another --out.") from error

@@ -104,6 +104,8 @@ class RunOptions:
     """Peak rates of devices for MFU, besides the built-in backends/peaks.toml."""
     tensorboard: Path | None = None
     """Folder for TensorBoard events, one folder a run; needs the package tensorboard."""
+    track: str | None = None
+    """mlflow:URI, mlflow:FOLDER or wandb:PROJECT: also send the run there; needs that package."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

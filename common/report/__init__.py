@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: one HTML file that opens offline, and the same in Markdown.
+"""The report: one HTML file that opens offline, and the same in Markdown, JSON and CSV.
 
     bertbench report results --out report
 

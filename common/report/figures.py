@@ -206,14 +206,14 @@ def time_split(entries: Sequence[Entry]) -> Plot | None:
             f"{label}: " + ", ".join(f"{p} {number(v, 3)} s" for p, v in zip(PARTS, values,
                                                                             strict=True)
                                      if v is not None)
-            for label, values in rows[:20]
+            for label, values in rows[:MOST_LINES]
         ),
-        rows[:40],
+        rows[:MOST_LINES],
         PARTS,
         unit="s",
         note="Communication: steps x gradient_all_reduce_s, as if it did not overlap with "
         "computation. The first part includes everything that was not measured."
-        + (f" The first 40 of {len(rows)} configurations." if len(rows) > 40 else ""),
+        + (f" {left_out}" if (left_out := _limit_note(rows)) else ""),
     )  # fmt: skip
 
 
@@ -280,8 +280,8 @@ def _short_label(e: Entry, among: Sequence[Entry]) -> str:
     return f"{label}, {e.backend}" if len({x.backend for x in among}) > 1 else label
 
 
-def _limit_note(series: Sequence[Series]) -> str:
-    """Return a note on the series that a plot leaves out."""
+def _limit_note(series: Sequence[object]) -> str:
+    """Return a note on the series or bars that a plot leaves out."""
     left = len(series) - MOST_LINES
     return f"{MOST_LINES} of {len(series)} configurations are drawn." if left > 0 else ""
 

@@ -9,11 +9,13 @@ Inference's bert-99 and bert-99.9.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bertbench.common.mlperf.inference import LARGE, OFFICIAL, PERCENTILE, REFERENCE_F1, SHARES
 from bertbench.common.report.groups import Entry, Value, mapping
+from bertbench.common.report.prices import Price
+from bertbench.common.report.ranking import Figure, Place, places, speed_cell
 from bertbench.common.report.tables import (
     EMPTY,
     Cell,
@@ -29,9 +31,12 @@ from bertbench.common.report.tables import (
 from bertbench.common.results.result import Result
 from bertbench.common.results.result import number as checked
 
+RATED = ("Offline", "Server")
+"""Scenarios whose figure is a rate."""
 _RATE, _VALID = "samples_per_second", "result_valid"
 _STOPPED = "latency_p{}_early_stopping_s"
 _NONE = Cell("-")
+_BELOW = "below 99 %"
 
 
 def apart(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
@@ -51,6 +56,76 @@ def model(r: Result) -> str | None:
     known = {unit: checked(r.extras.get(name)) for name, unit in named.items()}
     sizes = (f"{value:,} {unit}" for unit, value in known.items() if value is not None)
     return ", ".join(filter(None, (_sparsity(r), r.precision, *sizes)))
+
+
+def ranked(entries: Sequence[Entry], prices: Mapping[str, Price]) -> list[list[Place]]:
+    """Return the places of each workload: one scenario under one set of rules, shape and questions.
+
+    Offline and Server are ranked by samples/s, the streams by the latency that MLPerf takes.
+    """
+    return places(
+        entries, lambda e: (_questions(e), _rules(e), _ranked_by(e)),
+        lambda e: _placed(e, entries), prices,
+    )  # fmt: skip
+
+
+def _ranked_by(e: Entry) -> str | None:
+    """Return the metric that its scenario is ranked by; None if it has neither."""
+    scenario = str(_settings(e)[0].get("scenario"))
+    percentile = PERCENTILE.get(scenario)
+    streamed = [_STOPPED.format(percentile), f"latency_p{percentile}_s"]
+    names = [_RATE] if scenario in RATED else streamed
+    return next((name for name in names if e.value(name)), None)
+
+
+def _placed(e: Entry, entries: Sequence[Entry]) -> Figure | None:
+    name = _ranked_by(e)
+    value = e.value(name) if name else None
+    if value is None:
+        return None
+    doubts = []
+    if _settings(e)[0].get("profile") != OFFICIAL:
+        doubts.append("NOT official: no MLPerf result")
+    if (share := _share(e, entries)).note == _BELOW:
+        doubts.append(f"F1 is {share.text} % of FP32's")
+    value = value._replace(unit="samples/s" if name == _RATE else "s")
+    return Figure(value, "" if _valid(e) else "INVALID", tuple(doubts))
+
+
+def ranking(workloads: Sequence[Sequence[Place]]) -> Table:
+    """Return a row for each configuration of workloads with at least two."""
+    return filled(Table(
+        id="inference-ranking",
+        title="Ranking of inference",
+        intro="One workload is one scenario under one set of rules, with one shape of model and "
+        "the same questions. Offline and Server: samples/s; streams: the latency that MLPerf "
+        "takes. What LoadGen calls INVALID has no rank. Speed: relative to the fastest.",
+        columns=columns(
+            "Scenario | # Rank | Device | Engine | Precision | Weights | # Runs | # Samples/s | "
+            "# Latency, ms | # Speed | # F1, % | Doubts"
+        ),
+        rows=[_place(p) for some in workloads if len(some) > 1 for p in some],
+    ))  # fmt: skip
+
+
+def _place(p: Place) -> TableRow:
+    e, link, (recipe, impl) = p.entry, p.entry.link(), _settings(p.entry)
+    streamed = p.value.unit == "s"
+    return row(
+        e,
+        Cell(str(recipe.get("scenario")), link, str(recipe.get("profile"))),
+        Cell(str(p.rank), sort=p.rank) if p.rank else EMPTY,
+        Cell(e.device, "", e.first.system_name),
+        Cell(f"{impl.get('engine')}, {impl.get('provider')}", "", e.variant),
+        Cell(e.precision),
+        Cell(_sparsity(e.first)),
+        Cell(str(e.made), e.anchor, sort=e.made),
+        EMPTY if streamed else _figure(e, p.value),
+        _figure(e, p.value, 1e3) if streamed else EMPTY,
+        speed_cell(p) if p.rank else EMPTY,
+        number_cell(_whole(e.value("f1")), link),
+        Cell("; ".join(p.doubts)),
+    )
 
 
 def measured(entries: Sequence[Entry]) -> Table:
@@ -78,7 +153,7 @@ def measured(entries: Sequence[Entry]) -> Table:
 def _row(e: Entry, entries: Sequence[Entry]) -> TableRow:
     r, link, (recipe, impl) = e.first, e.link(), _settings(e)
     scenario, official = str(recipe.get("scenario")), recipe.get("profile") == OFFICIAL
-    rated = scenario in ("Offline", "Server")
+    rated = scenario in RATED
     percentile = PERCENTILE.get(scenario, 0)
     stopped = e.value(_STOPPED.format(percentile))
     batches = f"threads {impl.get('num_threads')}, batch_tokens {impl.get('batch_tokens')}"
@@ -172,10 +247,13 @@ def _questions(e: Entry) -> str:
 
 def _circumstances(e: Entry) -> str:
     """Return what two models' speeds must have in common besides."""
-    recipe, impl = _settings(e)
-    rules = [recipe.get(name) for name in ("scenario", "profile", "latency_bound_ms")]
-    where = [e.first.system_name, e.device, rules, impl]
+    where = [e.first.system_name, e.device, _rules(e), _settings(e)[1]]
     return json.dumps([_questions(e), where], sort_keys=True)
+
+
+def _rules(e: Entry) -> tuple[Any, ...]:
+    recipe, _ = _settings(e)
+    return tuple(recipe.get(name) for name in ("scenario", "profile", "latency_bound_ms"))
 
 
 def _speed_up(e: Entry, entries: Sequence[Entry]) -> Cell:
@@ -184,7 +262,7 @@ def _speed_up(e: Entry, entries: Sequence[Entry]) -> Cell:
     percentile = PERCENTILE.get(scenario)
     names = [_STOPPED.format(percentile), f"latency_p{percentile}_s"]
     for base in _alike(e, entries, _circumstances) if _valid(e) else ():
-        for name in [_RATE] if scenario in ("Offline", "Server") else names:
+        for name in [_RATE] if scenario in RATED else names:
             own, dense = (x.value(name) if _valid(x) else None for x in (e, base))
             if own is not None and dense is not None:
                 ratio = own.median / dense.median
@@ -208,7 +286,7 @@ def _share(e: Entry, entries: Sequence[Entry]) -> Cell:
         whole, link = max(known)
     share = own.median / whole
     marks = [f"{100 * mark:g} % reached" for mark in SHARES.values() if share >= mark]
-    return plain_cell(100 * share, link, marks[-1] if marks else "below 99 %")
+    return plain_cell(100 * share, link, marks[-1] if marks else _BELOW)
 
 
 def published(entries: Sequence[Entry]) -> Table:

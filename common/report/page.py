@@ -74,6 +74,8 @@ class PageSection:
     folded: bool = False
     """Whether only its title shows at first."""
     simulated: bool = False
+    answer: bool = False
+    """Whether its text is at the top of the page."""
 
 
 class Report:
@@ -113,9 +115,11 @@ class Report:
         self, real: Sequence[Entry], answered: Sequence[Entry], families: Families
     ) -> Iterable[PageSection]:
         ranked = ranking.ranked(real, self._prices)
+        asked = inference.ranked(answered, self._prices)
         yield PageSection(
-            id="fastest", title="Which device is fastest", text=ranking.paragraph(ranked),
-            tables=_filled(ranking.table(ranked)),
+            id="fastest", title="Which device is fastest", answer=True,
+            text=ranking.paragraph([*ranked, *asked]),
+            tables=_filled(ranking.table(ranked), inference.ranking(asked)),
         )  # fmt: skip
         yield PageSection(
             id="measured", title="Measured", text=self._sampled(),
@@ -204,7 +208,8 @@ class Report:
         found = [
             ("runs", str(len(runs))),
             ("configurations", str(len(self.real))),
-            ("ended", tables.counts(runs)),
+            ("ended", tables.counts(r for r in runs if not r.running)),
+            ("running", str(sum(r.running for r in runs))),
             ("simulated, apart", str(sum(e.made for e in self.simulated))),
             ("damaged records", str(len(self.damaged))),
             ("published figures", str(len(self.published))),

@@ -307,7 +307,7 @@ def _names(
     out = []
     for one, (x, y) in points:
         name = one.names.get((x, y), "")
-        width = 6.6 * len(name)
+        width = 7.3 * len(name)  # the widest of usual fonts
         for dx, dy, side in ((8, 4, 0.0), (-8, 4, 1.0), (0, -9, 0.5), (0, 18, 0.5)):
             left, low = h(x) + dx - side * width, v(y) + dy
             if side == 0.5:

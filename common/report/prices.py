@@ -121,10 +121,12 @@ def by_device(prices: Sequence[Price], names: Sequence[str]) -> dict[str, Price]
 
     Raises BadInput if two fit one name, or none fits any: the file is not for this report.
     """
+    if not prices:
+        return {}
     from bertbench.backends.peaks import matching  # loads torch
 
     found = {}
-    for name in names if prices else ():
+    for name in names:
         exact = [p for p in prices if p.device.lower() == name.lower()]
         fits = [] if exact else matching([p.device for p in prices], name, "--price")
         fitting = exact or [p for p, fit in zip(prices, fits, strict=True) if fit]
@@ -133,7 +135,7 @@ def by_device(prices: Sequence[Price], names: Sequence[str]) -> dict[str, Price]
             raise BadInput(f"{where}: both are prices of {shown(name)}: keep one")
         if fitting:
             found[name] = fitting[0]
-    if prices and not found:
+    if not found:
         known = ", ".join(shown(name, 60) for name in names[:6]) or "none"
         raise BadInput(f"{prices[0].where}: no price is for a device of this report ({known})")
     return found

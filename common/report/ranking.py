@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertbench.common.report.groups import Entry, Value, mapping, value_of
 from bertbench.common.report.prices import Price
@@ -26,7 +26,7 @@ from bertbench.common.report.tables import (
     number_cell,
     row,
 )
-from bertbench.common.report.words import duration, number
+from bertbench.common.report.words import duration, number, quantity
 from bertbench.common.results.result import Result
 from bertbench.common.results.statistics import ENOUGH, Ratio, ratio
 
@@ -36,15 +36,29 @@ MOST_NAMED = 3
 MILLION = 1e6
 
 
+class Figure(NamedTuple):
+    """What a configuration is ranked by."""
+
+    value: Value
+    """Seconds, of which fewer are better, or a rate."""
+    unranked: str = ""
+    """The reason why it has no rank."""
+    doubts: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Place:
-    """A configuration in the ranking of its workload; rank 0: it missed the target."""
+    """A configuration in the ranking of its workload; rank 0: it has none."""
 
     entry: Entry
-    value: Value
+    figure: Figure
     rank: int
     fastest: Place | None = None
     price: Price | None = None
+
+    @property
+    def value(self) -> Value:
+        return self.figure.value
 
     @cached_property
     def speed(self) -> Ratio | None:
@@ -88,7 +102,7 @@ class Place:
         e, best = self.entry, self.fastest
         found = ["simulated: no result"] if e.first.simulated else []
         if not self.rank:
-            found.append("missed the target")
+            found.append(self.figure.unranked)
         if self.value.n < ENOUGH:
             found.append(f"{self.value.n} run{'s' * (self.value.n > 1)}: no interval")
         if len(e.reached) < e.made:
@@ -98,7 +112,7 @@ class Place:
         within = self.speed and self.speed.interval
         if within and self.rank > 1 and within.low <= 1 <= within.high:
             found.append("perhaps as fast as the fastest")
-        return [*found, *e.cautions]
+        return [*found, *self.figure.doubts, *e.cautions]
 
 
 def _times(value: float | None, factor: float) -> float | None:
@@ -115,15 +129,43 @@ def _energy(r: Result) -> float | None:
 
 
 def ranked(entries: Iterable[Entry], prices: Mapping[str, Price]) -> list[list[Place]]:
-    """Return the places of each workload, the workload with most configurations first."""
+    """Return the places of each workload of training."""
+    return places(entries, _workload, _figure, prices)
+
+
+def places(
+    entries: Iterable[Entry],
+    workload: Callable[[Entry], Any],
+    figure: Callable[[Entry], Figure | None],
+    prices: Mapping[str, Price],
+) -> list[list[Place]]:
+    """Return the places of each workload, the workload with most configurations first.
+
+    A configuration without a figure has no place.
+    """
     found: dict[Any, list[Entry]] = defaultdict(list)
     for e in entries:
-        recipe = next((r.recipe_hash for r in e.results if r.recipe_hash), None)
-        synthetic = bool(mapping(e.first.config.get("run")).get("synthetic"))
-        found[e.benchmark, e.first.preset, recipe, _target(e), synthetic].append(e)
-    made = [list(_places(some, prices)) for some in found.values()]
+        found[workload(e)].append(e)
+    made = [list(_places(some, figure, prices)) for some in found.values()]
     made.sort(key=lambda some: (-len(some), -sum(p.entry.made for p in some)))
     return [some for some in made if some]
+
+
+def _workload(e: Entry) -> tuple[Any, ...]:
+    recipe = next((r.recipe_hash for r in e.results if r.recipe_hash), None)
+    synthetic = bool(mapping(e.first.config.get("run")).get("synthetic"))
+    return e.benchmark, e.first.preset, recipe, _target(e), synthetic
+
+
+def _figure(e: Entry) -> Figure | None:
+    """Return the time to the target, or the rate, which without the target reached has no rank."""
+    took, rate = e.value(TIME), e.value(RATE)
+    if took is not None and not took.missed:
+        return Figure(took)
+    if rate is None or rate.median <= 0:
+        return None
+    rate = rate._replace(unit="sequences/s")
+    return Figure(rate, "missed the target" * (_target(e) is not None or rate.missed))
 
 
 def _target(e: Entry) -> float | None:
@@ -131,21 +173,18 @@ def _target(e: Entry) -> float | None:
     return next((t for t in known if isinstance(t, (int, float))), None)
 
 
-def _places(some: Sequence[Entry], prices: Mapping[str, Price]) -> Iterator[Place]:
-    first: list[tuple[Entry, Value]] = []
-    last: list[tuple[Entry, Value]] = []
-    for e in some:
-        took, rate = e.value(TIME), e.value(RATE)
-        if took is not None and not took.missed:
-            first.append((e, took))
-        elif rate is not None and rate.median > 0:
-            (last if _target(e) is not None or rate.missed else first).append((e, rate))
-    first.sort(key=lambda p: p[1].median if p[1].unit == "s" else -p[1].median)
+def _places(
+    some: Sequence[Entry], figure: Callable[[Entry], Figure | None], prices: Mapping[str, Price]
+) -> Iterator[Place]:
+    known = [(e, found) for e in some if (found := figure(e)) is not None]
+    first = [(e, found) for e, found in known if not found.unranked]
+    last = [(e, found) for e, found in known if found.unranked]
+    first.sort(key=lambda p: (1 if p[1].value.unit == "s" else -1) * p[1].value.median)
     best: Place | None = None
-    for i, (e, value) in enumerate([*first, *last]):
+    for i, (e, found) in enumerate([*first, *last]):
         rank = i + 1 if i < len(first) else 0
         price = prices.get(e.first.device_name or "")
-        place = Place(e, value, rank, best, price)
+        place = Place(e, found, rank, best, price)
         best = best or (place if rank else None)
         yield place
 
@@ -190,7 +229,7 @@ def _row(p: Place, *, alone: bool) -> TableRow:
         Cell(str(e.made), e.anchor, sort=e.made),
         EMPTY if took and took.missed else number_cell(took, link, form=duration),
         number_cell(e.value(RATE), link),
-        EMPTY if alone else _speed(p),
+        EMPTY if alone else speed_cell(p),
         Cell("; ".join(p.doubts)),
         number_cell(e.value("power_w"), link),
         number_cell(energy, link),
@@ -200,7 +239,8 @@ def _row(p: Place, *, alone: bool) -> TableRow:
     )
 
 
-def _speed(p: Place) -> Cell:
+def speed_cell(p: Place) -> Cell:
+    """Return the speed relative to the fastest, with its interval."""
     if p.rank == 1:
         return Cell("1", sort=1.0)
     if p.speed is None:
@@ -232,7 +272,7 @@ def paragraph(workloads: Sequence[Sequence[Place]]) -> str:
     alone = len(placed) - len(compared)
     rest = []
     if more := len(compared or placed) - len(told):
-        rest.append(f"The table ranks {more} more workload{'s' * (more > 1)}.")
+        rest.append(f"{more} more workload{'s are' if more > 1 else ' is'} ranked below.")
     if compared and alone:
         rest.append(f"{alone} workload{'s' * (alone > 1)} had one configuration only.")
     return " ".join([*map(_sentences, told), *rest])
@@ -243,7 +283,7 @@ def _sentences(some: Sequence[Place]) -> str:
     target = _target(e)
     goal = "" if target is None else f" to {e.quality_name} {number(target)}"
     value = best.value
-    figure = duration(value.median) if value.unit == "s" else f"{number(value.median)} sequences/s"
+    figure = duration(value.median) if value.unit == "s" else quantity(value.median, value.unit)
     text = f"{e.first.preset}{goal}: {e.device} ({e.precision}) "
     several = f"fastest of {len(some)} configurations" if len(some) > 1 else "only configuration"
     text += f"is the {several} with {figure}"

@@ -56,6 +56,7 @@
       button.type = "button";
       button.className = "sort";
       button.textContent = th.textContent;
+      th.dataset.name = button.textContent; // printed: a browser repeats no button on the next page
       th.replaceChildren(button);
       th.setAttribute("aria-sort", "none");
       button.addEventListener("click", () => order(button, table, column));

@@ -7,6 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -91,6 +92,8 @@ def number_cell(value: Value | None, href: str, *, scale: float = 1, form: Any =
     if value is None:
         return EMPTY
     note = ""
+    if form is duration:
+        form = partial(duration, beside=value.median * scale)
     if value.n > 1:
         ends = [form(v * scale) for v in (value.low, value.high)]
         note = f"{ends[0]} to {ends[1]}" if ends[0] != ends[1] else f"all {value.n}"

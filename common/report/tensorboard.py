@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,10 @@ class TensorBoard(Observer):
             self._hook(failure)
 
     def on_step(self, event: StepEvent) -> None:
-        for names, group in ((_TRAIN, "train"), (_SPEED, "speed")):
-            for name in names:
-                self._add(f"{group}/{name}", getattr(event, name), event.step)
-        for name, value in event.metrics.items():
-            self._add(f"train/{name}", value, event.step)
+        self._add(step_scalars(event), event.step)
 
     def on_eval(self, event: EvalEvent) -> None:
-        for name, value in event.metrics.items():
-            self._add(f"eval/{name}", value, event.step)
-        if event.target_value is not None:
-            self._add("eval/target", event.target_value, event.step)
-        self._add("speed/eval_s", event.eval_s, event.step)
+        self._add(eval_scalars(event), event.step)
         self._writer.flush()  # the next may take long
 
     def note(self, text: str) -> None:
@@ -78,8 +71,24 @@ class TensorBoard(Observer):
         finally:
             threading.excepthook = self._hook
 
-    def _add(self, name: str, value: float | None, step: int) -> None:
-        """Add a value that is known and finite."""
+    def _add(self, values: Mapping[str, float], step: int) -> None:
         self._step = step
-        if value is not None and math.isfinite(value):
+        for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+
+def step_scalars(event: StepEvent) -> dict[str, float]:
+    """Return ``train/...`` and ``speed/...`` of a step, as far as known and finite."""
+    groups = ((_TRAIN, "train"), (_SPEED, "speed"))
+    found = {f"{group}/{name}": getattr(event, name) for names, group in groups for name in names}
+    return _known(found | {f"train/{name}": value for name, value in event.metrics.items()})
+
+
+def eval_scalars(event: EvalEvent) -> dict[str, float]:
+    """Return ``eval/...`` and the duration of an evaluation, as far as known and finite."""
+    found: dict[str, float | None] = {f"eval/{name}": v for name, v in event.metrics.items()}
+    return _known(found | {"eval/target": event.target_value, "speed/eval_s": event.eval_s})
+
+
+def _known(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: v for name, v in found.items() if v is not None and math.isfinite(v)}

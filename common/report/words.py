@@ -32,12 +32,16 @@ def quantity(value: float, unit: str) -> str:
     return number(value) if unit in ("", "1") else f"{number(value)} {unit}"
 
 
-def duration(seconds: float) -> str:
-    """Return a time as ``42.1 s``, ``12 min 03 s`` or ``3 h 46 min``."""
-    if seconds < 120:
+def duration(seconds: float, beside: float | None = None) -> str:
+    """Return a time as ``42.1 s``, ``12 min 03 s`` or ``3 h 46 min``.
+
+    ``beside`` is the time whose units it has: the ends of an interval have their median's.
+    """
+    scale = seconds if beside is None else beside
+    if scale < 120:
         return f"{number(seconds, 3)} s"
     whole = round(seconds)
-    if whole < 7200:
+    if round(scale) < 7200:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 

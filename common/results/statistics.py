@@ -2,7 +2,8 @@
 """Statistics over runs in new processes: few values, without assumptions on their distribution.
 
 All results are exact up to ``EXACT`` values, and outliers stay in. An interval needs ``ENOUGH``
-runs on each side: five give no 95 % interval of a median.
+runs on each side: five give no 95 % interval of a median. docs/architecture.md says why scipy does
+not compute them; tests compare with it.
 """
 
 from __future__ import annotations
@@ -112,12 +113,18 @@ def ratio(left: Sequence[float], right: Sequence[float]) -> Ratio | None:
 def _ratio_interval(quotients: Sequence[float], n: int, m: int) -> Interval | None:
     if min(n, m) < ENOUGH or n + m > EXACT:
         return None
+    k, confidence = _rank_test(n, m)
+    return Interval(quotients[k - 1], quotients[len(quotients) - k], confidence)
+
+
+@functools.cache
+def _rank_test(n: int, m: int) -> tuple[int, float]:
+    """Return ``ratio``'s k for sides of n and m values, and its coverage."""
     counts = _rank_sums([2 * rank for rank in range(1, n + m + 1)], n)[n * (n + 1) :: 2]
     ways, outside, k = math.comb(n + m, n), 0, 0  # counts[u]: ways to have U = u without ties
     while (more := outside + counts[k]) <= (1 - CONFIDENCE) / 2 * ways:
         outside, k = more, k + 1
-    confidence = float(1 - Fraction(2 * outside, ways))
-    return Interval(quotients[k - 1], quotients[len(quotients) - k], confidence)
+    return k, float(1 - Fraction(2 * outside, ways))
 
 
 def _doubled_ranks(values: Sequence[float]) -> list[int]:

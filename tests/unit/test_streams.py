@@ -189,7 +189,7 @@ def test_an_event_file_that_breaks_does_not_end_the_training(
 
         add_scalar = add_text = flush = close = fail
 
-    for module in ("common.run", "common.report.tensorboard"):
+    for module in ("common.report.tracking", "common.report.tensorboard"):
         monkeypatch.setattr(f"bertbench.{module}.writer_class", lambda: Writer)
     flags = ("--tensorboard", str(tmp_path / "events"), "--output_dir", str(tmp_path / "out"))
     assert main(["run", "mini", *TINY, *flags]) == 0

@@ -22,12 +22,19 @@ from bertbench.common.cli.main import main as cli
 from bertbench.common.cli.report import main
 from bertbench.common.errors import BadInput
 from bertbench.common.report.figures import MOST_LINES, learning, sensors, time_split
-from bertbench.common.report.groups import entries
+from bertbench.common.report.groups import entries, value_of
 from bertbench.common.report.markdown import rows, text
 from bertbench.common.report.markers import STYLES
 from bertbench.common.report.page import MOST_DETAILED, MOST_READ, Report, html
 from bertbench.common.report.plot import MAX_POINTS, Series, bars, lines, thinned
-from bertbench.common.report.tables import Table, configurations, families, mode, scaling
+from bertbench.common.report.tables import (
+    Table,
+    configurations,
+    families,
+    mode,
+    number_cell,
+    scaling,
+)
 from bertbench.common.report.words import duration, markdown, number, quantity
 from bertbench.common.results.store import Result, load_results
 from tests.browser.records import HOSTILE, TRICKY, figures, quality, steps, write_results
@@ -36,6 +43,11 @@ from tests.unit.results.constructed import device, make_run
 
 def report_on(root: Path, references: bool = False) -> Report:
     return Report(*load_results([root], references=references))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def cells(table: Table | None) -> list[list[str]]:
@@ -67,6 +79,16 @@ def test_units() -> None:
     assert quantity(1.5e12, "FLOP/s") == "1.5 TFLOP/s"
     assert quantity(0.5, "1") == "0.5"
     assert [duration(s) for s in (9.25, 123, 13568)] == ["9.25 s", "2 min 03 s", "3 h 46 min"]
+    assert duration(119.2, beside=137.0) == "1 min 59 s" and duration(125.0, beside=100) == "125 s"
+
+
+def test_the_ends_of_an_interval_have_the_units_of_their_median() -> None:
+    times = [110.0, 119.0, 137.0, 140.0, 153.0, 160.0]
+    assert number_cell(value_of(times, "s"), "", form=duration)[:3] == (
+        "2 min 18 s", "", "1 min 50 s to 2 min 40 s (95 %)"
+    )  # fmt: skip
+    hours = number_cell(value_of([7000.0, 7300.0, 7400.0], "s"), "", form=duration)
+    assert (hours.text, hours.note) == ("2 h 01 min", "1 h 56 min to 2 h 03 min")
 
 
 def test_markdown_is_inert() -> None:
@@ -497,7 +519,7 @@ def test_a_failed_report_leaves_the_old_one_whole(
     make_run(tmp_path / "results", figures(10.0))
     words = ["report", str(tmp_path / "results"), "--out", str(tmp_path / "o"), "--no_references"]
     assert cli(words) == 0
-    before = {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()}
+    before = contents(tmp_path / "o")
     make_run(tmp_path / "results", figures(99.0))
 
     def full(*_: object) -> None:
@@ -509,7 +531,7 @@ def test_a_failed_report_leaves_the_old_one_whole(
     }[fails]  # fmt: skip
     monkeypatch.setattr(f"bertbench.common.{place}", full)
     assert cli(words) == (1 if fails in ("html", "text") else 2)  # a page that cannot be made
-    assert {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()} == before
+    assert contents(tmp_path / "o") == before
 
 
 def test_series_of_one_plot_are_told_apart(tmp_path: Path) -> None:

@@ -152,3 +152,44 @@ def test_compare_refuses_another_task(
     infer(sides[1], {"samples_per_second": 20.0}, **other)
     assert run(*sides) == 2 and reason in capsys.readouterr().out
     assert run(*sides, force=True) == 0
+
+
+def ranked_table(root: Path) -> tuple[Table, str]:
+    section = Report(*load_results([root], references=False)).sections[0]
+    assert section.id == "fastest"
+    return next(t for t in section.tables if t.id == "inference-ranking"), section.text
+
+
+def test_each_scenario_has_its_ranking_with_its_doubts(tmp_path: Path) -> None:
+    infer(tmp_path, {"samples_per_second": 10.0, "f1": 88.0})
+    infer(tmp_path, {"samples_per_second": 40.0, "f1": 80.0}, weights="w1", precision="int8")
+    infer(tmp_path, {"samples_per_second": 90.0, "result_valid": 0.0}, weights="w2",
+          precision="int8", sparsity="2:4")  # fmt: skip
+    stopped = "latency_p90_early_stopping_s"
+    infer(tmp_path, {stopped: 0.2, "f1": 88.0}, scenario="SingleStream")
+    infer(tmp_path, {stopped: 0.1, "f1": 88.0}, scenario="SingleStream", weights="w1",
+          precision="int8")  # fmt: skip
+    infer(tmp_path, {"samples_per_second": 99.0}, scenario="Server")  # alone: no ranking
+    made, answer = ranked_table(tmp_path)
+    names = ("Scenario", "Rank", "Precision", "Samples/s", "Latency, ms", "Speed")
+    rows = list(zip(*([t for t, _ in column(made, name)] for name in names), strict=True))
+    assert rows == [
+        ("Offline", "1", "int8", "40", "", "1"),
+        ("Offline", "2", "fp32", "10", "", "0.25"),
+        ("Offline", "", "int8", "90", "", ""),
+        ("SingleStream", "1", "int8", "", "100", "1"),
+        ("SingleStream", "2", "fp32", "", "200", "0.5"),
+    ]
+    doubts = [text for text, _ in column(made, "Doubts")]
+    assert all("NOT official: no MLPerf result" in text for text in doubts)
+    assert "F1 is 90.91 % of FP32's" in doubts[0] and "INVALID" in doubts[2]
+    assert ("offline_non_official: 1 x Card 1 (int8) is the fastest of 3 configurations "
+            "with 40 samples/s, 4 times the speed of") in answer  # fmt: skip
+    assert "F1 is 90.91 % of FP32's" in answer and "with 0.1 s" in answer
+
+
+def test_official_and_other_rules_are_ranked_apart(tmp_path: Path) -> None:
+    infer(tmp_path, {"samples_per_second": 10.0}, profile="official")
+    infer(tmp_path, {"samples_per_second": 40.0}, weights="w1")
+    section = Report(*load_results([tmp_path], references=False)).sections[0]
+    assert "inference-ranking" not in [t.id for t in section.tables]

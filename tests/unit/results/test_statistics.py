@@ -173,3 +173,20 @@ def test_a_median_lies_inside(values: list[float]) -> None:
     interval = median_interval(values)
     if interval is not None:
         assert interval.low <= median(values) <= interval.high
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(POSITIVE, min_size=6, max_size=40))
+def test_the_interval_of_a_median_is_scipys(values: list[float]) -> None:
+    scipy = pytest.importorskip("scipy.stats", reason="scipy comes with mlperf-logging")
+    found = median_interval(values)
+    theirs = scipy.quantile_test(values, p=0.5).confidence_interval(0.95)
+    assert found is not None and found[:2] == (theirs.low, theirs.high)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.permutations([0.5 * 1.1**i for i in range(17)]), st.integers(1, 16))
+def test_p_without_ties_is_scipys(values: list[float], n: int) -> None:
+    scipy = pytest.importorskip("scipy.stats", reason="scipy comes with mlperf-logging")
+    theirs = scipy.mannwhitneyu(values[:n], values[n:], method="exact").pvalue
+    assert mann_whitney(values[:n], values[n:]) == pytest.approx(theirs, rel=1e-12)
