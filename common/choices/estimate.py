@@ -248,7 +248,7 @@ def _time(
     if not known_peaks or not flops:
         why = "no record of the same work on this device, and no published peak"
         return Time(f"{why}; `bertbench quick` measures mini's rate")
-    peak = known_peaks[0].flops_per_second * world.size
+    peak = known_peaks[0].flops_per_second * (world.size if is_worthwhile(backend) else 1)
     low, high = (share * peak / flops for share in TYPICAL_UTILISATION)
     shares = " to ".join(f"{100 * share:g} %" for share in TYPICAL_UTILISATION)
     source = f"{shares} of the published peak {quantity(peak, 'FLOP/s')}, typical for BERT"
