@@ -21,7 +21,8 @@ from bertbench.common.config.parser import did_you_mean, one_line_errors
 from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.config.recipe import Preset, Settings, origins
 from bertbench.common.config.reference_flags import UnknownFlag, fields
-from bertbench.common.errors import BadInput
+from bertbench.common.config.settings_file import FLAG, Given, split
+from bertbench.common.errors import BadInput, BertbenchError, placed
 
 BUILT_IN = {
     "bert_pretraining": "bertbench.benchmarks.bert_pretraining.benchmark:BertPretraining",
@@ -77,18 +78,42 @@ def preset(name: str) -> Preset:
     return known[name]
 
 
-def resolve(name: str, flags: Sequence[str]) -> Settings:
-    """Return a recipe with flags applied; raises BadInput or Unsupported with the fix."""
+def resolve(name: str, flags: Sequence[str], given: Given | None = None) -> Settings:
+    """Return a recipe with flags applied; raises BadInput or Unsupported with the fix.
+
+    ``given`` are settings before the flags, which win; default: those of the flag ``--config``.
+    """
+    base, (file, rest) = preset(name), split(flags)
+    if given is not None and file is not None:
+        raise BadInput(f"{FLAG}: the settings are those of {given.place}; give flags instead")
+    found = given or file
+    if found is None:
+        chosen, own, notes = _parse(base, flags)
+        if getattr(chosen.run, "config", None) is not None:
+            raise BadInput(f"write {FLAG} in full")
+        return _settings(base, chosen, dict.fromkeys(own, "flag"), notes)
+    if found.recipe not in (None, name):
+        raise BadInput(f"{found.place} has settings of {found.recipe}, not of {name}: name one")
+    try:  # first alone: so an error of the file says that it is the file's
+        _, before, _ = _parse(base, found.words)
+    except BertbenchError as error:
+        raise placed(found.place, error) from error
+    chosen, own, notes = _parse(base, [*found.words, *(rest if given else flags)])
+    origin = {n: "config" if before.get(n) == value else "flag" for n, value in own.items()}
+    return _settings(base, chosen, origin, notes)
+
+
+def _parse(base: Preset, flags: Sequence[str]) -> tuple[Any, dict[str, str], list[str]]:
+    """Return the values of recipe, impl and run, our flags that set them by name, and notes."""
     import tyro
 
-    base = preset(name)
     try:
         own, notes = load(base.benchmark).translate(list(flags), base)
     except UnknownFlag as error:
-        raise BadInput(f"{error}{_owner(error.name)}") from None
+        raise UnknownFlag(f"{error}{_owner(error.name)}", error.name) from None
     kinds = [(part, type(getattr(base, part))) for part in ("recipe", "impl", "run")]
     everything = dataclasses.make_dataclass("everything", kinds, kw_only=True, frozen=True)
-    prog = f"bertbench run {name}"
+    prog = f"bertbench run {base.name}"
     try:
         check_flags(own)
         with one_line_errors(prog):
@@ -104,10 +129,18 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
             check_ranges(getattr(chosen, part))
     except ValueError as error:
         raise BadInput(str(error)) from error
-    values = {part: getattr(chosen, part) for part, _ in kinds}
-    given = {
-        a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"
-    }
+    given: dict[str, str] = {}
+    for word, value in zip(own, [*own[1:], ""], strict=False):
+        if word[:2] == "--":
+            flag, _, joined = word[2:].partition("=")
+            given[flag.replace("-", "_").removeprefix("no_")] = joined or f"{flag} {value}"
+    return chosen, given, list(notes)
+
+
+def _settings(
+    base: Preset, chosen: Any, given: Mapping[str, str], notes: Sequence[str]
+) -> Settings:
+    values = {part: getattr(chosen, part) for part in ("recipe", "impl", "run")}
     return Settings(preset=base, **values, origins=origins(values, base, given), notes=tuple(notes))
 
 

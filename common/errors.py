@@ -20,6 +20,12 @@ class DivergedError(BertbenchError):
     """Training produced a non-finite loss or gradient."""
 
 
+def placed(place: str, error: BertbenchError) -> BertbenchError:
+    """Return the error with the file or value that it is about before its text."""
+    kind = Unsupported if isinstance(error, Unsupported) else BadInput
+    return kind(f"{place}: {error}")
+
+
 def host_memory_ran_out(error: BaseException) -> bool:
     """Return whether it means that the host's memory ran out: torch has no type for this."""
     texts = ("DefaultCPUAllocator", "std::bad_alloc")

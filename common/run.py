@@ -18,7 +18,8 @@ from bertbench import backends, benchmarks
 from bertbench.backends import peaks
 from bertbench.backends.base import Backend, DeviceInfo
 from bertbench.benchmarks.base import Benchmark
-from bertbench.common.choices import chosen, dry_run
+from bertbench.common.choices.dry_run import dry_run
+from bertbench.common.choices.opening import chosen, write_settings
 from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain
 from bertbench.common.distributed.all_reduce import try_reduction
@@ -230,10 +231,11 @@ class Run:
             max_steps=built.plan.max_steps,
             target=built.plan.target_value,
             log=record.console,
-            out=Stream(sys.stderr if run.json else sys.stdout),
+            out=ending.terminal(run),
             lost=record.note,
         )
         self.observers = [console, record]  # so that a failure from here on is shown and kept
+        write_settings(settings, record)
         own = self.benchmark.observers(
             built.task, settings, record.path,
             system=self._system(built), began=self.began, resumed=resumed,

@@ -38,7 +38,7 @@ from bertbench.benchmarks.bert_squad.stream import (
 from bertbench.benchmarks.finetuning import weights_note
 from bertbench.common.compress.layers import weights_of
 from bertbench.common.compress.start import Compression, ranges_in
-from bertbench.common.config.recipe import Settings
+from bertbench.common.config.recipe import CHOSEN, Settings
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.measure.flops import span_flops
@@ -163,7 +163,7 @@ class SquadTask(Task):
     def _check_target(self, settings: Settings) -> None:
         """Drop the preset's F1 for another model or SQuAD v2.0; a --target_f1 always holds."""
         recipe, published = self.recipe, cast("SquadRecipe", settings.preset.recipe)
-        asked_for = settings.origins.get("target_f1") == "flag"
+        asked_for = settings.origins.get("target_f1") in CHOSEN
         if recipe.target_f1 is not None and self.target_f1 is None:
             if asked_for:
                 self.notes += (

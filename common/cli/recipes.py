@@ -14,6 +14,7 @@ from typing import Any
 from bertbench.benchmarks import preset, presets, refused, resolve
 from bertbench.common.cli.verbs import VERBS, parser
 from bertbench.common.config.recipe import plain, recipe_hash
+from bertbench.common.config.settings_file import recipe_of
 from bertbench.common.config.started import adopt
 from bertbench.common.errors import BadInput
 
@@ -83,15 +84,17 @@ def run_main(argv: Sequence[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(
             f"usage: bertbench run RECIPE [flags]\n\n{VERBS['run'].summary}.\n\nRECIPE: {names}\n\n"
-            f"`bertbench run RECIPE --help` lists the flags of a recipe.\nExit code: 0 done, any "
+            f"`bertbench run RECIPE --help` lists the flags of a recipe; --config FILE reads them, "
+            f"and the recipe, from a TOML file.\nExit code: 0 done, any "
             f"target reached; 1 failed or target missed; 2 refused; 130 interrupted"
         )
         return 0
-    if not argv or argv[0].startswith("-"):
+    name = recipe_of(argv)
+    if name is None:
         raise BadInput(f"name a recipe: bertbench run RECIPE [flags]\nrecipes: {names}")
     if (note := adopt(os.environ)) is not None:
         print(f"note: {note}", file=sys.stderr)
-    settings = resolve(argv[0], argv[1:])
+    settings = resolve(name, argv[1:] if argv[0] == name else argv)
     from bertbench.common.run import run
 
     return run(settings).exit_code

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from bertbench.benchmarks import resolve
 from bertbench.common.config.launched import check_alone, ranks
+from bertbench.common.config.parser import Parser
 from bertbench.common.config.recipe import Settings
+from bertbench.common.config.settings_file import recipe_of, split
 from bertbench.common.errors import BadInput
+from bertbench.common.report.ending import Nowhere
 
 EXAMPLES = {
     "repeat": "6 -- run mini",
@@ -33,10 +37,19 @@ def split_words(verb: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def run_words(verb: str, words: Sequence[str]) -> list[str]:
-    """Return ``words`` if they are a run; raises BadInput with an example."""
-    if len(words) < 2 or words[0] != "run" or words[1].startswith("-"):
+    """Return ``words`` if they are a run, its ``--config`` written out, for later runs read none.
+
+    Raises BadInput with an example, or for a file that cannot be read.
+    """
+    name = recipe_of(words[1:]) if words[:1] == ["run"] else None
+    if name is None:
         raise BadInput(f"give the run after --, for example: bertbench {verb} {EXAMPLES[verb]}")
-    return list(words)
+    given, rest = split(words[1:])
+    if given is None:
+        return list(words)
+    flags = rest[1:] if rest[:1] == [name] else rest
+    resolve(name, flags, given)  # an error of the file says that it is the file's
+    return ["run", name, *given.words, *flags]
 
 
 def settings_of(words: Sequence[str]) -> Settings:
@@ -53,6 +66,19 @@ def settings_of(words: Sequence[str]) -> Settings:
         if getattr(settings.run, flag):
             raise BadInput(f"--{flag} is of a single run: leave it out")
     return settings
+
+
+def add_output_flags(verb: Parser) -> None:
+    """Add --quiet and --verbose, of which one run of the verb takes one."""
+    one = verb.add_mutually_exclusive_group()
+    one.add_argument("--quiet", action="store_true", help="print the result and errors only")
+    one.add_argument("--verbose", action="store_true", help="show the output of the runs")
+
+
+def progress(given: Any) -> IO[str]:
+    """Return where a verb reports on its runs: with --json beside the result, --quiet nowhere."""
+    out = Nowhere() if given.quiet else sys.stderr if given.json else sys.stdout
+    return cast("IO[str]", out)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.cli.run_words import settings_of, split_words, stoppable
+from bertbench.common.cli.run_words import (
+    add_output_flags,
+    progress,
+    settings_of,
+    split_words,
+    stoppable,
+)
 from bertbench.common.cli.verbs import parser
 from bertbench.common.config.recipe import Settings
 from bertbench.common.errors import BadInput, Unsupported
@@ -223,13 +229,13 @@ def main(
         metavar="N",
         help="runs of each number, for a median",
     )
-    verb.add_argument("--verbose", action="store_true", help="show the output of the runs")
+    add_output_flags(verb)
     own, words = split_words("scale", argv)
     given = verb.parse_args(own)
     if given.repeats < 1 or not 0 < given.minutes < 1e6:
         raise BadInput("--repeats must be at least 1 and --minutes above 0")
     chosen = plan(settings_of(words), words, given, examine)
-    out = sys.stderr if given.json else sys.stdout
+    out = progress(given)
 
     def say(text: str) -> None:
         print(text, file=out, flush=True)

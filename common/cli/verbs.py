@@ -35,6 +35,7 @@ _TABLE = (
     ("list", "", "List the recipes, their data and their duration", "recipes:list_main"),
     ("describe", "RECIPE", "Print every value of a recipe, and its hash", "recipes:describe_main"),
     ("run", "RECIPE [flags]", "Run a recipe; --dry_run prints the plan", "recipes:run_main"),
+    ("rerun", "RECORD [flags]", "Run a record's settings again, on the same data"),
     ("infer", "EXPORT [flags]", "Run MLPerf Inference's BERT on an exported model"),
     ("calibrate", "", "Measure the device's peak rates, the denominator of MFU"),
     ("score", "squad|glue", "Compute the scores of predictions files"),

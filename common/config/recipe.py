@@ -96,10 +96,14 @@ class RunOptions:
     """No checkpoint before this many samples."""
     max_minutes: float | None = None
     """Stop (status below_quality) after this much training time."""
+    config: Path | None = None
+    """TOML file with a recipe and flags by name, as the settings.toml of a record; flags win."""
     dry_run: bool = False
-    """Make the checks of the run, print its plan and stop."""
+    """Make the checks of the run, print its plan and an estimate of its needs, and stop."""
     json: bool = False
     """Print the result as JSON."""
+    quiet: bool = False
+    """Print the sentence at the end only; the record has all."""
     peaks: Path | None = None
     """Peak rates of devices for MFU, besides the built-in backends/peaks.toml."""
     tensorboard: Path | None = None
@@ -150,7 +154,7 @@ class Settings:
     impl: Impl
     run: RunOptions
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Flat field name -> default | preset | flag | environment."""
+    """Flat field name -> default | preset | config | flag | environment."""
     notes: tuple[str, ...] = ()
     """Notes on flags that were accepted but have no effect."""
 
@@ -222,24 +226,33 @@ def hash_values(kind: str, values: Mapping[str, Any], inputs: Mapping[str, str |
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def origins(settings: Mapping[str, Any], preset: Preset, flags: set[str]) -> dict[str, str]:
-    """Return the origin of each value of recipe, impl and run, by flat field name."""
+CHOSEN = ("flag", "config")
+"""Origins of values that the user gave."""
+
+
+def origins(
+    settings: Mapping[str, Any], preset: Preset, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the origin of each value of recipe, impl and run, by flat field name.
+
+    ``given`` are the origins of those that the user gave.
+    """
     result: dict[str, str] = {}
     for part in ("recipe", "impl", "run"):
         chosen, base = settings[part], getattr(preset, part)
-        _origins(chosen, base, flags, result)
+        _origins(chosen, base, given, result)
     return result
 
 
-def _origins(chosen: Any, base: Any, flags: set[str], result: dict[str, str]) -> None:
+def _origins(chosen: Any, base: Any, given: Mapping[str, str], result: dict[str, str]) -> None:
     for f in dataclasses.fields(chosen):
         value = getattr(chosen, f.name)
         if dataclasses.is_dataclass(value):
-            _origins(value, getattr(base, f.name), flags, result)
+            _origins(value, getattr(base, f.name), given, result)
             continue
         default = f.default_factory() if callable(f.default_factory) else f.default
-        if f.name in flags:
-            result[f.name] = "flag"
+        if f.name in given:
+            result[f.name] = given[f.name]
         elif value == default:
             result[f.name] = "default"
         else:

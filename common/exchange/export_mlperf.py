@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bertbench.common.config.recipe import CHOSEN
 from bertbench.common.errors import BadInput
 from bertbench.common.exchange.export_checks import check_complete, check_sound, refuse
 from bertbench.common.exchange.export_system import describe, status_words
@@ -138,7 +139,7 @@ class Log:
 
     def chosen(self, key: str) -> str | None:
         """Return the value of ``key`` if a flag gave it; None if it is the default."""
-        return str(self._values[key]) if self._origins.get(key) == "flag" else None
+        return str(self._values[key]) if self._origins.get(key) in CHOSEN else None
 
     def labelled(self, labels: dict[str, str]) -> str:
         """Return the log with ``labels`` in place of default ones."""

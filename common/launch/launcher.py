@@ -148,16 +148,17 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
     if total == 1 or start is not None:
         return Launch(command, {**environment, **extra}, messages)
     _check_alone(environment, nodes)
-    rehearsal = [*command, "--dry_run"]
-    if request.values.get("dry_run") != "True":
-        command = [*_torchrun(python, environment, processes, nodes), *command]
+    started = [*torchrun(python, environment, processes, nodes), *command]
+    rehearsal: list[str] | None = [*command, "--dry_run"]
+    if request.values.get("dry_run") == "True":  # in one process, and without a rehearsal of it
+        started, rehearsal = command, None
     if "OMP_NUM_THREADS" not in environment:
         extra["OMP_NUM_THREADS"] = str(max(1, int(report["cores"]) // processes))
     environment.pop("BERTBENCH_INSTALLED_S", None)  # its processes are new ones
     # torchrun sets these for each process; the rehearsal needs them, too.
     extra |= {"WORLD_SIZE": str(processes * nodes), "LOCAL_WORLD_SIZE": str(processes)}
     extra |= {"RANK": "0", "LOCAL_RANK": "0"}
-    return Launch(command, {**environment, **extra}, messages, rehearsal)
+    return Launch(started, {**environment, **extra}, messages, rehearsal)
 
 
 def choose_devices(request: Request, environment: Mapping[str, str], report: Report) -> Devices:
@@ -253,7 +254,11 @@ def _processes(request: Request, environment: Mapping[str, str], chosen: Devices
     return processes
 
 
-def _torchrun(python: str, environment: Mapping[str, str], processes: int, nodes: int) -> list[str]:
+def torchrun(python: str, environment: Mapping[str, str], processes: int, nodes: int) -> list[str]:
+    """Return the words of torchrun for so many processes on each node, before the command.
+
+    Raises BadInput where the environment does not say where several nodes meet.
+    """
     command = [python, "-m", "bertbench.common.launch.torchrun", f"--nproc-per-node={processes}"]
     if nodes == 1:
         return [*command, "--standalone", "--no-python"]

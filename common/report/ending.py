@@ -6,6 +6,7 @@ All metrics are in the record.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertbench.common.config.recipe import Settings
+from bertbench.common.config.recipe import CHOSEN, RunOptions, Settings
 from bertbench.common.files import Stream
 from bertbench.common.measure.metric import SHARED
 from bertbench.common.report.terminal import columns as terminal_columns
@@ -136,7 +137,7 @@ def _figures(
 def _advice(reason: str, settings: Settings) -> str:
     """Return what to change so that a run which missed its target may reach it."""
     limit = LIMITS.get(reason.split()[0].rstrip(","), "") if reason else ""
-    if settings.origins.get(limit) == "flag":
+    if settings.origins.get(limit) in CHOSEN:
         return f"leave out --{limit}, or raise it"
     return (
         "compare with --kernels plain --precision fp32, which shows whether this device computes "
@@ -151,13 +152,31 @@ def program() -> str:
     return shlex.quote(near) if path.is_file() and not near.startswith("..") else "bertbench"
 
 
+class Nowhere(io.TextIOBase):
+    """A stream for text that nobody asked for."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def terminal(run: RunOptions) -> Stream:
+    """Return where the lines of a run go: with ``--quiet`` nowhere, with ``--json`` aside."""
+    return Stream(Nowhere() if run.quiet else sys.stderr if run.json else sys.stdout)
+
+
 def print_end(settings: Settings, path: Path, summary: RunSummary, own: Sequence[str]) -> None:
-    """Print where the record is, the next command and the benchmark's ``own`` lines; or JSON."""
+    """Print where the record is, the next command and the benchmark's ``own`` lines.
+
+    With ``--json`` an object instead, with ``--quiet`` the sentence, which is not printed yet.
+    """
     out = Stream(sys.stdout)
     if settings.run.json:
         content = {"record": str(path), "status": summary.status, "reason": summary.reason,
                    "metrics": {m.name: m.value for m in summary.metrics}}  # fmt: skip
         print(json.dumps(content), file=out, flush=True)
+        return
+    if settings.run.quiet:
+        print((summary.lines or [f"{summary.status}: {summary.reason}"])[0], file=out, flush=True)
         return
     found = [f"record      {path}"]
     if summary.status == "interrupted" and (path / "checkpoints").is_dir():

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bertbench.common.config.recipe import CHOSEN
 from bertbench.common.measure.metric import SHARED
 from bertbench.common.report import figures, history, inference, mlperf, ranking, sparsity, tables
 from bertbench.common.report.groups import FILTERS, Entry, Value, entries, mapping
@@ -335,7 +336,7 @@ def _facts(r: Result) -> list[tuple[str, str]]:
     given = [
         f"{k} {settings.get(k)}"
         for k, origin in mapping(r.config.get("origins")).items()
-        if origin in ("flag", "environment") and k != "output_dir"
+        if origin in (*CHOSEN, "environment") and k != "output_dir"
     ]
     packages = mapping(mapping(r.system.get("software")).get("packages"))
     notes = m.get("notes")

@@ -3,7 +3,7 @@
 
 =================  ================================================================================
 manifest.json      identity, status, metrics, checksums of itself and all other files
-config.json        recipe, impl and run options, with the origin of each value
+config.json        all options, with the origin of each; settings.toml: those given, for --config
 system.json        machine, devices, software
 steps.jsonl        one line per reported step, evaluation, checkpoint, start and stop
 telemetry.jsonl    readings of the device's sensors, where it has any

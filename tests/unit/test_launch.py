@@ -66,6 +66,7 @@ def test_a_dry_run_is_one_process_that_knows_of_the_others() -> None:
     launch = go("--dry-run", count=8)
     assert launch.command[:3] == ["/venv/bin/bertbench", "run", "mini"]
     assert launch.environment["WORLD_SIZE"] == "8"
+    assert launch.rehearsal is None  # which would be the same again
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bertbench.backends.choosing import ROUNDS, WARM_UP, agree, time_kernels
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
 from bertbench.benchmarks.bert_pretraining.task import PretrainingTask
-from bertbench.common.choices import chosen
+from bertbench.common.choices.opening import chosen
 from bertbench.common.data.batch import Tokens
 from bertbench.common.distributed.world import World
 from bertbench.common.training.facts import RunFacts

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from bertbench.common.cli.ledger import code_now as code
+from bertbench.common.cli.ledger import order
 from bertbench.common.cli.main import main as cli
-from bertbench.common.cli.repeat import _code as code
-from bertbench.common.cli.repeat import main, order
+from bertbench.common.cli.repeat import main
 from bertbench.common.errors import BadInput
 from bertbench.common.launch.subprocess_runs import Starter
 from bertbench.common.results.record import sealed
@@ -281,7 +282,7 @@ def test_a_group_is_of_one_code(
 ) -> None:
     assert repeat(place, "2") == 0
     before = code()
-    monkeypatch.setattr("bertbench.common.cli.repeat._code", lambda: before | {part: "f" * 40})
+    monkeypatch.setattr("bertbench.common.cli.ledger.code_now", lambda: before | {part: "f" * 40})
     assert repeat(place, "3", "--json") == 2
     captured = capsys.readouterr()
     assert f"and the code is now {'f' * 16 if part == 'code_hash' else ''}" in captured.err
@@ -295,7 +296,7 @@ def test_code_that_changes_between_two_runs_stops_the_group(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     codes = iter("aab")
-    monkeypatch.setattr("bertbench.common.cli.repeat._code", lambda: {"code_hash": next(codes)})
+    monkeypatch.setattr("bertbench.common.cli.ledger.code_now", lambda: {"code_hash": next(codes)})
     assert repeat(place, "3") == 2
     assert "ran on code a of" in capsys.readouterr().out and len(started(place)) == 1
 
@@ -351,3 +352,80 @@ def test_the_real_command_refuses_through_a_real_process(tmp_path: Path) -> None
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "--micro_batch 3 does not divide" in done.stdout
+
+
+def sweep(place: Path, *own: str, flags: tuple[str, ...] = ()) -> int:
+    return repeat(place, *own, "--sweep", "micro_batch=4,8", flags=flags)
+
+
+def test_a_sweep_runs_each_value_and_names_the_best(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(place, "6", "--sweep", "kernels=plain,native", "--json") == 0
+    found = told(capsys)
+    values = [row["values"] for row in found["sweep"]]
+    assert values == [
+        {"kernels": k, "micro_batch": m} for k in ("plain", "native") for m in ("4", "8")
+    ]
+    assert [run["seed"] for run in started(place)] == [42, 43, 44, 45, 46, 47] * 4
+    words = ["--kernels", "plain", "--micro_batch", "8", "--seed", "42", "--json"]
+    assert started(place)[6]["words"][-7:] == words
+    assert (found["best"], found["best_by"]) == (values[0], RATE)
+    assert len({row["ledger"] for row in found["sweep"]}) == 4
+    assert sweep(place, "6") == 0
+    text = capsys.readouterr().out
+    assert "value 2 of 2: micro_batch=8" in text
+    assert "micro_batch=4  6/6      289 (284 to 294, 96.9%)" in text
+    assert "best by sequences_per_second: micro_batch=4, 289 (284 to 294, 96.9%); not shown" in text
+
+
+def test_a_sweep_goes_on_where_it_stopped(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(place, "1") == 0
+    assert sweep(place, "2") == 0
+    assert [run["seed"] for run in started(place)] == [42, 42, 43, 43]
+    assert repeat(place, "2", flags=("--micro_batch", "8")) == 0  # the same words: the same runs
+    assert len(started(place)) == 4
+    behave(monkeypatch, seed42="refuse")
+    capsys.readouterr()
+    with pytest.raises(BadInput, match="micro_batch=4: no such thing"):
+        sweep(place, "1", "--fresh")
+    assert len(started(place)) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("micro_batch", "NAME=VALUE"),
+        ("micro_batch=4,4", "different values"),
+        ("micro_batch=4,,8", "different values"),
+        ("micro_batch=8,5", "micro_batch=5: --micro_batch 5 does not divide"),
+        ("micro_batch=8,0", "micro_batch=0: --micro_batch is 0"),
+        ("no_such_flag=1,2", "no_such_flag=1: unknown flag"),
+        ("seed=1,2", "repeat counts seeds"),
+    ],
+)
+def test_a_sweep_is_checked_before_its_first_run(place: Path, text: str, problem: str) -> None:
+    with pytest.raises(BadInput, match=problem):
+        repeat(place, "1", "--sweep", text)
+    assert started(place) == []
+
+
+def test_a_sweep_is_no_comparison_of_two(place: Path) -> None:
+    with pytest.raises(BadInput, match="leave --against out"):
+        sweep(place, "1", "--against", "run mini --kernels plain")
+
+
+def test_quiet_leaves_the_result_and_the_errors(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert repeat(place, "2", "--quiet") == 0
+    text = capsys.readouterr().out
+    assert "seed 42:" not in text and "stability 2/2" in text
+    behave(monkeypatch, seed42="refuse")
+    assert repeat(place, "1", "--quiet", "--fresh") == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "no such thing" in captured.err
+    with pytest.raises(BadInput, match="not allowed with"):
+        repeat(place, "1", "--quiet", "--verbose")
