@@ -205,7 +205,7 @@ for extra in sys.argv[1:]:
     lines += project["project"]["optional-dependencies"][extra]
 print("\n".join(line for line in lines if not line.startswith("torch")))
 PY
-    extras=() && [ "$dev" = no ] || extras=(dev compare glue onnx)
+    extras=() && [ "$dev" = no ] || extras=(dev arrow compare glue onnx text)
     if [ "$dry" = no ]; then
         "$venv/bin/python" "$work/wanted.py" ${extras[@]+"${extras[@]}"} > "$work/wanted.txt"
         "$venv/bin/python" scripts/outer_torch.py --constraints > "$work/pins.txt"

@@ -56,6 +56,7 @@ from bertbench.common.prepare.parts import (
     make_part,
     split_text,
 )
+from bertbench.common.prepare.sentences import Split, splitter
 from bertbench.common.prepare.sources import glance, input_files
 from bertbench.common.prepare.track import tracked
 
@@ -75,6 +76,9 @@ class PrepareOptions:
     between documents, WikiExtractor's <doc> files, or JSON lines with a "text" field."""
     output: Path
     """Folder to make."""
+    split_sentences: str | None = None
+    """Code of the text's language (en, de, zh, ...): split each line or paragraph into sentences by
+    its rules, with the package sentencex."""
     vocab: Path | None = None
     """A BERT vocab.txt."""
     train_vocab: int | None = None
@@ -112,7 +116,7 @@ def plan(options: PrepareOptions) -> dict[str, Any]:
     """
     files = input_files(options.text)
     for path in files:
-        next(documents(path), None)  # refuses what is not text
+        next(documents(path, _split_by(options)[0]), None)  # refuses what is not text
     return {
         "output": str(options.output),
         "files": len(files),
@@ -212,6 +216,12 @@ def _processes(options: PrepareOptions, files: Sequence[Path]) -> int:
     return options.processes or processes_for(size, PART_BYTES)
 
 
+def _split_by(options: PrepareOptions) -> tuple[Split | None, str | None]:
+    """Return the function that splits lines into sentences, and its description."""
+    language = options.split_sentences
+    return (None, None) if language is None else splitter(language)
+
+
 def _parameters(options: PrepareOptions) -> dict[str, Any]:
     return {
         **asdict(options.masking),
@@ -219,6 +229,7 @@ def _parameters(options: PrepareOptions) -> dict[str, Any]:
         "format": options.format,
         "num_shards": options.num_shards,
         "lowercase": options.lowercase,
+        "split_sentences": _split_by(options)[1],
         "eval_fraction": None if options.num_eval_articles else options.eval_fraction,
         "num_eval_articles": options.num_eval_articles,
         "train_vocab": options.train_vocab,
@@ -281,9 +292,9 @@ def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list
     below = int(options.eval_fraction * 2**64)
     if options.num_eval_articles:
         read = tracked(files, "choose held-out articles", len(files))
-        below = held_out_below(read, options.num_eval_articles)
-    split = tracked(files, "split text", len(files))
-    parts, evaluation = split_text(split, work / "text", below)
+        below = held_out_below(read, options.num_eval_articles, _split_by(options)[0])
+    read = tracked(files, "split text", len(files))
+    parts, evaluation = split_text(read, work / "text", below, _split_by(options)[0])
     _require_names(options, files, sum(part.documents for part in parts), evaluation.documents)
     _require_pairs(options, parts, evaluation)
     require_fewer(
