@@ -14,6 +14,7 @@ import tyro
 
 from bertbench.common.cli.verbs import VERBS as TABLE
 from bertbench.common.config.parser import did_you_mean, one_line_errors
+from bertbench.common.data.shards import MANIFEST
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare import check, pack
@@ -85,9 +86,15 @@ def main(argv: Sequence[str]) -> int:
 def _prepare(options: prepare.PrepareOptions, report: Reporting) -> int:
     if report.dry_run:
         return _show("would prepare", prepare.plan(options), report)
+    there = (options.output / MANIFEST).is_file()
     manifest = prepare.prepare(options)
     for note in manifest.get("notes", []):
         print(f"note: {note}", file=sys.stderr)
+    if there:
+        if report.json:
+            return _show("", manifest, report)
+        print(f"already there: {shown(options.output)}, made from this text with these settings")
+        return 0
     for implementation in manifest["implementations"]:
         if not implementation.endswith(": c"):
             print(f"note: slow path used for {implementation}", file=sys.stderr)

@@ -148,9 +148,15 @@ class Settings:
     impl: Impl
     run: RunOptions
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Flat field name -> default | preset | flag | environment."""
+    """Flat field name -> default | preset | flag | environment | data."""
     notes: tuple[str, ...] = ()
     """Notes on flags that were accepted but have no effect."""
+
+    def fitted(self, recipe: Recipe) -> Settings:
+        """Return the settings with the recipe that the data allows: where it differs, from it."""
+        before, after = plain(self.recipe), plain(recipe)
+        origins = {name: "data" for name, value in after.items() if value != before[name]}
+        return dataclasses.replace(self, recipe=recipe, origins={**self.origins, **origins})
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values for config.json."""

@@ -178,6 +178,12 @@ def _build(
     held_out = Statistics(**statistics.pop(EVAL_NAME, {}))
     train = Statistics.total(statistics.values())
     notes = [*_doubts("training text", train), *_doubts("held-out text", held_out)]
+    size = len(read_vocab(output / "vocab.txt"))
+    if options.train_vocab and size < options.train_vocab:
+        notes.append(
+            f"the text gives {size:,} tokens of vocabulary, not the {options.train_vocab:,} asked "
+            f"for: `bertbench run RECIPE --vocab_size {size}` makes a model of that size"
+        )
     written = write_shards(
         output,
         ShardLayout(
@@ -199,7 +205,7 @@ def _build(
         or "not stated: samples contain the text, so its licence and attribution apply",
         **identity,
         vocab={
-            "size": len(read_vocab(output / "vocab.txt")),
+            "size": size,
             "sha256": file_sha256(output / "vocab.txt"),
             "source": "given" if options.vocab else "trained on the text",
         },

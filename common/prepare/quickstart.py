@@ -114,7 +114,7 @@ def quickstart(options: QuickstartOptions) -> Path:
             if (target / MANIFEST).is_file():
                 _say(f"{shown(target)} was damaged: it is made again")
                 shutil.rmtree(target)
-            prepare(
+            made = prepare(
                 PrepareOptions(
                     text=(summaries() if options.text is None else options.text,),
                     output=target,
@@ -125,6 +125,8 @@ def quickstart(options: QuickstartOptions) -> Path:
                     processes=1,
                 )
             )
+            for note in made["notes"] if options.text is not None else ():
+                _say(note)
     return target
 
 

@@ -49,6 +49,16 @@ def test_prepare_check_pack_check(prepare_flags, tmp_path, capsys):
     assert (code, report["problems"]) == (0, [])
 
 
+def test_the_same_command_again_says_that_all_is_there(prepare_flags, tmp_path, capsys):
+    assert main(prepare_flags) == 0
+    assert capsys.readouterr().out.startswith(f"prepared {tmp_path / 'out'}\n")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    assert main(prepare_flags) == 0
+    assert capsys.readouterr().out.startswith(f"already there: {tmp_path / 'out'}, made from")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+    assert run_json(capsys, *prepare_flags)[1]["train"]["samples"] > 0
+
+
 def test_check_exits_1_and_names_the_shard(prepare_flags, tmp_path, capsys):
     main(prepare_flags)
     folder = tmp_path / "out" / "2_shards_uncompressed"

@@ -89,7 +89,9 @@ def test_paragraphs_of_every_layout_are_split_by_the_language(tmp_path, english)
 def test_chinese_and_japanese_are_split_without_spaces(english):
     chinese = "\u4eca\u5929\u5929\u6c14\u5f88\u597d\u3002\u6211\u4eec\u53bb\u516c\u56ed\u5427\uff01"
     assert len(splitter("zh")[0](chinese)) == 2
-    japanese = "\u543e\u8f29\u306f\u732b\u3067\u3042\u308b\u3002\u540d\u524d\u306f\u7121\u3044\u3002"
+    japanese = (
+        "\u543e\u8f29\u306f\u732b\u3067\u3042\u308b\u3002\u540d\u524d\u306f\u7121\u3044\u3002"
+    )
     assert len(splitter("ja")[0](japanese)) == 2
 
 
