@@ -64,6 +64,7 @@ if [ -z "$backend" ]; then # an earlier call's backend stays until --backend aut
     [ -z "$backend" ] || [ "$backend" = auto ] || say "keeping --backend $backend of an earlier call"
 fi
 backend="${backend:-auto}"
+[ "$backend" != cpu ] || backend=cpu_ref # as ALIASES of backends/registry.py
 if [ "$backend" != auto ] && [ ! -f "backends/$backend/backend.py" ]; then
     fail "no backend '$backend' here; there are: $(cd backends && echo */backend.py | sed 's,/backend.py,,g')"
 fi

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
+from bertbench.backends.registry import own_name
 from bertbench.benchmarks.base import Benchmark
 from bertbench.common.config.limits import check_flags, check_ranges
 from bertbench.common.config.parser import did_you_mean, one_line_errors
@@ -105,6 +106,7 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
     except ValueError as error:
         raise BadInput(str(error)) from error
     values = {part: getattr(chosen, part) for part, _ in kinds}
+    values["run"] = dataclasses.replace(chosen.run, backend=own_name(chosen.run.backend))
     given = {
         a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"
     }

@@ -39,7 +39,11 @@ def main(args: Sequence[str]) -> int:
     Raises BadInput, before anything is measured, for a folder that cannot be written.
     """
     verb = parser("calibrate")
-    verb.add_argument("--backend", default="auto", help="auto takes the first working accelerator")
+    verb.add_argument(
+        "--backend",
+        default="auto",
+        help="auto takes the first working accelerator; cpu_ref (or cpu) is the CPU",
+    )
     verb.add_argument(
         "--precision", nargs="+", default=[], metavar="P",
         help="fp32, tf32, bf16, fp16; default: all that the device has",

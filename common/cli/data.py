@@ -14,6 +14,7 @@ import tyro
 
 from bertbench.common.cli.verbs import VERBS as TABLE
 from bertbench.common.config.parser import did_you_mean, one_line_errors
+from bertbench.common.config.reference_flags import fields
 from bertbench.common.data.shards import MANIFEST
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
@@ -71,6 +72,13 @@ def main(argv: Sequence[str]) -> int:
                 f"{shown(arg)} is a file, but reads as an option: name it ./{shown(arg)}"
             )
     prog = f"bertbench data {args[0]}"
+    known = [f"--{name}" for name in (*fields(kind, Reporting), "help")]
+    for arg in args[1:]:  # first: tyro would say what else is missing
+        name = "--" + arg.partition("=")[0][2:].replace("-", "_").removeprefix("no_")
+        if arg[:2] == "--" and name not in known:
+            raise BadInput(
+                f"unknown flag {arg}{did_you_mean(name, known)}\n`{prog} --help` lists the flags"
+            )
     with one_line_errors(prog):
         given = tyro.cli(
             Job[kind],  # type: ignore[valid-type]

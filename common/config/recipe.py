@@ -75,7 +75,7 @@ class RunOptions:
     """Device, files, checkpoints and outputs of a run."""
 
     backend: str = "auto"
-    """auto takes the first accelerator that works and never the CPU; cpu_ref must be named."""
+    """auto takes the first accelerator that works and never the CPU, which is cpu_ref (or cpu)."""
     seed: int = 42
     """Seeds initialisation, data order and dropout; recorded, not part of the recipe's hash."""
     output_dir: Path = Path("results")

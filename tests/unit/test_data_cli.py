@@ -96,6 +96,8 @@ def test_progress_is_on_standard_error_and_plain_when_piped(prepare_flags, capsy
 def test_refusals_exit_2(prepare_flags, tmp_path, capsys):
     assert main(["data", "prepare", "--text", "nowhere", "--output", "x", "--vocab", "y"]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
+    assert main(["data", "prepare", "--txt", "nowhere"]) == 2
+    assert "unknown flag --txt; did you mean --text?\n" in capsys.readouterr().err
     assert main(["data", "brew"]) == 2
     assert "unknown verb 'brew'" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path)]) == 2

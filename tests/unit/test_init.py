@@ -93,6 +93,7 @@ def test_a_vendors_torch_is_used_and_never_replaced(
     assert "torch==" not in done.stdout
     assert "core.lock" not in done.stdout
     forced = init(checkout, python, "--backend", "cpu_ref")
+    assert init(checkout, python, "--backend", "cpu").stdout == forced.stdout
     assert "torch==2.13.0" in forced.stdout
     assert "--system-site-packages" not in forced.stdout
 
