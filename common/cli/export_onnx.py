@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     """Export the model and print its facts."""
     verb = parser("export-onnx")
     verb.add_argument("run", type=Path, help="a SQuAD run's folder, or one of its checkpoints")
-    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    verb.add_output(required=True, help="a new folder")
     verb.add_argument(
         "--vocab_file", type=Path, metavar="FILE", help="default: the run's own vocabulary"
     )

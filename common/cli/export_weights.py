@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     """Export the weights and print how to load them."""
     verb = parser("export-weights")
     verb.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
-    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    verb.add_output(required=True, help="a new folder")
     verb.add_argument(
         "--naming",
         choices=("huggingface", "nvidia"),

@@ -27,9 +27,7 @@ def main(argv: Sequence[str]) -> int:
         "results", nargs="*", type=Path, metavar="RESULTS",
         help="run folders, or folders of them (default: results)",
     )  # fmt: skip
-    verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="writes report.html and report.md"
-    )
+    verb.add_output("--out", required=True, help="writes report.html and report.md")
     verb.add_argument(
         "--price", type=Path, metavar="FILE",
         help="prices of devices, TOML or CSV: the report then has costs (results/README.md)",
@@ -42,15 +40,15 @@ def main(argv: Sequence[str]) -> int:
     if not results and not damaged:
         raise BadInput(f"no record in {', '.join(map(shown, paths))}: name a folder of results")
     report = Report(results, damaged, prices)
-    files = {"html": given.out / "report.html", "markdown": given.out / "report.md"}
+    files = {"html": given.output / "report.html", "markdown": given.output / "report.md"}
     pages = {files["html"]: html(report), files["markdown"]: text(report)}
     try:
-        given.out.mkdir(parents=True, exist_ok=True)
+        given.output.mkdir(parents=True, exist_ok=True)
         for path, page in pages.items():
             write_atomic(path, page)
     except OSError as error:
-        why = f"cannot write into {shown(given.out)}: {error.strerror}"
-        raise BadInput(f"{why}. Choose another --out.") from error
+        why = f"cannot write into {shown(given.output)}: {error.strerror}"
+        raise BadInput(f"{why}. Choose another --output.") from error
     counted = {
         "runs": sum(e.made for e in report.real),
         "running": sum(len(e.results) - e.made for e in report.real + report.simulated),

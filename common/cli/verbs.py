@@ -44,7 +44,7 @@ _TABLE = (
     ("repeat", "N -- run ...", "Repeat a run in new processes with consecutive seeds"),
     ("scale", "-- run ...", "Measure throughput and efficiency on 1, 2, 4, 8 devices"),
     ("compare", "A B", "Compare two groups of runs: ratio, interval, significance"),
-    ("report", "--out DIR", "Write all results as an offline HTML file and Markdown"),
+    ("report", "--output DIR", "Write all results as an offline HTML file and Markdown"),
     ("validate", "RUN...", "Check records: schema, checksums, protocol, compliance"),
     ("watch", "RUN...", "Show the progress of runs live, from files or a pipe"),
     ("rcp", "RUN...", "Check convergence against MLPerf's reference points"),
