@@ -367,7 +367,9 @@ def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("name", ["output", "out", "output_dir", "output-dir"])
 @pytest.mark.parametrize("recipe", ["mini", "squad_mini", "glue_mini"])
-def test_the_place_to_write_to_has_one_name_and_those_of_the_scripts(recipe: str, name: str) -> None:
+def test_the_place_to_write_to_has_one_name_and_those_of_the_scripts(
+    recipe: str, name: str
+) -> None:
     settings = resolve(recipe, [f"--{name}", "there"])
     assert str(settings.run.output_dir) == "there" and settings.origins["output_dir"] == "flag"
 
