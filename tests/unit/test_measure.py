@@ -523,8 +523,8 @@ def test_a_checkout_of_another_user_keeps_its_commit(
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "m"]):
         subprocess.run([*git, *arguments], check=True)
     known = git_state(tmp_path)
-    (tmp_path.with_name("bin")).mkdir()
-    program = tmp_path.with_name("bin") / "git"
+    program = tmp_path.with_name(f"{tmp_path.name}-bin") / "git"
+    program.parent.mkdir()
     program.write_text(
         f"""#!/usr/bin/env bash
         words=()
@@ -540,7 +540,7 @@ def test_a_checkout_of_another_user_keeps_its_commit(
     refused = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     assert "dubious ownership" in refused.stderr
     assert git_state(tmp_path) == known and len(known["commit"]) == 40
-    link = tmp_path.with_name("link")
+    link = tmp_path.with_name(f"{tmp_path.name}-link")
     link.symlink_to(tmp_path)
     assert git_state(link) == known
 
