@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read text as a stream of documents, each a list of sentences.
 
-Four layouts are recognised by the first line that is not blank:
+Layouts are recognised by the first line that is not blank, tables by the name:
 
 * plain: one sentence a line, a blank line between documents (MLPerf's own layout). Lines that end
   within a sentence, and lines of several that nobody asked to split, are refused;
@@ -11,6 +11,8 @@ Four layouts are recognised by the first line that is not blank:
   left out, and its ``@-@`` undone;
 * JSON lines: one object a line, whose ``text`` has a paragraph a line, as WikiExtractor's
   ``--json`` and Hugging Face's exports.
+
+* tables: the column ``text`` of Arrow and Parquet files, read as JSON lines' (tables.py).
 
 Another format is refused by name. sources.py describes packing and encodings. Only one document is
 in memory at a time.
@@ -41,6 +43,7 @@ from bertbench.common.prepare.sentences import (
     split_sentences,
 )
 from bertbench.common.prepare.sources import Lines, texts
+from bertbench.common.prepare.tables import is_table, records
 
 DOCUMENT_LIMIT = 64 << 20
 """Characters of a document: more is a text without marks between its documents."""
@@ -75,6 +78,9 @@ def documents(path: Path, split: Split | None = None) -> Iterator[Document]:
     ``split_sentences`` does, and a line of the plain layout is a sentence. Raises BadInput for text
     that cannot be read and for other formats, naming file and line.
     """
+    if is_table(path):
+        yield from _checked(str(path), _table(path, split or split_sentences))
+        return
     for lines in texts(path):
         reader = iter(lines)
         first = next((line for line in reader if line), None)
@@ -229,9 +235,9 @@ def _json(lines: Lines, first: str, reader: Iterator[str], split: Split) -> Iter
                 f"{lines.where} is not JSON ({shown(error)}): write one object a line "
                 f"(jq -c . FILE)"
             ) from error
+        if fields.get("text", "") is None:
+            fields["text"] = ""
         text = fields.get("text")
-        if text is None and "text" in fields:
-            text = ""
         if not isinstance(text, str) or (not text.isascii() and _unpaired(text)):
             what = 'no "text"' if text is None else '"text" that is not text'
             raise BadInput(
@@ -239,12 +245,23 @@ def _json(lines: Lines, first: str, reader: Iterator[str], split: Split) -> Iter
                 f"{', '.join(shown(name, 20) for name in [*fields][:9])}): name the text of a "
                 f'document "text"'
             )
-        title = fields.get("title")
-        body = [paragraph.strip() for paragraph in text.replace("\0", "").splitlines()]
-        sentences = _sentences(body, title if isinstance(title, str) else "", split)
-        if sentences:
-            yield Document(key=_key(fields), sentences=sentences)
+        yield from _of_fields(fields, split)
         line = next((line for line in reader if line), None)
+
+
+def _table(path: Path, split: Split) -> Iterator[Document]:
+    for fields in records(path):
+        if fields["text"]:
+            yield from _of_fields(fields, split)
+
+
+def _of_fields(fields: Mapping[str, Any], split: Split) -> Iterator[Document]:
+    """Yield the document of an object or a row whose ``text`` has a paragraph a line, if any."""
+    title = fields.get("title")
+    body = [paragraph.strip() for paragraph in fields["text"].replace("\0", "").splitlines()]
+    sentences = _sentences(body, title if isinstance(title, str) else "", split)
+    if sentences:
+        yield Document(key=_key(fields), sentences=sentences)
 
 
 def _unpaired(text: str) -> bool:
