@@ -13,6 +13,7 @@ import re
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 from bertbench.backends.registry import own_name
@@ -106,11 +107,30 @@ def resolve(name: str, flags: Sequence[str]) -> Settings:
     except ValueError as error:
         raise BadInput(str(error)) from error
     values = {part: getattr(chosen, part) for part, _ in kinds}
-    values["run"] = dataclasses.replace(chosen.run, backend=own_name(chosen.run.backend))
+    named = {"backend": own_name(chosen.run.backend), **_in_folder(chosen.run)}
+    values["run"] = dataclasses.replace(chosen.run, **named)
     given = {
         a[2:].split("=")[0].replace("-", "_").removeprefix("no_") for a in own if a[:2] == "--"
-    }
+    } | (named.keys() - {"backend"})
     return Settings(preset=base, **values, origins=origins(values, base, given), notes=tuple(notes))
+
+
+def _in_folder(run: Any) -> dict[str, Path]:
+    """Return weights and configuration where --init_checkpoint names a Hugging Face model's folder.
+
+    Folders of other models, and of weights in several files, are refused with the run's data.
+    """
+    folder = getattr(run, "init_checkpoint", None)
+    if folder is None or not (folder / "config.json").is_file():
+        return {}
+    names = ("model.safetensors", "pytorch_model.bin")
+    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    if weights is None:
+        return {}
+    return {
+        "init_checkpoint": weights,
+        "bert_config_path": run.bert_config_path or folder / "config.json",
+    }
 
 
 def _owner(flag: str) -> str:

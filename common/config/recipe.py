@@ -118,7 +118,7 @@ class DataOptions(RunOptions):
     bert_config_path: Path | None = None
     """bert_config.json (or the folder it is in): must agree with the recipe's model."""
     init_checkpoint: Path | None = None
-    """Weights to start from."""
+    """Weights to start from: a file, or a Hugging Face model's folder, whose config.json counts."""
     synthetic: bool = False
     """Random tokens with the real mix of lengths, for pure speed runs."""
 

@@ -113,7 +113,7 @@ def splitter(language: str) -> tuple[Split, str]:
 
 
 def require_sentences(name: str, documents: Sequence[Sequence[str]], *, split: bool) -> None:
-    """Raise BadInput where the lines of ``documents`` are no sentences: paragraphs, or wrapped.
+    """Raise BadInput where lines of ``documents`` are paragraphs, or break off within sentences.
 
     A wrapped line ends without a punctuation mark, and the next begins with a lower-case letter;
     others hold the ends of sentences, unlike a text without any marks. With ``split`` paragraphs
