@@ -64,6 +64,7 @@ if [ -z "$backend" ]; then # an earlier call's backend stays until --backend aut
     [ -z "$backend" ] || [ "$backend" = auto ] || say "keeping --backend $backend of an earlier call"
 fi
 backend="${backend:-auto}"
+[ "$backend" != cpu ] || backend=cpu_ref # as ALIASES of backends/registry.py
 if [ "$backend" != auto ] && [ ! -f "backends/$backend/backend.py" ]; then
     fail "no backend '$backend' here; there are: $(cd backends && echo */backend.py | sed 's,/backend.py,,g')"
 fi
@@ -181,11 +182,13 @@ pip() {
     [ "$1" != --progress ] || { shift && [ ! -t 1 ] || output=/dev/stdout; }
     "$venv/bin/python" -m pip install --disable-pip-version-check "$@" > "$output" 2>&1 && return
     cat "$work/pip.log" >&2
-    fail "pip failed, see above. It follows your own pip settings; without a package index, fetch the files elsewhere with 'pip download' and set PIP_FIND_LINKS=/folder PIP_NO_INDEX=1"
+    local get="python$("$venv/bin/python" -c 'import sys; print(*sys.version_info[:2], sep=".")') -m pip download -d wheels"
+    local files="$get --no-deps -r $lock" && [ "$mode" = vendor ] || files+=" && $get -r requirements/torch.txt"
+    fail "pip could not install $(sed -n 's/^ERROR: No matching distribution found for \([^ ]*\).*/\1, which it did not find/p' "$work/pip.log" | grep . || echo "these packages, see above"). Without a package index: in a copy of this folder on a machine of this kind that has one, run '$files', copy its folder wheels to $root/wheels, and run here: PIP_NO_INDEX=1 PIP_FIND_LINKS=$root/wheels bash init.sh$([ "$dev" = no ] || echo ' --dev')"
 }
 touch "$work/pip.log"
+lock="requirements/core.lock" && [ "$dev" = no ] || lock="requirements/dev.lock"
 if [ "$mode" = locked ]; then
-    lock="requirements/core.lock" && [ "$dev" = no ] || lock="requirements/dev.lock"
     act "installing $lock (versions and hashes are fixed)" pip --require-hashes --no-deps -r "$lock"
     act "installing $(grep '^torch' requirements/torch.txt) (the build your pip settings offer; it may be large)" \
         pip --progress -r requirements/torch.txt
@@ -205,7 +208,7 @@ for extra in sys.argv[1:]:
     lines += project["project"]["optional-dependencies"][extra]
 print("\n".join(line for line in lines if not line.startswith("torch")))
 PY
-    extras=() && [ "$dev" = no ] || extras=(dev compare glue onnx)
+    extras=() && [ "$dev" = no ] || extras=(dev arrow compare glue onnx text)
     if [ "$dry" = no ]; then
         "$venv/bin/python" "$work/wanted.py" ${extras[@]+"${extras[@]}"} > "$work/wanted.txt"
         "$venv/bin/python" scripts/outer_torch.py --constraints > "$work/pins.txt"

@@ -10,13 +10,30 @@ import os
 from typing import TYPE_CHECKING
 
 from bertbench.backends import probing
-from bertbench.backends.registry import BUILT_IN, ENTRY_POINTS, FAMILIES, load, names, refused
+from bertbench.backends.registry import (
+    BUILT_IN,
+    ENTRY_POINTS,
+    FAMILIES,
+    load,
+    names,
+    own_name,
+    refused,
+)
 from bertbench.common.errors import Unsupported
 
 if TYPE_CHECKING:
     from bertbench.backends.base import Backend
 
-__all__ = ["BUILT_IN", "ENTRY_POINTS", "FAMILIES", "load", "names", "refused", "resolve"]
+__all__ = [
+    "BUILT_IN",
+    "ENTRY_POINTS",
+    "FAMILIES",
+    "load",
+    "names",
+    "own_name",
+    "refused",
+    "resolve",
+]
 
 
 def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
@@ -26,6 +43,7 @@ def resolve(name: str, timeout_s: float | None = None) -> type[Backend]:
     member that works. A vendor's package is first imported in a separate process (probing.py).
     Raises Unsupported, with each reason, where none works: also if it hangs or crashes there.
     """
+    name = own_name(name)
     if name != "auto" and name not in FAMILIES:
         # The other processes of a machine would only repeat the examination.
         if name in names() and name != "cpu_ref" and os.environ.get("LOCAL_RANK", "0") == "0":

@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bertbench.common.config.parser import did_you_mean
 from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.errors import Unsupported
 
@@ -42,6 +43,9 @@ FAMILIES = {"gpu": ("cuda", "rocm", "corex")}
 """A name for several backends -> those, in the order in which they are tried. The reference
 scripts call any device gpu that PyTorch addresses as cuda."""
 
+ALIASES = {"cpu": "cpu_ref"}
+"""Other name of a backend -> its own, which records have."""
+
 ENTRY_POINTS = "bertbench.backends"
 """The entry-point group in which other packages provide backends."""
 
@@ -59,12 +63,18 @@ def refused() -> list[str]:
     return _third_parties()[1]
 
 
+def own_name(name: str) -> str:
+    """Return the name that the backend called ``name`` has itself, or ``name``."""
+    return ALIASES.get(name, name)
+
+
 def load(name: str) -> type[Backend]:
     """Import and return the class for ``name``; raise Unsupported for an unknown name."""
-    others = _third_parties()[0]
+    name, others = own_name(name), _third_parties()[0]
     targets = BUILT_IN | {n: entry.value for n, entry in others.items()}
     if name not in targets:
-        raise Unsupported(f"unknown backend {name!r}; known: {', '.join(targets)}")
+        hint = did_you_mean(name, [*targets, *FAMILIES, *ALIASES]) or ";"
+        raise Unsupported(f"unknown backend {name!r}{hint} known: {', '.join(targets)}")
     module, _, attribute = targets[name].partition(":")
     found = getattr(importlib.import_module(module), attribute)
     backend: type[Backend] = found if isinstance(found, type) else found()
@@ -78,7 +88,7 @@ def load(name: str) -> type[Backend]:
 
 def _third_parties() -> tuple[dict[str, EntryPoint], list[str]]:
     """Return usable entry points by name, and one line for each of the others."""
-    return third_parties(ENTRY_POINTS, "backend", {*BUILT_IN, *FAMILIES, "auto"})
+    return third_parties(ENTRY_POINTS, "backend", {*BUILT_IN, *FAMILIES, *ALIASES, "auto"})
 
 
 def _simulate(name: str) -> None:

@@ -13,8 +13,10 @@ import re
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
+from bertbench.backends.registry import own_name
 from bertbench.benchmarks.base import Benchmark
 from bertbench.common.config.limits import check_flags, check_ranges
 from bertbench.common.config.parser import did_you_mean, one_line_errors
@@ -134,7 +136,10 @@ def _parse(base: Preset, flags: Sequence[str]) -> tuple[Any, dict[str, str], lis
         if word[:2] == "--":
             flag, _, joined = word[2:].partition("=")
             given[flag.replace("-", "_").removeprefix("no_")] = joined or f"{flag} {value}"
-    return chosen, given, list(notes)
+    found = _in_folder(chosen.run)
+    named = {"backend": own_name(chosen.run.backend), **found}
+    chosen = dataclasses.replace(chosen, run=dataclasses.replace(chosen.run, **named))
+    return chosen, {**given, **{n: str(path) for n, path in found.items()}}, list(notes)
 
 
 def _settings(
@@ -142,6 +147,24 @@ def _settings(
 ) -> Settings:
     values = {part: getattr(chosen, part) for part in ("recipe", "impl", "run")}
     return Settings(preset=base, **values, origins=origins(values, base, given), notes=tuple(notes))
+
+
+def _in_folder(run: Any) -> dict[str, Path]:
+    """Return weights and configuration where --init_checkpoint names a Hugging Face model's folder.
+
+    Folders of other models, and of weights in several files, are refused with the run's data.
+    """
+    folder = getattr(run, "init_checkpoint", None)
+    if folder is None or not (folder / "config.json").is_file():
+        return {}
+    names = ("model.safetensors", "pytorch_model.bin")
+    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    if weights is None:
+        return {}
+    return {
+        "init_checkpoint": weights,
+        "bert_config_path": run.bert_config_path or folder / "config.json",
+    }
 
 
 def _owner(flag: str) -> str:

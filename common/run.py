@@ -175,7 +175,9 @@ class Run:
         """Return the data; where it has to be made, rank 0 makes it."""
         source = self.benchmark.prepare(self.settings) if self.world.is_main else None
         self.world.gather(None)
-        return source or self.benchmark.prepare(self.settings)
+        source = source or self.benchmark.prepare(self.settings)
+        self.settings = self.settings.fitted(source.recipe or self.settings.recipe)
+        return source
 
     def _build(self, source: Source) -> Built:
         settings, backend, world = self.settings, self.backend, self.world

@@ -37,7 +37,7 @@ compile() {
 }
 
 wanted > "$work/core.in"
-wanted dev compare glue onnx > "$work/dev.in"
+wanted dev arrow compare glue onnx text > "$work/dev.in"
 compile -o requirements/core.lock < "$work/core.in" > /dev/null
 compile -o requirements/dev.lock -c requirements/core.lock < "$work/dev.in" > /dev/null
 # Apart: it belongs to torch's builds for GPUs, which bring their own. --dev adds it to the others.

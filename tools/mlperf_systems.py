@@ -134,22 +134,22 @@ def document(systems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write OUT or --out; raise BadInput for figures that the schema does not allow."""
+    """Write OUT or --output; raise BadInput for figures that the schema does not allow."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("systems", type=Path, help="JSON list of systems, compressed with xz")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--output", "--out", type=Path, default=OUT)
     given = parser.parse_args(argv)
     made = document(json.loads(lzma.decompress(given.systems.read_bytes())))
     if found := problems(written_out(json.loads(json.dumps(made)))):
-        raise BadInput(f"not written to {given.out}: {'; '.join(found[:5])}")
+        raise BadInput(f"not written to {given.output}: {'; '.join(found[:5])}")
     lines = made["table"].pop("rows")
     head = json.dumps(made, indent=1)
     body = ",\n".join(json.dumps(line, separators=(",", ":")) for line in lines)
     end = head.rindex("\n }\n}")
-    write_atomic(given.out, f'{head[:end]},\n  "rows": [\n{body}\n  ]{head[end:]}\n')
-    print(f"wrote {len(lines)} systems to {given.out}")
+    write_atomic(given.output, f'{head[:end]},\n  "rows": [\n{body}\n  ]{head[end:]}\n')
+    print(f"wrote {len(lines)} systems to {given.output}")
     return 0
 
 

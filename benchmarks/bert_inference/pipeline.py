@@ -109,7 +109,7 @@ class Pipeline:
                 yield self._measuring(model, scenario)
         runs = [str(self.root / m.name) for m in MODELS] + ([] if given is None else [str(given)])
         report = self.root / "report"
-        yield Step("report", bertbench("report", *runs, "--out", str(report)), report)
+        yield Step("report", bertbench("report", *runs, "--output", str(report)), report)
 
     def _training(self, model: Model, made: Path) -> Step:
         words = [sys.executable, "-m", "bertbench.benchmarks.bert_squad.launch"]

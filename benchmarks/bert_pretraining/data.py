@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from bertbench.common.data.identity import DataSet, remember
 from bertbench.common.data.plausible import Inspection
 from bertbench.common.data.reader import count, read
 from bertbench.common.data.samples import Samples
-from bertbench.common.data.shards import find_shards, locate, refuse_copies
+from bertbench.common.data.shards import DataRoot, find_shards, fitting, locate, refuse_copies
 from bertbench.common.data.stream import TrainStream, eval_batches, first_samples
 from bertbench.common.data.synthetic import SyntheticStream, random_samples, synthetic_eval_batches
 from bertbench.common.distributed.world import World
@@ -222,10 +222,12 @@ def find_source(settings: Settings) -> PretrainingSource:
     files = _locate(settings, root)
     _check_files(settings, files)
     opened = DataSet.open([*files.train, *files.held_out])
+    number, notes = fitting(settings, files.held_out)
     reader.start()
     return PretrainingSource(
-        recipe=recipe,
+        recipe=replace(recipe, num_eval_examples=number),
         description=described,
+        notes=notes,
         train_files=files.train,
         eval_files=files.held_out,
         opened=opened,
@@ -254,11 +256,8 @@ def _quick_start(settings: Settings) -> bool:
 def _locate(settings: Settings, root: Path | None) -> _Files:
     """Return the files under ``root``, with those that flags name in their place."""
     recipe, run = _parts(settings)
-    train: Sequence[Path] = ()
-    held_out: Sequence[Path] = ()
-    config, checkpoint = None, None
-    if root is not None:
-        train, held_out, config, checkpoint = locate(root)
+    found = DataRoot([], [], None, None) if root is None else locate(root)
+    train, held_out = found.train_files, found.eval_files
     if run.input_dir is not None:
         train = find_shards(run.input_dir, "train")
     if run.eval_dir is not None:
@@ -267,9 +266,9 @@ def _locate(settings: Settings, root: Path | None) -> _Files:
         root=root,
         train=tuple(train),
         held_out=tuple(held_out),
-        config=run.bert_config_path or config,
+        config=run.bert_config_path or found.bert_config,
         checkpoint=run.init_checkpoint
-        or (checkpoint if recipe.initial_mlm_accuracy is not None else None),
+        or (found.checkpoint if recipe.initial_mlm_accuracy is not None else None),
     )
 
 
@@ -288,8 +287,7 @@ def _check_files(settings: Settings, files: _Files) -> None:
         raise BadInput(
             f"{settings.preset.name} starts from MLPerf's checkpoint, but "
             f"model.ckpt-28252.pt is missing in {files.root or run.input_dir}: give "
-            f"--init_checkpoint PATH; "
-            f"to start from random weights, --initial_mlm_accuracy None"
+            f"--init_checkpoint PATH; to start from random weights, --initial_mlm_accuracy None"
         )
 
 
@@ -299,8 +297,6 @@ def _check_config(recipe: PretrainingRecipe, config: Path) -> None:
 
 def _ignored(run: PretrainingOptions) -> list[str]:
     """Return the data flags without an effect; launchers add --data by themselves."""
-    if run.synthetic:
-        names = ["input_dir", "eval_dir", "text"]
-    else:
-        names = ["text"] if run.data is not None or run.input_dir is not None else []
+    files = run.data is not None or run.input_dir is not None
+    names = ["input_dir", "eval_dir", "text"] if run.synthetic else ["text"] if files else []
     return [f"--{name}" for name in names if getattr(run, name) is not None]

@@ -23,15 +23,9 @@ def _limit(text: str) -> str:
     return "None" if text.lower() == "none" or as_float(text) <= 0 else as_whole(text)
 
 
-def _device(text: str) -> str:
-    """Convert a kind of device to the name of a backend or of a family of backends."""
-    name = text.lower()
-    return "cpu_ref" if name == "cpu" else name
-
-
 REFERENCE: dict[str, Meaning] = {
     # -- same quantity, other name or other spelling of its values
-    "device": Sets("backend", _device),
+    "device": Sets("backend", str.lower),
     "no_cuda": Sets("backend", "cpu_ref"),
     "predict_batch_size": Sets("eval_batch_size", as_whole),
     "max_steps": Sets("max_steps", _limit),

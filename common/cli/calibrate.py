@@ -39,15 +39,20 @@ def main(args: Sequence[str]) -> int:
     Raises BadInput, before anything is measured, for a folder that cannot be written.
     """
     verb = parser("calibrate")
-    verb.add_argument("--backend", default="auto", help="auto takes the first working accelerator")
+    verb.add_argument(
+        "--backend",
+        default="auto",
+        help="auto takes the first working accelerator; cpu_ref (or cpu) is the CPU",
+    )
     verb.add_argument(
         "--precision", nargs="+", default=[], metavar="P",
         help="fp32, tf32, bf16, fp16; default: all that the device has",
     )  # fmt: skip
-    verb.add_argument(
-        "--output_dir", type=Path, default=Path("results"), metavar="DIR",
+    verb.add_output(
+        "--output_dir",
+        default=Path("results"),
         help="writes DIR/SYSTEM/calibration.json, which runs read",
-    )  # fmt: skip
+    )
     verb.add_argument("--system", metavar="NAME", help="default: from the device's name, for one")
     verb.add_argument("--num_threads", type=int, metavar="N", help="host threads; default: a run's")
     verb.add_argument("--quick", action="store_true", help="a quarter of the tokens, three spans")
@@ -59,7 +64,7 @@ def main(args: Sequence[str]) -> int:
     backend = backends.resolve(options.backend)(0)
     torch.set_num_threads(options.num_threads or host_threads(1))
     system = options.system or system_name(backend.describe().name, 1)
-    path = options.output_dir / system / CALIBRATION
+    path = options.output / system / CALIBRATION
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -68,7 +73,7 @@ def main(args: Sequence[str]) -> int:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     except OSError as error:
         raise BadInput(
-            f"cannot write {shown(path)}: {why(error)}. Choose another --output_dir."
+            f"cannot write {shown(path)}: {why(error)}. Choose another --output."
         ) from error
     content = calibrate(backend, options.precision, effort(backend, options.quick))
     problem = None

@@ -14,6 +14,8 @@ import tyro
 
 from bertbench.common.cli.verbs import VERBS as TABLE
 from bertbench.common.config.parser import did_you_mean, one_line_errors
+from bertbench.common.config.reference_flags import fields
+from bertbench.common.data.shards import MANIFEST
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare import check, pack
@@ -70,6 +72,13 @@ def main(argv: Sequence[str]) -> int:
                 f"{shown(arg)} is a file, but reads as an option: name it ./{shown(arg)}"
             )
     prog = f"bertbench data {args[0]}"
+    known = [f"--{name}" for name in (*fields(kind, Reporting), "help")]
+    for arg in args[1:]:  # first: tyro would say what else is missing
+        name = "--" + arg.partition("=")[0][2:].replace("-", "_").removeprefix("no_")
+        if arg[:2] == "--" and name not in known:
+            raise BadInput(
+                f"unknown flag {arg}{did_you_mean(name, known)}\n`{prog} --help` lists the flags"
+            )
     with one_line_errors(prog):
         given = tyro.cli(
             Job[kind],  # type: ignore[valid-type]
@@ -85,9 +94,15 @@ def main(argv: Sequence[str]) -> int:
 def _prepare(options: prepare.PrepareOptions, report: Reporting) -> int:
     if report.dry_run:
         return _show("would prepare", prepare.plan(options), report)
+    there = (options.output / MANIFEST).is_file()
     manifest = prepare.prepare(options)
     for note in manifest.get("notes", []):
         print(f"note: {note}", file=sys.stderr)
+    if there:
+        if report.json:
+            return _show("", manifest, report)
+        print(f"already there: {shown(options.output)}, made from this text with these settings")
+        return 0
     for implementation in manifest["implementations"]:
         if not implementation.endswith(": c"):
             print(f"note: slow path used for {implementation}", file=sys.stderr)

@@ -24,7 +24,7 @@ VERIFIED = {
 def main(argv: Sequence[str]) -> int:
     """Print the report; returns 1 if the named backend does not work."""
     verb = parser("doctor", epilog="Exit code: 0, or 1 if the named backend does not work")
-    verb.add_argument("backend", nargs="?", help="examine this backend only")
+    verb.add_argument("backend", nargs="?", help="examine this backend only; cpu is cpu_ref")
     verb.add_argument("--timeout", type=float, metavar="S", help="seconds a backend (default: 30)")
     given = verb.parse_args(argv)
     report = examine(given.backend, given.timeout)
@@ -44,7 +44,7 @@ def examine(name: str | None = None, timeout_s: float | None = None) -> dict[str
         from bertbench.common.native import cache_dir
     except Exception as error:
         raise Unsupported(f"cannot import torch: {type(error).__name__}: {error}") from error
-    wanted = backends.names() if name is None else [name]
+    wanted = backends.names() if name is None else [backends.own_name(name)]
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -23,16 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the submission; raises BadInput for damaged records."""
     verb = parser(
         "export-mlperf",
-        usage="bertbench export-mlperf [RUN...] --out DIR --org ORG [--ruleset N.N] "
+        usage="bertbench export-mlperf [RUN...] --output DIR --org ORG [--ruleset N.N] "
         "[--division DIVISION] [--system_info FILE] [--FIELD TEXT ...]",
     )
     verb.add_argument(
         "runs", nargs="*", type=Path, help=f"run folders, or folders of them (default: {PLACE})"
     )
-    verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR",
-        help="writes DIR/ORG; of inference DIR/DIVISION/ORG",
-    )  # fmt: skip
+    verb.add_output("--out", required=True, help="writes DIR/ORG; of inference DIR/DIVISION/ORG")
     verb.add_argument("--org", required=True, help="the submitting organisation")
     verb.add_argument(
         "--ruleset", metavar="N.N", help=f"MLPerf round: {', '.join(RULESETS)}; default: the runs'"
@@ -57,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.ruleset is not None:
             raise BadInput(f"--ruleset is training's; inference: round {export_inference.ROUND}")
         tree, notes = export_inference.export(
-            results, given.out, given.org, division=given.division or "open", fields=system
+            results, given.output, given.org, division=given.division or "open", fields=system
         )
         checked = f"MLPerf Inference {export_inference.ROUND}, checked by its rules"
     else:
         if given.division is not None:
             raise BadInput("--division is inference's: training runs have theirs in their logs")
-        tree, notes = export(results, given.out, given.org, fields=system, ruleset=given.ruleset)
+        tree, notes = export(results, given.output, given.org, fields=system, ruleset=given.ruleset)
         checked = "the package checker found no errors"
     if given.json:
         print(json.dumps({"tree": str(tree), "runs": len(results), "notes": notes}))

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
         help="a SQuAD run's folder, or one of its checkpoints; default: the run that the filters "
         "leave",
     )  # fmt: skip
-    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    verb.add_output(required=True, help="a new folder")
     verb.add_argument(
         "--vocab_file", type=Path, metavar="FILE", help="default: the run's own vocabulary"
     )

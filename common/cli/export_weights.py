@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
         "run", nargs="?", type=Path,
         help="a run's folder, or one of its checkpoints; default: the run that the filters leave",
     )  # fmt: skip
-    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    verb.add_output(required=True, help="a new folder")
     verb.add_argument(
         "--naming",
         choices=("huggingface", "nvidia"),

@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb.add_argument(
         "logs", nargs="+", type=Path, metavar="FILE", help="a run's log, result_N.txt"
     )
-    verb.add_argument(
-        "--output", type=Path, default=REFERENCE, metavar="DIR", help="folder of published figures"
-    )
+    verb.add_output(default=REFERENCE, help="folder of published figures")
     verb.add_argument("--round", metavar="N.N", help="MLPerf round, such as 3.0")
     verb.add_argument("--submitter", metavar="NAME", help="the publisher")
     verb.add_argument("--system", metavar="NAME", help="replaces the system's name in the log")

@@ -14,7 +14,7 @@ def main(argv: Sequence[str]) -> int:
     """Convert the file and print how to start from it."""
     verb = parser("import-weights", epilog="Nothing in the pickle is executed.")
     verb.add_argument("file", type=Path, metavar="FILE", help="a pickle of numpy arrays by name")
-    verb.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new folder")
+    verb.add_output(required=True, help="a new folder")
     given = verb.parse_args(argv)
     from bertbench.common.exchange.import_weights import import_weights  # only here: it is slow
 

@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     verb = _parser()
     given = verb.parse_args(argv)
     flags = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    flags |= {"output_dir"} if "output" in flags else set()
     exported = read_export(given.export)
     settings = _settings(given, flags, exported)
     if importlib.util.find_spec("mlperf_loadgen") is None:
@@ -93,7 +94,9 @@ def _parser() -> Parser:
     add("--target_f1", type=float, metavar="F1",
         help=f"percent; default: bert-99's {inference.TARGET_F1:.3f}; non-official: "
         "none")  # fmt: skip
-    add("--output_dir", type=Path, default=Path("results"), metavar="DIR", help="of the records")
+    verb.add_output(
+        "--output_dir", dest="output_dir", default=Path("results"), help="of the records"
+    )
     add("--system", metavar="NAME", help="of the record; default: from the device's name")
     return verb
 

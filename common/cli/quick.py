@@ -40,7 +40,9 @@ def main(argv: Sequence[str]) -> int:
     """Measure and print; raises Unsupported where the named backend cannot run here."""
     verb = parser("quick")
     verb.add_argument(
-        "--backend", default="auto", help="auto takes the first working accelerator, else the CPU"
+        "--backend",
+        default="auto",
+        help="auto takes the first working accelerator, else the CPU (cpu_ref, or cpu)",
     )
     given = verb.parse_args(argv)
     name = _backend(given.backend)

@@ -29,10 +29,9 @@ def main(argv: Sequence[str]) -> int:
         "results", nargs="*", type=Path, metavar="RESULTS",
         help=f"run folders, or folders of them (default: {PLACE})",
     )  # fmt: skip
-    verb.add_argument(
-        "--out", type=Path, required=True, metavar="DIR",
-        help="writes report.html, report.md, tables.json and tables/*.csv",
-    )  # fmt: skip
+    verb.add_output(
+        "--out", required=True, help="writes report.html, report.md, tables.json and tables/*.csv"
+    )
     verb.add_argument(
         "--price", type=Path, metavar="FILE",
         help="prices of devices, TOML or CSV: the report then has costs (results/README.md)",
@@ -49,11 +48,11 @@ def main(argv: Sequence[str]) -> int:
     results = [*runs, *(r for r in results if r.kind != "run")]
     report = Report(results, damaged, prices)
     files = {
-        "html": given.out / "report.html", "markdown": given.out / "report.md",
-        "tables": given.out / INDEX,
+        "html": given.output / "report.html", "markdown": given.output / "report.md",
+        "tables": given.output / INDEX,
     }  # fmt: skip
     pages = {"report.html": html(report), "report.md": text(report), **table_files(report)}
-    _write(given.out, pages)
+    _write(given.output, pages)
     counted = {
         "runs": sum(e.made for e in report.real),
         "running": sum(len(e.results) - e.made for e in report.real + report.simulated),
@@ -82,4 +81,4 @@ def _write(out: Path, pages: Mapping[str, str]) -> None:
             write_atomic(out / name, page)
     except OSError as error:
         why = f"cannot write into {shown(out)}: {error.strerror}"
-        raise BadInput(f"{why}. Choose another --out.") from error
+        raise BadInput(f"{why}. Choose another --output.") from error

@@ -83,7 +83,7 @@ def new_benchmark(argv: Sequence[str]) -> int:
 def _main(verb: str, skeleton: Skeleton, argv: Sequence[str]) -> int:
     words = parser(verb)
     words.add_argument("name", help="its name: lower-case letters, digits and single _")
-    words.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="parent folder")
+    words.add_output(default=Path(), help="parent folder")
     given = words.parse_args(argv)
     made = create(skeleton, given.name, given.output)
     steps = next_steps(skeleton, given.name, made)

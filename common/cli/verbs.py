@@ -48,7 +48,7 @@ _TABLE = (
     ("runs", "[PLACE...]", "List runs: by recipe, device, precision, status, date, ..."),
     ("compare", "A B...", "Compare groups of runs: ratio, interval, significance"),
     ("history", "[PLACE...]", "Show how each configuration changed from commit to commit"),
-    ("report", "--out DIR", "Write all results as an offline HTML file and Markdown"),
+    ("report", "--output DIR", "Write all results as an offline HTML file and Markdown"),
     ("validate", "[RUN...]", "Check records: schema, checksums, protocol, compliance"),
     ("watch", "[RUN...]", "Show the progress of runs live, from files or a pipe"),
     ("rcp", "[RUN...]", "Check convergence against MLPerf's reference points"),

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bertbench.common.errors import BadInput
@@ -28,6 +29,11 @@ class Parser(argparse.ArgumentParser):
         if options.get("default") not in (None, [], argparse.SUPPRESS):
             options["help"] += " (default: %(default)s)"
         return super().add_argument(*names, **options)
+
+    def add_output(self, *others: str, **options: Any) -> None:
+        """Add ``--output``, the place to write to, also by the names of ``others``."""
+        options = {"dest": "output", "type": Path, "metavar": "DIR", **options}
+        self.add_argument("--output", *others, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse ``args``; raises BadInput for a wrong word."""

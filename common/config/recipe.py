@@ -75,7 +75,7 @@ class RunOptions:
     """Device, files, checkpoints and outputs of a run."""
 
     backend: str = "auto"
-    """auto takes the first accelerator that works and never the CPU; cpu_ref must be named."""
+    """auto takes the first accelerator that works and never the CPU, which is cpu_ref (or cpu)."""
     seed: int = 42
     """Seeds initialisation, data order and dropout; recorded, not part of the recipe's hash."""
     output_dir: Path = Path("results")
@@ -124,7 +124,7 @@ class DataOptions(RunOptions):
     bert_config_path: Path | None = None
     """bert_config.json (or the folder it is in): must agree with the recipe's model."""
     init_checkpoint: Path | None = None
-    """Weights to start from."""
+    """Weights to start from: a file, or a Hugging Face model's folder, whose config.json counts."""
     synthetic: bool = False
     """Random tokens with the real mix of lengths, for pure speed runs."""
 
@@ -154,9 +154,15 @@ class Settings:
     impl: Impl
     run: RunOptions
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Flat field name -> default | preset | config | flag | environment."""
+    """Flat field name -> default | preset | config | flag | environment | data."""
     notes: tuple[str, ...] = ()
     """Notes on flags that were accepted but have no effect."""
+
+    def fitted(self, recipe: Recipe) -> Settings:
+        """Return the settings with the recipe that the data allows: where it differs, from it."""
+        before, after = plain(self.recipe), plain(recipe)
+        origins = {name: "data" for name, value in after.items() if value != before[name]}
+        return dataclasses.replace(self, recipe=recipe, origins={**self.origins, **origins})
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON values for config.json."""

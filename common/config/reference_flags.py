@@ -127,6 +127,7 @@ SHARED: dict[str, Meaning] = {
     "log_freq": Sets("log_freq", log_freq),
     "train_batch_size": Sets("train_batch_size", as_whole),
     "gradient_accumulation_steps": Sets("gradient_accumulation_steps", as_whole),
+    **each("output out", Sets("output_dir", str)),  # the name that other verbs have for it
     "local_rank": Notes(RANKS, takes_value=True),
     "use_env": Notes(RANKS),
     "loss_scale": Refuses(

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from bertbench.common.config.recipe import Settings, plain
 from bertbench.common.errors import BadInput
-from bertbench.common.files import shown
+from bertbench.common.files import read_json, shown
 
 Kind = Literal["train", "eval"]
 
@@ -200,3 +201,27 @@ def natural(name: str) -> list[tuple[int, str]]:
 
 def _first_file(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_file()), None)
+
+
+def fitting(settings: Settings, held_out: Sequence[Path]) -> tuple[int, tuple[str, ...]]:
+    """Return the recipe's ``num_eval_examples``, or a smaller set's size with a note.
+
+    The manifest above the files says how many samples they hold. Without it the run counts them
+    within its clock. Raises BadInput where a flag asks for more than there are.
+    """
+    recipe = plain(settings.recipe)
+    wanted: int = recipe["num_eval_examples"]
+    try:
+        listed = read_json(held_out[0].parents[1] / MANIFEST)["files"]
+        there = sum(int(listed[f"{p.parent.name}/{p.name}"]["samples"]) for p in held_out)
+    except (OSError, ValueError, LookupError, TypeError):
+        return wanted, ()
+    if not 0 < there < wanted or not recipe["eval_iter_samples"]:
+        return wanted, ()
+    if settings.origins.get("num_eval_examples") == "flag":
+        raise BadInput(
+            f"{shown(held_out[0].parent)}: evaluation needs {wanted} samples and there are only "
+            f"{there}; pass --num_eval_examples {there}, or none"
+        )
+    note = f"evaluates on all {there:,} held-out samples, the recipe's {wanted:,} being more"
+    return there, (note,)

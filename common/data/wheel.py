@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from bertbench.common.errors import BadInput, Unsupported
-from bertbench.common.files import file_sha256
+from bertbench.common.files import file_sha256, shown
 from bertbench.common.native import cache_dir
 
 TIMEOUT_S = 600
@@ -53,21 +53,21 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
 
 def _download(requirement: str, folder: Path) -> Path:
     """Run ``pip download`` into ``folder``, whatever Python version the package requires."""
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
-        *("--no-deps", "--only-binary", ":all:", "--ignore-requires-python"),
-        *("--dest", str(folder), requirement),
-    ]
+    download = ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    download += ["--ignore-requires-python", requirement]
+    command = [sys.executable, *download, "--quiet", "--disable-pip-version-check"]
+    command += ["--dest", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-        reason = done.stderr.strip()[-1000:] if done.returncode else ""
+        last = done.stderr.strip().rpartition("\n")[2].removeprefix("ERROR: ")
+        reason = (shown(last, 300) or "pip failed") if done.returncode else ""
     except subprocess.TimeoutExpired:
         reason = f"no answer within {TIMEOUT_S} s"
     wheels = list(folder.glob("*.whl"))
     if reason or len(wheels) != 1:
         raise WheelUnavailable(
-            f"{requirement} could not be downloaded: {reason or 'no wheel came back'}\n"
-            f"Connect to a package index (pip's own settings apply), or put the wheel into "
-            f"{cache_dir() / 'wheels'} yourself."
+            f"{requirement} could not be downloaded ({reason or 'no wheel came back'}): run "
+            f"`python3 {' '.join(download)}` on a machine that reaches a package index, and put "
+            f"the wheel into {shown(cache_dir() / 'wheels')} here"
         )
     return wheels[0]

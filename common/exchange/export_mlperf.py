@@ -99,7 +99,7 @@ def check_target(out: Path, org: str) -> None:
     if not NAME.fullmatch(org):
         raise BadInput(f"--org {shown(org)!r} cannot name a folder: letters, digits, . _ + -")
     if (out / org).exists():
-        raise BadInput(f"{shown(out / org)} exists: choose another --out")
+        raise BadInput(f"{shown(out / org)} exists: choose another --output")
 
 
 _STATUS = "submission_status"
@@ -160,7 +160,7 @@ def appear(tree: Path, build: Callable[[Path], None], check: Callable[[Path], li
         work = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
     except OSError as error:
         raise BadInput(
-            f"cannot write into {shown(out)}: {error.strerror}; choose another --out"
+            f"cannot write into {shown(out)}: {error.strerror}; choose another --output"
         ) from error
     try:
         build(work / tree.name)

@@ -163,12 +163,19 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
 
 def choose_devices(request: Request, environment: Mapping[str, str], report: Report) -> Devices:
     """Return the backend and the number of processes. Raises Unsupported or BadInput."""
-    name = request.values.get("backend", "auto")
+    name = _asked(request)
     chosen = Devices(_choose_backend(name, request, report), 1, _count(environment, "NNODES", 1))
     if chosen.name == CPU and name != CPU:
         chosen.messages.append(f"no accelerator was found: running on the CPU ({CPU})")
     chosen.processes = _processes(request, environment, chosen)
     return chosen
+
+
+def _asked(request: Request) -> str:
+    """Return the backend that the flags name, by its own name, or ``auto``."""
+    from bertbench.backends import own_name
+
+    return own_name(request.values.get("backend", "auto"))
 
 
 def _check_alone(environment: Mapping[str, str], nodes: int) -> None:
@@ -298,7 +305,7 @@ def doctor(python: str, backend: str, environment: Mapping[str, str]) -> dict[st
 def prepare(request: Request) -> Launch:
     """Return the command for ``request`` on this machine's devices; raises as ``plan``."""
     environment = {**request.variables, **os.environ}
-    report = doctor(sys.executable, request.values.get("backend", "auto"), environment)
+    report = doctor(sys.executable, _asked(request), environment)
     return plan(request, environment, report, sys.executable)
 
 

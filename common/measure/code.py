@@ -50,6 +50,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     command = ["git", *trust, "-C", str(root), *arguments]
     # Git's hooks, and tools that call this, set GIT_DIR and others, to another repository.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    environment["XDG_CONFIG_HOME"] = str(Path(__file__).parent / "trust")
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=20, env=environment

@@ -204,8 +204,12 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    if found.get("inputs") != wanted["inputs"]:
-        result.append("other inputs")
+    if (old := found.get("inputs")) != wanted["inputs"]:
+        some = (x if isinstance(x, list) else [] for x in (old, wanted["inputs"]))
+        maps = ([f for f in x if isinstance(f, dict)] for x in some)
+        one, other = ({(str(f.get("name")), str(f.get("sha256"))) for f in x} for x in maps)
+        names = ", ".join(sorted({shown(name, 40) for name, _ in one ^ other})[:5])
+        result.append(f"other inputs{names and f': {names}'}")
     return result
 
 

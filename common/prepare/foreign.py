@@ -38,7 +38,7 @@ _BINARY: tuple[tuple[bytes, str, str], ...] = (
     (
         rb"(PAR1|ARROW1|FEA1|ORC|Obj)[\0-\x1f]",
         "a binary table (Parquet, Arrow, ORC or Avro)",
-        _ROWS,
+        f"name a Parquet or Arrow file FILE.parquet or FILE.arrow; of others {_ROWS}",
     ),
     (rb"\x89HDF", "an HDF5 file", "it is a prepared data set: use `bertbench run --data FOLDER`"),
     (rb"SQLite format 3\0", "an SQLite database", _ROWS),

@@ -56,6 +56,7 @@ from bertbench.common.prepare.parts import (
     make_part,
     split_text,
 )
+from bertbench.common.prepare.sentences import Split, splitter
 from bertbench.common.prepare.sources import glance, input_files
 from bertbench.common.prepare.track import tracked
 
@@ -75,6 +76,9 @@ class PrepareOptions:
     between documents, WikiExtractor's <doc> files, or JSON lines with a "text" field."""
     output: Path
     """Folder to make."""
+    split_sentences: str | None = None
+    """Code of the text's language (en, de, zh, ...): split each line or paragraph into sentences by
+    its rules, with the package sentencex."""
     vocab: Path | None = None
     """A BERT vocab.txt."""
     train_vocab: int | None = None
@@ -112,7 +116,7 @@ def plan(options: PrepareOptions) -> dict[str, Any]:
     """
     files = input_files(options.text)
     for path in files:
-        next(documents(path), None)  # refuses what is not text
+        next(documents(path, _split_by(options)[0]), None)  # refuses what is not text
     return {
         "output": str(options.output),
         "files": len(files),
@@ -174,6 +178,12 @@ def _build(
     held_out = Statistics(**statistics.pop(EVAL_NAME, {}))
     train = Statistics.total(statistics.values())
     notes = [*_doubts("training text", train), *_doubts("held-out text", held_out)]
+    size = len(read_vocab(output / "vocab.txt"))
+    if options.train_vocab and size < options.train_vocab:
+        notes.append(
+            f"the text gives {size:,} tokens of vocabulary, not the {options.train_vocab:,} asked "
+            f"for: `bertbench run RECIPE --vocab_size {size}` makes a model of that size"
+        )
     written = write_shards(
         output,
         ShardLayout(
@@ -195,7 +205,7 @@ def _build(
         or "not stated: samples contain the text, so its licence and attribution apply",
         **identity,
         vocab={
-            "size": len(read_vocab(output / "vocab.txt")),
+            "size": size,
             "sha256": file_sha256(output / "vocab.txt"),
             "source": "given" if options.vocab else "trained on the text",
         },
@@ -212,6 +222,12 @@ def _processes(options: PrepareOptions, files: Sequence[Path]) -> int:
     return options.processes or processes_for(size, PART_BYTES)
 
 
+def _split_by(options: PrepareOptions) -> tuple[Split | None, str | None]:
+    """Return the function that splits lines into sentences, and its description."""
+    language = options.split_sentences
+    return (None, None) if language is None else splitter(language)
+
+
 def _parameters(options: PrepareOptions) -> dict[str, Any]:
     return {
         **asdict(options.masking),
@@ -219,6 +235,7 @@ def _parameters(options: PrepareOptions) -> dict[str, Any]:
         "format": options.format,
         "num_shards": options.num_shards,
         "lowercase": options.lowercase,
+        "split_sentences": _split_by(options)[1],
         "eval_fraction": None if options.num_eval_articles else options.eval_fraction,
         "num_eval_articles": options.num_eval_articles,
         "train_vocab": options.train_vocab,
@@ -281,9 +298,9 @@ def _split(options: PrepareOptions, files: list[Path], work: Path) -> tuple[list
     below = int(options.eval_fraction * 2**64)
     if options.num_eval_articles:
         read = tracked(files, "choose held-out articles", len(files))
-        below = held_out_below(read, options.num_eval_articles)
-    split = tracked(files, "split text", len(files))
-    parts, evaluation = split_text(split, work / "text", below)
+        below = held_out_below(read, options.num_eval_articles, _split_by(options)[0])
+    read = tracked(files, "split text", len(files))
+    parts, evaluation = split_text(read, work / "text", below, _split_by(options)[0])
     _require_names(options, files, sum(part.documents for part in parts), evaluation.documents)
     _require_pairs(options, parts, evaluation)
     require_fewer(

@@ -25,6 +25,7 @@ from bertbench.common.data.samples import Samples, from_lengths
 from bertbench.common.data.tokenization import BertTokenizer, read_vocab
 from bertbench.common.prepare.corpus import Document, documents
 from bertbench.common.prepare.masking import MaskingOptions, TokenizedText, create_samples
+from bertbench.common.prepare.sentences import Split
 from bertbench.common.prepare.spool import save_spool
 
 PART_BYTES = 16_000_000
@@ -113,9 +114,9 @@ class Statistics:
         return {**asdict(self), **unseen, **shown}
 
 
-def held_out_below(files: Iterable[Path], number: int) -> int:
+def held_out_below(files: Iterable[Path], number: int, split: Split | None = None) -> int:
     """Return the bound of the ``number`` lowest identities in ``files``; duplicates add to them."""
-    identities = (document.identity() for path in files for document in documents(path))
+    identities = (document.identity() for path in files for document in documents(path, split))
     return 1 + max(heapq.nsmallest(number, identities), default=-1)
 
 
@@ -128,7 +129,9 @@ def _write_document(file: IO[bytes], part: Part, document: Document) -> None:
     part.bytes += len(text)
 
 
-def split_text(files: Iterable[Path], folder: Path, below: int) -> tuple[list[Part], Part]:
+def split_text(
+    files: Iterable[Path], folder: Path, below: int, split: Split | None = None
+) -> tuple[list[Part], Part]:
     """Write the parts and the evaluation text of ``files``; the order of documents is kept.
 
     A document is held out for evaluation when its 64-bit identity is less than ``below``. A part
@@ -140,7 +143,7 @@ def split_text(files: Iterable[Path], folder: Path, below: int) -> tuple[list[Pa
     full = True
     with _new_text(folder, EVAL_NAME) as eval_file, ExitStack() as opened:
         for path in files:
-            for document in documents(path):
+            for document in documents(path, split):
                 if document.identity() < below:
                     _write_document(eval_file, evaluation, document)
                     continue

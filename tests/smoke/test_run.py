@@ -212,6 +212,21 @@ def test_what_cannot_be_honoured_is_refused_with_the_fix(runs, capsys, flags, me
     )
 
 
+def test_the_evaluation_set_follows_from_the_data(runs):
+    words = runs.command("--max_steps", "4")
+    at = words.index("--num_eval_examples")
+    del words[at : at + 2]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (record,) = runs.records()
+    there = json.loads((runs.data / "manifest.json").read_text())["eval"]["samples"]
+    config = json.loads((record / "config.json").read_text())
+    assert config["recipe"]["num_eval_examples"] == there < 1000
+    assert config["origins"]["num_eval_examples"] == "data"
+    assert f"evaluates on all {there} held-out samples" in done.stdout
+    assert main(["validate", str(record)]) == 0
+
+
 def test_starting_weights_are_verified_before_training(runs):
     first = runs.run(*EXACT, "--num_samples_per_checkpoint", "96")
     weights = str(first / "checkpoints" / "step_00000012" / "model.safetensors")

@@ -201,3 +201,29 @@ def test_somebody_elses_packages_of_our_names_do_no_harm(tmp_path: Path) -> None
         cwd=ROOT, env={"PYTHONPATH": str(tmp_path), "PATH": ""}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["mini", "squad_mini", "glue_mini"])
+def test_a_folder_of_weights_leads_to_its_files(tmp_path: Path, recipe: str) -> None:
+    def found(*more: str) -> tuple[Path | None, Path | None]:
+        run = benchmarks.resolve(recipe, ["--init_checkpoint", str(tmp_path), *more]).run
+        return run.init_checkpoint, run.bert_config_path  # type: ignore[attr-defined]
+
+    (tmp_path / "pytorch_model.bin").touch()
+    assert found() == (tmp_path, None), "without config.json it is no model's folder"
+    (tmp_path / "config.json").touch()
+    assert found() == (tmp_path / "pytorch_model.bin", tmp_path / "config.json")
+    (tmp_path / "model.safetensors").touch()
+    assert found()[0] == tmp_path / "model.safetensors"
+    if recipe == "mini":  # others read it at once
+        assert found("--bert_config_path", "mine.json")[1] == Path("mine.json")
+    settings = benchmarks.resolve(recipe, ["--init_checkpoint", str(tmp_path)])
+    assert settings.origins["bert_config_path"] == settings.origins["init_checkpoint"] == "flag"
+
+
+def test_a_folder_of_split_weights_stays_and_is_refused_later(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / "model.safetensors.index.json").touch()
+    settings = benchmarks.resolve("mini", ["--init_checkpoint", str(tmp_path), "--synthetic"])
+    with pytest.raises(BadInput, match="split over several files"):
+        benchmarks.load("bert_pretraining").check(settings)

@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written(
     else:
         (root / "here" / "calibration.json").mkdir(parents=True)
     assert cli.main(["calibrate", *flags]) == 2
-    assert "Choose another --output_dir" in capsys.readouterr().err
+    assert "Choose another --output" in capsys.readouterr().err
     assert made == []
 
 

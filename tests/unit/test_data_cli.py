@@ -49,6 +49,16 @@ def test_prepare_check_pack_check(prepare_flags, tmp_path, capsys):
     assert (code, report["problems"]) == (0, [])
 
 
+def test_the_same_command_again_says_that_all_is_there(prepare_flags, tmp_path, capsys):
+    assert main(prepare_flags) == 0
+    assert capsys.readouterr().out.startswith(f"prepared {tmp_path / 'out'}\n")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
+    assert main(prepare_flags) == 0
+    assert capsys.readouterr().out.startswith(f"already there: {tmp_path / 'out'}, made from")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")} == before
+    assert run_json(capsys, *prepare_flags)[1]["train"]["samples"] > 0
+
+
 def test_check_exits_1_and_names_the_shard(prepare_flags, tmp_path, capsys):
     main(prepare_flags)
     folder = tmp_path / "out" / "2_shards_uncompressed"
@@ -86,6 +96,8 @@ def test_progress_is_on_standard_error_and_plain_when_piped(prepare_flags, capsy
 def test_refusals_exit_2(prepare_flags, tmp_path, capsys):
     assert main(["data", "prepare", "--text", "nowhere", "--output", "x", "--vocab", "y"]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
+    assert main(["data", "prepare", "--txt", "nowhere"]) == 2
+    assert "unknown flag --txt; did you mean --text?\n" in capsys.readouterr().err
     assert main(["data", "brew"]) == 2
     assert "unknown verb 'brew'" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path)]) == 2

@@ -197,7 +197,7 @@ REFUSED = {
     "text.zst": (b"\x28\xb5\x2f\xfd\x04\x00", "zstd-compressed.*zstd -d"),
     "zst in tar": (tar_of("b.zst", b"\x28\xb5\x2f\xfd\x04\x00"), r"zst in tar:b\.zst is zstd"),
     "paper.pdf": (b"%PDF-1.7\n%\xe2\xe3", "a PDF document.*pdftotext"),
-    "part.parquet": (b"PAR1\x15\x04", "a binary table"),
+    "part": (b"PAR1\x15\x04", "a binary table"),
     "part.hdf5": (b"\x89HDF\r\n\x1a\n", "HDF5.*--data"),
     "utf-16-le": (PLAIN.encode("utf-16-le"), "UTF-16LE without .*iconv -f UTF-16LE"),
     "utf-16-be": (PLAIN.encode("utf-16-be"), "UTF-16BE without .*iconv -f UTF-16BE"),

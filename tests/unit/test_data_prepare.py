@@ -199,7 +199,7 @@ def test_other_settings_or_text_are_refused_in_a_used_folder(options, tmp_path):
     with pytest.raises(BadInput, match=r"dupe_factor 2 there, 3 now.*another --output"):
         prepare.prepare(replace(options, masking=replace(MASKING, dupe_factor=3)))
     write_plain(tmp_path / "text" / "more", articles(2, seed=9))
-    with pytest.raises(BadInput, match=r"other inputs.*another --output"):
+    with pytest.raises(BadInput, match=r"other inputs: more\).*another --output"):
         prepare.prepare(options)
 
 
@@ -255,6 +255,15 @@ def test_vocabulary_is_trained_when_asked(options):
     assert manifest["train"]["unknown"] == 0
     samples = read_all(locate(options.output).train_files)
     assert samples.input_ids.max() < 120
+
+
+def test_a_vocabulary_that_the_text_does_not_fill_is_said_with_the_flag_for_it(options):
+    manifest = prepare.prepare(replace(options, vocab=None, train_vocab=30522))
+    size = manifest["vocab"]["size"]
+    assert size == len(read_vocab(options.output / "vocab.txt")) < 30522
+    (note,) = manifest["notes"]
+    assert note.startswith(f"the text gives {size:,} tokens of vocabulary, not the 30,522 asked")
+    assert f"--vocab_size {size}`" in note
 
 
 def test_vocabulary_beyond_int16(options):

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bertbench.common.data.shards import find_shards, locate, quick_hash
+from bertbench.benchmarks import resolve
+from bertbench.common.data.shards import find_shards, fitting, locate, quick_hash
 from bertbench.common.errors import BadInput
 
 LAYOUTS = [
@@ -92,3 +95,48 @@ def test_other_names_are_named(tmp_path: Path) -> None:
     (tmp_path / "wiki_0.h5").touch()
     with pytest.raises(BadInput, match=r"no train data: .*`part` in their name \(as wiki_0.h5 has"):
         find_shards(tmp_path, "train")
+
+
+def _held_out(folder: Path, **entry: object) -> list[Path]:
+    """An evaluation file whose manifest lists ``entry`` of it."""
+    path = folder / "eval_set_uncompressed" / "part_eval_10k.hdf5"
+    path.parent.mkdir()
+    path.touch()
+    listed = {"files": {"eval_set_uncompressed/part_eval_10k.hdf5": entry}}
+    (folder / "manifest.json").write_text(json.dumps(listed))
+    return [path]
+
+
+def test_a_smaller_evaluation_set_is_taken_whole_and_said(tmp_path: Path) -> None:
+    settings = resolve("mini", [])
+    number, notes = fitting(settings, _held_out(tmp_path, samples=143))
+    assert number == 143
+    assert notes == ("evaluates on all 143 held-out samples, the recipe's 1,000 being more",)
+    fitted = settings.fitted(replace(settings.recipe, num_eval_examples=number))  # type: ignore[call-arg]
+    changed = {k for k, origin in fitted.origins.items() if origin != settings.origins[k]}
+    assert changed == {"num_eval_examples"} and fitted.origins["num_eval_examples"] == "data"
+    assert fitted.as_dict()["recipe"]["num_eval_examples"] == 143
+
+
+def test_more_than_there_are_is_refused_where_a_flag_asks_for_it(tmp_path: Path) -> None:
+    files = _held_out(tmp_path, samples=143)
+    with pytest.raises(BadInput, match=r"needs 144 .* only 143; pass --num_eval_examples 143"):
+        fitting(resolve("mini", ["--num_eval_examples", "144"]), files)
+    assert fitting(resolve("mini", ["--num_eval_examples", "143"]), files) == (143, ())
+    off = [
+        "--num_eval_examples",
+        "144",
+        "--eval_iter_samples",
+        "0",
+        "--target_mlm_accuracy",
+        "None",
+    ]
+    assert fitting(resolve("mini", off), files) == (144, ())
+
+
+@pytest.mark.parametrize("samples", [1000, 20_000, 0, None, "many"])
+def test_an_evaluation_set_of_enough_or_of_unknown_size_changes_nothing(
+    tmp_path: Path, samples: object
+) -> None:
+    assert fitting(resolve("mini", []), _held_out(tmp_path, samples=samples)) == (1000, ())
+    assert fitting(resolve("mini", []), []) == (1000, ())

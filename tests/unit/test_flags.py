@@ -290,7 +290,7 @@ def test_help_describes_the_arguments(capsys: pytest.CaptureFixture[str]) -> Non
         ("run mini --seed x", "bertbench run: --seed: invalid literal for int() with base 10: 'x' "
          "`bertbench run mini --help` lists the flags"),
         ("repeat 2 -- run mini --seed x", "bertbench repeat: --seed: invalid literal"),
-        ("data pack x --output y --sed 1", "--sed, 1; did you mean --seed? `bertbench data pack -"),
+        ("data pack x --output y --sed 1", "--sed; did you mean --seed? `bertbench data pack -"),
         ("data chck", "unknown verb 'chck'; did you mean check?"),
     ],
 )  # fmt: skip
@@ -363,3 +363,26 @@ def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
             ["bash", "-c", asked + 'echo "${COMPREPLY[@]}"'], capture_output=True, text=True
         )
         assert wanted <= set(done.stdout.split()), done.stderr
+
+
+@pytest.mark.parametrize("name", ["output", "out", "output_dir", "output-dir"])
+@pytest.mark.parametrize("recipe", ["mini", "squad_mini", "glue_mini"])
+def test_the_place_to_write_to_has_one_name_and_those_of_the_scripts(
+    recipe: str, name: str
+) -> None:
+    settings = resolve(recipe, [f"--{name}", "there"])
+    assert str(settings.run.output_dir) == "there" and settings.origins["output_dir"] == "flag"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["report", "calibrate", "infer", "export-weights", "import-weights", "export-onnx",
+     "export-mlperf", "import-mlperf", "new-backend", "new-benchmark"],
+)  # fmt: skip
+def test_every_verb_that_writes_has_output(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    shown = capsys.readouterr().out
+    assert "--output DIR" in shown
+    before = {"report": "--out DIR", "export-mlperf": "--out DIR", "calibrate": "--output_dir DIR"}
+    assert before.get(verb, "") in shown

@@ -93,6 +93,7 @@ def test_a_vendors_torch_is_used_and_never_replaced(
     assert "torch==" not in done.stdout
     assert "core.lock" not in done.stdout
     forced = init(checkout, python, "--backend", "cpu_ref")
+    assert init(checkout, python, "--backend", "cpu").stdout == forced.stdout
     assert "torch==2.13.0" in forced.stdout
     assert "--system-site-packages" not in forced.stdout
 
@@ -181,6 +182,35 @@ def test_second_call_finds_nothing_to_do(checkout: Path) -> None:
         file.write("# changed\n")
     assert "up to date" not in init(checkout, python).stdout
     assert stamp.exists(), "a dry run took the stamp away"
+
+
+@pytest.mark.parametrize(("flags", "lock"), [((), "core"), (("--dev",), "dev")])
+def test_without_an_index_one_line_names_files_command_and_place(
+    checkout: Path, flags: tuple[str, ...], lock: str
+) -> None:
+    python = made(checkout)
+    pip = next((checkout / ".venv").glob("lib/python*/site-packages/pip"))
+    (pip / "__main__.py").write_text(
+        "raise SystemExit('ERROR: No matching distribution found for anyio==4.16.0 (from x)')\n"
+    )
+    (checkout / "pyproject.toml").write_text("# changed\n")
+    done = subprocess.run(
+        ["bash", str(checkout / "init.sh"), *flags],
+        env={"PATH": os.environ["PATH"], "PYTHON": str(python)}, cwd="/",  # no other pip
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    version = ".".join(map(str, sys.version_info[:2]))
+    get = f"python{version} -m pip download -d wheels"
+    assert last.startswith(
+        "init: error: pip could not install anyio==4.16.0, which it did not find"
+    )
+    assert (
+        f"'{get} --no-deps -r requirements/{lock}.lock && {get} -r requirements/torch.txt'" in last
+    )
+    again = f"PIP_FIND_LINKS={checkout}/wheels bash init.sh {' '.join(flags)}".rstrip()
+    assert last.endswith(f"to {checkout}/wheels, and run here: PIP_NO_INDEX=1 {again}")
 
 
 def activated(checkout: Path, venv: Path, *flags: str) -> str:

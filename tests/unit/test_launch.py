@@ -145,6 +145,13 @@ def test_data_without_accelerator_is_refused_with_the_way_out(tmp_path: Path) ->
     assert not any("no accelerator" in text for text in launch.messages), "it was asked for"
 
 
+def test_cpu_is_what_the_user_means(tmp_path: Path) -> None:
+    launch = go("--backend cpu", DATA=str(tmp_path))
+    assert launch.command[1:5] == ["run", "deepspark_416", "--backend", "cpu_ref"]
+    assert launch.command[-2:] == ["--backend", "cpu_ref"]
+    assert "no accelerator was found" not in "".join(launch.messages)
+
+
 def test_named_recipe_never_falls_back_to_the_cpu() -> None:
     with pytest.raises(Unsupported, match="--backend cpu_ref"):
         go("--recipe base --synthetic")
@@ -280,8 +287,8 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
 def test_only_the_backend_that_was_named_is_examined(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["--backend", "tpu"], USAGE, read) == 2
-    assert "launch: unknown backend 'tpu'; known: cuda" in capsys.readouterr().err
+    assert main(["--backend", "quantum"], USAGE, read) == 2
+    assert "launch: unknown backend 'quantum'; known: cuda" in capsys.readouterr().err
     asked: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:

@@ -514,26 +514,46 @@ def test_the_commit_is_not_that_of_a_hooks_repository(
     assert git_state(tmp_path / "ours") == known and known["dirty"] is False
 
 
+@pytest.mark.parametrize("ignored", ["no", "-c safe.directory"])
 def test_a_checkout_of_another_user_keeps_its_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignored: str
 ) -> None:
+    """Also for git before 2.38, which ignores ``-c safe.directory``."""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "m"]):
         subprocess.run([*git, *arguments], check=True)
     known = git_state(tmp_path)
-    (tmp_path.with_name("bin")).mkdir()
-    program = tmp_path.with_name("bin") / "git"
+    program = tmp_path.with_name(f"{tmp_path.name}-bin") / "git"
+    program.parent.mkdir()
     program.write_text(
-        f'#!/bin/sh\nGIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec {shutil.which("git")} "$@"\n'
+        f"""#!/usr/bin/env bash
+        words=()
+        while [ $# -gt 0 ]; do
+            case "$1 ${{2:-}}" in "{ignored}"*) shift ;; *) words+=("$1") ;; esac
+            shift
+        done
+        GIT_TEST_ASSUME_DIFFERENT_OWNER=1 exec {shutil.which("git")} "${{words[@]}}"
+        """
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     refused = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
     assert "dubious ownership" in refused.stderr
     assert git_state(tmp_path) == known and len(known["commit"]) == 40
-    link = tmp_path.with_name("link")
+    link = tmp_path.with_name(f"{tmp_path.name}-link")
     link.symlink_to(tmp_path)
     assert git_state(link) == known
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a checkout to another user")
+def test_a_checkout_that_root_gave_away_keeps_its_commit(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t"]
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "m"]):
+        subprocess.run([*git, *arguments], check=True)
+    known = git_state(tmp_path)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        os.chown(path, 12345, 12345)
+    assert git_state(tmp_path) == known and len(known["commit"]) == 40
 
 
 class _Slow:

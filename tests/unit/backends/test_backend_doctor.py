@@ -159,7 +159,8 @@ def test_one_backend_only(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["tpu"], "unknown backend 'tpu'; known: cuda"),
+        (["quantum"], "unknown backend 'quantum'; known: cuda"),
+        (["cpuref"], "unknown backend 'cpuref'; did you mean cpu_ref? known: cuda"),
         (["--timeout", "-1"], "above 0"),
         (["--tmeout", "1"], "unknown flag --tmeout; did you mean --timeout"),
     ],

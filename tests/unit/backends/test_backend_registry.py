@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from fake_vendors import FULL, THIN, entry_point, offer
 from bertbench import backends
 from bertbench.backends import probing, registry
 from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.benchmarks import resolve
+from bertbench.common.cli.main import main
 from bertbench.common.errors import BadInput, Unsupported
 
 ROOT = Path(__file__).parents[3]
@@ -57,12 +60,29 @@ def test_no_process_of_ours_lets_torch_import_vendor_packages() -> None:
 
 def test_unknown_name_lists_what_there_is(only_others: Path) -> None:
     offer(only_others, "abacus", None)
-    with pytest.raises(Unsupported, match="unknown backend 'tpu'; known: cpu_ref, abacus"):
-        backends.load("tpu")
+    with pytest.raises(Unsupported, match="unknown backend 'quantum'; known: cpu_ref, abacus"):
+        backends.load("quantum")
+    with pytest.raises(
+        Unsupported, match=r"unknown backend 'cpuref'; did you mean cpu_ref\? known"
+    ):
+        backends.load("cpuref")
     with pytest.raises(Unsupported, match="unknown backend 'tpu'"):
         backends.resolve("tpu")
     with pytest.raises(Unsupported, match="unknown backend 'tpu'"):
         probing.examine(["tpu"])
+
+
+def test_cpu_is_another_name_of_the_reference_everywhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert backends.load("cpu") is backends.resolve("cpu") is backends.load("cpu_ref")
+    settings = resolve("mini", ["--backend", "cpu"])
+    assert settings.run.backend == "cpu_ref" and settings.origins["backend"] == "flag"
+    assert main(["doctor", "cpu", "--json"]) == 0
+    assert [b["name"] for b in json.loads(capsys.readouterr().out)["backends"]] == ["cpu_ref"]
+    with pytest.raises(SystemExit):
+        main(["run", "mini", "--help"])
+    assert "(or cpu)" in " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
 
 
 def test_a_target_may_be_a_function(only_others: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,6 @@ def test_the_next_command_stands_before_the_benchmarks_own_lines(
     ending.print_end(settings, tmp_path, REACHED, ["MLPerf log  x"])
     printed = capsys.readouterr().out.splitlines()
     assert [printed[0], printed[2]] == [f"record      {tmp_path}", "MLPerf log  x"]
-    assert printed[1].endswith(f"bertbench report '{tmp_path / 'a b'}' --out report")
+    assert printed[1].endswith(f"bertbench report '{tmp_path / 'a b'}' --output report")
     ending.print_end(settings, tmp_path, MISSED, [])
     assert capsys.readouterr().out == f"record      {tmp_path}\n"

@@ -137,7 +137,7 @@ def test_nvidias_command(
         ("--json-summary a --json_summary b", "--json_summary b"),
         ("--fp16 --amp", "--precision amp"),
         ("--amp --fp16", "--precision fp16"),
-        ("--device cpu", "--backend cpu_ref"),
+        ("--device CPU", "--backend cpu"),
         ("--device auto", "--backend auto"),
         ("--device GPU", "--backend gpu"),
         ("--no_cuda", "--backend cpu_ref"),
