@@ -11,6 +11,7 @@ root="$(cd "$(dirname -- "$self")" && pwd)"
     echo "init: error: bertbench's other files are not in $root: call init.sh by its path in the checkout, or sbatch it from that folder" >&2
     exit 1
 }
+started_in="$PWD"
 cd "$root"
 venv="$root/.venv"
 stamp="$venv/.bertbench"
@@ -19,13 +20,16 @@ trap 'rm -rf "$work"' EXIT
 
 usage() {
     cat <<'TEXT'
-usage: bash init.sh [--dev] [--backend NAME] [--dry-run]
+usage: bash init.sh [--dev] [--backend NAME] [--download DIR | --wheelhouse DIR] [--dry-run]
 
 Makes .venv beside this file and installs bertbench into it.
   --dev            add the packages of the tests and linters
   --backend NAME   a folder of backends/; cpu_ref ignores any installed torch, other backends
                    need the vendor's torch in the same Python; kept for later calls until
                    --backend auto
+  --download DIR   fetch the packages' files into DIR and install nothing: for a machine of this
+                   kind, with the same Python, that reaches no package index
+  --wheelhouse DIR install from such a folder alone
   --dry-run        print the steps and do nothing
 Environment: PYTHON=/path/to/python picks the Python (3.10 to 3.13); pip's settings apply.
 The torch of a vendor's container or SDK is used unchanged and never replaced.
@@ -43,7 +47,7 @@ act() { # act "description" command...
     if [ "$dry" = no ]; then "$@"; fi
 }
 
-dev=no backend="" dry=no
+dev=no backend="" dry=no download="" wheelhouse=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --dev) dev=yes ;;
@@ -53,12 +57,23 @@ while [ $# -gt 0 ]; do
             backend="$2"
             shift
             ;;
+        --download | --wheelhouse)
+            [ $# -ge 2 ] && [ -n "$2" ] || fail "$1 needs a folder"
+            case "$2" in /*) folder="$2" ;; *) folder="$started_in/$2" ;; esac
+            if [ "$1" = --download ]; then download="$folder"; else wheelhouse="$folder"; fi
+            shift
+            ;;
         --dry-run | --dry_run) dry=yes ;;
         -h | --help) usage && exit 0 ;;
         *) usage >&2 && fail "unknown option $1" ;;
     esac
     shift
 done
+[ -z "$download" ] || [ -z "$wheelhouse" ] || fail "--download fetches and --wheelhouse installs: give one of them"
+if [ -n "$wheelhouse" ]; then
+    compgen -G "$wheelhouse/*.whl" > /dev/null || fail "--wheelhouse $wheelhouse has no wheels: 'bash init.sh --download DIR' fetches them on a machine with a package index"
+    export PIP_NO_INDEX=1 PIP_FIND_LINKS="$wheelhouse"
+fi
 if [ -z "$backend" ]; then # an earlier call's backend stays until --backend auto
     backend="$(sed -n 4p "$stamp" 2> /dev/null || true)"
     [ -z "$backend" ] || [ "$backend" = auto ] || say "keeping --backend $backend of an earlier call"
@@ -76,7 +91,7 @@ own() { # does .venv hold the bertbench of this folder, and not that of the one 
 os.path.samefile(os.path.dirname(bertbench.__file__), "bertbench") or exit(1)' 2> /dev/null
 }
 end_if_up_to_date() {
-    if [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$key" ] && [ "$(sed -n 4p "$stamp")" = "$backend" ] &&
+    if [ -z "$download" ] && [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$key" ] && [ "$(sed -n 4p "$stamp")" = "$backend" ] &&
         { [ "$dev" = no ] || [ "$(sed -n 2p "$stamp")" = yes ]; } && own; then
         say ".venv is up to date; '.venv/bin/bertbench doctor' shows what runs here"
         exit 0
@@ -171,30 +186,33 @@ make_venv() {
 if [ "$fresh" = yes ] || [ ! -x "$venv/bin/python" ]; then
     act "making .venv${options[*]:+ (${options[*]})}" make_venv
 fi
-[ "$dry" = yes ] || rm -f "$stamp"
+[ "$dry" = yes ] || [ -n "$download" ] || rm -f "$stamp"
 if [ "$mode" = vendor ] && [ -n "$outer_hidden_site" ] && [ "$dry" = no ]; then
     tr ':' '\n' <<< "$outer_hidden_site" > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/_outer.pth"
 fi
 
 # -- the packages ---------------------------------------------------------------------------------
+how=(install) doing=installing
+[ -z "$download" ] || { how=(download --dest "$download") && doing=fetching; }
 pip() {
     local output="$work/pip.log"
     [ "$1" != --progress ] || { shift && [ ! -t 1 ] || output=/dev/stdout; }
-    "$venv/bin/python" -m pip install --disable-pip-version-check "$@" > "$output" 2>&1 && return
+    "$venv/bin/python" -m pip "${how[@]}" --disable-pip-version-check "$@" > "$output" 2>&1 && return
     cat "$work/pip.log" >&2
-    local get="python$("$venv/bin/python" -c 'import sys; print(*sys.version_info[:2], sep=".")') -m pip download -d wheels"
-    local files="$get --no-deps -r $lock" && [ "$mode" = vendor ] || files+=" && $get -r requirements/torch.txt"
-    fail "pip could not install $(sed -n 's/^ERROR: No matching distribution found for \([^ ]*\).*/\1, which it did not find/p' "$work/pip.log" | grep . || echo "these packages, see above"). Without a package index: in a copy of this folder on a machine of this kind that has one, run '$files', copy its folder wheels to $root/wheels, and run here: PIP_NO_INDEX=1 PIP_FIND_LINKS=$root/wheels bash init.sh$([ "$dev" = no ] || echo ' --dev')"
+    local missing="$(sed -n 's/^ERROR: No matching distribution found for \([^ ]*\).*/\1, which it did not find/p' "$work/pip.log" | grep . || echo "these packages, see above")"
+    local flags="$([ "$dev" = no ] || echo ' --dev')"
+    [ -z "$wheelhouse" ] || fail "$wheelhouse has not all files; pip could not install $missing. Fetch them with the same Python (\"bash init.sh --download DIR$flags\") on a machine of this kind"
+    fail "pip could not ${how[0]} $missing. Without a package index: on a machine of this kind that has one, in a copy of this folder, run 'bash init.sh --download wheels$flags' with $("$venv/bin/python" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])'), copy its folder wheels to $root/wheels, and run here: bash init.sh --wheelhouse wheels$flags"
 }
 touch "$work/pip.log"
 lock="requirements/core.lock" && [ "$dev" = no ] || lock="requirements/dev.lock"
 if [ "$mode" = locked ]; then
-    act "installing $lock (versions and hashes are fixed)" pip --require-hashes --no-deps -r "$lock"
-    act "installing $(grep '^torch' requirements/torch.txt) (the build your pip settings offer; it may be large)" \
+    act "$doing $lock (versions and hashes are fixed)" pip --require-hashes --no-deps -r "$lock"
+    act "$doing $(grep '^torch' requirements/torch.txt) (the build your pip settings offer; it may be large)" \
         pip --progress -r requirements/torch.txt
-    if [ "$dev" = yes ] && ! "$venv/bin/python" -c 'import importlib.metadata as m
+    if [ "$dev" = yes ] && ! compgen -G "${download:-/nowhere}/triton-*" > /dev/null && ! "$venv/bin/python" -c 'import importlib.metadata as m
 any(line.startswith("triton") for line in m.requires("torch")) or exit(1)' 2> /dev/null; then
-        act "installing requirements/triton.lock (1 GB; tests of its kernels need it, and torch's CPU builds have none)" \
+        act "$doing requirements/triton.lock (1 GB; tests of its kernels need it, and torch's CPU builds have none)" \
             pip --require-hashes --no-deps -r requirements/triton.lock
     fi
 else
@@ -213,8 +231,12 @@ PY
         "$venv/bin/python" "$work/wanted.py" ${extras[@]+"${extras[@]}"} > "$work/wanted.txt"
         "$venv/bin/python" scripts/outer_torch.py --constraints > "$work/pins.txt"
     fi
-    act "installing the missing packages beside $outer_what (lower bounds of pyproject.toml, not the lock)" \
+    act "$doing the missing packages beside $outer_what (lower bounds of pyproject.toml, not the lock)" \
         pip -r "$work/wanted.txt" -c "$work/pins.txt"
+fi
+if [ -n "$download" ]; then
+    say "done. Copy $download to the other machine, and run there: bash init.sh --wheelhouse DIR$([ "$dev" = no ] || echo ' --dev')"
+    exit 0
 fi
 act "installing bertbench, editable" pip --no-deps --no-build-isolation -e .
 if [ "$dry" = yes ]; then exit 0; fi

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -202,15 +204,77 @@ def test_without_an_index_one_line_names_files_command_and_place(
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     version = ".".join(map(str, sys.version_info[:2]))
-    get = f"python{version} -m pip download -d wheels"
     assert last.startswith(
         "init: error: pip could not install anyio==4.16.0, which it did not find"
     )
-    assert (
-        f"'{get} --no-deps -r requirements/{lock}.lock && {get} -r requirements/torch.txt'" in last
+    more = f" {' '.join(flags)}".rstrip()
+    assert f"run 'bash init.sh --download wheels{more}' with Python {version}, copy" in last
+    assert last.endswith(f"{checkout}/wheels, and run here: bash init.sh --wheelhouse wheels{more}")
+
+
+def test_a_folder_of_wheels_is_fetched_and_is_all_that_is_asked(
+    checkout: Path, tmp_path: Path
+) -> None:
+    """``--download`` fetches what ``--wheelhouse`` then asks for, and no index."""
+    index, wheels = tmp_path / "index", tmp_path / "wheels"
+    index.mkdir()
+    with zipfile.ZipFile(index / "tiny-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny.py", "")
+        wheel.writestr(
+            "tiny-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1\n"
+        )
+        wheel.writestr("tiny-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("tiny-1.dist-info/RECORD", "")
+    digest = hashlib.sha256((index / "tiny-1-py3-none-any.whl").read_bytes()).hexdigest()
+    for name in ("core.lock", "torch.txt"):
+        text = f"tiny==1 --hash=sha256:{digest}\n" if name == "core.lock" else "tiny==1\n"
+        (checkout / "requirements" / name).write_text(text)
+    python = made(checkout)
+    shutil.rmtree(next((checkout / ".venv").glob("lib/python*/site-packages/pip")))
+    subprocess.run(
+        [checkout / ".venv/bin/python", "-m", "ensurepip"], check=True, stdout=subprocess.DEVNULL
     )
-    again = f"PIP_FIND_LINKS={checkout}/wheels bash init.sh {' '.join(flags)}".rstrip()
-    assert last.endswith(f"to {checkout}/wheels, and run here: PIP_NO_INDEX=1 {again}")
+    stamp = (checkout / ".venv" / ".bertbench").read_text()
+    offline = {"PATH": os.environ["PATH"], "PYTHON": str(python)}
+
+    def call(*flags: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(checkout / "init.sh"), *flags], env=offline | more, cwd=tmp_path,
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    done = call("--download", "wheels", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(index))
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"done. Copy {wheels}" in done.stdout and "fetching requirements/core.lock" in done.stdout
+    )
+    assert [p.name for p in wheels.iterdir()] == ["tiny-1-py3-none-any.whl"]
+    assert (checkout / ".venv" / ".bertbench").read_text() == stamp  # nothing was installed
+
+    (checkout / "pyproject.toml").write_text("# changed\n")  # so that there is something to do
+    done = call("--wheelhouse", "wheels")
+    tiny = next((checkout / ".venv").glob("lib/python*/site-packages"), tmp_path) / "tiny.py"
+    assert tiny.exists(), done.stderr  # bertbench itself is not in this checkout
+    (wheels / "tiny-1-py3-none-any.whl").rename(wheels / "other-1-py3-none-any.whl")
+    tiny.unlink()
+    shutil.rmtree(tiny.with_name("tiny-1.dist-info"))
+    done = call("--wheelhouse", "wheels")
+    assert done.returncode == 1
+    assert "has not all files; pip could not install tiny" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--download",), "--download needs a folder"),
+        (("--wheelhouse", ""), "--wheelhouse needs a folder"),
+        (("--wheelhouse", "/nowhere"), "/nowhere has no wheels"),
+        (("--wheelhouse", "/a", "--download", "/b"), "give one of them"),
+    ],
+)
+def test_wrong_folders_of_wheels(checkout: Path, flags: tuple[str, ...], message: str) -> None:
+    done = init(checkout, BASE, *flags)
+    assert done.returncode == 1 and message in done.stderr
 
 
 def activated(checkout: Path, venv: Path, *flags: str) -> str:
