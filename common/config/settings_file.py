@@ -138,9 +138,19 @@ def changed(config: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
 
 
 def as_toml(values: Mapping[str, Any], recipe: str, comment: str) -> str:
-    """Return the text of a file of settings; ``comment`` is its first line."""
+    """Return the text of a file of settings; ``comment`` is its first line.
+
+    A path that is no UTF-8, which TOML cannot hold, becomes a comment: it has to be a flag.
+    """
     lines = [f"# {comment}", f"recipe = {_value(recipe)}"]
-    return "\n".join([*lines, *(f"{name} = {_value(value)}" for name, value in values.items()), ""])
+    for name, value in values.items():
+        line = f"{name} = {_value(value)}"
+        try:
+            line.encode()
+        except UnicodeEncodeError:
+            line = f"# {name} is not UTF-8, as this file is: give it as a flag"
+        lines.append(line)
+    return "\n".join([*lines, ""])
 
 
 def _value(value: Any) -> str:

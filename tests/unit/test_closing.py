@@ -178,7 +178,7 @@ def test_only_known_plain_files_are_sealed(tmp_path: Path, monkeypatch: pytest.M
     (folder,) = tmp_path.glob("box/*/*")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert set(manifest["files"]) == {
-        "config.json", "console.log", "result_0.txt", "steps.jsonl", "system.json",
+        "config.json", "console.log", "result_0.txt", "settings.toml", "steps.jsonl", "system.json",
     }  # fmt: skip
     assert any(
         n == "not part of the record: .odd name?, folder, link, pipe, telemetry.jsonl"

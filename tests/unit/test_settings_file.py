@@ -99,6 +99,13 @@ def test_the_references_config_file_means_the_model(tmp_path: Path) -> None:
         resolve("squad_mini", ["--config_file", str(tmp_path / "gone.json")])
 
 
+def test_a_path_that_is_not_utf8_is_left_to_a_flag(tmp_path: Path) -> None:
+    text = as_toml({"output_dir": "box\udcff", "seed": 3}, "mini", "a comment")
+    assert "# output_dir is not UTF-8" in text
+    given = read(Path(written(tmp_path, text)))
+    assert given.words == ["--seed", "3"]
+
+
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     texts = {"a": 'x"y\\z\n\t\x7f', "b": "~/data", "c": True, "d": False, "e": 1e-05, "f": 2**63,
              "g": None, "h": "caf\u00e9 \U0001f600"}  # fmt: skip
