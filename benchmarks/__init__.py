@@ -97,7 +97,9 @@ def resolve(name: str, flags: Sequence[str], given: Given | None = None) -> Sett
     if found.recipe not in (None, name):
         raise BadInput(f"{found.place} has settings of {found.recipe}, not of {name}: name one")
     try:  # first alone: so an error of the file says that it is the file's
-        _, before, _ = _parse(base, found.words)
+        _, before, remarks = _parse(base, found.words)
+        if short := [text for text in remarks if "read as --" in text]:
+            raise BadInput(f"{'; '.join(short)}: a file has names in full")
     except BertbenchError as error:
         raise placed(found.place, error) from error
     chosen, own, notes = _parse(base, [*found.words, *(rest if given else flags)])

@@ -8,13 +8,14 @@ the reference machines, else from the device's published peak; without any of th
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+import torch
 
 from bertbench.backends import peaks
 from bertbench.backends.base import Backend
@@ -195,7 +196,7 @@ def estimate(settings: Settings, backend: Backend, world: World, task: Task | No
 
 
 def _earlier(folder: Path, settings: Settings, backend: Backend, world: World) -> list[Result]:
-    """Return finished records in ``folder`` of the same work, device and precision."""
+    """Return finished records in ``folder`` of the same work, device, precision and threads."""
     if not folder.is_dir():
         return []
     recipe, device = plain(settings.recipe), backend.describe()
@@ -206,9 +207,15 @@ def _earlier(folder: Path, settings: Settings, backend: Backend, world: World) -
         for r in load_results([folder], references=False)[0]
         if r.status in FINISHED and not r.resumed and r.precision == precision
         and (r.device_name, r.world_size) == (device.name, world.size)
+        and (is_worthwhile(backend) or _threads(r) in (None, torch.get_num_threads()))
         and (r.data_hash is None) == synthetic
         and all(r.config["recipe"].get(k) == recipe.get(k) for k in WORK)
     ]  # fmt: skip
+
+
+def _threads(record: Result) -> object:
+    software = record.system.get("software")
+    return software.get("torch_threads") if isinstance(software, Mapping) else None
 
 
 def _time(
@@ -236,6 +243,8 @@ def _time(
         alike = known and (known.device, known.devices, known.cores or cores) == (
             device.name, world.size if is_worthwhile(backend) else 1, cores,
         )  # fmt: skip
+        if known and not is_worthwhile(backend):  # its runs had a thread for each core
+            alike = alike and torch.get_num_threads() == (known.cores or cores)
         if known and alike and _work(recipe) == _work(settings.recipe):
             source = f"median of {known.runs} runs on the reference machine, {known.name}"
             rate = known.sequences_per_second

@@ -155,7 +155,7 @@ def add_filters(verb: Parser, *, without: Sequence[str] = ()) -> None:
         if name not in without:
             group.add_argument(
                 f"--{name}", dest=f"only_{name}", action="append", default=[],
-                metavar=field.metavar, help=field.help,
+                metavar=field.metavar, help=field.help, type=_text,
             )  # fmt: skip
     group.add_argument(
         "--since", type=_date, metavar="DATE", help="runs from YYYY-MM-DD[Thh:mm[:ss]] on, UTC"
@@ -176,6 +176,12 @@ def _date(text: str) -> str:
         wanted = "2026-11-21 or 2026-11-21T23:49 (UTC)"
         raise argparse.ArgumentTypeError(f"{shown(text, 40)!r} is not a date as {wanted}") from None
     return text.removesuffix("Z")
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: leave the filter out, or give a value")
+    return text
 
 
 def _count(text: str) -> int:

@@ -241,7 +241,8 @@ class Repeat:
         seconds: list[float] = []
         done = self.all - len(self.todo)
         self._say(
-            f"{self.all} runs in new processes, seeds {self.seeds[0]}-{self.seeds[-1]}"
+            f"{self.all} run{'s' * (self.all != 1)} in new processes, "
+            + f"seeds {self.seeds[0]}-{self.seeds[-1]}"
             + (f"; {done} are complete" if done else "")
         )
         for number, (name, seed) in enumerate(self.todo, done + 1):

@@ -2,8 +2,8 @@
 """``bertbench rerun``: the run of a record once more, with its settings and on its data.
 
 The settings are those of config.json, so that records from before settings.toml can be rerun too.
-What differs from the record - the code, the device, the data - is printed before the run starts;
-other data are refused unless ``--force`` is given.
+Other code and other data are printed before the run starts; other data are refused unless
+``--force`` is given.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         verb.parse_args(["--help"])
     words = [word for word in argv if word != "--force"]
     if not words or words[0].startswith("-"):
-        raise BadInput(f"name a record first: {verb.usage}")
+        raise BadInput(f"name the record's folder first, before all flags: {verb.usage}")
     path, flags, force = Path(words[0]), words[1:], len(words) < len(argv)
     record = _record(path)
     settings = settings_of(record, flags)

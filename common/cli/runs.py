@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
     if given.paths + given.csv + given.json > 1:
         raise BadInput("--paths, --csv and --json are three outputs: give one of them")
     runs, damaged = load_runs(given, given.places)
+    if damaged and not runs and not given.json:
+        warn_of(damaged)
+        return 1
     rows = [_values(run) for run in runs]
     if given.json:
         problems = [{"path": str(d.path), "problem": d.problem} for d in damaged]
@@ -82,8 +85,7 @@ def _values(run: Result) -> dict[str, Any]:
 def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
     """Print rows of values; text from records is on one line."""
     out = csv.writer(sys.stdout, lineterminator="\n")
-    if rows:
-        out.writerow(rows[0])
+    out.writerow(rows[0])
     for row in rows:
         out.writerow([shown(v, 4096) if isinstance(v, str) else v for v in row.values()])
 

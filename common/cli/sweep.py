@@ -24,6 +24,10 @@ from bertbench.common.launch.subprocess_runs import Starter
 
 RATE, TIME = "sequences_per_second", "time_to_target_s"
 MOST = 1000
+_NEVER = {"seed": ": repeat counts seeds"} | dict.fromkeys(
+    ("output_dir", "system", "tensorboard", "track", "config", "json", "quiet", "help"),
+    ": it changes no run",
+)
 Values = dict[str, str]
 """Name of a flag -> its value."""
 
@@ -33,14 +37,15 @@ def points(sweeps: Sequence[str]) -> list[Values]:
     axes: dict[str, list[str]] = {}
     for text in sweeps:
         name, equals, listed = text.partition("=")
-        name, values = name.strip().lstrip("-").replace("-", "_"), listed.split(",")
+        name = name.strip().lstrip("-").replace("-", "_")
+        values = [value.strip() for value in listed.split(",")]
         if not equals or not name or not all(values) or len(set(values)) < len(values):
             raise BadInput(
                 f"--sweep {shown(text, 80)}: write NAME=VALUE,VALUE with different values, for "
                 f"example --sweep micro_batch=16,32,64"
             )
-        if name in axes or name in ("seed", "output_dir", "system"):
-            why = "is given twice" if name in axes else "is not for a sweep: repeat counts seeds"
+        if name in axes or name in _NEVER:
+            why = "is given twice" if name in axes else f"is not for a sweep{_NEVER[name]}"
             raise BadInput(f"--sweep {shown(name, 40)} {why}")
         axes[name] = values
     found = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -63,7 +68,8 @@ def ledgers(words: Sequence[str], every: Sequence[Values], given: Any) -> list[L
 
     Raises BadInput or Unsupported for the first one that cannot be run, before any is.
     """
-    found = []
+    found: list[Ledger] = []
+    seen: dict[str, Values] = {}
     for values in every:
         own = [*words, *words_of(values)]
         try:
@@ -72,6 +78,10 @@ def ledgers(words: Sequence[str], every: Sequence[Values], given: Any) -> list[L
             requested(settings.recipe.global_batch, settings.impl, given.devices)
         except BertbenchError as error:
             raise placed(f"--sweep {_shown(values)}", error) from error
+        content = settings.as_dict()
+        same = json.dumps([content[part] for part in ("recipe", "impl", "run")], sort_keys=True)
+        if (other := seen.setdefault(same, values)) is not values:
+            raise BadInput(f"--sweep: {_shown(other)} and {_shown(values)} are the same run")
         where = (settings.run.output_dir, {RUN: own}, settings.run.seed, given.devices)
         found.append(Ledger.open(*where, given.fresh))
     return found
@@ -116,12 +126,14 @@ def _row(values: Values, work: Repeat) -> dict[str, Any]:
 def choose(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any] | None, str | None]:
     """Return the best row and the metric that says so; None and None without a metric.
 
-    The time to the target counts where every run of each row reached it, else the rate.
+    Only rows with the largest share of runs that ended well count. Of these, the time to the
+    target decides where every run reached it, else the rate.
     """
-    stable = all(row["stability"]["value"] == 1 for row in rows)
-    timed = stable and all(_metric(row, TIME) for row in rows)
+    most = max(row["stability"]["value"] for row in rows)
+    steady = [row for row in rows if row["stability"]["value"] == most]
+    timed = most == 1 and all(_metric(row, TIME) for row in steady)
     name = TIME if timed else RATE
-    known = [(one["median"], row) for row in rows if (one := _metric(row, name))]
+    known = [(one["median"], row) for row in steady if (one := _metric(row, name))]
     if not known:
         return None, None
     best = (min if timed else max)(known, key=lambda pair: pair[0])
@@ -142,6 +154,10 @@ def render(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None, metric: 
         return "\n".join([*lines, "the best value is unknown: no run has a rate"])
     text = f"best by {metric}: {_shown(best['values'])}, {_interval(_metric(best, metric))}"
     others = [row for row in rows if row is not best]
+    if less := [row for row in others if row["stability"]["value"] < best["stability"]["value"]]:
+        names = ", ".join(_shown(row["values"]) for row in less)
+        text += f"; left out, since fewer of their runs ended well: {names}"
+    others = [row for row in others if row not in less]
     if unsure := [_shown(row["values"]) for row in others if not _apart(best, row, metric)]:
         text += f"; not shown to differ from {', '.join(unsure)}"
     return "\n".join([*lines, text])

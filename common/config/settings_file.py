@@ -13,6 +13,7 @@ A file names a recipe and flags, without their dashes::
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ else:
 SETTINGS = "settings.toml"
 """The file in a record."""
 FLAG = "--config"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 OF_ONE_RUN = ("config", "resume", "dry_run", "json", "quiet")
 """Options that a record does not hand on: they say how one run was started or shown."""
 
@@ -59,6 +61,13 @@ def read(path: Path) -> Given:
                 f"{FLAG} {place}: {shown(name, 60)} is not a single text, number, true or false: "
                 f"write name = value, without tables and lists"
             )
+        if not _NAME.fullmatch(name) or name.startswith("no_"):
+            raise BadInput(
+                f"{FLAG} {place}: {shown(name, 60)!r} is not the name of a setting: write "
+                f"name = value, and name = false for --no_name"
+            )
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            raise BadInput(f"{FLAG} {place}: {name} is true or false: write it without quotes")
     recipe = values.pop("recipe", None)
     if recipe is not None and not isinstance(recipe, str):
         raise BadInput(f"{FLAG} {place}: recipe is {shown(recipe, 40)}: give a name in quotes")
@@ -124,7 +133,10 @@ def changed(config: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
     own = _flat({part: plain(getattr(preset, part)) for part in ("recipe", "impl", "run")})
     then = own | {name: value for name, value in BEFORE.items() if name in own}
     then |= _flat({part: config[part] for part in ("recipe", "impl", "run")})
-    gone = [name for name, value in then.items() if name not in own and value is not None]
+    # A benchmark that no longer has an option still does what its default did.
+    own_then = _flat({part: config[part] for part in ("impl", "run")})
+    kept = {n for n, by in config.get("origins", {}).items() if by == "default" and n in own_then}
+    gone = [n for n, value in then.items() if n not in own and n not in kept and value is not None]
     if gone:
         raise BadInput(
             f"{preset.name} has no {', '.join(shown(n, 60) for n in gone)} here: run it with the "

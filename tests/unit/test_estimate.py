@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+import torch
 
 from bertbench import backends
 from bertbench.benchmarks import load, resolve
@@ -121,13 +122,17 @@ def test_a_time_from_records(tmp_path: Path) -> None:
 def test_a_time_from_the_reference_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of("--output_dir", str(tmp_path))
     backend = backends.load("cpu_ref")(0)
-    cores = psutil.cpu_count(logical=False)
+    cores = psutil.cpu_count(logical=False) or 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     machine = Machine("mini", "h", recipe_hash(settings.recipe), "fp32", backend.describe().name,
                       1, cores, 5, 1000.0, 77.0, 40.0)  # fmt: skip
     monkeypatch.setattr("bertbench.common.results.machines.machines", lambda: [machine])
     time = estimate(settings, backend, World(), None).time
     assert (time.sequences_per_second, time.seconds) == ((40.0, 40.0), (2.0, 2.0))
     assert "5 runs on the reference machine" in time.source
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores + 1)
+    assert estimate(settings, backend, World(), None).time.seconds is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     other = machine._replace(device="another")
     monkeypatch.setattr("bertbench.common.results.machines.machines", lambda: [other])
     time = estimate(settings, backend, World(), None).time

@@ -74,6 +74,11 @@ def test_the_file_may_name_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixt
         ("max_steps 3", "cannot be read"),
         ("recipe = 3", "give a name in quotes"),
         ("help = true", "words of the command line"),
+        ("max_ste = 3", "--max_ste: read as --max_steps: a file has names in full"),
+        ('"" = 3', "not the name of a setting"),
+        ('"max_steps=7" = true', "not the name of a setting"),
+        ("no_synthetic = false", "not the name of a setting"),
+        ('synthetic = "true"', "without quotes"),
     ],
 )
 def test_an_error_of_the_file_names_it(tmp_path: Path, text: str, problem: str) -> None:
@@ -131,6 +136,8 @@ def test_values_of_other_versions_of_the_code() -> None:
     config["impl"]["num_cores"] = 3
     with pytest.raises(BadInput, match="no num_cores here"):
         changed(config, preset("squad_mini"))
+    config["origins"]["num_cores"] = "default"
+    assert changed(config, preset("squad_mini")) == {}
 
 
 def record(place: Path, capsys: pytest.CaptureFixture[str]) -> Result:
@@ -189,6 +196,9 @@ def test_rerun_names_other_code_data_and_processes(
 def test_old_records_can_be_rerun() -> None:
     """One of this repository's first records, which has no settings.toml."""
     runs = load_results([ROOT / "results" / "1x-amd-epyc" / "bert_pretraining"], references=False)
+    squad = load_results([ROOT / "results" / "1x-amd-epyc" / "bert_squad"], references=False)[0]
+    for old in squad:  # from before SQuAD's options were its own
+        assert settings_of_record(old).recipe.global_batch == old.config["recipe"]["global_batch"]
     first = runs[0][0]
     assert not (first.path / "settings.toml").exists()
     again = settings_of_record(first, ["--seed", "5"])

@@ -20,6 +20,8 @@ from bertbench.common.cli.ledger import code_now as code
 from bertbench.common.cli.ledger import order
 from bertbench.common.cli.main import main as cli
 from bertbench.common.cli.repeat import main
+from bertbench.common.cli.sweep import choose
+from bertbench.common.cli.sweep import render as render_sweep
 from bertbench.common.errors import BadInput
 from bertbench.common.launch.subprocess_runs import Starter
 from bertbench.common.results.record import sealed
@@ -404,6 +406,9 @@ def test_a_sweep_goes_on_where_it_stopped(
         ("micro_batch=8,0", "micro_batch=0: --micro_batch is 0"),
         ("no_such_flag=1,2", "no_such_flag=1: unknown flag"),
         ("seed=1,2", "repeat counts seeds"),
+        ("output_dir=a,b", "it changes no run"),
+        ("micro_batch=4,04", "micro_batch=4 and micro_batch=04 are the same run"),
+        ("micro_batch=4, 4", "different values"),
     ],
 )
 def test_a_sweep_is_checked_before_its_first_run(place: Path, text: str, problem: str) -> None:
@@ -429,3 +434,22 @@ def test_quiet_leaves_the_result_and_the_errors(
     assert captured.out == "" and "no such thing" in captured.err
     with pytest.raises(BadInput, match="not allowed with"):
         repeat(place, "1", "--quiet", "--verbose")
+
+
+def row(value: str, reached: int, rate: float, time_s: float) -> dict[str, Any]:
+    metrics = [
+        {"name": name, "median": number, "interval": None}
+        for name, number in ((RATE, rate), ("time_to_target_s", time_s))
+    ]
+    stability = {"value": reached / 6, "reached": reached, "n": 6}
+    return {"values": {"learning_rate": value}, "stability": stability, "metrics": metrics}
+
+
+def test_a_value_whose_runs_fail_is_not_the_best() -> None:
+    rows = [row("1e-4", 6, 100.0, 50.0), row("1e-3", 6, 90.0, 40.0), row("1.0", 0, 101.0, 0.0)]
+    best, metric = choose(rows)
+    assert (best, metric) == (rows[1], "time_to_target_s")
+    text = render_sweep(rows, best, metric)
+    assert "left out, since fewer of their runs ended well: learning_rate=1.0" in text
+    steady = [row("1", 5, 100.0, 50.0), row("2", 5, 110.0, 60.0), row("3", 1, 200.0, 1.0)]
+    assert choose(steady) == (steady[1], RATE)

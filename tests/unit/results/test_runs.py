@@ -104,6 +104,25 @@ def test_what_no_run_has_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--device", "--commit", "--recipe", "--since"])
+def test_an_empty_filter_is_refused(
+    four: list[Path], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a variable of the shell that is not set."""
+    assert cli(["runs", str(four[0].parents[2]), flag, ""]) == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_damaged_records_alone_are_no_empty_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (make_run(tmp_path) / "steps.jsonl").write_text("{")
+    for words in ([], ["--csv"], ["--paths"]):
+        assert cli(["runs", str(tmp_path), *words]) == 1
+        said = capsys.readouterr()
+        assert said.out == "" and "left out 1 damaged" in said.err
+
+
 def test_the_default_place(
     four: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
