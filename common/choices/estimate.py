@@ -196,7 +196,7 @@ def estimate(settings: Settings, backend: Backend, world: World, task: Task | No
 
 
 def _earlier(folder: Path, settings: Settings, backend: Backend, world: World) -> list[Result]:
-    """Return finished records in ``folder`` of the same work, device, precision and threads."""
+    """Return finished records in ``folder`` of the same work, device and precision."""
     if not folder.is_dir():
         return []
     recipe, device = plain(settings.recipe), backend.describe()
@@ -207,15 +207,22 @@ def _earlier(folder: Path, settings: Settings, backend: Backend, world: World) -
         for r in load_results([folder], references=False)[0]
         if r.status in FINISHED and not r.resumed and r.precision == precision
         and (r.device_name, r.world_size) == (device.name, world.size)
-        and (is_worthwhile(backend) or _threads(r) in (None, torch.get_num_threads()))
+        and (is_worthwhile(backend) or _host(r) in (None, _this_host()))
         and (r.data_hash is None) == synthetic
         and all(r.config["recipe"].get(k) == recipe.get(k) for k in WORK)
     ]  # fmt: skip
 
 
-def _threads(record: Result) -> object:
+def _host(record: Result) -> object:
+    """Return what tells processors of one name apart, as virtual machines name them."""
     software = record.system.get("software")
-    return software.get("torch_threads") if isinstance(software, Mapping) else None
+    if not isinstance(software, Mapping) or "torch_threads" not in software:
+        return None
+    return software["torch_threads"], software.get("torch_cpu_capability")
+
+
+def _this_host() -> object:
+    return torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
 
 
 def _time(
@@ -247,6 +254,8 @@ def _time(
             alike = alike and torch.get_num_threads() == (known.cores or cores)
         if known and alike and _work(recipe) == _work(settings.recipe):
             source = f"median of {known.runs} runs on the reference machine, {known.name}"
+            if not is_worthwhile(backend):  # processors of one name differ
+                source += "; `bertbench quick` measures this one"
             rate = known.sequences_per_second
             synthetic = getattr(settings.run, "synthetic", False)
             whole = recipe == settings.recipe and not synthetic

@@ -314,10 +314,11 @@ def _require_names(options: PrepareOptions, files: Sequence[Path], train: int, h
     """Raise BadInput where far from as many documents as asked are held out for like names."""
     total = train + held
     wanted = options.num_eval_articles or options.eval_fraction * total
-    if abs(held - wanted) <= SIGMAS * math.sqrt(wanted) and 0 < held < total:
+    if not wanted or (abs(held - wanted) <= SIGMAS * math.sqrt(wanted) and 0 < held < total):
         return
-    named = Counter(one.key for path in files for one in documents(path) if one.key)
-    if wanted and named and len(named) <= 0.5 * named.total():
+    split = _split_by(options)[0]
+    named = Counter(one.key for path in files for one in documents(path, split) if one.key)
+    if named and len(named) <= 0.5 * named.total():
         key, times = named.most_common(1)[0]
         raise BadInput(
             f"{named.total()} documents have {len(named)} different names ({shown(key, 40)!r} is "

@@ -105,6 +105,21 @@ def test_the_manifest_names_language_and_library(tmp_path, english):
         prepare(PrepareOptions(output=tmp_path / "out", **options))
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.02])
+def test_few_documents_are_split_wherever_they_are_read(tmp_path, english, fraction):
+    """Far from the share that was asked for is held out: the documents are read once more."""
+    path = write(tmp_path / "a.txt", [[" ".join(sentences(4, 10 * n))] for n in range(8)])
+    asked = PrepareOptions(
+        text=(path,), output=tmp_path / "out", train_vocab=200, eval_fraction=fraction,
+        processes=1, split_sentences="en",
+    )  # fmt: skip
+    if fraction:
+        with pytest.raises(BadInput, match="none of the 8 documents was held out"):
+            prepare(asked)
+    else:
+        assert prepare(asked)["train"]["documents"] == 8
+
+
 def test_a_missing_package_or_a_wrong_code_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
     with pytest.raises(Unsupported, match=r"pip install 'bertbench\[text\]', or .*a line$"):
