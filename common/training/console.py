@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -37,10 +38,10 @@ class ConsoleObserver(Observer):
         self._bar: Progress | None = None
         self._row: TaskID | None = None
 
-    def say(self, text: str, style: str | None = None) -> None:
-        """Print a line and keep it."""
+    def say(self, text: str, style: str | None = None, short: str | None = None) -> None:
+        """Print a line, or a ``short`` form of it, and keep it."""
         if "the terminal" in self._outputs:
-            self._console.print(text, style=style, markup=False)
+            self._console.print(short or text, style=style, markup=False)
         if "console.log" in self._outputs:
             self._outputs["console.log"].write(text + "\n")
             self._outputs["console.log"].flush()
@@ -66,23 +67,22 @@ class ConsoleObserver(Observer):
             self._bar.start()
 
     def on_step(self, event: StepEvent) -> None:
-        width = len(str(self._max_steps))
-        parts = [
-            f"step {event.step:>{width}}/{self._max_steps}",
-            f"loss {event.loss:7.4f}",
-            f"{_shown(event.sequences_per_second, '8.1f')} seq/s",
-            f"{_shown(event.real_tokens_per_second, '9.0f')} tok/s",
-        ]
-        if "mlm_accuracy" in event.metrics:
-            parts.append(f"train acc {event.metrics['mlm_accuracy']:.4f}")
-        parts.append(f"lr {event.learning_rate:.2e}")
-        if event.grad_norm is not None:
-            parts.append(f"|g| {event.grad_norm:.2f}")
-        if event.loss_scale is not None:
-            parts.append(f"scale {event.loss_scale:g} skipped {event.skipped_steps}")
-        if event.eta_s is not None:
-            parts.append(f"at most {clock(event.eta_s)} left")
-        self.say("  ".join(parts))
+        width, most = len(str(self._max_steps)), shutil.get_terminal_size().columns
+        accuracy, norm, scale = event.metrics.get("mlm_accuracy"), event.grad_norm, event.loss_scale
+        parts = (  # those with the largest numbers leave a narrow terminal first
+            (0, f"step {event.step:>{width}}/{self._max_steps}"),
+            (0, f"loss {event.loss:7.4f}"),
+            (0, f"{_shown(event.sequences_per_second, '8.1f')} seq/s"),
+            (4, f"{_shown(event.real_tokens_per_second, '9.0f')} tok/s"),
+            (1, accuracy is not None and f"train acc {accuracy:.4f}"),
+            (3, f"lr {event.learning_rate:.2e}"),
+            (5, norm is not None and f"|g| {norm:.2f}"),
+            (2, scale is not None and f"scale {scale:g} skipped {event.skipped_steps}"),
+            (0, event.eta_s is not None and f"at most {clock(event.eta_s)} left"),
+        )
+        lines = ["  ".join(t for at, t in parts if t and at <= rank) for rank in (5, 4, 3, 2, 1, 0)]
+        lines.append(" ".join(lines[-1].split()))
+        self.say(lines[0], short=next((line for line in lines if len(line) <= most), lines[-1]))
         if self._bar is not None and self._row is not None:
             shown = "-" if self._accuracy is None else f"{self._accuracy:.4f}"
             goal = "" if self._target is None else f" of {self._target:g}"

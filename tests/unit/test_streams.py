@@ -21,7 +21,7 @@ from bertbench.common.cli.verbs import VERBS
 from bertbench.common.files import OutputLost, Stream
 from bertbench.common.results.validate import validate
 from bertbench.common.training.console import ConsoleObserver
-from bertbench.common.training.events import RunSummary
+from bertbench.common.training.events import RunSummary, StepEvent
 from tests.unit.test_closing import TINY, content
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +167,29 @@ def test_a_log_that_breaks_does_not_end_the_console(capsys: pytest.CaptureFixtur
     assert lost == ["console.log can no longer be written: No space left on device"]
     out = capsys.readouterr().out
     assert out.count("note: console.log can no longer be written") == 2 and "ok: done" in out
+
+
+STEP = StepEvent(
+    step=40, samples=640, loss=7.8364, metrics={"mlm_accuracy": 0.0677}, learning_rate=1.56e-3,
+    grad_norm=2.29, loss_scale=65536.0, skipped_steps=1, window_steps=20, window_s=1.0,
+    sequences_per_second=20.4, real_tokens_per_second=2274.0, padded_tokens_per_second=None,
+    data_wait_s=0.0, time_s=2.0, eta_s=910.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 200])
+def test_a_step_fits_the_terminal_and_the_log_has_all(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    log = io.StringIO()
+    ConsoleObserver(max_steps=1200, target=None, log=log).on_step(STEP)
+    shown = capsys.readouterr().out.rstrip("\n")
+    assert len(shown) <= max(columns, 60) and "\n" not in shown
+    assert all(text in shown for text in ("40/1200", "20.4 seq/s", "at most 15:10 left"))
+    whole = log.getvalue().rstrip("\n")
+    assert "2274 tok/s" in whole and "|g| 2.29" in whole and "scale 65536 skipped 1" in whole
+    assert (shown == whole) == (columns == 200)
 
 
 def test_an_event_file_that_breaks_does_not_end_the_training(
