@@ -50,7 +50,7 @@ def no_16_bit_reason(backend: Backend, requested: str, chosen: str) -> str | Non
 
 def write_settings(settings: Settings, record: RunRecord) -> None:
     """Write the record's file of settings; raises OSError where the disk refuses."""
-    commit = record.run_id.split("_")[1]
+    commit = record.run_id.rsplit("_", 2)[1]  # names.py: <UTC>_<recipe>_<precision>_<commit>_<id>
     text = as_toml(
         changed(settings.as_dict(), settings.preset), settings.preset.name,
         f"bertbench run --config {SETTINGS} runs {record.run_id} again (code: {commit})",

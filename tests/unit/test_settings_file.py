@@ -154,6 +154,8 @@ def test_a_record_runs_again_by_its_file_and_by_rerun(
     assert "settings.toml" in first.manifest["files"]
     file = first.path / "settings.toml"
     assert read(file).recipe == "mini" and first.run_id in file.read_text()
+    commit = first.manifest["commit"][:7] if first.manifest["commit"] else "nocommit"
+    assert f"(code: {commit})" in file.read_text().splitlines()[0]
     for words in (["run", "--config", str(file)], ["rerun", str(first.path)]):
         assert main([*words, "--quiet", "--log_freq", "1"]) == 0
         shown = capsys.readouterr().out
