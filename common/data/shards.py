@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from bertbench.common.config.recipe import Settings, plain
+from bertbench.common.config.recipe import CHOSEN, Settings, plain
 from bertbench.common.errors import BadInput
 from bertbench.common.files import read_json, shown
 
@@ -207,7 +207,7 @@ def fitting(settings: Settings, held_out: Sequence[Path]) -> tuple[int, tuple[st
     """Return the recipe's ``num_eval_examples``, or a smaller set's size with a note.
 
     The manifest above the files says how many samples they hold. Without it the run counts them
-    within its clock. Raises BadInput where a flag asks for more than there are.
+    within its clock. Raises BadInput where a flag or a --config file asks for more than there are.
     """
     recipe = plain(settings.recipe)
     wanted: int = recipe["num_eval_examples"]
@@ -218,7 +218,7 @@ def fitting(settings: Settings, held_out: Sequence[Path]) -> tuple[int, tuple[st
         return wanted, ()
     if not 0 < there < wanted or not recipe["eval_iter_samples"]:
         return wanted, ()
-    if settings.origins.get("num_eval_examples") == "flag":
+    if settings.origins.get("num_eval_examples") in CHOSEN:
         raise BadInput(
             f"{shown(held_out[0].parent)}: evaluation needs {wanted} samples and there are only "
             f"{there}; pass --num_eval_examples {there}, or none"

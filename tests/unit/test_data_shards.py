@@ -122,6 +122,9 @@ def test_more_than_there_are_is_refused_where_a_flag_asks_for_it(tmp_path: Path)
     files = _held_out(tmp_path, samples=143)
     with pytest.raises(BadInput, match=r"needs 144 .* only 143; pass --num_eval_examples 143"):
         fitting(resolve("mini", ["--num_eval_examples", "144"]), files)
+    (tmp_path / "own.toml").write_text("num_eval_examples = 144\n")
+    with pytest.raises(BadInput, match="only 143"):  # a file of settings asks for it, too
+        fitting(resolve("mini", ["--config", str(tmp_path / "own.toml")]), files)
     assert fitting(resolve("mini", ["--num_eval_examples", "143"]), files) == (143, ())
     off = [
         "--num_eval_examples",
