@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fields(text: str) -> list[str]:
     """Return the names of fields; raises BadInput for an unknown one."""
-    names = [name.strip().lower() for name in text.split(",")]
+    names = list(dict.fromkeys(name.strip().lower() for name in text.split(",")))
     for name in names:
         if name not in GROUPED:
             raise BadInput(f"no field {shown(name, 40)!r}: choose from {', '.join(GROUPED)}")

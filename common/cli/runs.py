@@ -91,11 +91,9 @@ def _print_csv(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _lines(runs: Sequence[Result], columns: int) -> list[str]:
-    """Return the table for people, and the number of runs."""
-    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
-    if not runs:
-        return [count]
+    """Return the table for people, and the number of runs, of which there are some."""
     rows = [_HEADINGS, *map(_cells, runs)]
+    count = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     return [*terminal.table(rows, columns, drop=_DROPPED, shrink=(3, 2)), count]
 
 
