@@ -126,7 +126,13 @@ def plan(request: Request, environment: Mapping[str, str], report: Report, pytho
     environment = with_nodes({**request.variables, **environment})
     start = None if environment.get("NNODES") else found(environment)
     if start is not None:  # its processes are here already, one for each device
-        environment = {**environment, "NPROC": str(start.ranks.local_size)}
+        number = str(start.ranks.local_size)
+        if environment.get("NPROC") not in (None, "", number):
+            raise BadInput(
+                f"NPROC={shown(environment['NPROC'], 20)}: {start.by} has started {number} "
+                f"processes on this machine itself: unset NPROC"
+            )
+        environment = {**environment, "NPROC": number}
     devices = choose_devices(request, environment, report)
     messages = [*request.messages, *devices.messages]
     script_flags = [*request.script_flags]

@@ -217,6 +217,8 @@ def test_a_launcher_that_starts_every_process_needs_no_torchrun() -> None:
     assert launch.command[:3] == ["/venv/bin/bertbench", "run", "mini"]
     assert launch.rehearsal is None and "RANK" not in launch.environment
     assert "8 x gcu" in launch.messages[-1] and "started by Slurm" in launch.messages[-1]
+    with pytest.raises(BadInput, match=r"NPROC=2: Slurm has started 4 processes .* unset NPROC"):
+        go(count=4, **{**SRUN, **more, "NPROC": "2"})
 
 
 STOPPABLE = """
