@@ -22,7 +22,7 @@ from bertbench.common.config.limits import check_flags, check_ranges
 from bertbench.common.config.parser import did_you_mean, one_line_errors
 from bertbench.common.config.plugins import package, third_parties
 from bertbench.common.config.recipe import Preset, Settings, origins
-from bertbench.common.config.reference_flags import UnknownFlag, fields
+from bertbench.common.config.reference_flags import READ_AS, UnknownFlag, fields
 from bertbench.common.config.settings_file import FLAG, Given, split
 from bertbench.common.errors import BadInput, BertbenchError, placed
 
@@ -98,7 +98,7 @@ def resolve(name: str, flags: Sequence[str], given: Given | None = None) -> Sett
         raise BadInput(f"{found.place} has settings of {found.recipe}, not of {name}: name one")
     try:  # first alone: so an error of the file says that it is the file's
         _, before, remarks = _parse(base, found.words)
-        if short := [text for text in remarks if "read as --" in text]:
+        if short := [text for text in remarks if READ_AS in text]:
             raise BadInput(f"{'; '.join(short)}: a file has names in full")
     except BertbenchError as error:
         raise placed(found.place, error) from error

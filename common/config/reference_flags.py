@@ -24,6 +24,8 @@ from bertbench.common.files import shown
 
 Values = dict[str, str]
 """Values by the name of our field or of a derived quantity, in the order given."""
+READ_AS = "read as --"
+"""Begins the note on a name that was not written in full."""
 Remarks = dict[str, list[str]]
 """Note for the user -> the flags it concerns."""
 
@@ -220,7 +222,7 @@ class Flags:
             written, equals, joined = word[2:].partition("=")
             name = self._full_name(written)
             if name != written.replace("-", "_"):
-                notes.setdefault(f"read as --{name}", []).append(f"--{written}")
+                notes.setdefault(f"{READ_AS}{name}", []).append(f"--{written}")
             value: str | None = joined if equals else None
             if value is not None and not self._takes_value(name) and not self._is_switch(name):
                 raise BadInput(f"--{written} takes no value, not {shown(repr(value), 40)}")
