@@ -103,6 +103,9 @@ def test_groups_by_a_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     content = json.loads(capsys.readouterr().out)
     assert [side["label"] for side in content["groups"]] == ["bf16", "fp32"]
     assert content["comparable"] and content["across"] == ["precision"]
+    assert cli([*words[:3], "precision,Precision", "--json"]) == 1
+    twice = json.loads(capsys.readouterr().out)
+    assert [side["label"] for side in twice["groups"]] == ["bf16", "fp32"]
     assert cli([*words, "--baseline", "fp32"]) == 0
     content = json.loads(capsys.readouterr().out)
     assert [side["label"] for side in content["groups"]] == ["fp32", "bf16"]
