@@ -8,7 +8,6 @@ kernels is the fast mode of a CPU.
 from __future__ import annotations
 
 import functools
-import platform
 import resource
 import sys
 from pathlib import Path
@@ -28,6 +27,7 @@ from bertbench.backends.base import (
 from bertbench.backends.cpu_ref.allocator import keep_freed_memory
 from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from bertbench.common.errors import Unsupported, host_memory_ran_out
+from bertbench.common.measure.system import processor_name
 from bertbench.common.model.ops import Ops
 from bertbench.common.optim.lamb import LambKernel
 
@@ -93,7 +93,7 @@ class CpuRef(Backend):
     def describe(self) -> DeviceInfo:
         return DeviceInfo(
             backend=self.name,
-            name=_processor_name(),
+            name=processor_name(),
             index=0,
             memory_bytes=psutil.virtual_memory().total,
             runtime=f"torch {torch.__version__}",
@@ -151,13 +151,3 @@ def _cpu_flags() -> frozenset[str]:
         if line.startswith(("flags", "Features")):
             return frozenset(line.split(":", 1)[1].split())
     return frozenset()
-
-
-def _processor_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-        return next(
-            line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -167,22 +167,14 @@ def base() -> PretrainingRecipe:
 
 def small() -> PretrainingRecipe:
     """A 6 x 512 BERT on a prepared corpus of some 30 M tokens: an hour of one accelerator."""
-    return PretrainingRecipe(
-        model=replace(
-            BASE,
-            hidden_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            intermediate_size=2048,
-        ),
-        global_batch=256,
+    model = replace(BASE, hidden_size=512, num_hidden_layers=6, num_attention_heads=8)
+    return replace(
+        base(),
+        model=replace(model, intermediate_size=2048),
         learning_rate=2e-3,
         max_steps=12_000,
         warmup_steps=600,
         max_samples_termination=3_072_000,
-        eval_iter_start_samples=100_000,
-        eval_iter_samples=100_000,
-        target_mlm_accuracy=None,
     )
 
 

@@ -83,7 +83,7 @@ def _processor() -> dict[str, Any]:
     if (frequency := _or_none(psutil.cpu_freq)) is not None:
         frequency = {"now": frequency.current or None, "max": frequency.max or None}
     return {
-        "model": info.get("model name") or platform.processor() or platform.machine(),
+        "model": processor_name(),
         "sockets": _sockets(),
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(logical=True),
@@ -92,6 +92,15 @@ def _processor() -> dict[str, Any]:
         "frequency_mhz": frequency,
         "virtual_machine": "hypervisor" in info["flags"].split() if "flags" in info else None,
     }
+
+
+def processor_name() -> str:
+    """Return its name, with family and model where a virtual machine hides the number."""
+    info = _cpuinfo()
+    name = info.get("model name") or platform.processor() or platform.machine()
+    if re.search(r"\d", name.split("@")[0]) or not {"cpu family", "model"} <= info.keys():
+        return name
+    return f"{name} (family {info['cpu family']}, model {info['model']})"
 
 
 def _cpuinfo() -> dict[str, str]:

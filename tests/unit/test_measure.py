@@ -16,6 +16,7 @@ import torch
 
 from bertbench.backends.cpu_ref.telemetry import open_rapl, rapl_problem
 from bertbench.common.distributed.all_reduce import BUCKET_BYTES, REPEATS, gradient_all_reduce_s
+from bertbench.common.measure import system as described
 from bertbench.common.measure.code import code_hash, git_state
 from bertbench.common.measure.energy import energy
 from bertbench.common.measure.metric import SHARED, metric
@@ -469,6 +470,27 @@ def test_system_is_described_without_private_facts(monkeypatch: pytest.MonkeyPat
     text = str(system)
     for private in ("hunter2", os.uname().nodename, str(Path.home()), str(Path.cwd())):
         assert private not in text
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ({"model name": "AMD EPYC 7763 64-Core Processor"}, "AMD EPYC 7763 64-Core Processor"),
+        ({"model name": "AMD EPYC"}, "AMD EPYC (family 25, model 1)"),
+        (  # A frequency is no model's number.
+            {"model name": "Intel(R) Xeon(R) Processor @ 2.50GHz"},
+            "Intel(R) Xeon(R) Processor @ 2.50GHz (family 25, model 1)",
+        ),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: dict[str, str], name: str
+) -> None:
+    known = {"cpu family": "25", "model": "1"}
+    monkeypatch.setattr(described, "_cpuinfo", lambda: cpuinfo | known)
+    assert described.processor_name() == name
+    monkeypatch.setattr(described, "_cpuinfo", lambda: cpuinfo)
+    assert described.processor_name() == cpuinfo["model name"]  # nothing to tell them apart by
 
 
 def test_code_hash_follows_the_sources_only(tmp_path: Path) -> None:
