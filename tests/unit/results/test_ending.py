@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from bertbench.benchmarks import resolve
+from bertbench.benchmarks.bert_pretraining.benchmark import BertPretraining
+from bertbench.benchmarks.bert_pretraining.data import PretrainingSource
+from bertbench.common.config.recipe import recipe_hash
 from bertbench.common.measure.metric import Metric, metric
+from bertbench.common.prepare.quickstart import QuickstartOptions, quickstart_plan
 from bertbench.common.report import ending
 from bertbench.common.results import machines
 from bertbench.common.results.machines import Machine, reference
@@ -162,3 +166,22 @@ def test_the_next_command_stands_before_the_benchmarks_own_lines(
     assert printed[1].endswith(f"bertbench report '{tmp_path / 'a b'}' --output report")
     ending.print_end(settings, tmp_path, MISSED, [])
     assert capsys.readouterr().out == f"record      {tmp_path}\n"
+
+
+def test_the_reference_was_trained_on_the_quick_starts_data() -> None:
+    """Or no run of README's first command would be compared with it."""
+    settings = resolve("mini", ["--backend", "cpu_ref"])
+    recipe = settings.recipe
+    made = QuickstartOptions(
+        vocab_size=recipe.model.vocab_size,
+        max_seq_length=recipe.max_seq_length,
+        max_predictions_per_seq=recipe.max_predictions_per_seq,
+        dupe_factor=recipe.quickstart_dupe_factor,
+    )
+    if not quickstart_plan(made)["ready"]:
+        pytest.skip("the quick-start data is not prepared on this machine")
+    source = BertPretraining().prepare(settings)
+    assert isinstance(source, PretrainingSource)
+    assert source.train_files[0].is_relative_to(made.target())
+    found = recipe_hash(recipe, data=source.hash(), checkpoint=None)
+    assert found in {machine.recipe_hash for machine in machines.machines()}
