@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+PROCESS_LOST = 3
+"""Exit code of a run one of whose processes was killed, stopped or cut off."""
+
 
 class BertbenchError(Exception):
     """Base of every error caused by input or environment; the CLI prints it without a traceback."""
+
+    exit_code = 2
 
 
 class Unsupported(BertbenchError):

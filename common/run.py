@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from bertbench.common.distributed.peers import PeerLost, Peers
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import Stream, why
+from bertbench.common.launch.restarts import announce
 from bertbench.common.launch.threads import OtherWork, host_threads
 from bertbench.common.masks.attach import RecipeMask, left_out_mask
 from bertbench.common.measure.clock import Clock, command_began
@@ -34,7 +36,7 @@ from bertbench.common.measure.device_facts import DeviceFacts, device_notes, fal
 from bertbench.common.measure.system import system_name
 from bertbench.common.measure.utilisation import find_calibration
 from bertbench.common.report import ending, tracking
-from bertbench.common.results.closing import Closing, Guarded, failure
+from bertbench.common.results.closing import Closing, Guarded, Halted, failure
 from bertbench.common.results.record import RunRecord
 from bertbench.common.results.store import earlier_precisions
 from bertbench.common.training import rehearsal
@@ -50,8 +52,7 @@ from bertbench.common.training.resume import find_checkpoint
 from bertbench.common.training.stops import Interruption
 from bertbench.common.training.task import Source
 
-EXIT_CODES = {"ok": 0, "interrupted": 130}
-"""Every other status is 1."""
+EXIT_CODES = {"ok": 0, "interrupted": 130}  # every other status is 1; a lost process, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Run:
         From the first step to the end of the record, signals wait until they do no harm.
         """
         if peers is not None:
-            peers.on_lost = self._lost
+            peers.on_lost, peers.step = self._lost, lambda: self.progress.step
         with contextlib.ExitStack() as stack:
             return self._execute(stack, peers)
 
@@ -135,6 +136,8 @@ class Run:
             unexpected = None if known else error
         with self.interruption, self.interruption.held():
             code = self._close(outcome)
+        if peers is not None and peers.lost is not None and code == 1:
+            code = PeerLost(peers.lost).exit_code
         if unexpected is not None:
             raise unexpected
         return code
@@ -181,7 +184,8 @@ class Run:
 
     def _build(self, source: Source) -> Built:
         settings, backend, world = self.settings, self.backend, self.world
-        resumed = find_checkpoint(settings)
+        # Rank 0 alone knows which one after a restart, and `last` must be the same for all.
+        resumed = world.gather(find_checkpoint(settings) if world.is_main else None)[0]
         task = self.benchmark.build(settings, backend, world, source)
         plan = task.plan(settings)
         checks = backend.verify_precision(plan.precision)
@@ -229,6 +233,7 @@ class Run:
             resumed_from=earlier.name if earlier else None,
             earlier_precisions=earlier_precisions(earlier, settings.impl.precision),
         )
+        announce(record.path)
         console = ConsoleObserver(
             max_steps=built.plan.max_steps,
             target=built.plan.target_value,
@@ -242,8 +247,7 @@ class Run:
             built.task, settings, record.path,
             system=self._system(built), began=self.began, resumed=resumed,
         )  # fmt: skip
-        for o in own:
-            record.own.update(o.files)
+        record.own.update(name for o in own for name in o.files)
         own = [*own, *tracking.observers(settings, record.path)]
         guarded = [Guarded(o, lambda text: self._note([text])) for o in own]
         self.observers = [console, *guarded, record]
@@ -296,13 +300,21 @@ class Run:
         count = len({(d.name, d.index) for d in built.devices})
         return self.settings.run.system or system_name(built.devices[0].name, count)
 
-    def _lost(self, reason: str) -> None:
-        """Close the record where another rank is gone and this one's main thread waits for it."""
+    def _lost(self, reason: str) -> int | None:
+        """Close the record where another rank is gone and this one's main thread waits for it.
+
+        That thread would go on if the other came back now.
+        """
+        trains, self.observers = self.observers, [*self.observers]
+        trains[:] = [Halted()]
+        self.progress = copy(self.progress)
         if self.record is not None and self.ended is not None:  # the result needs no other rank
             self._note([f"the end of the run is not complete: {reason}"])
             failure(self.record.close, self.ended)
-        elif self.record is not None:
+            return EXIT_CODES.get(self.ended.status, 1)
+        if self.record is not None:
             self._close(self._failed(PeerLost(reason)))
+        return None
 
     def _failed(self, error: BaseException) -> Outcome:
         """Return the outcome of a run that ``error`` ended."""
@@ -322,13 +334,11 @@ class Run:
 
     def _out_of_memory(self, built: Built, error: BaseException) -> str:
         """Return what ran out, where, and which setting to lower."""
-        evaluating = not built.task.model.training
-        where = "an evaluation" if evaluating else "training"
+        where = "an evaluation" if (evaluating := not built.task.model.training) else "training"
         first = str(error).strip().split("\n")[0] or type(error).__name__
         hint = rehearsal.advice(built.sizes(), evaluating=evaluating)
         return f"out of device memory in {where}: {first}. {hint}"
 
-    # -- the end ----------------------------------------------------------------------------------
     def _close(self, outcome: Outcome) -> int:
         """Seal the result at once, then measure the rest and finish console, log and record."""
         built, record, rank = self.built, self.record, self.world.rank
@@ -356,7 +366,7 @@ class Run:
         if record is not None:
             own = end.attempt("metrics are unknown", end.local_metrics, outcome, **measured)
             summary = replace(summary, metrics=tuple(own or ()))
-            problem = failure(self._seal_provisional, end, record, summary)
+            problem = failure(end.seal, record, summary)
             self.ended = summary
         missing = "metrics of all processes are unknown"
         metrics = end.attempt(missing, end.metrics, outcome, **measured)
@@ -388,9 +398,3 @@ class Run:
         found = end.attempt("further files", self.benchmark.closing, record.path) or ()
         end.attempt("the last lines", ending.print_end, self.settings, record.path, summary, found)
         return EXIT_CODES.get(summary.status, 1)
-
-    def _seal_provisional(self, end: Closing, record: RunRecord, summary: RunSummary) -> None:
-        assert self.built is not None
-        end.identify(record, None)
-        extras: Any = end.attempt("extras are unknown", self.built.facts.extras) or {}
-        record.seal(replace(summary, extras=extras))

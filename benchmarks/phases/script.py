@@ -23,6 +23,7 @@ from bertbench.common.config.reference_flags import as_whole
 from bertbench.common.errors import BadInput, BertbenchError
 from bertbench.common.files import read_json
 from bertbench.common.launch import launcher
+from bertbench.common.launch.restarts import RESTARTS, restarts
 
 DEFAULTS = {
     "train_batch_size": "8192",
@@ -267,6 +268,8 @@ def weights_of_phase1(script: Script) -> list[str]:
 
 def run(script: Script) -> int:
     """Run the phases; return the first exit code that is not 0. Raises BertbenchError."""
+    if restarts(os.environ):
+        raise BadInput(f"{RESTARTS} is for scripts of one phase: unset it, and run this one again")
     for text in script.messages:
         print(f"launch: {text}")
     todo = starts(script)

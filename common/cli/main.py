@@ -3,7 +3,8 @@
 
 Exit codes: 0 done, and any target reached; 1 it ran and failed, missed its target, or problems
 were found, or its output could not be written (a run's own code stays); 2 refused before anything
-ran; 130 interrupted, with a checkpoint if they are on.
+ran; 3 another process of the run was lost: it may be started again; 130 interrupted, with a
+checkpoint if they are on.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ alone 40 (39 to 41) and 42 (40 to 48). 1,000 lose where nothing else runs: 37 (3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code, 2 for every BertbenchError (BadInput, ...)."""
+    """Run one verb; returns the exit code, a BertbenchError's own (2 for BadInput, ...)."""
     args = list(sys.argv[1:] if argv is None else argv)
     verb = args[0].replace("_", "-") if args else ""
     prog = f"bertbench {verb}" if verb in VERBS else "bertbench"
@@ -95,7 +96,7 @@ def _main(args: list[str], prog: str) -> int:
         return 130
     except BertbenchError as error:
         _failed(str(error), error, prog, rest)
-        return 2
+        return error.exit_code
     except (MemoryError, RuntimeError) as error:
         if not host_memory_ran_out(error):
             raise

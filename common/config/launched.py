@@ -8,6 +8,7 @@ has it, too, and is one process: the variables of a job step do.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -28,6 +29,7 @@ RANKS = (
     "HOROVOD_RANK", "PET_NODE_RANK",
 )  # fmt: skip
 """Above 0, another process was started, too."""
+TIMEOUT, TIMEOUT_S, LONGEST_S = "BERTBENCH_PEER_TIMEOUT_S", 60.0, 10**6
 _FIX = (
     "start it with torchrun (`torchrun --nproc-per-node=N --no-python bertbench run ...`), once on "
     "each machine"
@@ -112,6 +114,15 @@ def meeting_point(environment: Mapping[str, str] | None = None) -> None:
     port = _number(env, "MASTER_PORT", 1)
     if port is None or port > 65535:
         raise BadInput(f"MASTER_PORT={shown(env.get('MASTER_PORT', ''), 20)} is not a port: {_FIX}")
+
+
+def timeout_s() -> float:
+    """Return the seconds after which a silent process is lost; BadInput for another text."""
+    text = os.environ.get(TIMEOUT, str(TIMEOUT_S))
+    with contextlib.suppress(ValueError):
+        if 1 <= float(text) <= LONGEST_S:
+            return float(text)
+    raise BadInput(f"{TIMEOUT}={shown(text, 20)} is not a number of seconds from 1 to {LONGEST_S}")
 
 
 def number(name: str) -> int:

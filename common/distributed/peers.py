@@ -4,7 +4,7 @@
 A collective waits for a rank that was killed or stopped for as long as its timeout, ten minutes.
 So a thread of every rank beats once a second in the store through which they met; rank 0 watches
 all, the others watch rank 0. A silent rank is lost after ``BERTBENCH_PEER_TIMEOUT_S`` (60): the
-record is closed as failed, and every rank ends with one line and exit code 1.
+record is closed as failed, and every rank ends with exit code 3 and a line that names the lost one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from bertbench.common.config.launched import Ranks, meeting_point
-from bertbench.common.errors import BadInput, BertbenchError
+from bertbench.common.config.launched import TIMEOUT, Ranks, meeting_point, timeout_s
+from bertbench.common.errors import PROCESS_LOST, BertbenchError
 from bertbench.common.files import shown
 
-TIMEOUT = "BERTBENCH_PEER_TIMEOUT_S"
-TIMEOUT_S, FORMING = 60.0, 2.0
-"""Default, and how many times as long the ranks wait for each other at the start."""
-LONGEST_S = 10**6
+FORMING = 2.0
+"""How many times as long as its timeout a rank waits for the others at the start."""
 GRACE_S = 5.0
 """The main thread has this long to notice the loss by itself."""
 
@@ -37,14 +35,10 @@ GRACE_S = 5.0
 class PeerLost(BertbenchError):
     """Another rank ended or stopped: this one cannot go on."""
 
-
-def timeout_s() -> float:
-    """Return the seconds after which a silent rank is lost; BadInput for another text."""
-    text = os.environ.get(TIMEOUT, str(TIMEOUT_S))
-    with contextlib.suppress(ValueError):
-        if 1 <= float(text) <= LONGEST_S:
-            return float(text)
-    raise BadInput(f"{TIMEOUT}={shown(text, 20)} is not a number of seconds from 1 to {LONGEST_S}")
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        # One that ended by itself said why, and would again: restarts.py repeats the others.
+        self.exit_code = 1 if " ended: " in text else PROCESS_LOST
 
 
 class Peers:
@@ -53,9 +47,12 @@ class Peers:
     def __init__(self, ranks: Ranks) -> None:
         meeting_point()
         self.ranks, self.timeout_s = ranks, timeout_s()
-        self.on_lost: Callable[[str], None] = lambda text: None
-        """Called in another thread, before the process ends."""
+        self.on_lost: Callable[[str], int | None] = lambda text: None
+        """Called in another thread, before the process ends; may return its exit code."""
         self.lost: str | None = None
+        self.step: Callable[[], int] = lambda: 0
+        """The last step that this rank did, for the others."""
+        self._starter, self._beats = os.getppid(), 0
         self._agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._hosts = ranks.rank == 0 and not self._agent
         self._left, self._losing = threading.Event(), threading.Lock()
@@ -97,7 +94,7 @@ class Peers:
             self._wait(self._reachable, lambda: "rank 0, or its address, does not answer")
         self.store = self._connect(self._hosts)
         self._own = self._connect(False)
-        self._set(f"beat/{self.ranks.rank}", "0")
+        self._beat()
         if self.ranks.rank == 0:
             self._wait(lambda: not self._absent(), lambda: f"no rank {self._absent()[0]}")
             self._set("all", "1")
@@ -137,7 +134,7 @@ class Peers:
             self._tell(error)
             return error
         self._left.set()
-        end = time.monotonic() + 2.0  # whoever ended on purpose says so
+        end = time.monotonic() + 2.0 + 3 * self._period_s  # whoever ended on purpose says so
         _in_time(lambda: self._hear(end), end + 1)
         if self.lost is None:
             closed = "onnection" in str(error)
@@ -145,11 +142,22 @@ class Peers:
         return PeerLost(self.lost)
 
     def _hear(self, end: float) -> None:
+        """Set what another rank says of the loss; rank 0 says which one has fallen silent."""
+        others = range(1, self.ranks.size) if self.ranks.rank == 0 else ()
+        before: dict[int, str] = {}
         while self.lost is None and time.monotonic() < end:
             with contextlib.suppress(RuntimeError):
+                self._beat()  # the watch has left, and the others listen
+                before = before or {rank: self._get(f"beat/{rank}") for rank in others}
                 if self._has("ended"):
                     self.lost = self._get("ended")
             time.sleep(0.1)
+        with contextlib.suppress(RuntimeError):
+            silent = [r for r, beat in before.items() if self._get(f"beat/{r}") == beat]
+            silent = [r for r in silent if not self._has(f"done/{r}")]
+            if silent and self.lost is None:
+                self.lost = f"{self._named(silent[0])} is gone: it hung up"
+                self._set("ended", self.lost)
 
     def _tell(self, error: BaseException) -> None:
         self._left.set()
@@ -163,17 +171,20 @@ class Peers:
         mine, size = self.ranks.rank, self.ranks.size
         watched = range(1, size) if mine == 0 else [0]
         seen = dict.fromkeys(watched, ("", time.monotonic()))
-        beat = 0
         while not self._left.wait(self._period_s):
             self._answered = time.monotonic()
+            if os.getppid() != self._starter and "TORCHELASTIC_RUN_ID" in os.environ:
+                self._lose("its torchrun is gone")
+                return
             try:
-                self._set(f"beat/{mine}", str(beat := beat + 1))
+                self._beat()
                 for rank in watched:
                     value, since = self._get(f"beat/{rank}"), seen[rank][1]
                     if value != seen[rank][0] or self._has(f"done/{rank}"):
                         seen[rank] = value, time.monotonic()
                     elif time.monotonic() - since > self.timeout_s:
-                        self._set("ended", f"rank {rank} has not answered for {self.timeout_s:g} s")
+                        silence = f"has not answered for {self.timeout_s:g} s"
+                        self._set("ended", f"{self._named(rank)} {silence}")
                 text = self._get("ended") if self._has("ended") else None
             except RuntimeError:
                 text = "rank 0 is gone"
@@ -196,8 +207,9 @@ class Peers:
             self.lost = text
         if self._left.wait(GRACE_S):
             return
+        code = None
         try:
-            self.on_lost(text)
+            code = self.on_lost(text)
             sys.stdout.flush()
         except Exception as error:  # a disk that is full, or a reader that has left
             text += f"; and its record is not closed: {_line(error)}"
@@ -205,7 +217,21 @@ class Peers:
             print(
                 f"bertbench run: rank {self.ranks.rank} ends: {text}", file=sys.stderr, flush=True
             )
-        os._exit(1)
+        os._exit(PeerLost(self.lost).exit_code if code is None else code)
+
+    def _beat(self) -> None:
+        self._beats += 1
+        text = f"{self._beats} {self.step()} {socket.gethostname()}"
+        self._set(f"beat/{self.ranks.rank}", text)
+
+    def _named(self, rank: int) -> str:
+        """Return ``rank 1 (last step 37)``, and print on which machine it ran: no record has that.
+
+        Raises RuntimeError where the store does not answer.
+        """
+        _, step, host = self._get(f"beat/{rank}").split(maxsplit=2)
+        print(f"bertbench run: rank {rank} ran on {shown(host, 80)}", file=sys.stderr)
+        return f"rank {rank} (last step {step})"
 
     # -- the store --------------------------------------------------------------------------------
     def _connect(self, host: bool) -> Any:

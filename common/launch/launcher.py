@@ -24,6 +24,7 @@ from bertbench.common.config.recipe import Preset
 from bertbench.common.config.started import found, with_nodes
 from bertbench.common.errors import BadInput, BertbenchError, Unsupported
 from bertbench.common.files import Stream, shown
+from bertbench.common.launch import restarts
 
 CPU = "cpu_ref"
 Report = Mapping[str, Any]
@@ -37,7 +38,8 @@ USAGE = """\
 Environment: NPROC (processes on this node; default: the number that the script's name says, or one
 per accelerator), the vendor's variable of visible devices and, to start the script on each of
 several nodes, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT. srun, mpirun and Kubernetes' jobs set
-them, or what they follow from: docs/cluster.md."""
+them, or what they follow from: docs/cluster.md. MAX_RESTARTS: how often a run that lost a process
+starts again from its newest checkpoint (default: 0)."""
 """The end of every script's usage."""
 
 
@@ -353,10 +355,12 @@ def _announce(launch: Launch) -> int:
     return subprocess.run(command, env=launch.environment, stdout=output).returncode
 
 
-def _become(launch: Launch) -> NoReturn:
+def _become(launch: Launch, most: int) -> NoReturn:
     code = _announce(launch)
     if code:
         sys.exit(code)
+    if most:
+        sys.exit(restarts.repeat(launch.command, launch.environment, most))
     os.execve(launch.command[0], launch.command, launch.environment)
 
 
@@ -374,8 +378,9 @@ def main(
         print(usage + USAGE)
         return 0
     try:
+        most = restarts.restarts(os.environ)
         launch = prepare(read(argv, os.environ))
     except BertbenchError as error:
         print(f"launch: {error}", file=sys.stderr)
         return 2
-    _become(launch)
+    _become(launch, most)

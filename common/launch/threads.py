@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -62,11 +63,11 @@ class OtherWork:
         None where the system does not say: a 0 would be taken for hours of other work.
         """
         try:
-            every, own = psutil.cpu_times(), psutil.Process().cpu_times()
+            every, process = psutil.cpu_times(), psutil.Process()
+            own = sum(process.cpu_times()[:4])  # with children that have ended
         except (OSError, psutil.Error):
             return None
-        return (
-            time.monotonic(),
-            every.user + every.system,
-            own.user + own.system + own.children_user + own.children_system,
-        )
+        for child in process.children(recursive=True):  # those that read and prepare the data
+            with contextlib.suppress(psutil.Error):
+                own += sum(child.cpu_times()[:4])
+        return time.monotonic(), every.user + every.system, own

@@ -8,8 +8,9 @@ its own, and a part that fails leaves its values unknown and a note.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partialmethod
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,7 +26,7 @@ from bertbench.common.measure.utilisation import utilisation
 from bertbench.common.results.record import RunRecord
 from bertbench.common.results.seals import CHECKPOINTS, VOCABULARY, incomplete
 from bertbench.common.training.built import Built
-from bertbench.common.training.events import Observer, RunSummary
+from bertbench.common.training.events import Observer, RunSummary, StepEvent
 from bertbench.common.training.progress import Outcome
 from bertbench.common.training.stops import Interruption
 from bertbench.common.training.summary import reading, summarise
@@ -35,6 +36,13 @@ T = TypeVar("T")
 P = ParamSpec("P")
 FAILURES = (Exception, KeyboardInterrupt, SystemExit)
 """What ends one part; a second Ctrl-C is one of them, and so is the exit of foreign code."""
+
+
+class Halted(Observer):
+    """Holds the thread that trains at its next report, while another one ends the process."""
+
+    def on_step(self, event: StepEvent) -> None:
+        threading.Event().wait()
 
 
 class Guarded(Observer):
@@ -183,6 +191,12 @@ class Closing:
         vocab, folder = self.built.source.vocab_file, record.path / CHECKPOINTS
         if vocab is not None and vocab.is_file() and folder.is_dir():
             shutil.copyfile(vocab, folder / VOCABULARY)
+
+    def seal(self, record: RunRecord, summary: RunSummary) -> None:
+        """Write the result before the rest is measured, which may fail."""
+        self.identify(record, None)
+        extras: Any = self.attempt("extras are unknown", self.built.facts.extras) or {}
+        record.seal(replace(summary, extras=extras))
 
     def identify(self, record: RunRecord, source: Source | None) -> None:
         """Add the hashes of recipe and inputs; without a source, or its files, of the recipe."""

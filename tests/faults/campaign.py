@@ -20,7 +20,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.faults import forks, kinds, shim
+from tests.faults import forks, hosts, kinds, shim
 from tests.faults.judge import Clean, inputs, numbers, records, tree
 from tests.faults.ranks import Ranks
 from tests.faults.shim import CALLS, Plan
@@ -28,7 +28,7 @@ from tests.faults.tally import arguments, tally
 from tests.faults.targets import TARGETS, known, make_base
 
 NAME = "tests/faults/campaign.py"
-KINDS: dict[str, type[kinds.Kind]] = kinds.KINDS | {"ranks": Ranks}
+KINDS: dict[str, type[kinds.Kind]] = kinds.KINDS | {"ranks": Ranks, "hosts": hosts.Hosts}
 
 
 def clean_run(base: Path, folder: Path, name: str) -> dict[str, Any]:
@@ -61,6 +61,13 @@ def clean_run(base: Path, folder: Path, name: str) -> dict[str, Any]:
     return asdict(one)
 
 
+def two_hosts(base: Path) -> dict[str, Any]:
+    """Return the numbers of a run of two hosts without a fault."""
+    case = base.with_name("clean-hosts") / "case"
+    shutil.copytree(base, case)
+    return {"numbers": hosts.undisturbed(case)}
+
+
 def one_case(
     case_id: tuple[str, int], *, seed: int, base: Path, folder: Path,
     clean: dict[str, Clean], before: dict[str, str], verbose: bool,
@@ -82,19 +89,24 @@ def one_case(
 
 def main() -> int:
     given = arguments(__doc__, KINDS)
+    if "hosts" in given.kind and (reason := hosts.why_not()):
+        print(f"hosts: left out: {reason}")
+        given.kind.remove("hosts")
     forks.preload()
     with forks.workspace() as folder:
         base = folder / "base"
         base.mkdir()
         assert forks.in_fork(lambda: make_base(base) or True), "no base"
         forks.preload(known(base))
-        needed = TARGETS if set(given.kind) - {"ranks"} else ["run"]
+        needed = TARGETS if set(given.kind) - {"ranks", "hosts"} else ["run"]
         before = forks.in_fork(lambda: inputs(base))
         undisturbed = partial(clean_run, base, folder)
         clean = {
             name: Clean(**result)
             for name, result in forks.map_forked(needed, undisturbed, given.jobs)
         }
+        if "hosts" in given.kind:
+            clean["hosts"] = Clean(0, 0, {}, 0, 0, record=forks.in_fork(partial(two_hosts, base)))
         work = partial(
             one_case, seed=given.seed, base=base, folder=folder, clean=clean, before=before,
             verbose=given.only is not None,

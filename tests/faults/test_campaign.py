@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults import shim
+from tests.faults.campaign import KINDS
+from tests.faults.hosts import why_not
 
 ROOT = Path(__file__).parents[2]
 ARMED = """
@@ -54,11 +56,11 @@ def built() -> None:
         pytest.skip(str(error))
 
 
-def survives(script: str) -> None:
+def survives(*flags: str) -> None:
     """Do the campaign's first cases; what is not right is in the message."""
     built()
     done = subprocess.run(
-        [sys.executable, script, "--seed", "1", "--n", "20", "--seconds", "40"],
+        [sys.executable, "tests/faults/campaign.py", "--seed", "1", *flags],
         cwd=ROOT, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
@@ -73,4 +75,12 @@ def test_the_library_disturbs_the_call_that_it_is_asked_to(tmp_path: Path) -> No
 
 def test_faults_are_survived() -> None:
     """Nothing is lost, no number wrong, nothing hangs, no traceback."""
-    survives("tests/faults/campaign.py")
+    kinds = [word for kind in KINDS if kind != "hosts" for word in ("--kind", kind)]
+    survives("--n", "20", "--seconds", "40", *kinds)
+
+
+def test_two_hosts_end_with_the_losses_of_a_run_without_a_fault() -> None:
+    """Or their records say that they did not end: killed, stopped, cut off, slow, full."""
+    if reason := why_not():
+        pytest.skip(reason)
+    survives("--kind", "hosts", "--n", "50", "--jobs", "6")

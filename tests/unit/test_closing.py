@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,14 @@ def test_lines_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(OSError, match="No space"):
         lines.write("two")
     assert (tmp_path / "x").read_text() == "one\n"
+
+
+def test_a_thread_that_trains_on_after_a_loss_is_held(tmp_path: Path) -> None:
+    """The other rank came back while the record was closed: no step may follow in it."""
+    training = threading.Thread(target=closing.Halted().on_step, args=(None,), daemon=True)
+    training.start()
+    training.join(0.3)
+    assert training.is_alive()
 
 
 def test_a_peer_that_has_left_costs_no_result() -> None:

@@ -96,9 +96,10 @@ def test_a_rank_that_stands_still_is_lost(
     other.on_lost = told.append
     two[stopped]._left.set()  # its threads no longer run
     until(lambda: exits)
-    assert exits == [1] and told == [f"rank {stopped} has not answered for 1 s"]
-    said = capsys.readouterr().err
-    assert said == f"bertbench run: rank {1 - stopped} ends: {told[0]}\n"
+    assert exits == [3] and told == [f"rank {stopped} (last step 0) has not answered for 1 s"]
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"bertbench run: rank {1 - stopped} ends: {told[0]}"
+    assert said[0].startswith(f"bertbench run: rank {stopped} ran on ") and len(said) == 2
 
 
 def test_a_store_that_stands_still_is_lost(two: tuple[Peers, Peers], exits: list[int]) -> None:
@@ -128,8 +129,18 @@ def test_a_record_that_cannot_be_closed_holds_nothing_up(
     two[0].on_lost = fails
     two[1]._left.set()
     until(lambda: exits)
-    assert exits == [1]
+    assert exits == [3]
     assert capsys.readouterr().err.endswith("; and its record is not closed: no space left\n")
+
+
+def test_a_result_that_is_complete_keeps_its_exit_code(
+    two: tuple[Peers, Peers], exits: list[int]
+) -> None:
+    """Or a supervisor would start the run again, which ended well."""
+    two[0].on_lost = lambda text: 0
+    two[1]._left.set()
+    until(lambda: exits)
+    assert exits == [0]
 
 
 def test_a_rank_that_ends_says_why(two: tuple[Peers, Peers], exits: list[int]) -> None:
@@ -146,16 +157,42 @@ def test_a_rank_that_fails_tells_the_others_before_it_closes_its_record(
     error = MemoryError("out of memory")
     assert two[0].explain(error) is error
     until(lambda: exits)
-    assert exits == [1] and two[1].lost == "rank 0 ended: out of memory"
+    assert exits == [1] and two[1].lost == "rank 0 ended: out of memory"  # it would again
     begin = time.monotonic()
     two[0].leave()
     assert time.monotonic() - begin < 3 and exits == [1]
 
 
-def test_a_rank_that_is_killed_hangs_up(two: tuple[Peers, Peers], exits: list[int]) -> None:
+def test_a_rank_that_is_killed_is_named_with_its_last_step(
+    two: tuple[Peers, Peers], exits: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    two[1].step = lambda: 37
+    until(lambda: " 37 " in two[0]._get("beat/1"))
     two[1]._left.set()
     known = two[0].explain(RuntimeError("[gloo/pair.cc:537] Connection reset by peer"))
+    assert str(known) == "rank 1 (last step 37) is gone: it hung up" and exits == []
+    assert isinstance(known, PeerLost) and known.exit_code == 3
+    assert capsys.readouterr().err == f"bertbench run: rank 1 ran on {socket.gethostname()}\n"
+
+
+def test_a_rank_that_still_answers_is_not_named(two: tuple[Peers, Peers], exits: list[int]) -> None:
+    known = two[0].explain(RuntimeError("[gloo/pair.cc:537] Connection reset by peer"))
     assert str(known) == "another rank is gone: it hung up" and exits == []
+
+
+def test_a_rank_whose_torchrun_is_gone_ends(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would keep its place, which the next start needs."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    one = rank(0, 1)
+    one._own = one.store = None
+    one._starter = -1
+    watch = threading.Thread(target=one._watch)
+    watch.start()
+    until(lambda: exits)
+    assert exits == [3] and one.lost == "its torchrun is gone"
+    watch.join(5)
 
 
 @pytest.mark.parametrize(

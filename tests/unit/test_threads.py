@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,18 @@ def test_a_system_that_does_not_say_has_no_other_work(
     each = iter(readings)
     monkeypatch.setattr(OtherWork, "_read", lambda self: next(each))
     assert OtherWork().notes(1) == []
+
+
+def test_the_work_of_this_process_includes_children_that_still_run() -> None:
+    """Those that read the data: they were taken for other work on every idle machine."""
+    work = OtherWork()
+    busy = "import time; t = time.process_time\nwhile t() < 0.5: pass\nprint(flush=True)\ninput()"
+    command = [sys.executable, "-c", busy]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"\n"
+        before, after = work._before, work._read()
+        assert before is not None and after is not None and after[2] - before[2] >= 0.4
+        child.communicate(b"\n")
 
 
 def test_this_machine_can_be_asked() -> None:

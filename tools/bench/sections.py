@@ -15,12 +15,15 @@ import torch
 from bench.shapes import SHAPES, typical_batch
 from bench.steps import adamw
 from bench.timing import interleave, ratio
+from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.cpu_ref.kernels import NativeOps
 from bertbench.backends.cpu_ref.lamb import native_lamb
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.optim.lamb import Lamb, LambStep, lamb_update, matrices, parameter_groups
 
 LAMB_GOAL, RANKS_GOAL, ACCUMULATION = 3.0, 0.95, 4
+PRECISION = CpuRef().capabilities.precisions[0]
+"""The fastest that this processor has instructions for."""
 
 
 def per_tensor_lamb(s: LambStep) -> None:
@@ -64,33 +67,47 @@ def lamb(rounds: int) -> dict[str, object]:
 def two_ranks(shape: str, rounds: int) -> dict[str, object]:
     """Return rate(2 ranks) / (2 x rate(1)), for gloo ranks of one thread with accumulation.
 
-    Each figure is the median of alternating runs in separate processes.
+    Each figure is the median of alternating runs in separate processes. ``unconnected`` is the same
+    ratio for two processes that exchange nothing: what the cores' common memory leaves of two.
     """
-    rates: dict[int, list[float]] = {1: [], 2: []}
+    rates: dict[str, list[float]] = {"1": [], "2": [], "unconnected": []}
     for _ in range(rounds):
-        for world in rates:
-            rates[world].append(_run_ranks(world, shape))
-    efficiency = statistics.median(
-        two / (2 * one) for one, two in zip(rates[1], rates[2], strict=True)
-    )
+        for name, found in rates.items():
+            runs = [_start_ranks(2 if name == "2" else 1, shape)]
+            if name == "unconnected":
+                runs.append(_start_ranks(1, shape))
+            found.append(sum(_rate(run) for run in runs))
+
+    def of_two(name: str) -> float:
+        pairs = zip(rates["1"], rates[name], strict=True)
+        return statistics.median(two / (2 * one) for one, two in pairs)
+
+    efficiency = of_two("2")
     return {
         "shape": shape,
+        "precision": PRECISION,
         "accumulation": ACCUMULATION,
-        "tokens_per_second": {str(n): statistics.median(v) for n, v in rates.items()},
+        "tokens_per_second": {name: statistics.median(v) for name, v in rates.items()},
+        "unconnected": of_two("unconnected"),
         "efficiency": efficiency,
         "goal": RANKS_GOAL,
         "ok": efficiency >= RANKS_GOAL,
     }
 
 
-def _run_ranks(world: int, shape: str) -> float:
+def _start_ranks(world: int, shape: str) -> subprocess.Popen[str]:
     environment = dict(os.environ, OMP_NUM_THREADS="1", BENCH_RANK_SHAPE=shape)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(world), str(Path(__file__).parent / "rank.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout.split("tokens_per_second=")[1].split()[0])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def _rate(run: subprocess.Popen[str]) -> float:
+    out, err = run.communicate()
+    if run.returncode:
+        raise RuntimeError(f"{run.args!r} failed:\n{err[-2000:]}")
+    return float(out.split("tokens_per_second=")[1].split()[0])
 
 
 def rank_main(shape_name: str) -> None:
@@ -101,7 +118,8 @@ def rank_main(shape_name: str) -> None:
     shape = SHAPES[shape_name]
     batch, _ = typical_batch(shape, None)
     torch.manual_seed(0)
-    model = BertForPreTraining(shape.config, NativeOps(torch.bfloat16)).train()
+    dtype = torch.bfloat16 if PRECISION == "bf16" else torch.float32
+    model = BertForPreTraining(shape.config, NativeOps(dtype)).train()
     ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = adamw(model)
     stop = torch.zeros(1)
@@ -109,7 +127,7 @@ def rank_main(shape_name: str) -> None:
     while not stop:
         for micro in range(ACCUMULATION):
             ddp.require_backward_grad_sync = micro == ACCUMULATION - 1
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16"):
                 sums = ddp(batch)
                 loss = sums.mlm_loss + sums.nsp_loss
             loss.backward()
