@@ -168,6 +168,7 @@ def estimate(settings: Settings, backend: Backend, world: World, task: Task | No
             memory.needed, layers=layers, micro_batch=task.split.micro_batch,
             eval_batch=None if synthetic else settings.impl.eval_batch_size,
             world_size=world.size, precision=task.precision,
+            optimizer_sharding=settings.impl.optimizer_sharding,
         )  # fmt: skip
         counted = memory.count(task, backend)
         parts = need(counted)

@@ -21,7 +21,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -236,10 +236,12 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-) -> None:
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any],
+    own: Container[int] | None = None,
+) -> None:  # fmt: skip
     """Restore the result of ``flatten_optimizer``: ``tensors`` of any shape [...], and ``values``.
 
+    ``own`` are the indices of the parameters whose state this rank keeps; None: all.
     Raises BadInput when the optimizer has other parameters (another model or grouping) or other
     constants, or a tensor is not the state of its parameter.
     """
@@ -263,7 +265,8 @@ def restore_optimizer(
         saved.check_tensors(f"optimizer's state {index}", entry, expected)
         if "exp_avg_sq" in expected and (entry["exp_avg_sq"] < 0).any():
             raise BadInput(f"the checkpoint's optimizer has negative squares of {index}")
-        state[int(index)] = dict(values["state"][index]) | entry
+        if own is None or int(index) in own:
+            state[int(index)] = dict(values["state"][index]) | entry
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from bertbench.common.distributed.world import Agreement, World
 from bertbench.common.measure.telemetry import prepared
 from bertbench.common.measure.throughput import RankWindows, RateMeter
-from bertbench.common.training.checkpoint import Checkpoints
+from bertbench.common.training.checkpoint import Checkpoints, Saved
 from bertbench.common.training.evaluation import Stopped, evaluate
 from bertbench.common.training.events import Observer
 from bertbench.common.training.progress import (
@@ -49,7 +49,7 @@ def train(
     observers: Sequence[Observer],
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
-    resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None = None,
+    resume: Saved | None = None,
     telemetry: Telemetry | None = None,
     clock: Callable[[], float] = time.perf_counter,
     interruption: Interruption | None = None,
@@ -78,18 +78,10 @@ class Training:
 
     def __init__(
         self,
-        task: Task,
-        backend: Backend,
-        world: World,
-        plan: Plan,
-        observers: Sequence[Observer],
-        checkpoints: Checkpoints | None,
-        progress: Progress,
-        resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None,
-        telemetry: Telemetry | None,
-        clock: Callable[[], float],
-        interruption: Interruption,
-    ) -> None:
+        task: Task, backend: Backend, world: World, plan: Plan, observers: Sequence[Observer],
+        checkpoints: Checkpoints | None, progress: Progress, resume: Saved | None,
+        telemetry: Telemetry | None, clock: Callable[[], float], interruption: Interruption,
+    ) -> None:  # fmt: skip
         self.task, self.backend, self.world, self.plan = task, backend, world, plan
         self.observers, self.progress = observers, progress
         self.telemetry, self.clock = telemetry, clock

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from bertbench.common.distributed.sharding import collect
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown, why
@@ -76,23 +77,22 @@ class Outcome:
 
 
 def save_checkpoint(
-    task: Task,
-    scaler: torch.amp.GradScaler,
-    backend: Backend,
-    world: World,
-    checkpoints: Checkpoints,
-    progress: Progress,
-    clock: Callable[[], float],
+    task: Task, scaler: torch.amp.GradScaler, backend: Backend, world: World,
+    checkpoints: Checkpoints, progress: Progress, clock: Callable[[], float],
     observers: Sequence[Observer],
-) -> float:
+) -> float:  # fmt: skip
     """Write a checkpoint on rank 0, while every rank waits; return the seconds it took.
 
     Where the disk refuses, the training goes on with a note: earlier checkpoints are untouched.
     """
     begin = clock()
     states = world.gather(backend.rng_state())
+    tensors, optimizer = flatten_optimizer(task.optimizer)
+    if task.shards.size > 1:
+        tensors = collect(tensors, world)
+        parts = world.gather(optimizer["state"])
+        optimizer["state"] = {index: entry for part in parts for index, entry in part.items()}
     if world.is_main:
-        tensors, optimizer = flatten_optimizer(task.optimizer)
         groups = {"model": task.model.state_dict(), "optimizer": tensors}
         if (mask := task.mask_now()) is not None:
             groups["attention_mask"] = to_tensors(mask)
@@ -118,13 +118,9 @@ def save_checkpoint(
 
 
 def restore(
-    task: Task,
-    scaler: torch.amp.GradScaler,
-    backend: Backend,
-    world: World,
-    saved: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]],
+    task: Task, scaler: torch.amp.GradScaler, backend: Backend, world: World, saved: Saved,
     progress: Progress,
-) -> None:
+) -> None:  # fmt: skip
     """Restore what ``save_checkpoint`` wrote: model, optimizer, scaler, random states, progress.
 
     ``saved`` is a result of ``Checkpoints.load``; random states (uint8 [N]) are restored only on as
@@ -137,7 +133,8 @@ def restore(
     check_tensors("model", model, task.model.state_dict())
     task.model.load_state_dict(model)
     check_same(task.mask_now(), tensors.get("attention_mask"))
-    restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
+    own = task.shards.own
+    restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"], own)
     for entry in task.optimizer.state.values():
         if isinstance(entry.get("step"), Tensor):
             check_updates(float(entry["step"]), state["progress"])
@@ -181,16 +178,9 @@ def load_run(path: Path, plan: Plan, batch: int) -> Saved:
 
 
 def step_event(
-    task: Task,
-    plan: Plan,
-    progress: Progress,
-    values: Mapping[str, float],
-    norm: Tensor | None,
-    scaler: torch.amp.GradScaler,
-    window: Window,
-    data_wait_s: float,
-    time_s: float,
-) -> StepEvent:
+    task: Task, plan: Plan, progress: Progress, values: Mapping[str, float], norm: Tensor | None,
+    scaler: torch.amp.GradScaler, window: Window, data_wait_s: float, time_s: float,
+) -> StepEvent:  # fmt: skip
     """Return the event of this step and of the window that ends with it; ``norm`` is []."""
     metrics = task.metrics(values)
     steps_left = min(
