@@ -9,8 +9,9 @@ One checkpoint is one folder::
         manifest.json     sha256 and size of each of the files above, and of itself
 
 Without pickle, a stranger's checkpoint cannot run code. safetensors does not notice a flipped bit
-in its payload, hence the checksums. Rank 0 writes all files; state that differs between ranks
-(random generators) is gathered first and goes into ``rank_group(rank)``.
+in its payload, hence the checksums. torch.distributed.checkpoint has neither: its ``.metadata`` is
+a pickle. Rank 0 writes all files; state of other ranks is gathered first (random generators, into
+``rank_group(rank)``).
 """
 
 from __future__ import annotations
@@ -321,6 +322,24 @@ def _manifest(step: int, files: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
+def snapshot(groups: Mapping[str, Mapping[str, Tensor]]) -> Groups:
+    """Return copies on the host, which later steps leave alone; names of one tensor share one."""
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    return {
+        group: {
+            name: copies.setdefault(_view(tensor), tensor.detach().to("cpu", copy=True))
+            for name, tensor in named.items()
+        }
+        for group, named in groups.items()
+    }
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    """Return a key that two tensors share where they are the same memory in the same form."""
+    place = tensor.data_ptr() or id(tensor)
+    return place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
 def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
     """Write one group; a second name of the same memory becomes an alias in the metadata."""
     first: dict[tuple[Any, ...], str] = {}
@@ -329,7 +348,7 @@ def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
     out: dict[str, Tensor] = {}
     for name, tensor in named.items():
         tensor = tensor.detach()
-        view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        view = _view(tensor)
         if tensor.numel() and view in first:
             aliases[name] = first[view]
             continue

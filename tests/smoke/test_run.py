@@ -42,6 +42,7 @@ def test_a_run_leaves_a_valid_record_and_a_compliant_open_log(runs):
         96 / window, rel=0.05
     )  # reporting itself is timed
     assert "time_to_target_s" not in named  # there was no target
+    assert named["checkpoint_s"] > 0 and named["checkpoint_write_s"] > 0
     assert (record / "checkpoints" / "step_00000012").is_dir()
     assert "step 12/12" in (record / "console.log").read_text()
 
@@ -52,6 +53,7 @@ def test_a_run_that_reaches_its_target_leaves_its_weights(runs, capsys, tmp_path
     assert content["status"] == "ok" and content["quality"]["reached"] and content["step"] < 12
     named = {m["name"]: m["value"] for m in content["metrics"]}
     assert named["checkpoint_s"] == 0 and not lines(record, "checkpoint")
+    assert "checkpoint_write_s" not in named
     assert main(["validate", str(record)]) == 0
     capsys.readouterr()
     saved = {p.name for p in (record / "checkpoints").iterdir()}
