@@ -25,6 +25,7 @@ from bertbench.common.config.batch_split import AUTO
 from bertbench.common.config.recipe import Settings, plain
 from bertbench.common.distributed.all_reduce import try_reduction
 from bertbench.common.distributed.peers import PeerLost, Peers
+from bertbench.common.distributed.sharding import try_sharding
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BertbenchError, Unsupported
 from bertbench.common.files import Stream, why
@@ -85,6 +86,7 @@ def run(settings: Settings, *, started: float | None = None) -> Finished:
         return Finished(0, None)
     with world.joined(backend, settings.impl.dist_backend) as peers:
         notes = try_reduction(backend, world, settings.impl.reduce_dtype)
+        notes += try_sharding(backend, world, settings.impl.optimizer_sharding)
         settings = replace(settings, notes=(*settings.notes, *notes))
         code = (it := Run(settings, backend, world, benchmark, started, known)).execute(peers)
     return Finished(code, None if it.record is None else it.record.path)

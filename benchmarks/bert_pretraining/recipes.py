@@ -125,14 +125,10 @@ MINI = BertConfig(
 
 
 def mlperf_large(
-    *,
-    global_batch: int,
-    learning_rate: float,
-    max_steps: int,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay_rate: float = 0.01,
+    *, global_batch: int, learning_rate: float, max_steps: int,
+    betas: tuple[float, float] = (0.9, 0.999), weight_decay_rate: float = 0.01,
     clip_after_allreduce: bool = True,
-) -> PretrainingRecipe:
+) -> PretrainingRecipe:  # fmt: skip
     """MLPerf's BERT-large phase 2 from model.ckpt-28252; no warm-up, linear decay."""
     interval = mlperf_eval_interval(global_batch)
     return PretrainingRecipe(

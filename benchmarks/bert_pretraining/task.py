@@ -153,17 +153,12 @@ class PretrainingTask(Task):
 
     def quality(self, event: EvalEvent) -> list[Metric]:
         """Return the masked-token accuracy of the last evaluation."""
-        return [
-            Metric(
-                name=self.target_metric,
-                value=event.metrics[self.target_metric],
-                unit="1",
-                direction="higher",
-                clock="none",
-                scope="global",
-                definition=f"last evaluation, at {event.samples} samples",
-            )
-        ]
+        own = Metric(
+            name=self.target_metric, value=event.metrics[self.target_metric], unit="1",
+            direction="higher", clock="none", scope="global",
+            definition=f"last evaluation, at {event.samples} samples",
+        )  # fmt: skip
+        return [own]
 
     def model_flops(self, batch: PretrainingBatch) -> int:
         return pretraining_flops(self.recipe.model, batch.tokens.lengths, len(batch.masked_labels))

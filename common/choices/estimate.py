@@ -168,6 +168,7 @@ def estimate(settings: Settings, backend: Backend, world: World, task: Task | No
             memory.needed, layers=layers, micro_batch=task.split.micro_batch,
             eval_batch=None if synthetic else settings.impl.eval_batch_size,
             world_size=world.size, precision=task.precision,
+            optimizer_sharding=settings.impl.optimizer_sharding,
         )  # fmt: skip
         counted = memory.count(task, backend)
         parts = need(counted)
@@ -176,6 +177,7 @@ def estimate(settings: Settings, backend: Backend, world: World, task: Task | No
     process = psutil.Process().memory_info().rss
     apart, free = is_worthwhile(backend), psutil.virtual_memory().available
     own = parts and (parts["weights"] if apart else sum(parts.values()))
+    copied = 0 if run.skip_checkpoint else checkpoint_bytes or 0  # while one is written
     here = run.output_dir / (run.system or system_name(device.name, world.size if apart else 1))
     earlier = _earlier(here / settings.preset.benchmark, settings, backend, world)
     time = _time(settings, backend, world, task, earlier)
@@ -184,7 +186,7 @@ def estimate(settings: Settings, backend: Backend, world: World, task: Task | No
         memory=parts,
         typical_bytes=typical,
         device_bytes=device.memory_bytes if apart else free,
-        host_bytes=None if own is None else world.local_size * (process + own),
+        host_bytes=None if own is None else world.local_size * (process + own) + copied,
         host_free_bytes=free,
         time=time,
         checkpoint_bytes=0 if run.skip_checkpoint else checkpoint_bytes,

@@ -3,7 +3,8 @@
 
 * weights: 4 for each parameter, which are float32;
 * gradients: 4 for each; twice that with several processes, whose buckets travel;
-* optimizer: 8 for each, its two moments;
+* optimizer: 8 for each, its two moments; with ``--optimizer_sharding zero1`` for each of a
+  process's share, which is at least the largest parameter;
 * copies: 2 for each parameter of a matrix, in 16-bit and 8-bit precisions;
 * activations: the tensors that the backward pass needs. They are counted on a model of one layer,
   at one and at two sequences of the largest shape (or of a typical one): the difference, for the
@@ -42,6 +43,8 @@ class Counted:
     """Parameters of the layer that are part of matrices."""
     rest_parameters: int
     rest_matrices: int
+    largest_parameter: int
+    """Its elements: parameters are not divided."""
     layer_bytes: int
     """Saved for the backward pass of one sequence."""
     rest_bytes: int
@@ -63,6 +66,7 @@ def count(task: Task, backend: Backend, *, typical: bool = False) -> Counted:
         layer_matrices=_numel(p for p in inside.values() if p.ndim > 1) // number,
         rest_parameters=_numel(outside),
         rest_matrices=_numel(p for p in outside if p.ndim > 1),
+        largest_parameter=max(p.numel() for p in task.model.parameters()),
         layer_bytes=(two.layers - one.layers) // number,
         rest_bytes=two.rest - one.rest,
     )
@@ -70,18 +74,19 @@ def count(task: Task, backend: Backend, *, typical: bool = False) -> Counted:
 
 def needed(
     counted: Counted, *, layers: int, micro_batch: int, eval_batch: int | None, world_size: int,
-    precision: str,
+    precision: str, optimizer_sharding: str,
 ) -> dict[str, int]:  # fmt: skip
     """Return the bytes of each part; ``eval_batch`` is None without evaluations."""
     parameters = counted.parameters(layers)
     matrices = counted.rest_matrices + layers * counted.layer_matrices
     training = micro_batch * (counted.rest_bytes + layers * counted.layer_bytes)
     widest = max(counted.rest_bytes, counted.layer_bytes)
+    shards = world_size if optimizer_sharding == "zero1" else 1
     evaluation = (eval_batch or 0) * widest
     parts = {
         "weights": 4 * parameters,
         "gradients": 4 * parameters * (1 if world_size == 1 else 2),
-        "optimizer": 8 * parameters,
+        "optimizer": 8 * max(-(-parameters // shards), counted.largest_parameter),
         "copies": 0 if precision in ("fp32", "tf32") else 2 * matrices,
         "activations": max(training, evaluation),
         "working": micro_batch * widest + 4 * counted.rest_matrices,

@@ -59,6 +59,9 @@ class Impl:
     reduce_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type in which gradients are added over ranks, as FSDP's option of this name; bf16 sends half
     the bytes (DDP's bf16_compress_hook)."""
+    optimizer_sharding: Literal["none", "zero1"] = "none"
+    """zero1 divides the optimizer's state among the processes, which changes no number (ZeRO,
+    stage 1); none keeps all of it on each."""
     compile: str | None = None
     """A compiler of the backend; default: none."""
     num_threads: int | None = None
@@ -210,7 +213,7 @@ LATER = {
     "distillation": 0.0, "distillation_temperature": 2.0,
 }  # fmt: skip
 """Fields of recipes that came after the first records, and the values that stood for them."""
-BEFORE: Mapping[str, Any] = LATER | {"reduce_dtype": "fp32"}
+BEFORE: Mapping[str, Any] = LATER | {"reduce_dtype": "fp32", "optimizer_sharding": "none"}
 """The same with the fields of implementations."""
 
 

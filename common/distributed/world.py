@@ -89,6 +89,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def broadcast_(self, tensor: Tensor, source: int) -> Tensor:
+        """Overwrite ``tensor`` [...] with that of rank ``source``, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, source)
+        return tensor
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's ``value``, a small Python object, in rank order."""
         if self.size == 1:

@@ -30,25 +30,16 @@ class DeviceFacts:
 
     @classmethod
     def of(
-        cls,
-        backend: Backend,
-        *,
-        device: DeviceInfo,
-        telemetry: Telemetry | None,
-        checks: Mapping[str, str],
-        world_size: int,
-        dist_backend: str | None,
-    ) -> DeviceFacts:
+        cls, backend: Backend, *, device: DeviceInfo, telemetry: Telemetry | None,
+        checks: Mapping[str, str], world_size: int, dist_backend: str | None,
+    ) -> DeviceFacts:  # fmt: skip
         """Return the facts of ``device``; raises Unsupported for another collective library."""
         collective = backend.resolve_collective(dist_backend)
         return cls(
-            backend=backend.name,
-            verified=backend.verified,
-            simulated=device.simulated,
-            collective=None if world_size == 1 else collective,
-            device_checks=dict(checks),
+            backend=backend.name, verified=backend.verified, simulated=device.simulated,
+            collective=None if world_size == 1 else collective, device_checks=dict(checks),
             telemetry=None if telemetry is None else telemetry.source,
-        )
+        )  # fmt: skip
 
 
 def device_notes(

@@ -65,7 +65,8 @@ SHARED: dict[str, _Shared] = {
     "init_s": _time("init_start to init_stop: model, optimizer, process group, rehearsal"),
     "compile_s": _time("seconds spent in the compiler"),
     "eval_s": _time("sum over all evaluations, inside the timed run"),
-    "checkpoint_s": _time("sum over all checkpoints that training waited for"),
+    "checkpoint_s": _time("seconds that training waited for checkpoints: to copy and end them"),
+    "checkpoint_write_s": _time("seconds of writing checkpoints, beside training"),
     "data_wait_s": _time("seconds that training waited for data, slowest rank of each report"),
     "gradient_all_reduce_s": _time(
         "adding a step's gradients over all ranks, in float32 buckets of 25 MiB, with nothing "

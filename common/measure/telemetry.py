@@ -40,14 +40,9 @@ class Sampler:
     """
 
     def __init__(
-        self,
-        read: Callable[[], Mapping[str, float]],
-        *,
-        source: str,
-        period_s: float = 0.1,
-        clock: Callable[[], float] = time.monotonic,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
+        self, read: Callable[[], Mapping[str, float]], *, source: str, period_s: float = 0.1,
+        clock: Callable[[], float] = time.monotonic, patience_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
         self.source = source
         self.problem: str | None = None
         self._read, self._period_s, self._clock = read, period_s, clock

@@ -66,11 +66,9 @@ class RateMeter:
     """
 
     def __init__(
-        self,
-        synchronize: Callable[[], None],
-        clock: Callable[[], float] = time.perf_counter,
+        self, synchronize: Callable[[], None], clock: Callable[[], float] = time.perf_counter,
         telemetry: _Sampler | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._synchronize, self._clock, self._telemetry = synchronize, clock, telemetry
         self._since: float | None = None
         self._started = self._warming = False

@@ -36,12 +36,9 @@ class Calibrated:
 
 
 def utilisation(
-    flops_per_second: float | None,
-    *,
-    devices: int,
-    peaks: Sequence[Peak],
+    flops_per_second: float | None, *, devices: int, peaks: Sequence[Peak],
     calibrated: Calibrated | None,
-) -> list[Metric]:
+) -> list[Metric]:  # fmt: skip
     """Return ``mfu`` (one metric per source if they disagree) and ``mfu_calibrated``.
 
     Args:
@@ -79,11 +76,9 @@ def _doubted(one: Metric) -> Metric:
 
 
 def find_calibration(
-    folders: Sequence[Path],
-    device: Mapping[str, Any],
-    precision: str,
+    folders: Sequence[Path], device: Mapping[str, Any], precision: str,
     notes: list[str] | None = None,
-) -> Calibrated | None:
+) -> Calibrated | None:  # fmt: skip
     """Return the calibration for this device and precision in the first of ``folders`` with one.
 
     ``device`` is a DeviceInfo as plain values. Files of other devices are passed over, and so are

@@ -134,12 +134,9 @@ def export_state_dict(
 
 
 def other_names(
-    named: Mapping[str, Tensor],
-    norm_position: str,
-    naming: Naming = "huggingface",
-    *,
+    named: Mapping[str, Tensor], norm_position: str, naming: Naming = "huggingface", *,
     vocab_size: int | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor]:  # fmt: skip
     """Return the weights ``named`` our way under other names: views, not copies.
 
     The fused QKV [3H, H] becomes q, k and v [H, H]. The decoder's weight [V, H], tied to the word

@@ -97,22 +97,12 @@ class RunRecord(Observer):
 
     @classmethod
     def create(
-        cls,
-        root: Path,
-        *,
-        system: str,
-        benchmark: str,
-        config: Mapping[str, Any],
-        devices: Sequence[Any],
-        precision: str,
-        seed: int,
-        world_size: int = 1,
-        mlperf: Mapping[str, str] | None = None,
-        command: Sequence[str] = (),
-        resumed_from: str | None = None,
-        earlier_precisions: Collection[str] = (),
+        cls, root: Path, *, system: str, benchmark: str, config: Mapping[str, Any],
+        devices: Sequence[Any], precision: str, seed: int, world_size: int = 1,
+        mlperf: Mapping[str, str] | None = None, command: Sequence[str] = (),
+        resumed_from: str | None = None, earlier_precisions: Collection[str] = (),
         now: datetime | None = None,
-    ) -> RunRecord:
+    ) -> RunRecord:  # fmt: skip
         """Write the folder, marked ``interrupted``; raises BadInput for a name or folder.
 
         ``config`` is ``Settings.as_dict()``, ``devices`` are DeviceInfo values, one per process,
@@ -163,24 +153,18 @@ class RunRecord(Observer):
         return self.path.name
 
     def identify(
-        self,
-        *,
-        recipe_hash: str,
-        recipe_kind: str,
-        inputs: Mapping[str, str | None],
+        self, *, recipe_hash: str, recipe_kind: str, inputs: Mapping[str, str | None],
         global_batch: int | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add the identity of recipe and data, known once the data is open.
 
         ``inputs`` are the keyword arguments of ``recipe_hash`` and ``recipe_kind`` the recipe's
         class, so that ``validate`` can compute the hash again.
         """
         self._manifest.update(
-            recipe_hash=recipe_hash,
-            recipe_kind=recipe_kind,
-            inputs=dict(inputs),
+            recipe_hash=recipe_hash, recipe_kind=recipe_kind, inputs=dict(inputs),
             global_batch=global_batch,
-        )
+        )  # fmt: skip
         self._write()
 
     # -- events of the loop -------------------------------------------------------------------
@@ -193,24 +177,18 @@ class RunRecord(Observer):
     def on_eval(self, event: EvalEvent) -> None:
         self._line(kind="eval", **plain(event))
         self._manifest["quality"] = {
-            "metric": event.target_metric,
-            "value": event.metrics[event.target_metric],
-            "target": event.target_value,
-            "reached": event.reached,
-            "samples": event.samples,
-        }
+            "metric": event.target_metric, "value": event.metrics[event.target_metric],
+            "target": event.target_value, "reached": event.reached, "samples": event.samples,
+        }  # fmt: skip
         self._keep_readings()
 
     def on_checkpoint(self, *, path: str, step: int, samples: int, seconds: float) -> None:
         place = Path(path)
         inside = place.is_relative_to(self.path)
         self._line(
-            kind="checkpoint",
-            step=step,
-            samples=samples,
-            path=str(place.relative_to(self.path)) if inside else place.name,
-            seconds=seconds,
-        )
+            kind="checkpoint", step=step, samples=samples,
+            path=str(place.relative_to(self.path)) if inside else place.name, seconds=seconds,
+        )  # fmt: skip
 
     def run_stop(self, *, step: int, samples: int, status: str) -> None:
         self._line(kind="run_stop", step=step, samples=samples, status=status)
@@ -224,15 +202,12 @@ class RunRecord(Observer):
         assert summary.status in STATUSES, summary.status
         self._keep_readings()
         self._manifest.update(
-            status=summary.status,
-            reason=summary.reason,
-            step=summary.step,
-            samples=summary.samples,
-            metrics=[metric.as_dict() for metric in summary.metrics],
+            status=summary.status, reason=summary.reason, step=summary.step,
+            samples=summary.samples, metrics=[metric.as_dict() for metric in summary.metrics],
             extras={k: v for k, v in summary.extras.items() if self._is_json(k, v)},
             finished_utc=_utc(datetime.fromtimestamp(self._clock.date(), timezone.utc)),
             provisional=True,
-        )
+        )  # fmt: skip
         if not provisional:
             del self._manifest["provisional"]
             if strays := sorted(p.name for p in self.path.iterdir() if self._is_stray(p)):

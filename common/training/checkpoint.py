@@ -9,8 +9,9 @@ One checkpoint is one folder::
         manifest.json     sha256 and size of each of the files above, and of itself
 
 Without pickle, a stranger's checkpoint cannot run code. safetensors does not notice a flipped bit
-in its payload, hence the checksums. Rank 0 writes all files; state that differs between ranks
-(random generators) is gathered first and goes into ``rank_group(rank)``.
+in its payload, hence the checksums. torch.distributed.checkpoint has neither: its ``.metadata`` is
+a pickle. Rank 0 writes all files; state of other ranks is gathered first (random generators, into
+``rank_group(rank)``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -236,10 +237,12 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-) -> None:
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any],
+    own: Container[int] | None = None,
+) -> None:  # fmt: skip
     """Restore the result of ``flatten_optimizer``: ``tensors`` of any shape [...], and ``values``.
 
+    ``own`` are the indices of the parameters whose state this rank keeps; None: all.
     Raises BadInput when the optimizer has other parameters (another model or grouping) or other
     constants, or a tensor is not the state of its parameter.
     """
@@ -263,7 +266,8 @@ def restore_optimizer(
         saved.check_tensors(f"optimizer's state {index}", entry, expected)
         if "exp_avg_sq" in expected and (entry["exp_avg_sq"] < 0).any():
             raise BadInput(f"the checkpoint's optimizer has negative squares of {index}")
-        state[int(index)] = dict(values["state"][index]) | entry
+        if own is None or int(index) in own:
+            state[int(index)] = dict(values["state"][index]) | entry
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -318,6 +322,24 @@ def _manifest(step: int, files: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
+def snapshot(groups: Mapping[str, Mapping[str, Tensor]]) -> Groups:
+    """Return copies on the host, which later steps leave alone; names of one tensor share one."""
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    return {
+        group: {
+            name: copies.setdefault(_view(tensor), tensor.detach().to("cpu", copy=True))
+            for name, tensor in named.items()
+        }
+        for group, named in groups.items()
+    }
+
+
+def _view(tensor: Tensor) -> tuple[Any, ...]:
+    """Return a key that two tensors share where they are the same memory in the same form."""
+    place = tensor.data_ptr() or id(tensor)
+    return place, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
 def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
     """Write one group; a second name of the same memory becomes an alias in the metadata."""
     first: dict[tuple[Any, ...], str] = {}
@@ -326,7 +348,7 @@ def _save_group(file: Path, named: Mapping[str, Tensor]) -> None:
     out: dict[str, Tensor] = {}
     for name, tensor in named.items():
         tensor = tensor.detach()
-        view = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        view = _view(tensor)
         if tensor.numel() and view in first:
             aliases[name] = first[view]
             continue

@@ -30,18 +30,11 @@ class Stopped(Exception):
 
 @torch.no_grad()
 def evaluate(
-    task: Task,
-    *,
-    backend: Backend,
-    world: World,
-    plan: Plan,
-    progress: Progress,
-    observers: Sequence[Observer],
-    telemetry: Telemetry | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-    started: float = 0.0,
+    task: Task, *, backend: Backend, world: World, plan: Plan, progress: Progress,
+    observers: Sequence[Observer], telemetry: Telemetry | None = None,
+    clock: Callable[[], float] = time.perf_counter, started: float = 0.0,
     stop: Callable[[], bool] | None = None,
-) -> EvalEvent:
+) -> EvalEvent:  # fmt: skip
     """Evaluate on every rank, add the sums and send the result to the observers.
 
     ``stop`` is called before each batch. A rank where it is true skips its other batches; once all
@@ -70,21 +63,14 @@ def evaluate(
     target = plan.target_value
     now = clock()
     event = EvalEvent(
-        step=progress.step,
-        samples=progress.samples,
-        metrics=metrics,
-        target_metric=task.target_metric,
-        target_value=target,
-        reached=target is not None and metrics[task.target_metric] >= target,
-        eval_s=now - begin,
-        time_s=now - started,
-        inference_sequences_per_second=window.sequences_per_second,
+        step=progress.step, samples=progress.samples, metrics=metrics,
+        target_metric=task.target_metric, target_value=target,
+        reached=target is not None and metrics[task.target_metric] >= target, eval_s=now - begin,
+        time_s=now - started, inference_sequences_per_second=window.sequences_per_second,
         inference_s=window.seconds,
         latency_s={f"p{p}": percentile(latencies, p) for p in PERCENTILES} if latencies else {},
-        latency_clock=own.latency_clock,
-        batches=len(latencies),
-        batch_size=largest,
-    )
+        latency_clock=own.latency_clock, batches=len(latencies), batch_size=largest,
+    )  # fmt: skip
     for o in observers:
         o.on_eval(event)
     return event

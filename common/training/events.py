@@ -110,7 +110,7 @@ class Observer:
         """After an evaluation."""
 
     def on_checkpoint(self, *, path: str, step: int, samples: int, seconds: float) -> None:
-        """A checkpoint is complete on disk."""
+        """A checkpoint is complete on disk; ``seconds`` are those of its writing."""
 
     def run_stop(self, *, step: int, samples: int, status: str) -> None:
         """The timed run ended: ``status`` is success or aborted, as in MLPerf."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from bertbench.common.distributed.world import Agreement, World
 from bertbench.common.measure.telemetry import prepared
 from bertbench.common.measure.throughput import RankWindows, RateMeter
-from bertbench.common.training.checkpoint import Checkpoints
+from bertbench.common.training.checkpoint import Checkpoints, Saved
 from bertbench.common.training.evaluation import Stopped, evaluate
 from bertbench.common.training.events import Observer
 from bertbench.common.training.progress import (
@@ -27,9 +26,9 @@ from bertbench.common.training.progress import (
     Progress,
     merge_windows,
     restore,
-    save_checkpoint,
     step_event,
 )
+from bertbench.common.training.saving import Saving
 from bertbench.common.training.step import train_step
 from bertbench.common.training.stops import Faults, Interruption, check_weights
 from bertbench.common.training.task import Plan, Task
@@ -41,19 +40,11 @@ GO_ON, TIME_IS_UP, INTERRUPTED = 0, 1, 2
 
 
 def train(
-    task: Task,
-    *,
-    backend: Backend,
-    world: World,
-    plan: Plan,
-    observers: Sequence[Observer],
-    checkpoints: Checkpoints | None = None,
-    progress: Progress | None = None,
-    resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None = None,
-    telemetry: Telemetry | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-    interruption: Interruption | None = None,
-) -> Outcome:
+    task: Task, *, backend: Backend, world: World, plan: Plan, observers: Sequence[Observer],
+    checkpoints: Checkpoints | None = None, progress: Progress | None = None,
+    resume: Saved | None = None, telemetry: Telemetry | None = None,
+    clock: Callable[[], float] = time.perf_counter, interruption: Interruption | None = None,
+) -> Outcome:  # fmt: skip
     """Train until the target, a limit, a signal or divergence.
 
     ``observers`` is empty on all ranks but rank 0. ``progress`` is kept up to date, so that the
@@ -78,18 +69,10 @@ class Training:
 
     def __init__(
         self,
-        task: Task,
-        backend: Backend,
-        world: World,
-        plan: Plan,
-        observers: Sequence[Observer],
-        checkpoints: Checkpoints | None,
-        progress: Progress,
-        resume: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]] | None,
-        telemetry: Telemetry | None,
-        clock: Callable[[], float],
-        interruption: Interruption,
-    ) -> None:
+        task: Task, backend: Backend, world: World, plan: Plan, observers: Sequence[Observer],
+        checkpoints: Checkpoints | None, progress: Progress, resume: Saved | None,
+        telemetry: Telemetry | None, clock: Callable[[], float], interruption: Interruption,
+    ) -> None:  # fmt: skip
         self.task, self.backend, self.world, self.plan = task, backend, world, plan
         self.observers, self.progress = observers, progress
         self.telemetry, self.clock = telemetry, clock
@@ -98,10 +81,10 @@ class Training:
         progress.next_checkpoint_samples = max(
             plan.checkpoint_start_samples, plan.checkpoint_every_samples
         )
-        self.save = None
+        self.save: Saving | None = None
         if checkpoints is not None and plan.checkpoint_every_samples:
             saved = task, self.scaler, backend, world, checkpoints, progress, clock
-            self.save = partial(save_checkpoint, *saved)
+            self.save = Saving(*saved)
         if resume is not None:
             restore(task, self.scaler, backend, world, resume, progress)
         alone = world.size == 1
@@ -124,7 +107,7 @@ class Training:
             o.run_start(step=progress.step, samples=progress.samples)
         self.started = self.clock()
         batches = self.task.train_batches(progress.position)
-        with self.interruption, contextlib.closing(batches):  # type: ignore[type-var]
+        with self.interruption, contextlib.closing(batches), self._saved():  # type: ignore[type-var]
             self.meter.start(warming=self.plan.skip_steps > 0)
             while not self._at_limit():
                 vote = self._vote()
@@ -150,10 +133,9 @@ class Training:
         self._conclude()
         for o in self.observers:
             o.run_stop(
-                step=progress.step,
-                samples=progress.samples,
+                step=progress.step, samples=progress.samples,
                 status="success" if out.status == "ok" else "aborted",
-            )
+            )  # fmt: skip
         return out
 
     def _check_end(self, world: World) -> None:
@@ -240,6 +222,8 @@ class Training:
         )  # fmt: skip
         for o in self.observers:
             o.on_step(event)
+        if self.save is not None:
+            self.save.finish(self.observers, wait=False)
 
     def _eval_due(self) -> bool:
         every, progress = self.plan.eval_every_samples, self.progress
@@ -275,7 +259,7 @@ class Training:
         out.eval_s += event.eval_s
         if event.reached:
             out.status, out.reason = "ok", f"target reached at {progress.samples} samples"
-            out.save = self.save
+            out.save = None if self.save is None else self.save.complete
 
     def _save_due(self, stop: int) -> bool:
         due = self.progress.samples >= self.progress.next_checkpoint_samples
@@ -290,8 +274,18 @@ class Training:
         check_weights(self.task.model, self.world, progress.step)
         while progress.next_checkpoint_samples <= progress.samples:
             progress.next_checkpoint_samples += self.plan.checkpoint_every_samples
-        self.out.checkpoint_s += self.save(self.observers)
+        self.out.checkpoint_s += self.save.begin(self.observers)
         self.meter.resume()
+
+    @contextlib.contextmanager
+    def _saved(self) -> Iterator[None]:
+        """Wait at the end of the block, however it ends, for the checkpoint being written."""
+        try:
+            yield
+        finally:
+            if self.save is not None:
+                self.out.checkpoint_s += self.save.finish(self.observers)
+                self.out.checkpoint_write_s = self.save.write_s
 
     def _stop(self, stop: int) -> None:
         """Record the reason that the ranks agreed on."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,17 +14,15 @@ from torch import Tensor
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.files import shown, why
-from bertbench.common.masks.attach import check_same, to_tensors
+from bertbench.common.masks.attach import check_same
 from bertbench.common.measure.throughput import Window, merge_ranks
 from bertbench.common.training.checkpoint import (
-    Checkpoints,
     Saved,
-    flatten_optimizer,
     load,
     rank_group,
     restore_optimizer,
     step_of,
-)
+)  # fmt: skip
 from bertbench.common.training.events import EvalEvent, Observer, StepEvent
 from bertbench.common.training.saved import (
     check_length,
@@ -69,63 +67,18 @@ class Outcome:
     run_s: float = 0.0
     eval_s: float = 0.0
     checkpoint_s: float = 0.0
+    checkpoint_write_s: float = 0.0
     data_wait_s: float = 0.0
     evals: list[EvalEvent] = field(default_factory=list)
     save: Callable[[Sequence[Observer]], float] | None = None
     """Write the checkpoint of the step that reached the target, after all clocks, on all ranks."""
 
 
-def save_checkpoint(
-    task: Task,
-    scaler: torch.amp.GradScaler,
-    backend: Backend,
-    world: World,
-    checkpoints: Checkpoints,
-    progress: Progress,
-    clock: Callable[[], float],
-    observers: Sequence[Observer],
-) -> float:
-    """Write a checkpoint on rank 0, while every rank waits; return the seconds it took.
-
-    Where the disk refuses, the training goes on with a note: earlier checkpoints are untouched.
-    """
-    begin = clock()
-    states = world.gather(backend.rng_state())
-    if world.is_main:
-        tensors, optimizer = flatten_optimizer(task.optimizer)
-        groups = {"model": task.model.state_dict(), "optimizer": tensors}
-        if (mask := task.mask_now()) is not None:
-            groups["attention_mask"] = to_tensors(mask)
-        for rank, state in enumerate(states):
-            groups[rank_group(rank)] = state
-        state = {
-            "progress": {name: getattr(progress, name) for name in Progress.__slots__},
-            "scaler": scaler.state_dict(),
-            "optimizer": optimizer,
-            "world_size": world.size,
-        }
-        step, samples = progress.step, progress.samples
-        try:
-            path = str(checkpoints.save(step, groups, state))
-        except (BadInput, OSError) as error:  # the result does not need it, and the others wait
-            for o in observers:
-                o.note(f"no checkpoint of step {step}: {why(error)}")
-        else:
-            for o in observers:
-                o.on_checkpoint(path=path, step=step, samples=samples, seconds=clock() - begin)
-    world.gather(None)
-    return clock() - begin
-
-
 def restore(
-    task: Task,
-    scaler: torch.amp.GradScaler,
-    backend: Backend,
-    world: World,
-    saved: tuple[Mapping[str, Mapping[str, Tensor]], Mapping[str, Any]],
+    task: Task, scaler: torch.amp.GradScaler, backend: Backend, world: World, saved: Saved,
     progress: Progress,
-) -> None:
-    """Restore what ``save_checkpoint`` wrote: model, optimizer, scaler, random states, progress.
+) -> None:  # fmt: skip
+    """Restore what ``Saving`` wrote: model, optimizer, scaler, random states, progress.
 
     ``saved`` is a result of ``Checkpoints.load``; random states (uint8 [N]) are restored only on as
     many ranks as wrote them. Raises BadInput where the state or a tensor is not of such a run.
@@ -137,7 +90,8 @@ def restore(
     check_tensors("model", model, task.model.state_dict())
     task.model.load_state_dict(model)
     check_same(task.mask_now(), tensors.get("attention_mask"))
-    restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"])
+    own = task.shards.own
+    restore_optimizer(task.optimizer, tensors["optimizer"], state["optimizer"], own)
     for entry in task.optimizer.state.values():
         if isinstance(entry.get("step"), Tensor):
             check_updates(float(entry["step"]), state["progress"])
@@ -181,16 +135,9 @@ def load_run(path: Path, plan: Plan, batch: int) -> Saved:
 
 
 def step_event(
-    task: Task,
-    plan: Plan,
-    progress: Progress,
-    values: Mapping[str, float],
-    norm: Tensor | None,
-    scaler: torch.amp.GradScaler,
-    window: Window,
-    data_wait_s: float,
-    time_s: float,
-) -> StepEvent:
+    task: Task, plan: Plan, progress: Progress, values: Mapping[str, float], norm: Tensor | None,
+    scaler: torch.amp.GradScaler, window: Window, data_wait_s: float, time_s: float,
+) -> StepEvent:  # fmt: skip
     """Return the event of this step and of the window that ends with it; ``norm`` is []."""
     metrics = task.metrics(values)
     steps_left = min(
@@ -198,20 +145,14 @@ def step_event(
         -(-(plan.max_samples - progress.samples) * window.steps // max(window.samples, 1)),
     )
     return StepEvent(
-        step=progress.step,
-        samples=progress.samples,
-        loss=metrics.pop("loss"),
-        metrics=metrics,
+        step=progress.step, samples=progress.samples, loss=metrics.pop("loss"), metrics=metrics,
         learning_rate=task.learning_rate(progress.step - 1),
         grad_norm=None if norm is None else float(norm),
         loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
-        skipped_steps=progress.skipped_steps,
-        window_steps=window.steps,
-        window_s=window.seconds,
+        skipped_steps=progress.skipped_steps, window_steps=window.steps, window_s=window.seconds,
         sequences_per_second=window.sequences_per_second,
         real_tokens_per_second=window.real_tokens_per_second,
-        padded_tokens_per_second=window.padded_tokens_per_second,
-        data_wait_s=data_wait_s,
+        padded_tokens_per_second=window.padded_tokens_per_second, data_wait_s=data_wait_s,
         time_s=time_s,
         eta_s=max(0, steps_left) * window.seconds / window.steps if window.steps else None,
-    )
+    )  # fmt: skip

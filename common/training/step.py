@@ -22,15 +22,9 @@ if TYPE_CHECKING:
 
 
 def train_step(
-    task: Task,
-    model: nn.Module,
-    batch: Any,
-    backend: Backend,
-    world: World,
-    plan: Plan,
-    scaler: torch.amp.GradScaler,
-    faults: Faults,
-) -> tuple[Tensor, Tensor | None]:
+    task: Task, model: nn.Module, batch: Any, backend: Backend, world: World, plan: Plan,
+    scaler: torch.amp.GradScaler, faults: Faults,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Do one optimizer step over this rank's micro-batches.
 
     All ranks agree on a loss or gradient that is not finite before the update, without another
@@ -76,7 +70,8 @@ def train_step(
             faults.gradient(norm)
         _clip(task.optimizer, plan, norm, updates=True)
     scale = scaler.get_scale() if scaler.is_enabled() else None
-    backend.optimizer_step(task.optimizer, scaler)
+    with task.shards.update(world):
+        backend.optimizer_step(task.optimizer, scaler)
     if scale is not None:
         faults.scaled(scale, scaler.get_scale())
     task.optimizer.zero_grad(set_to_none=True)

@@ -51,15 +51,10 @@ def reading(telemetry: Telemetry | None) -> Reading | None:
 
 
 def summarise(
-    outcome: Outcome,
-    *,
-    whole: bool,
-    init_s: float | None,
-    e2e_s: float,
-    memory: Sequence[PeakMemory | None] = (),
-    sensors: Sequence[Reading | None] = (),
+    outcome: Outcome, *, whole: bool, init_s: float | None, e2e_s: float,
+    memory: Sequence[PeakMemory | None] = (), sensors: Sequence[Reading | None] = (),
     quality: Sequence[Metric] = (),
-) -> list[Metric]:
+) -> list[Metric]:  # fmt: skip
     """Return the metrics of a run; those not measured are left out.
 
     ``quality`` holds the task's metrics of the last evaluation.
@@ -76,6 +71,7 @@ def summarise(
         "init_s": init_s,
         "eval_s": outcome.eval_s,
         "checkpoint_s": outcome.checkpoint_s,
+        "checkpoint_write_s": outcome.checkpoint_write_s or None,
         "data_wait_s": outcome.data_wait_s,
     }
     metrics = [metric(name, value) for name, value in times.items() if value is not None]

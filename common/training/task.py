@@ -17,6 +17,7 @@ from bertbench.backends.attention_costs import choose_kernels
 from bertbench.backends.choosing import time_kernels
 from bertbench.common.config.batch_split import requested, split
 from bertbench.common.config.recipe import Recipe, Settings
+from bertbench.common.distributed.sharding import Shards
 from bertbench.common.errors import BadInput
 from bertbench.common.files import file_sha256
 from bertbench.common.masks.attach import RecipeMask
@@ -227,6 +228,8 @@ class Task(ABC):
         backend.compile(self.model, impl.compile)
         backend.seed(seed + 1 + world.rank)  # other dropout on every rank
         self._make_optimizer(backend, impl.kernels)
+        shards = world.size if impl.optimizer_sharding == "zero1" else 1
+        self.shards = Shards(self.optimizer, world.rank if shards > 1 else 0, shards)
 
     def _make_optimizer(self, backend: Backend, kernels: str) -> None:
         options = self.optimizer_options()
@@ -391,6 +394,7 @@ class Task(ABC):
                 "notes": list(report.notes),
             },
             own={"kernel_choice": self.kernel_choice}
+            | ({} if self.shards.size == 1 else {"optimizer_elements": self.shards.elements})
             | self.own_facts()
             | ({} if mask is None else mask.facts(self.attention_costs)),
         )

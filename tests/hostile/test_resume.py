@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.distributed.sharding import Shards
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import BadInput
 from bertbench.common.optim.factory import build_optimizer
@@ -42,6 +43,7 @@ class Run:
         self.backend = CpuRef()
         self.model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
         self.optimizer = build_optimizer(optimizer, parameter_groups(self.model, 0.01), lr=0.1)
+        self.shards = Shards(self.optimizer)
         self.scaler = torch.amp.GradScaler("cpu", enabled=True)
 
     def save(self, folder: Path) -> Path:

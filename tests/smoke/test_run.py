@@ -42,6 +42,7 @@ def test_a_run_leaves_a_valid_record_and_a_compliant_open_log(runs):
         96 / window, rel=0.05
     )  # reporting itself is timed
     assert "time_to_target_s" not in named  # there was no target
+    assert named["checkpoint_s"] > 0 and named["checkpoint_write_s"] > 0
     assert (record / "checkpoints" / "step_00000012").is_dir()
     assert "step 12/12" in (record / "console.log").read_text()
 
@@ -52,6 +53,7 @@ def test_a_run_that_reaches_its_target_leaves_its_weights(runs, capsys, tmp_path
     assert content["status"] == "ok" and content["quality"]["reached"] and content["step"] < 12
     named = {m["name"]: m["value"] for m in content["metrics"]}
     assert named["checkpoint_s"] == 0 and not lines(record, "checkpoint")
+    assert "checkpoint_write_s" not in named
     assert main(["validate", str(record)]) == 0
     capsys.readouterr()
     saved = {p.name for p in (record / "checkpoints").iterdir()}
@@ -144,6 +146,27 @@ def test_two_ranks_that_reduce_in_bf16_learn_the_same(runs):
     found = compare(load_side(str(exact)), load_side(str(rounded)))
     assert not found.differences
     assert "implementation: reduce_dtype fp32 against bf16" in found.notes
+
+
+def test_two_ranks_that_share_the_optimizers_state_learn_the_same_bits(runs):
+    whole = runs.run(*EXACT, ranks=2)
+    save = (*EXACT, "--num_samples_per_checkpoint", "48", "--keep_n_most_recent_checkpoints", "9")
+    shared = runs.run(*save, "--optimizer_sharding", "zero1", ranks=2)
+    assert losses(shared) == losses(whole)
+    extras = manifest(shared)["extras"]
+    assert len(extras["optimizer_elements"]) == 2
+    assert sum(extras["optimizer_elements"]) == extras["parameters"]
+    assert "optimizer_elements" not in manifest(whole)["extras"]
+    assert main(["validate", str(shared)]) == 0
+    found = compare(load_side(str(whole)), load_side(str(shared)))
+    assert "implementation: optimizer_sharding none against zero1" in found.notes
+    middle = str(shared / "checkpoints" / "step_00000006")
+    again = runs.run(*EXACT, "--resume", middle, ranks=2)
+    assert losses(again) == losses(whole)[6:]
+    alone = manifest(runs.run(*EXACT, "--resume", middle, "--optimizer_sharding", "zero1"))
+    assert alone["status"] == "ok"
+    text = "--optimizer_sharding zero1 has no effect: one process has all of the state"
+    assert text in alone["notes"]
 
 
 def test_one_process_says_that_it_reduces_nothing(runs):

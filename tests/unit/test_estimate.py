@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,18 +45,23 @@ def task_of(settings: Any) -> Any:
 def test_the_parts_by_hand() -> None:
     counted = Counted(
         layer_parameters=10, layer_matrices=8, rest_parameters=100, rest_matrices=90,
-        layer_bytes=1000, rest_bytes=300,
+        largest_parameter=40, layer_bytes=1000, rest_bytes=300,
     )  # fmt: skip
-    found = needed(counted, layers=3, micro_batch=2, eval_batch=5, world_size=1, precision="fp32")
+    need = partial(needed, counted, layers=3, eval_batch=5)
+    found = need(micro_batch=2, world_size=1, precision="fp32", optimizer_sharding="none")
     parts = {
         "weights": 4 * 130, "gradients": 4 * 130, "optimizer": 8 * 130, "copies": 0,
         "activations": 2 * (300 + 3 * 1000), "working": 2 * 1000 + 4 * 90,
     }  # fmt: skip
     assert found == {**parts, "reserve": round(sum(parts.values()) / 4)}
-    more = needed(counted, layers=3, micro_batch=1, eval_batch=5, world_size=2, precision="bf16")
+    more = need(micro_batch=1, world_size=2, precision="bf16", optimizer_sharding="none")
+    assert more["optimizer"] == parts["optimizer"]
     assert more["gradients"] == 2 * parts["gradients"]
     assert more["copies"] == 2 * (90 + 3 * 8)
     assert more["activations"] == 5 * 1000  # those of the evaluation
+    for ranks, elements in ((1, 130), (2, 65), (3, 44), (4, 40), (64, 40)):  # 40 is one matrix
+        shared = need(micro_batch=1, world_size=ranks, precision="bf16", optimizer_sharding="zero1")
+        assert shared["optimizer"] == 8 * elements
 
 
 def test_parameters_and_saved_tensors_of_a_tiny_model() -> None:

@@ -389,6 +389,11 @@ def test_a_forged_record_is_found_out(
     assert main([str(good)]) == 1
 
 
+def test_a_checkpoint_may_be_complete_after_later_steps(good: Path) -> None:
+    forge(good, "steps.jsonl", lambda s: s[4].update(step=6, samples=48))
+    assert not errors(good)
+
+
 def test_changes_without_new_checksums_are_found(good: Path) -> None:
     forge(good, "console.log", lambda text: text.replace("p", "q"), reseal=False)
     (good / "extra.txt").write_text("x")

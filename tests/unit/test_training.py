@@ -17,6 +17,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from bertbench.backends.cpu_ref.backend import CpuRef
+from bertbench.common.distributed.sharding import Shards
 from bertbench.common.distributed.world import World
 from bertbench.common.errors import DivergedError
 from bertbench.common.optim.clip import clip_each_
@@ -67,6 +68,7 @@ class ToyTask:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(dropout), nn.Linear(3, 1))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr)
+        self.shards = Shards(self.optimizer)
         self.world, self.accumulation, self.poison_at, self.lr = world, accumulation, poison_at, lr
         self.closed = False
         self.on_batch = lambda step: None
