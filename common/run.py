@@ -163,18 +163,10 @@ class Run:
         if self.record is not None:
             self.record.telemetry = built.telemetry
         return partial(
-            train,
-            built.task,
-            backend=self.backend,
-            world=self.world,
-            plan=built.plan,
-            observers=self.observers,
-            checkpoints=checkpoints,
-            progress=self.progress,
-            resume=built.saved,
-            telemetry=built.telemetry,
-            interruption=self.interruption,
-        )
+            train, built.task, backend=self.backend, world=self.world, plan=built.plan,
+            observers=self.observers, checkpoints=checkpoints, progress=self.progress,
+            resume=built.saved, telemetry=built.telemetry, interruption=self.interruption,
+        )  # fmt: skip
 
     def _prepare(self) -> Source:
         """Return the data; where it has to be made, rank 0 makes it."""
