@@ -283,7 +283,7 @@ def _settings(r: Result, *, precision: bool = True) -> str:
     impl = mapping(r.config.get("impl"))
     if not precision:
         impl = {k: v for k, v in impl.items() if k != "precision"}
-    return json.dumps([recipe_of(r), impl], sort_keys=True)
+    return json.dumps([{**BEFORE, **recipe_of(r)}, {**BEFORE, **impl}], sort_keys=True)
 
 
 def recipe_of(r: Result) -> dict[str, Any]:

@@ -206,6 +206,16 @@ def test_what_tells_configurations_apart_is_what_their_users_gave(tmp_path: Path
     assert [e.workload for e in found] == ["toy", "toy (max_steps 450)", "toy (synthetic data)"]
 
 
+def test_a_record_from_before_a_setting_is_of_its_default(tmp_path: Path) -> None:
+    """Or each new setting would part all records from those before it."""
+    for impl in ({}, {"optimizer_sharding": "none"}, {"optimizer_sharding": "zero1"}):
+        make_run(tmp_path, figures(1.0), config={"recipe": {}, "impl": impl})
+    found = entries(load_results([tmp_path], references=False)[0])
+    assert [(e.variant, len(e.results)) for e in found] == [
+        ('optimizer_sharding "none"', 2), ('optimizer_sharding "zero1"', 1),
+    ]  # fmt: skip
+
+
 def test_where_the_time_went(tmp_path: Path) -> None:
     alone = {"gradient_all_reduce_s": 0.15, "sequences_per_second_e2e": 8.0}  # a step a second
     make_run(tmp_path / "a", figures(10.0) | alone)
