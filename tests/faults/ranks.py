@@ -77,7 +77,10 @@ class Ranks(Kind):
         found = []
         for rank, one in enumerate(self.ended):
             own = self.signal if rank == self.rank else 0
-            found += [f"rank {rank}: {p}" for p in streams(one, signal=own, timeout=BOUND)]
+            said = streams(one, signal=own, timeout=BOUND)
+            # The one that is left alone ends as one that lost another; the other never does.
+            lost = "exit code 3" if rank != self.rank or self.name == "SIGSTOP" else ""
+            found += [f"rank {rank}: {p}" for p in said if p != lost]
         clean = self.clean["run"]
         # Two ranks do other steps than one: only what is left is judged, not its numbers.
         for record in records(case / "new"):

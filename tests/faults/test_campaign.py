@@ -56,11 +56,12 @@ def built() -> None:
         pytest.skip(str(error))
 
 
-def survives(*flags: str) -> None:
+def survives(script: str, *flags: str) -> None:
     """Do the campaign's first cases; what is not right is in the message."""
     built()
+    flags = flags or ("--n", "20", "--seconds", "40")
     done = subprocess.run(
-        [sys.executable, "tests/faults/campaign.py", "--seed", "1", *flags],
+        [sys.executable, script, "--seed", "1", *flags],
         cwd=ROOT, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
@@ -76,11 +77,11 @@ def test_the_library_disturbs_the_call_that_it_is_asked_to(tmp_path: Path) -> No
 def test_faults_are_survived() -> None:
     """Nothing is lost, no number wrong, nothing hangs, no traceback."""
     kinds = [word for kind in KINDS if kind != "hosts" for word in ("--kind", kind)]
-    survives("--n", "20", "--seconds", "40", *kinds)
+    survives("tests/faults/campaign.py", "--n", "20", "--seconds", "40", *kinds)
 
 
 def test_two_hosts_end_with_the_losses_of_a_run_without_a_fault() -> None:
     """Or their records say that they did not end: killed, stopped, cut off, slow, full."""
     if reason := why_not():
         pytest.skip(reason)
-    survives("--kind", "hosts", "--n", "50", "--jobs", "6")
+    survives("tests/faults/campaign.py", "--kind", "hosts", "--n", "50", "--jobs", "6")
