@@ -53,6 +53,7 @@ class Network:
     def __enter__(self) -> Network:
         self._names = [f"bertbench-{os.getpid()}-{host}" for host in range(2)]
         try:
+            self.__exit__()  # what a killed campaign left under these names
             for name in self._names:
                 _ip("netns", "add", name)
             one, two = self._names
