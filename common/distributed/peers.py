@@ -5,6 +5,7 @@ A collective waits for a rank that was killed or stopped for as long as its time
 So a thread of every rank beats once a second in the store through which they met; rank 0 watches
 all, the others watch rank 0. A silent rank is lost after ``BERTBENCH_PEER_TIMEOUT_S`` (60): the
 record is closed as failed, and every rank ends with exit code 3 and a line that names the lost one.
+A rank that beats but hangs is found by the collective's timeout, and named with its line of code.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -28,6 +30,9 @@ from bertbench.common.files import shown
 
 FORMING = 2.0
 """How many times as long as its timeout a rank waits for the others at the start."""
+WAITED = "common/distributed/peers.py:"
+"""Where a rank is whose collective has ended by its timeout: here, in ``explain``."""
+_ROOT = Path(__file__).parents[2]
 GRACE_S = 5.0
 """The main thread has this long to notice the loss by itself."""
 
@@ -137,8 +142,10 @@ class Peers:
         end = time.monotonic() + 2.0 + 3 * self._period_s  # whoever ended on purpose says so
         _in_time(lambda: self._hear(end), end + 1)
         if self.lost is None:
-            closed = "onnection" in str(error)
-            self.lost = f"another rank is gone: {'it hung up' if closed else _line(error)}"
+            self.lost = "another rank is gone: it hung up"
+            if "onnection" not in str(error):
+                self.lost = f"another rank is gone or hangs: {_line(error)}"
+                _in_time(self._say_where, time.monotonic() + 2)
         return PeerLost(self.lost)
 
     def _hear(self, end: float) -> None:
@@ -221,7 +228,7 @@ class Peers:
 
     def _beat(self) -> None:
         self._beats += 1
-        text = f"{self._beats} {self.step()} {socket.gethostname()}"
+        text = f"{self._beats} {self.step()} {place()} {socket.gethostname()}"
         self._set(f"beat/{self.ranks.rank}", text)
 
     def _named(self, rank: int) -> str:
@@ -229,9 +236,16 @@ class Peers:
 
         Raises RuntimeError where the store does not answer.
         """
-        _, step, host = self._get(f"beat/{rank}").split(maxsplit=2)
+        _, step, _, host = self._get(f"beat/{rank}").split(maxsplit=3)
         print(f"bertbench run: rank {rank} ran on {shown(host, 80)}", file=sys.stderr)
         return f"rank {rank} (last step {step})"
+
+    def _say_where(self) -> None:
+        """Add to ``lost`` where ranks are that did not wait in vain, at most three; tell all."""
+        where = {rank: self._get(f"beat/{rank}").split()[2] for rank in range(self.ranks.size)}
+        for rank in [rank for rank, at in where.items() if not at.startswith(WAITED)][:3]:
+            self.lost = f"{self.lost}; {self._named(rank)} is at {shown(where[rank])}"
+        self._set("ended", self.lost or "")
 
     # -- the store --------------------------------------------------------------------------------
     def _connect(self, host: bool) -> Any:
@@ -300,6 +314,16 @@ def _in_time(work: Callable[[], None], end: float) -> bool:
     if errors:
         raise errors[0]
     return not thread.is_alive()
+
+
+def place() -> str:
+    """Return where this process's main thread is in bertbench's code, or ``?``."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if (file := Path(frame.f_code.co_filename)).is_relative_to(_ROOT):
+            return f"{file.relative_to(_ROOT).as_posix()}:{frame.f_lineno}".replace(" ", "_")
+        frame = frame.f_back
+    return "?"
 
 
 def _line(error: BaseException) -> str:

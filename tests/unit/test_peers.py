@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from bertbench.common.config.launched import Ranks
 from bertbench.common.distributed import peers as module
-from bertbench.common.distributed.peers import PeerLost, Peers, timeout_s
+from bertbench.common.distributed.peers import PeerLost, Peers, place, timeout_s
 from bertbench.common.errors import BadInput
 from tests.ports import free_port
 
@@ -178,6 +179,35 @@ def test_a_rank_that_is_killed_is_named_with_its_last_step(
 def test_a_rank_that_still_answers_is_not_named(two: tuple[Peers, Peers], exits: list[int]) -> None:
     known = two[0].explain(RuntimeError("[gloo/pair.cc:537] Connection reset by peer"))
     assert str(known) == "another rank is gone: it hung up" and exits == []
+
+
+def test_a_rank_that_hangs_is_named_with_its_line(
+    two: tuple[Peers, Peers], exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both main threads are this one, so the place of the second is set."""
+    beats = (f"{n} 37 common/data/hdf5.py:120 host" for n in itertools.count())
+    monkeypatch.setattr(two[1], "_beat", lambda: two[1]._set("beat/1", next(beats)))
+    until(lambda: "hdf5" in two[0]._get("beat/1"))
+    known = two[0].explain(RuntimeError("[gloo/unbound_buffer.cc:84] Timed out waiting 600000ms"))
+    assert str(known) == (
+        "another rank is gone or hangs: [gloo/unbound_buffer.cc:84] Timed out waiting 600000ms; "
+        "rank 1 (last step 37) is at common/data/hdf5.py:120"
+    )
+    assert isinstance(known, PeerLost) and known.exit_code == 3
+    assert two[0]._get("ended") == str(known)
+
+
+def test_the_place_of_the_main_thread_is_the_innermost_of_ours() -> None:
+    found: list[str] = []
+    asking = threading.Thread(target=lambda: found.append(place()))
+    ours = Peers.__init__.__globals__ | {"go": lambda: (asking.start(), asking.join())}
+    exec(compile("go()", str(module._ROOT / "common" / "no such file.py"), "exec"), ours)
+    assert found == ["common/no_such_file.py:1"]
+    found.clear()
+    asking = threading.Thread(target=lambda: found.append(place()))
+    asking.start()
+    asking.join()
+    assert found == ["?"]
 
 
 def test_a_rank_whose_torchrun_is_gone_ends(
