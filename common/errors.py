@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+
 PROCESS_LOST = 3
 """Exit code of a run one of whose processes was killed, stopped or cut off."""
 
@@ -23,6 +25,11 @@ class BadInput(BertbenchError):
 
 class DivergedError(BertbenchError):
     """Training produced a non-finite loss or gradient."""
+
+
+def install(extra: str) -> str:
+    """Return the command that installs an extra of bertbench for the Python that runs."""
+    return f"{sys.executable} -m pip install 'bertbench[{extra}]'"
 
 
 def placed(place: str, error: BertbenchError) -> BertbenchError:

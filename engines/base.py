@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bertbench.common.errors import Unsupported
+from bertbench.common.errors import Unsupported, install
 from bertbench.common.files import why
 from bertbench.engines.exported import Exported
 
@@ -67,10 +67,8 @@ class Engine(ABC):
         """Return why it cannot be used, with the fix, or None; imports nothing."""
         if importlib.util.find_spec(cls.package) is not None:
             return None
-        return (
-            f"engine {cls.name}: package {cls.package} is not installed: "
-            f"pip install 'bertbench[{cls.extra}]'"
-        )
+        what = f"engine {cls.name}: package {cls.package} is not installed"
+        return f"{what}: {install(cls.extra)}"
 
     @classmethod
     def module(cls) -> ModuleType:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bertbench.benchmarks.glue.tasks import TASKS, GlueTask
-from bertbench.common.errors import Unsupported
+from bertbench.common.errors import Unsupported, install
 from bertbench.common.measure.metric import Metric
 
 _KINDS = {
@@ -47,8 +47,8 @@ def check_libraries() -> None:
     lacking = [m for m in ("sklearn", "scipy") if importlib.util.find_spec(m) is None]
     if lacking:
         raise Unsupported(
-            "GLUE's scores need scikit-learn and scipy: .venv/bin/python -m pip install "
-            "scikit-learn (the extra 'glue'); to train without scores: --no_do_eval"
+            f"GLUE's scores need scikit-learn and scipy: {install('glue')}; to train without "
+            f"scores: --no_do_eval"
         )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bertbench.benchmarks.bert_inference import options, rules
 from bertbench.common.cli.verbs import parser
 from bertbench.common.config.parser import Parser
-from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.errors import BadInput, Unsupported, install
 from bertbench.common.launch.threads import MOST_THREADS, host_threads
 from bertbench.common.mlperf import inference
 from bertbench.common.results.record import check_name
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     exported = read_export(given.export)
     settings = _settings(given, flags, exported)
     if importlib.util.find_spec("mlperf_loadgen") is None:
-        raise Unsupported("LoadGen is not installed: pip install 'bertbench[onnx]'")
+        raise Unsupported(f"LoadGen is not installed: {install('onnx')}")
     options = dict(text.split("=", 1) for text in given.provider_option)
     load(given.engine).check(EngineOptions(provider=given.provider, provider_options=options))
     from bertbench.benchmarks.bert_inference.run import run

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bertbench.common.compress.layers import compress, named_quantizers
 from bertbench.common.data.minilm import minilm_file
 from bertbench.common.data.tokenization import is_padded, read_vocab
-from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.errors import BadInput, Unsupported, install
 from bertbench.common.exchange.export_weights import (
     checkpoint_of,
     new_folder,
@@ -132,7 +132,7 @@ def write_onnx(model: nn.Module, path: Path) -> None:
                 verbose=False,
             )  # fmt: skip
     except ImportError as error:
-        raise Unsupported(f"ONNX export: {error}; pip install 'bertbench[onnx]'") from error
+        raise Unsupported(f"ONNX export: {error}; {install('onnx')}") from error
     finally:
         quiet.setLevel(level)
     assert program is not None

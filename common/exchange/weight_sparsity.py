@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bertbench.common.compress.pruning import COLUMNS, KEPT, ROWS, is_prunable, most_nonzeros
-from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.errors import BadInput, Unsupported, install
 from bertbench.common.files import shown
 from bertbench.common.model.naming import LAYER, huggingface_names, unwrapped
 from bertbench.common.model.weight_files import SUFFIXES, find_prefix, read_weights
@@ -126,7 +126,7 @@ def _constants(file: Path) -> Iterator[tuple[str, Tensor]]:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise Unsupported(f"{shown(file)}: {error}; pip install 'bertbench[onnx]'") from error
+        raise Unsupported(f"{shown(file)}: {error}; {install('onnx')}") from error
     try:
         graph = onnx.load(str(file), load_external_data=False).graph
         stored = {tensor.name: tensor for tensor in graph.initializer}

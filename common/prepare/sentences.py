@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import pairwise
 
-from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.errors import BadInput, Unsupported, install
 from bertbench.common.files import shown
 
 Split = Callable[[str], list[str]]
@@ -102,8 +102,8 @@ def splitter(language: str) -> tuple[Split, str]:
         from sentencex import segment
     except ImportError as error:
         raise Unsupported(
-            f"--split_sentences: {error}; pip install 'bertbench[text]', or write the text with "
-            f"one sentence a line"
+            f"--split_sentences: {error}; {install('text')}, or write the text with one "
+            f"sentence a line"
         ) from error
 
     def split(paragraph: str) -> list[str]:

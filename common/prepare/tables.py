@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.errors import BadInput, Unsupported, install
 from bertbench.common.files import shown
 
 SUFFIXES = (".arrow", ".parquet")
@@ -35,8 +35,8 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
         from pyarrow import ipc, parquet
     except ImportError as error:
         raise Unsupported(
-            f"{shown(path)} is a table: {error}; pip install 'bertbench[arrow]', or write it as "
-            f'JSON lines with a "text" field'
+            f"{shown(path)} is a table: {error}; {install('arrow')}, or write it as JSON "
+            f'lines with a "text" field'
         ) from error
     try:
         if path.suffix.lower() == ".parquet":

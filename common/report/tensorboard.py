@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.errors import BadInput, Unsupported, install
 from bertbench.common.training.events import EvalEvent, Observer, RunSummary, StepEvent
 
 _FLUSH_S = 10
@@ -27,8 +27,7 @@ def writer_class() -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise Unsupported(
-            f"--tensorboard needs the package tensorboard ({error}): "
-            f".venv/bin/python -m pip install tensorboard"
+            f"--tensorboard needs the package tensorboard ({error}): {install('tensorboard')}"
         ) from error
     return SummaryWriter
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from bertbench.common.config.recipe import RunOptions, Settings
-from bertbench.common.errors import BadInput, Unsupported
+from bertbench.common.errors import BadInput, Unsupported, install
 from bertbench.common.files import shown, why
 from bertbench.common.report.tensorboard import (
     TensorBoard,
@@ -179,9 +179,7 @@ def check(run: RunOptions) -> None:
     if run.track is not None:
         package, _ = _parsed(run.track)
         if importlib.util.find_spec(package) is None:
-            raise Unsupported(
-                f"--track {package} needs the package {package}: pip install 'bertbench[track]'"
-            )
+            raise Unsupported(f"--track {package} needs the package {package}: {install('track')}")
 
 
 def observers(settings: Settings, record: Path) -> list[Observer]:

@@ -87,7 +87,7 @@ def test_without_the_package_one_line_says_so(absent: None, tmp_path: Path) -> N
     with pytest.raises(Unsupported) as caught:
         TensorBoard(tmp_path)
     text = str(caught.value)
-    assert "\n" not in text and "pip install tensorboard" in text
+    assert "\n" not in text and "pip install 'bertbench[tensorboard]'" in text
     assert list(tmp_path.iterdir()) == []
 
 
