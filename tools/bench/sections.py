@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure LAMB, and the scaling of two ranks."""
+"""Measure LAMB, the scaling of two ranks, and two threads beside other work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,10 +20,20 @@ from bench.timing import interleave, ratio
 from bertbench.backends.cpu_ref.backend import CpuRef
 from bertbench.backends.cpu_ref.kernels import NativeOps
 from bertbench.backends.cpu_ref.lamb import native_lamb
+from bertbench.common.cli.main import SPINS
 from bertbench.common.model.heads import BertForPreTraining
 from bertbench.common.optim.lamb import Lamb, LambStep, lamb_update, matrices, parameter_groups
 
 LAMB_GOAL, RANKS_GOAL, ACCUMULATION = 3.0, 0.95, 4
+LOADED_GOAL, IDLE_GOAL = 0.8, 0.98
+THREADS: dict[str, dict[str, str]] = {
+    "1 thread": {"OMP_NUM_THREADS": "1"},
+    "2 threads": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": SPINS},
+    "2 passive": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"},
+    "2 unbounded": {"OMP_NUM_THREADS": "2"},
+}
+"""How threads may wait; the second is what bertbench sets."""
+WAITING = {variable for variables in THREADS.values() for variable in variables}
 PRECISION = CpuRef().capabilities.precisions[0]
 """The fastest that this processor has instructions for."""
 
@@ -73,9 +85,9 @@ def two_ranks(shape: str, rounds: int) -> dict[str, object]:
     rates: dict[str, list[float]] = {"1": [], "2": [], "unconnected": []}
     for _ in range(rounds):
         for name, found in rates.items():
-            runs = [_start_ranks(2 if name == "2" else 1, shape)]
+            runs = [_start_ranks(2 if name == "2" else 1, shape, THREADS["1 thread"])]
             if name == "unconnected":
-                runs.append(_start_ranks(1, shape))
+                runs.append(_start_ranks(1, shape, THREADS["1 thread"]))
             found.append(sum(_rate(run) for run in runs))
 
     def of_two(name: str) -> float:
@@ -95,8 +107,52 @@ def two_ranks(shape: str, rounds: int) -> dict[str, object]:
     }
 
 
-def _start_ranks(world: int, shape: str) -> subprocess.Popen[str]:
-    environment = dict(os.environ, OMP_NUM_THREADS="1", BENCH_RANK_SHAPE=shape)
+def load(shape: str, rounds: int) -> dict[str, object]:
+    """Return the rate of each way of waiting, idle and beside two busy processes.
+
+    ``loaded`` is two threads, as bertbench starts them, over the better of one thread and two with
+    passive waiting; ``idle`` the same two threads over unbounded spinning, on an idle machine.
+    Medians of the ratio over alternating runs in processes apart from each other.
+    """
+    rates = {busy: {name: [] for name in THREADS} for busy in (0, 2)}
+    for _ in range(rounds):
+        for busy, found in rates.items():
+            with _busy(busy):
+                for name, variables in THREADS.items():
+                    found[name].append(_rate(_start_ranks(1, shape, variables)))
+    best = [max(pair) for pair in zip(rates[2]["1 thread"], rates[2]["2 passive"], strict=True)]
+    loaded = ratio(rates[2]["2 threads"], best)
+    idle = ratio(rates[0]["2 threads"], rates[0]["2 unbounded"])
+    return {
+        "shape": shape,
+        "precision": PRECISION,
+        "tokens_per_second": {
+            f"{busy} busy": {name: statistics.median(v) for name, v in found.items()}
+            for busy, found in rates.items()
+        },
+        "loaded": loaded,
+        "loaded_goal": LOADED_GOAL,
+        "idle": idle,
+        "idle_goal": IDLE_GOAL,
+        "ok": loaded >= LOADED_GOAL and idle >= IDLE_GOAL,
+    }
+
+
+@contextmanager
+def _busy(number: int) -> Iterator[None]:
+    """Keep ``number`` processors busy."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _start_ranks(world: int, shape: str, threads: dict[str, str]) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in WAITING}
+    environment |= {"BENCH_RANK_SHAPE": shape} | threads
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(world), str(Path(__file__).parent / "rank.py")]
     pipe = subprocess.PIPE
@@ -112,7 +168,7 @@ def _rate(run: subprocess.Popen[str]) -> float:
 
 def rank_main(shape_name: str) -> None:
     """Run one rank for 6 seconds; rank 0 prints the rate of all."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     torch.distributed.init_process_group("gloo")
     world = torch.distributed.get_world_size()
     shape = SHAPES[shape_name]

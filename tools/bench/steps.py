@@ -59,8 +59,10 @@ def own_step(
     return step
 
 
-def peer_step(config: BertConfig, batch: PretrainingBatch, attention: str) -> Step:
-    """Return the same of Hugging Face's BertForPreTraining under bf16 autocast.
+def peer_step(
+    config: BertConfig, batch: PretrainingBatch, attention: str, dtype: torch.dtype
+) -> Step:
+    """Return the same of Hugging Face's BertForPreTraining, in bf16 under autocast.
 
     Its batch is padded to the longest sequence, as a data collator pads it.
     """
@@ -73,7 +75,7 @@ def peer_step(config: BertConfig, batch: PretrainingBatch, attention: str) -> St
     parameters = list(model.parameters())
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = model(**inputs).loss
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -114,8 +116,8 @@ def padded(batch: PretrainingBatch) -> dict[str, Tensor]:
     }
 
 
-def replay_step(config: BertConfig, batch: PretrainingBatch) -> Step:
-    """Return the step's matrix products alone, through torch (oneDNN) in bf16.
+def replay_step(config: BertConfig, batch: PretrainingBatch, dtype: torch.dtype) -> Step:
+    """Return the step's matrix products alone, through torch in ``dtype``.
 
     Forward and both gradients of every linear layer on the real tokens, of the decoder on the
     masked ones, and of attention's two products for each sequence, without recomputation. This is
@@ -125,7 +127,7 @@ def replay_step(config: BertConfig, batch: PretrainingBatch) -> Step:
     tokens, masked = batch.tokens.num_tokens, len(batch.masked_labels)
 
     def matrix(*shape: int) -> Tensor:
-        return torch.randn(*shape).bfloat16()
+        return torch.randn(*shape).to(dtype)
 
     layer = [
         (tokens, hidden, 3 * hidden),
