@@ -59,15 +59,11 @@ INLINE Tile tile_of(const Item *w, long i0) {
          (j = (t).runs[n_].first, end = run_end(w, (t).runs[n_]), 1);                        \
          c += end - (t).runs[n_].first, n_++)
 
-// Which of keys j to j + 15 a query may attend to, one bit each; `bits` is the query's row of them.
-INLINE uint32_t allowed(const uint16_t *bits, long j, long L) {
-    const uint32_t m = bits ? bits[j / W] : 0xffff;
-    return j + W > L ? m & ((1u << (L - j)) - 1) : m;
-}
-
-INLINE vi lanes(uint32_t bits) {
-    const vu lane = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-    return less_int(splat_int(0), (vi)(lane & bits));
+// Which of the keys from j on, a vector of them, a query may attend to; `bits` is its row of bits.
+INLINE vi allowed(const uint16_t *bits, long j, long L) {
+    const uint32_t m = bits ? bits[j / W] >> j % W : 0xffff;
+    const vu lane = ((vu){} + 1) << COUNTED;
+    return less_int(splat_int(0), (vi)(lane & (m & ((1u << lmax(0, lmin(L - j, REG))) - 1))));
 }
 
 INLINE const void *at(const void *x, long i, int half) { return (const char *)x + i * bytes(half); }
@@ -86,7 +82,7 @@ INLINE void pair_rows(const void *x, long ld, long rows, long padded, long cols,
     const uint16_t *h = x;
     for (long r = 0; r < padded; r += half ? 2 : 1) {
         if (r % W == 0) ahead(at(x, (r + W) * ld, half), ld, lmin(W, rows - r - W), cols, half);
-        for (long i = 0; i < cols; i += W) {
+        for (long i = 0; i < cols; i += REG) {
             vu a = {}, b = {};
             if (half) {
                 if (r < rows) a = __builtin_convertvector(*(const vh *)(h + r * ld + i), vu);
@@ -106,15 +102,15 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
     for (long r = 0; r < rows; r += W) {
         ahead(x + (r + W) * ld, ld, lmin(W, rows - r - W), cols, 0);
         for (long c = 0; c < cols; c += W) {
-            vu v[W];
+            row16 v[W];
             for (long i = 0; i < W; i++) {
-                v[i] = (vu){};
+                v[i] = (row16){};
                 const uint32_t *from = x + (r + i) * ld + c;  // sizes known here need no call
                 if (r + i < rows && c + W <= cols) memcpy(&v[i], from, 4 * W);
                 else if (r + i < rows) memcpy(&v[i], from, 4 * W / 2);
             }
             transpose16(v);
-            for (long i = 0; i < lmin(W, cols - c); i++) *(vu *)(out + r * cols + (c + i) * W) = v[i];
+            for (long i = 0; i < lmin(W, cols - c); i++) *(row16 *)(out + r * cols + (c + i) * W) = v[i];
         }
     }
 }
@@ -146,17 +142,17 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
             const uint16_t *bits = w->bits ? w->bits + (i0 + r) * w->words : NULL;
             if (bits || Lp > L)
                 EACH_RUN(w, t)
-                    for (long i = 0; i < end - j; i += W) {
+                    for (long i = 0; i < end - j; i += REG) {
                         vf *x = (vf *)(s + c + i);
-                        if (bits || j + i + W > L)
-                            *x = select16(lanes(allowed(bits, j + i, L)), *x, splat(-INFINITY));
+                        if (bits || j + i + REG > L)
+                            *x = select_of(allowed(bits, j + i, L), *x, splat(-INFINITY));
                     }
             vf top = splat(-INFINITY), sum = {};
-            for (long c = 0; c < N; c += W) top = vmax(top, *(vf *)(s + c));
-            const float largest = max16(top);
+            for (long c = 0; c < N; c += REG) top = vmax(top, *(vf *)(s + c));
+            const float largest = max_of(top);
             if (!w->threshold) {
 #pragma GCC unroll 4
-                for (long c = 0; c < N; c += W) {
+                for (long c = 0; c < N; c += REG) {
                     const vf e = weight(*(vf *)(s + c), largest, w->scale);
                     sum += e;
                     st(P, r * N + c, half, e);
@@ -164,20 +160,21 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
             } else {
                 key_t_ key = row_key(w->seed, (w->row + i0 + r) * w->heads + w->head);
                 EACH_RUN(w, t)
-                    for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W) {
-                        vu h = hash32(key, j0);
-                        for (long i = j0 < j ? j : j0; i < lmin(end, j0 + 2 * W); i += W) {
-                            const long at = c + i - j;
-                            const vf e = weight(*(vf *)(s + at), largest, w->scale);
-                            sum += e;
-                            vi keep = keep16(h, i != j0, w->threshold);
-                            vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
-                            st(P, r * N + at, half, (vf)((vi)e & keep));
-                            if (saved) st(saved, r * N + at, half, dead);
+                    for (long j0 = j & -2 * W; j0 < end; j0 += 2 * W)
+                        for (long part = 0; part < W; part += REG) {
+                            vu h = hash32(key, j0 + part);
+                            for (long odd = j0 < j; odd < 2 && j0 + odd * W < end; odd++) {
+                                const long at = c + j0 + odd * W + part - j;
+                                const vf e = weight(*(vf *)(s + at), largest, w->scale);
+                                sum += e;
+                                vi keep = keep16(h, odd, w->threshold);
+                                vf dead = (vf)((vi)e | (~keep & (int32_t)0x80000000));
+                                st(P, r * N + at, half, (vf)((vi)e & keep));
+                                if (saved) st(saved, r * N + at, half, dead);
+                            }
                         }
-                    }
             }
-            const float total = sum16(sum);
+            const float total = sum_of(sum);
             inverse[(i0 + r) * w->heads] = total > 0 ? 1.0f / total : 0.0f;
         }
         if (saved) saved = (char *)saved + rows * N * bytes(half);
@@ -188,7 +185,7 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
                  n_ > 0);
         for (long r = 0; r < rows; r++) {
             float scale = inverse[(i0 + r) * w->heads] * w->keep_scale;
-            for (long d = 0; d < D; d += W)
+            for (long d = 0; d < D; d += REG)
                 st(out, (i0 + r) * w->H + d, half, *(vf *)(O + r * D + d) * scale);
         }
     }
@@ -226,12 +223,12 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
         for (long r = 0; r < rows; r++) {
             const float f = inverse[(i0 + r) * w->heads] * w->keep_scale;
             vf sum = {};
-            for (long d = 0; d < D; d += W) {
+            for (long d = 0; d < D; d += REG) {
                 const vf x = ld(dout, (i0 + r) * H + d, half);
                 sum += x * ld(out, (i0 + r) * H + d, half);
                 st(scaled, r * D + d, half, x * f);
             }
-            delta[r] = sum16(sum);
+            delta[r] = sum_of(sum);
         }
         pair_rows(scaled, D, rows, step * here, D, G, half);
         EACH_RUN(w, t)
@@ -240,7 +237,7 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
         for (long r = 0; r < rows; r += step) {
             float f[2] = {0, 0};
             for (long s = 0; s < step && r + s < rows; s++) f[s] = inverse[(i0 + r + s) * w->heads];
-            for (long c = 0; c < N; c += W) {
+            for (long c = 0; c < N; c += REG) {
                 vu p[2] = {}, g[2] = {};
                 for (long s = 0; s < step && r + s < rows; s++) {
                     vf e = ld(saved, (r + s) * N + c, half);
@@ -250,7 +247,7 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
                     p[s] = (vu)e & (vu)alive;
                     if (half) {
                         vh hs = narrow(ds);
-                        memcpy((uint16_t *)dS + (r + s) * N + c, &hs, 32);
+                        memcpy((uint16_t *)dS + (r + s) * N + c, &hs, sizeof hs);
                         g[s] = __builtin_convertvector(hs, vu);
                     } else {
                         *(vf *)(dS + (r + s) * N + c) = ds;
@@ -274,13 +271,13 @@ INLINE void attend_backward(const Item *w, const void *q, const void *k, const v
             GEMM_TURNED(end - j, D, here, Pc + c, N, G, W, D, dV + j * D, D, 1);
         }
         for (long r = 0; r < rows; r++)
-            for (long d = 0; d < D; d += W)
+            for (long d = 0; d < D; d += REG)
                 st(dq, (i0 + r) * w->ld + d, half, *(vf *)(dQ + r * D + d));
     }
     for (long j = 0; j < L; j++) {
         ahead(at(dk, (j + W) * w->ld, half), w->ld, j + W < L, D, half);
         ahead(at(dv, (j + W) * w->ld, half), w->ld, j + W < L, D, half);
-        for (long d = 0; d < D; d += W) {
+        for (long d = 0; d < D; d += REG) {
             st(dk, j * w->ld + d, half, *(vf *)(dK + j * D + d));
             st(dv, j * w->ld + d, half, *(vf *)(dV + j * D + d));
         }

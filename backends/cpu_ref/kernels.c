@@ -12,8 +12,8 @@ EXPORT void keep_mask(uint8_t *out, long first, long rows, long cols, uint32_t t
     for (long t = 0; t < rows; t++) {
         key_t_ key = row_key(seed, (uint64_t)first + (uint64_t)t);
         for (long i = 0; i < cols; i++) {
-            vi keep = keep16(hash32(key, i / 32 * 32), i / W & 1, threshold);
-            out[t * cols + i] = keep[i % W] != 0;
+            vi keep = keep16(hash32(key, i / 32 * 32 + i % W / REG * REG), i / W & 1, threshold);
+            out[t * cols + i] = keep[i % REG] != 0;
         }
     }
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BERT's operations for the CPU: oneDNN matrix products and the fused kernels of kernels.c.
+"""BERT's operations for the CPU: torch's matrix products and the fused kernels of kernels.c.
 
 Activations are in the compute type from end to end, parameters stay float32. Every override equals
 ``Ops`` up to rounding and, with dropout, up to which elements are dropped: those come from a hash
@@ -55,7 +55,10 @@ class NativeOps(Ops):
     @property
     def kernels(self) -> Mapping[str, str]:
         unit = "avx512_bf16" if library()["has_bf16_dot"]() else "generic"
-        return {"attention": f"c-fused-{unit}", "matmul": "onednn", "other": "c-fused"}
+        products = "onednn"  # of torch in bf16; in float32 its BLAS, where it has one that is known
+        if self.dtype == torch.float32:
+            products = "mkl" if torch.backends.mkl.is_available() else "torch"
+        return {"attention": f"c-fused-{unit}", "matmul": products, "other": "c-fused"}
 
     def embed(
         self,

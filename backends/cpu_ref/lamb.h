@@ -15,8 +15,10 @@ INLINE vf vsqrt(vf x) {
     vf y = (vf)_mm512_rsqrt14_ps((__m512)x);
     y *= 1.5f - 0.5f * x * y * y;
     return x * y;
+#elif defined(__AVX__)
+    return (vf)_mm256_sqrt_ps((__m256)x);
 #else
-    for (int i = 0; i < W; i++) x[i] = sqrtf(x[i]);
+    for (int i = 0; i < REG; i++) x[i] = sqrtf(x[i]);
     return x;
 #endif
 }
@@ -43,7 +45,7 @@ EXPORT void lamb(long count, const int64_t *sizes, float *const *params, const f
         for (long k = 0; k < chunks; k++) {
             vf pp = {}, uu = {};
             double ps = 0, us = 0;
-            for (long e = k * CHUNK; e < lmin(size, (k + 1) * CHUNK); e += W) {
+            for (long e = k * CHUNK; e < lmin(size, (k + 1) * CHUNK); e += REG) {
                 long n = size - e;
                 vf gv = clip * ldn(g, e, n, 0), pv = ldn(p, e, n, 0), mv = ldn(m, e, n, 0);
                 mv += c.new1 * (gv - mv);
@@ -57,13 +59,13 @@ EXPORT void lamb(long count, const int64_t *sizes, float *const *params, const f
                 vf u = lamb_direction(mv, vv, pv, &c);
                 pp += pv * pv;
                 uu += u * u;
-                if ((e & 1023) == 1024 - W || n <= W) {  // short float32 sums, long float64 ones
-                    ps += sum16(pp), us += sum16(uu);
+                if ((e & 1023) == 1024 - REG || n <= REG) {  // short float32 sums, long float64 ones
+                    ps += sum_of(pp), us += sum_of(uu);
                     pp = uu = (vf){};
                 }
             }
-            partial[2 * k] = ps + sum16(pp);
-            partial[2 * k + 1] = us + sum16(uu);
+            partial[2 * k] = ps + sum_of(pp);
+            partial[2 * k + 1] = us + sum_of(uu);
         }
         if (decay == 0) continue;
         double p2 = 0, u2 = 0;  // every thread adds the same numbers in the same order
@@ -71,7 +73,7 @@ EXPORT void lamb(long count, const int64_t *sizes, float *const *params, const f
         const float rate = lr * (p2 > 0 && u2 > 0 ? (float)sqrt(p2 / u2) : 1.0f);
 #pragma omp for schedule(static)
         for (long k = 0; k < chunks; k++)
-            for (long e = k * CHUNK; e < lmin(size, (k + 1) * CHUNK); e += W) {
+            for (long e = k * CHUNK; e < lmin(size, (k + 1) * CHUNK); e += REG) {
                 long n = size - e;
                 vf pv = ldn(p, e, n, 0);
                 stn(p, e, n, 0, pv - rate * lamb_direction(ldn(m, e, n, 0), ldn(v, e, n, 0), pv, &c));

@@ -11,7 +11,7 @@
 #pragma once
 #include "attention.h"
 
-enum { PART = 64 };  // elements of a row that are summed in registers
+enum { PART = 4 * REG };  // elements of a row that are summed in registers
 
 typedef struct {
     long L, D, slots;     // length, head size, steps padded to vectors
@@ -39,10 +39,11 @@ INLINE void dot4(int n, const vf *a, const float *x, const int32_t *row, long D,
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++)
 #pragma GCC unroll 4
-        for (int c = 0; c < n; c++) sum[r] += a[c] * *(const vf *)(x + row[r] * D + c * W);
+        for (int c = 0; c < n; c++) sum[r] += a[c] * *(const vf *)(x + row[r] * D + c * REG);
 }
 
 #if defined(__AVX512F__)
+#define FOURS vf
 // x and y's sums of neighbours at `distance`, side by side: a stage of 16 sums of 16 lanes each.
 #define PAIRED(distance, x, y)                           \
     ((vf)SHUFFLE(vu, (vu)(x), (vu)(y), LOW##distance) + \
@@ -51,35 +52,41 @@ INLINE void dot4(int n, const vf *a, const float *x, const int32_t *row, long D,
 INLINE void put4(vf sums[4], long r, const vf sum[4]) {  // four lanes for each
     sums[r] = PAIRED(2, PAIRED(1, sum[0], sum[1]), PAIRED(1, sum[2], sum[3]));
 }
-INLINE vf put16(const vf sums[4]) {
-    return PAIRED(8, PAIRED(4, sums[0], sums[1]), PAIRED(4, sums[2], sums[3]));
+INLINE void add16(float *out, const vf sums[4]) {
+    *(vf *)out += PAIRED(8, PAIRED(4, sums[0], sums[1]), PAIRED(4, sums[2], sums[3]));
 }
 #else
 typedef float f4 __attribute__((vector_size(16), may_alias));
+#define FOURS f4
 
-INLINE void put4(vf sums[4], long r, const vf sum[4]) {
+INLINE void put4(f4 sums[4], long r, const vf sum[4]) {
     v4 part[4];
     for (int i = 0; i < 4; i++) {
-        const f4 *x = (const f4 *)&sum[i];
-        part[i] = (v4)((x[0] + x[2]) + (x[1] + x[3]));
+        f4 x = *(const f4 *)&sum[i];
+        for (int k = 1; k < REG / 4; k++) x += ((const f4 *)&sum[i])[k];
+        part[i] = (v4)x;
     }
     transpose4(part);
-    LANES4(sums[0], r) = (v4)(((f4)part[0] + (f4)part[2]) + ((f4)part[1] + (f4)part[3]));
+    sums[r] = ((f4)part[0] + (f4)part[2]) + ((f4)part[1] + (f4)part[3]);
 }
-INLINE vf put16(const vf sums[4]) { return sums[0]; }
+INLINE void add16(float *out, const f4 sums[4]) {
+    for (int i = 0; i < 4; i++) ((f4 *)out)[i] += sums[i];
+}
 #endif
 
-// Dot products of a [n vectors] with 16 rows of x; `used`: the first and last that are asked for.
-INLINE vf dot16(int n, const float *a_, const float *x, const int32_t *row, long D, long used,
-                long last) {
-    vf a[4] = {}, sum[4], sums[4] = {};
+// out [16] += dot products of a [n vectors] with 16 rows of x; `used`: the first and last that are
+// asked for.
+INLINE void dot16(int n, const float *a_, const float *x, const int32_t *row, long D, long used,
+                  long last, float *out) {
+    vf a[4] = {}, sum[4];
+    FOURS sums[4] = {};
 #pragma GCC unroll 4
-    for (int c = 0; c < n; c++) a[c] = *(const vf *)(a_ + c * W);
+    for (int c = 0; c < n; c++) a[c] = *(const vf *)(a_ + c * REG);
     for (long r = used / 4; r <= last / 4; r++) {
         dot4(n, a, x, row + 4 * r, D, sum);
         put4(sums, r, sum);
     }
-    return put16(sums);
+    add16(out, sums);
 }
 
 // out [n vectors] = the sum of `count` rows of x, each times its weight.
@@ -92,17 +99,17 @@ INLINE void weigh(int n, const float *weight, const float *x, const int32_t *row
         for (int s = 0; s < 2; s++)
 #pragma GCC unroll 4
             for (int c = 0; c < n; c++)
-                sum[s][c] += weight[r + s] * *(const vf *)(x + row[r + s] * D + c * W);
+                sum[s][c] += weight[r + s] * *(const vf *)(x + row[r + s] * D + c * REG);
     if (r < count)
 #pragma GCC unroll 4
-        for (int c = 0; c < n; c++) sum[0][c] += weight[r] * *(const vf *)(x + row[r] * D + c * W);
+        for (int c = 0; c < n; c++) sum[0][c] += weight[r] * *(const vf *)(x + row[r] * D + c * REG);
 #pragma GCC unroll 4
-    for (int c = 0; c < n; c++) *(vf *)(out + c * W) = sum[0][c] + sum[1][c];
+    for (int c = 0; c < n; c++) *(vf *)(out + c * REG) = sum[0][c] + sum[1][c];
 }
 
 // f(n, ...) with the number of vectors of the part at column c as a constant.
 #define BY_PART(D, c, f, ...)               \
-    switch (lmin(PART, (D) - (c)) / W) {    \
+    switch (lmin(PART, (D) - (c)) / REG) {    \
         case 1: f(1, __VA_ARGS__); break;    \
         case 2: f(2, __VA_ARGS__); break;    \
         case 3: f(3, __VA_ARGS__); break;    \
@@ -123,16 +130,15 @@ INLINE vi within(const Steps *s, vi row) {
 INLINE void scores_of(const Steps *s, long i, const float *a, const float *x, int32_t *row,
                       float *scores) {
     for (long g = s->first & -W; g < s->end; g += W) {
-        vi j = slot_rows(s, i, g);
-        j &= within(s, j);  // those out of range read the first row
-        memcpy(row + g, &j, sizeof j);
-        const long used = g < s->first ? s->first - g : 0, last = lmin(W, s->end - g) - 1;
-        vf sum = {};
-        for (long c = 0; c < s->D; c += PART) {
-#define ADD_DOTS(n, ...) sum += dot16(n, __VA_ARGS__)
-            BY_PART(s->D, c, ADD_DOTS, a + c, x + c, row + g, s->D, used, last)
+        for (long k = g; k < g + W; k += REG) {
+            vi j = slot_rows(s, i, k);
+            j &= within(s, j);  // those out of range read the first row
+            memcpy(row + k, &j, sizeof j);
         }
-        *(vf *)(scores + g) = sum;
+        const long used = g < s->first ? s->first - g : 0, last = lmin(W, s->end - g) - 1;
+        memset(scores + g, 0, 4 * W);
+        for (long c = 0; c < s->D; c += PART)
+            BY_PART(s->D, c, dot16, a + c, x + c, row + g, s->D, used, last, scores + g)
     }
 }
 
@@ -147,7 +153,7 @@ INLINE void weighted_rows(const Steps *s, const float *weight, const float *x, c
 INLINE void widen_rows(const void *x, long ld_, long rows, long D, float *out, int half) {
     for (long r = 0; r < rows; r++) {
         if (r % W == 0) ahead(at(x, (r + W) * ld_, half), ld_, lmin(W, rows - r - W), D, half);
-        for (long d = 0; d < D; d += W) *(vf *)(out + r * D + d) = ld(x, r * ld_ + d, half);
+        for (long d = 0; d < D; d += REG) *(vf *)(out + r * D + d) = ld(x, r * ld_ + d, half);
     }
 }
 
@@ -177,17 +183,17 @@ INLINE void offset_forward(const Call *w, Steps *s, const void *q, const void *k
     for (long i = 0; i < L; i++) {
         if (i % W == 0) ahead(at(q, (i + W) * w->ld, half), w->ld, lmin(W, L - i - W), D, half);
         slots_of(s, i, 0);
-        for (long d = 0; d < D; d += W) *(vf *)(a + d) = ld(q, i * w->ld + d, half);
+        for (long d = 0; d < D; d += REG) *(vf *)(a + d) = ld(q, i * w->ld + d, half);
         scores_of(s, i, a, K, row, e_);
         vf top = splat(-INFINITY), sum = {};
-        for (long g = s->first & -W; g < s->end; g += W) {
+        for (long g = s->first & -REG; g < s->end; g += REG) {
             vf *x = (vf *)(e_ + g);
-            *x = select16(within(s, slot_rows(s, i, g)), *x, splat(-INFINITY));
+            *x = select_of(within(s, slot_rows(s, i, g)), *x, splat(-INFINITY));
             top = vmax(*x, top);
         }
-        const float largest = max16(top);
+        const float largest = max_of(top);
         const key_t_ key = row_key(w->seed, (w->row + i) * w->heads + w->head);
-        for (long g = s->first & -W; g < s->end; g += W) {
+        for (long g = s->first & -REG; g < s->end; g += REG) {
             const vi j = slot_rows(s, i, g);
             vf e = vexp((*(vf *)(e_ + g) - largest) * w->scale);
             e = (vf)((vi)e & within(s, j));
@@ -197,10 +203,10 @@ INLINE void offset_forward(const Call *w, Steps *s, const void *q, const void *k
             if (saved)
                 st(saved, i * s->slots + g, half, (vf)((vi)e | (~keep & (int32_t)0x80000000)));
         }
-        const float total = sum16(sum), f = total > 0 ? 1.0f / total : 0.0f;
+        const float total = sum_of(sum), f = total > 0 ? 1.0f / total : 0.0f;
         inverse[i * w->heads] = f;
         weighted_rows(s, e_, V, row, o);
-        for (long d = 0; d < D; d += W)
+        for (long d = 0; d < D; d += REG)
             st(out, i * w->H + d, half, *(vf *)(o + d) * (f * w->keep_scale));
     }
 }
@@ -215,7 +221,7 @@ INLINE void gather_back(const Call *w, Steps *s, const float *weights, const flo
             weight[g] = weights[row[g] * s->slots + g];
         }
         weighted_rows(s, weight, x, row, o);
-        for (long d = 0; d < s->D; d += W) st(out, j * w->ld + d, half, *(vf *)(o + d));
+        for (long d = 0; d < s->D; d += REG) st(out, j * w->ld + d, half, *(vf *)(o + d));
     }
 }
 
@@ -233,14 +239,14 @@ INLINE void offset_backward(const Call *w, Steps *s, const void *q, const void *
         ahead(at(out, (i + W) * w->H, half), w->H, i + W < L, D, half);
         slots_of(s, i, 0);
         vf sum = {};
-        for (long d = 0; d < D; d += W) {
+        for (long d = 0; d < D; d += REG) {
             const vf g = ld(dout, i * w->H + d, half);
             sum += g * ld(out, i * w->H + d, half);
             *(vf *)(a + d) = g;
         }
-        const float delta = sum16(sum), f = inverse[i * w->heads];
+        const float delta = sum_of(sum), f = inverse[i * w->heads];
         scores_of(s, i, a, X, row, weight);
-        for (long g = s->first & -W; g < s->end; g += W) {
+        for (long g = s->first & -REG; g < s->end; g += REG) {
             const vi in = within(s, slot_rows(s, i, g));
             const vf e = (vf)((vi)ld(saved, i * N + g, half) & in);
             const vi alive = ~negative((vi)e);
@@ -255,7 +261,7 @@ INLINE void offset_backward(const Call *w, Steps *s, const void *q, const void *
         slots_of(s, i, 0);
         for (long g = s->first; g < s->end; g++) row[g] = (int32_t)i + s->step[g];
         weighted_rows(s, dS + i * N, X, row, o);
-        for (long d = 0; d < D; d += W) st(dq, i * w->ld + d, half, *(vf *)(o + d));
+        for (long d = 0; d < D; d += REG) st(dq, i * w->ld + d, half, *(vf *)(o + d));
     }
     widen_rows(q, w->ld, L, D, X, half);
     gather_back(w, s, dS, X, row, weight, o, dk, half);

@@ -21,18 +21,18 @@ enum { BLOCKS = 32, COLUMNS = 8 * W };
 
 // z [cols] -> normalised into z; returns 1 / sqrt(variance + eps).
 INLINE float normalise(float *z, long cols, float eps) {
+    const long whole = cols / REG * REG, rest = cols - whole;
     vf s = {}, q = {};
-    for (long i = 0; i < cols; i += W) s += ldn(z, i, cols - i, 0);
-    float mean = sum16(s) / cols;
-    for (long i = 0; i < cols; i += W) {
-        vf d = ldn(z, i, cols - i, 0) - mean;
-        q += ldn(&d, 0, cols - i, 0) * d;
+    for (long i = 0; i < whole; i += REG) s += ld(z, i, 0);
+    if (rest) s += ld_part(z, whole, rest, 0);
+    const float mean = sum_of(s) / cols;
+    for (long i = 0; i < whole; i += REG) {
+        vf d = ld(z, i, 0) - mean;
+        q += d * d;
     }
-    float rstd = 1.0f / sqrtf(sum16(q) / cols + eps);
-    for (long i = 0; i < cols; i += W) {
-        vf d = (ldn(z, i, cols - i, 0) - mean) * rstd;
-        stn(z, i, cols - i, 0, d);
-    }
+    for (long i = whole; i < cols; i++) q[0] += (z[i] - mean) * (z[i] - mean);
+    const float rstd = 1.0f / sqrtf(sum_of(q) / cols + eps);
+    for (long i = 0; i < cols; i += REG) st(z, i, 0, (ld(z, i, 0) - mean) * rstd);
     return rstd;
 }
 
@@ -40,11 +40,13 @@ INLINE vf drop(vf x, vu hash, int odd, uint32_t threshold, float scale) {
     return (vf)((vi)(x * scale) & keep16(hash, odd, threshold));
 }
 
-// Loop over a row in vectors: i = first column, n = columns left, h = dropout's hash.
-#define FOR_ROW(cols, key, threshold)                                           \
-    for (long i32 = 0; i32 < (cols); i32 += 2 * W)                              \
-        for (vu h = (threshold) ? hash32(key, i32) : (vu){}, *once = &h; once; once = 0) \
-            for (long i = i32, n = (cols)-i; i < lmin(cols, i32 + 2 * W); i += W, n -= W)
+// Loop over a row in vectors: i = first column, n = columns left, h = dropout's hash, of whose two
+// vectors the second is `odd`.
+#define FOR_ROW(cols, key, threshold)                                                        \
+    for (long i32 = 0; i32 < (cols); i32 += 2 * W)                                           \
+        for (long even = i32, odd = 0; even < lmin(cols, i32 + W); even += REG, odd = 0)     \
+            for (vu h = (threshold) ? hash32(key, even) : (vu){}, *once = &h; once; once = 0) \
+                for (long i = even, n = (cols)-i; n > 0 && odd < 2; i += W, n -= W, odd++)
 
 // out = dropout(norm(word[ids] + position[positions] + type[types])); no norm without gamma.
 INLINE void embed_forward_(long t, const int64_t *ids, const int64_t *positions, const int64_t *types,
@@ -64,7 +66,7 @@ INLINE void embed_forward_(long t, const int64_t *ids, const int64_t *positions,
             stn(xhat, t * cols + i, n, half, x);
             x = x * ldn(gamma, i, n, 0) + ldn(beta, i, n, 0);
         }
-        if (threshold) x = drop(x, h, i != i32, threshold, scale);
+        if (threshold) x = drop(x, h, odd, threshold, scale);
         stn(out, t * cols + i, n, half, x);
     }
 }
@@ -81,7 +83,7 @@ INLINE void scatter_add_(long c, const void *x, const int64_t *ids, float *out, 
                          int half) {
     for (long t = 0; t < rows; t++) {
         float *to = out + ids[t] * cols;
-        for (long i = c; i < lmin(cols, c + COLUMNS); i += W) {
+        for (long i = c; i < lmin(cols, c + COLUMNS); i += REG) {
             vf sum = ldn(to, i, cols - i, 0) + ldn(x, t * cols + i, cols - i, half);
             stn(to, i, cols - i, 0, sum);
         }
@@ -99,14 +101,14 @@ INLINE void norm_forward_(long t, const void *x, const void *residual, const flo
     key_t_ key = row_key(seed, t);
     FOR_ROW(cols, key, threshold) {
         vf v = ldn(x, t * cols + i, n, half);
-        if (threshold) v = drop(v, h, i != i32, threshold, scale);
+        if (threshold) v = drop(v, h, odd, threshold, scale);
         if (residual) v += ldn(residual, t * cols + i, n, half);
         if (gamma) stn(z, i, n, 0, v);
         else stn(out, t * cols + i, n, half, v);
     }
     if (!gamma) return;
     rstd[t] = normalise(z, cols, eps);
-    for (long i = 0; i < cols; i += W) {
+    for (long i = 0; i < cols; i += REG) {
         vf v = ldn(z, i, cols - i, 0);
         stn(xhat, t * cols + i, cols - i, half, v);
         stn(out, t * cols + i, cols - i, half,
@@ -134,7 +136,7 @@ INLINE void norm_backward_(long b, const void *dy, const void *xhat, const float
         vf sum_g = {}, sum_gx = {};
         FOR_ROW(cols, key, outer ? threshold : 0) {
             vf d = ldn(dy, t * cols + i, n, half), xh = ldn(xhat, t * cols + i, n, half);
-            if (outer && threshold) d = drop(d, h, i != i32, threshold, scale);
+            if (outer && threshold) d = drop(d, h, odd, threshold, scale);
             stn(db, i, n, 0, ldn(db, i, n, 0) + d);
             stn(dg, i, n, 0, ldn(dg, i, n, 0) + d * xh);
             d *= ldn(gamma, i, n, 0);
@@ -142,13 +144,13 @@ INLINE void norm_backward_(long b, const void *dy, const void *xhat, const float
             sum_g += d;
             sum_gx += d * xh;
         }
-        float mean_g = sum16(sum_g) / cols, mean_gx = sum16(sum_gx) / cols;
+        float mean_g = sum_of(sum_g) / cols, mean_gx = sum_of(sum_gx) / cols;
         FOR_ROW(cols, key, outer ? 0 : threshold) {
             vf xh = ldn(xhat, t * cols + i, n, half);
             vf d = (ldn(g, i, n, 0) - mean_g - xh * mean_gx) * rstd[t];
             stn(dz, t * cols + i, n, half, d);
             if (!outer && threshold)
-                stn(dropped, t * cols + i, n, half, drop(d, h, i != i32, threshold, scale));
+                stn(dropped, t * cols + i, n, half, drop(d, h, odd, threshold, scale));
         }
     }
 }
@@ -164,7 +166,7 @@ INLINE void column_sums_(long b, const void *x, float *sums, long rows, long col
     float *sum = sums + b * cols;
     memset(sum, 0, 4 * cols);
     for (long t = b * block; t < lmin(rows, (b + 1) * block); t++)
-        for (long i = 0; i < cols; i += W) {
+        for (long i = 0; i < cols; i += REG) {
             long n = cols - i;
             stn(sum, i, n, 0, ldn(sum, i, n, 0) + ldn(x, t * cols + i, n, half));
         }
@@ -175,14 +177,14 @@ KERNEL(column_sums, (const void *x, float *sums, long rows, long cols, int half)
 // erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7), sharing exp(-u^2 / 2) with GELU'.
 INLINE void gelu_forward_(long t, void *u, const float *bias, void *y, long rows, long cols, int tanh_form,
                           int half) {
-    for (long i = 0; i < cols; i += W) {
+    for (long i = 0; i < cols; i += REG) {
         long n = cols - i, at = t * cols + i;
         vf x = ldn(u, at, n, half) + ldn(bias, i, n, 0), out, slope;
         if (tanh_form) {
             // (1 + tanh z) / 2 is the logistic function of 2z, without cancellation.
             const float a = 0.7978845608f, b = 0.044715f;
             vf z2 = 2 * a * (x + b * x * x * x);
-            vf e = vexp(select16(less(splat(80), z2), splat(80), z2)), rest = 1 / (e + 1), s = e * rest;
+            vf e = vexp(select_of(less(splat(80), z2), splat(80), z2)), rest = 1 / (e + 1), s = e * rest;
             out = x * s;
             slope = s + 2 * x * s * rest * a * (1 + 3 * b * x * x);
         } else {
@@ -193,7 +195,7 @@ INLINE void gelu_forward_(long t, void *u, const float *bias, void *y, long rows
             p = p * k - 0.284496736f;
             p = p * k + 0.254829592f;
             vf tail = 0.5f * p * k * g;  // Phi(-|x|)
-            vf phi = select16(less(x, splat(0)), tail, 1 - tail);
+            vf phi = select_of(less(x, splat(0)), tail, 1 - tail);
             out = x * phi;
             slope = phi + x * g * 0.3989422804f;
         }
@@ -211,7 +213,7 @@ INLINE void gelu_backward_(long b, const void *dy, const void *slope, void *du, 
     float *sum = sums + b * cols;
     memset(sum, 0, 4 * cols);
     for (long t = b * block; t < lmin(rows, (b + 1) * block); t++)
-        for (long i = 0; i < cols; i += W) {
+        for (long i = 0; i < cols; i += REG) {
             long n = cols - i, at = t * cols + i;
             vf d = ldn(dy, at, n, half) * ldn(slope, at, n, half);
             stn(du, at, n, half, d);
@@ -228,7 +230,7 @@ INLINE void dropout_(long t, const void *x, void *out, long rows, long cols, uin
     key_t_ key = row_key(seed, t);
     FOR_ROW(cols, key, 1)
         stn(out, t * cols + i, n, half,
-            drop(ldn(x, t * cols + i, n, half), h, i != i32, threshold, scale));
+            drop(ldn(x, t * cols + i, n, half), h, odd, threshold, scale));
 }
 KERNEL(dropout,
      (const void *x, void *out, long rows, long cols, uint32_t threshold, float scale,
@@ -242,23 +244,23 @@ INLINE void cross_entropy_(long t, void *logits, const int64_t *labels, float *l
     char *row = (char *)logits + t * cols * bytes(half);
     float *e = (float *)scratch(4 * (cols + W));
     vf top = splat(-INFINITY), s = {};
-    long whole = cols / W * W;
-    for (long i = 0; i < whole; i += W) {
+    long whole = cols / REG * REG;
+    for (long i = 0; i < whole; i += REG) {
         vf x = ld(row, i, half);
         top = vmax(x, top);
     }
-    float largest = max16(top);
+    float largest = max_of(top);
     for (long i = whole; i < cols; i++) {
         float x = ldn(row, i, 1, half)[0];
         largest = x > largest ? x : largest;
     }
-    for (long i = 0; i < cols; i += W) {
+    for (long i = 0; i < cols; i += REG) {
         vf x = vexp(ldn(row, i, cols - i, half) - largest);
         if (i < whole) s += x;
         else s += ldn(&x, 0, cols - i, 0);
         stn(e, i, cols - i, 0, x);
     }
-    float total = sum16(s), own = ldn(row, labels[t], 1, half)[0];
+    float total = sum_of(s), own = ldn(row, labels[t], 1, half)[0];
     loss[t] = logf(total) + largest - own;
     hit[t] = own == largest;
     for (long i = 0; hit[t] && i < labels[t]; i++)
@@ -266,7 +268,7 @@ INLINE void cross_entropy_(long t, void *logits, const int64_t *labels, float *l
     if (!gradient) return;
     e[labels[t]] -= total;
     vf inverse = splat(1.0f / total);
-    for (long i = 0; i < cols; i += W)
+    for (long i = 0; i < cols; i += REG)
         stn(row, i, cols - i, half, ldn(e, i, cols - i, 0) * inverse);
 }
 KERNEL(cross_entropy,

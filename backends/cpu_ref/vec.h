@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of 16 floats for the kernels: loads and stores of bf16 or float32, exp, dropout's hash,
-// and a matrix product on "cells". Plain vector extensions of GCC and clang; AVX512-BF16 replaces
-// two primitives where the compiler has it.
+// Vectors of a register's floats for the kernels: loads and stores of bf16 or float32, exp, dropout's
+// hash, and a matrix product on "cells". Plain vector extensions of GCC and clang; x86 instructions
+// replace a few primitives where the compiler has them.
 #pragma once
 #include <math.h>
 #include <stddef.h>
@@ -11,17 +11,14 @@
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
-enum { W = 16 };
-typedef float vf __attribute__((vector_size(64), may_alias));
-typedef int32_t vi __attribute__((vector_size(64), may_alias));
-typedef uint32_t vu __attribute__((vector_size(64), may_alias));
-typedef uint16_t vh __attribute__((vector_size(32), may_alias));
+enum { W = 16 };  // columns of a panel, of a row's mask bits and of a hash: on every processor
 // A register of the processor, in floats, and how many lie side by side in a tile of a product: a
-// tile of six rows fills most of the registers. GCC keeps wider vectors in memory.
+// tile of six rows fills most of the registers. GCC keeps wider vectors in memory: up to seven times
+// slower.
 #if defined(__AVX512F__)
 enum { REG = 16, ACROSS = 4 };
 #elif defined(__AVX__)
@@ -31,30 +28,24 @@ enum { REG = 4, ACROSS = 2 };
 #else
 enum { REG = 4, ACROSS = 4 };
 #endif
-typedef float rf __attribute__((vector_size(4 * REG), may_alias));
-typedef uint32_t ru __attribute__((vector_size(4 * REG), may_alias));
-typedef int32_t ri __attribute__((vector_size(4 * REG), may_alias));
+typedef float vf __attribute__((vector_size(4 * REG), may_alias));
+typedef int32_t vi __attribute__((vector_size(4 * REG), may_alias));
+typedef uint32_t vu __attribute__((vector_size(4 * REG), may_alias));
+typedef uint16_t vh __attribute__((vector_size(2 * REG), may_alias));
 
 // Functions take `half` (1 = bf16, 0 = float32) as a constant, so each is compiled twice.
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 
 INLINE long lmin(long a, long b) { return a < b ? a : b; }
+INLINE long lmax(long a, long b) { return a > b ? a : b; }
 INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
 INLINE vf splat(float x) { return (vf){} + x; }
 INLINE vi splat_int(int32_t x) { return (vi){} + x; }
 
-// All ones where a < b or, for the sign, where it is set. Register by register: a comparison of
-// wider vectors is taken apart into elements by GCC.
-#define COMPARISON(name, wide, narrow)                                            \
-    INLINE vi name(wide a, wide b) {                                              \
-        wide m;                                                                   \
-        for (int i = 0; i < W / REG; i++)                                         \
-            ((ri *)&m)[i] = ((narrow *)&a)[i] < ((narrow *)&b)[i];                \
-        return (vi)m;                                                             \
-    }
-COMPARISON(less, vf, rf)
-COMPARISON(less_int, vi, ri)
+// All ones where a < b or, for the sign, where it is set.
+INLINE vi less(vf a, vf b) { return (vi)(a < b); }
+INLINE vi less_int(vi a, vi b) { return (vi)(a < b); }
 INLINE vi negative(vi x) { return x >> 31; }
 
 INLINE vf widen(vh x) { return (vf)(__builtin_convertvector(x, vu) << 16); }
@@ -94,9 +85,9 @@ INLINE void st(void *p, long i, int half, vf x) {
     }
 }
 
-// The same for the end of a row: only the first n elements when n < 16, the rest is zero.
+// The same for the end of a row: only the first n elements when n < REG, the rest is zero.
 static __attribute__((noinline)) vf ld_part(const void *p, long i, long n, int half) {
-    float x[W] = {0};
+    float x[REG] = {0};
     for (long k = 0; k < n; k++) {
         uint32_t bits;
         if (half) bits = (uint32_t)((const uint16_t *)p)[i + k] << 16;
@@ -107,57 +98,59 @@ static __attribute__((noinline)) vf ld_part(const void *p, long i, long n, int h
 }
 
 static __attribute__((noinline)) void st_part(void *p, long i, long n, int half, vf x) {
-    char y[4 * W];
+    char y[4 * REG];
     st(y, 0, half, x);
     memcpy((char *)p + i * bytes(half), y, n * bytes(half));
 }
 
 INLINE vf ldn(const void *p, long i, long n, int half) {
-    return __builtin_expect(n >= W, 1) ? ld(p, i, half) : ld_part(p, i, n, half);
+    return __builtin_expect(n >= REG, 1) ? ld(p, i, half) : ld_part(p, i, n, half);
 }
 
 INLINE void stn(void *p, long i, long n, int half, vf x) {
-    if (__builtin_expect(n >= W, 1)) st(p, i, half, x);
+    if (__builtin_expect(n >= REG, 1)) st(p, i, half, x);
     else st_part(p, i, n, half, x);
 }
 
-INLINE float sum16(vf x) {  // in one order, whatever the instructions
+INLINE float sum_of(vf x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
 #else
-    float y[W];
-    memcpy(y, &x, 64);
-    for (int i = 0; i < 8; i++) y[i] += y[i + 8];
-    for (int i = 0; i < 4; i++) y[i] += y[i + 4];
-    return (y[0] + y[2]) + (y[1] + y[3]);
+    float y[REG];
+    memcpy(y, &x, sizeof y);
+    for (int n = REG / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) y[i] += y[i + n];
+    return y[0];
 #endif
 }
 
-INLINE float max16(vf x) {
+INLINE float max_of(vf x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)x);
 #else
-    float y[W], m;
-    memcpy(y, &x, 64);
+    float y[REG], m;
+    memcpy(y, &x, sizeof y);
     m = y[0];
-    for (int i = 1; i < W; i++) m = y[i] > m ? y[i] : m;
+    for (int i = 1; i < REG; i++) m = y[i] > m ? y[i] : m;
     return m;
 #endif
 }
 
-INLINE vf select16(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
+INLINE vf select_of(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
 INLINE vf vmax(vf a, vf b) {
 #if defined(__AVX512F__)
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
-    return select16(less(b, a), a, b);
+    return select_of(less(b, a), a, b);
 #endif
 }
 
 // exp, relative error below 2e-7 for x in [-87, 88]; less than -87 gives about 1e-38.
 INLINE vf vexp(vf x) {
-    x = select16(less(x, splat(-87.0f)), splat(-87.0f), x);
+    x = vmax(x, splat(-87.0f));
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     // Unsigned: infinity and NaN go through, and their sums wrap.
     vi whole = (vi)((vu)(x * 1.44269504f + magic) - (vu)splat(magic));
@@ -171,6 +164,14 @@ INLINE vf vexp(vf x) {
     p = p * (r * r) + r + 1.0f;
     return (vf)((vu)p + ((vu)whole << 23));
 }
+
+#if defined(__AVX512F__)
+#define COUNTED ((vu){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15})
+#elif defined(__AVX__)
+#define COUNTED ((vu){0, 1, 2, 3, 4, 5, 6, 7})
+#else
+#define COUNTED ((vu){0, 1, 2, 3})
+#endif
 
 // -- dropout: which elements survive is a function of (seed, row, column) alone ------------------
 // Each row gets a 64-bit key (splitmix64); 32 columns share 16 hashes of 32 bits, two columns each.
@@ -191,28 +192,28 @@ INLINE vu hash16(key_t_ key, vu x) {
     return x ^ (x >> 16);
 }
 
-INLINE vu hash32(key_t_ key, long column) {  // column is a multiple of 32
-    const vu lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return hash16(key, lane + (uint32_t)(column / 2));
+// The hashes of columns first + (0..REG - 1) and of those 16 further; first % 32 < 16.
+INLINE vu hash32(key_t_ key, long first) {
+    return hash16(key, COUNTED + (uint32_t)(first / 32 * 16 + first % 32));
 }
 
-// All ones where columns column + 16 * odd + (0..15) are kept: 16 random bits >= threshold.
+// All ones where the columns of the hash, or those 16 further where `odd`, are kept: 16 random bits
+// >= threshold.
 INLINE vi keep16(vu hash, int odd, uint32_t threshold) {
-    vu bits = hash & 0xffff;
-    if (odd) bits = hash >> 16;
+    const vu bits = hash >> (odd ? 16 : 0) & 0xffff;
     return ~less_int((vi)bits, splat_int((int32_t)threshold));
 }
 
 // -- matrix product on cells -----------------------------------------------------------------
 // A cell is 4 bytes along the summed dimension: two bf16 or one float32.
 // C[M, N] (+)= sum over K cells of A[m, k] . B[k, n]; N is a multiple of 16.
-INLINE rf dot(int half, rf c, uint32_t a, ru b) {
-    ru av = (ru){} + a;
-    if (!half) return c + (rf)av * (rf)b;
+INLINE vf dot(int half, vf c, uint32_t a, vu b) {
+    vu av = (vu){} + a;
+    if (!half) return c + (vf)av * (vf)b;
 #if defined(__AVX512BF16__)
-    return (rf)_mm512_dpbf16_ps((__m512)c, (__m512bh)av, (__m512bh)b);
+    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)av, (__m512bh)b);
 #else
-    return c + (rf)(av << 16) * (rf)(b << 16) + (rf)(av & 0xffff0000u) * (rf)(b & 0xffff0000u);
+    return c + (vf)(av << 16) * (vf)(b << 16) + (vf)(av & 0xffff0000u) * (vf)(b & 0xffff0000u);
 #endif
 }
 
@@ -220,18 +221,18 @@ INLINE rf dot(int half, rf c, uint32_t a, ru b) {
 // apart. `cols` registers of columns, the first of which is register `at` of B's row.
 INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long am, long ak,
                  const uint32_t *B, long bj, long bk, long at, float *C, long ldc, int add) {
-    rf c[6][4];
+    vf c[6][4];
     const uint32_t *from[4];
 #pragma GCC unroll 4
     for (int j = 0; j < cols; j++) from[j] = B + (at + j) * REG / W * bj + (at + j) * REG % W;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) c[r][j] = add ? *(rf *)(C + r * ldc + REG * j) : (rf){};
+        for (int j = 0; j < cols; j++) c[r][j] = add ? *(vf *)(C + r * ldc + REG * j) : (vf){};
     for (long k = 0; k < K; k++) {
-        ru b[4];
+        vu b[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) b[j] = *(const ru *)(from[j] + k * bk);
+        for (int j = 0; j < cols; j++) b[j] = *(const vu *)(from[j] + k * bk);
 #pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -240,7 +241,7 @@ INLINE void tile(int half, int rows, int cols, long K, const uint32_t *A, long a
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < cols; j++) *(rf *)(C + r * ldc + REG * j) = c[r][j];
+        for (int j = 0; j < cols; j++) *(vf *)(C + r * ldc + REG * j) = c[r][j];
 }
 
 #define TILE(r, c)                                                                         \
@@ -295,6 +296,7 @@ GEMM_FORM(gemm_turned_float, 0, 1, lda)
 #define GEMM_TURNED(...) (half ? gemm_turned_half(__VA_ARGS__) : gemm_turned_float(__VA_ARGS__))
 
 // -- transposition of 4-byte cells, 16 x 16 ---------------------------------------------------
+typedef uint32_t row16 __attribute__((vector_size(64), may_alias));
 #if defined(__clang__)
 #define SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -312,12 +314,12 @@ GEMM_FORM(gemm_turned_float, 0, 1, lda)
 #define STAGE(s)                              \
     for (int i = 0; i < W; i++)               \
         if (!(i & s)) {                       \
-            vu a = r[i], b = r[i + s];        \
-            r[i] = SHUFFLE(vu, a, b, LOW##s);     \
-            r[i + s] = SHUFFLE(vu, a, b, HIGH##s); \
+            row16 a = r[i], b = r[i + s];        \
+            r[i] = SHUFFLE(row16, a, b, LOW##s);     \
+            r[i + s] = SHUFFLE(row16, a, b, HIGH##s); \
         }
 
-INLINE void transpose16(vu r[W]) {
+INLINE void transpose16(row16 r[W]) {
     _Pragma("GCC unroll 16") STAGE(1);
     _Pragma("GCC unroll 16") STAGE(2);
     _Pragma("GCC unroll 16") STAGE(4);
@@ -337,8 +339,8 @@ INLINE void transpose4(v4 r[4]) {
     r[3] = SHUFFLE(v4, b, d, 2, 6, 3, 7);
 }
 
-INLINE void transpose16(vu r[W]) {
-    vu out[W];
+INLINE void transpose16(row16 r[W]) {
+    row16 out[W];
     for (int i = 0; i < 4; i++)
         for (int j = 0; j < 4; j++) {
             v4 block[4];
