@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from bench import sections
+from bench.kernel_times import kernel_times
 from bench.loop import loop
-from bench.profile import profile
 from bench.shapes import SHAPES, Shape, typical_batch
 from bench.steps import PEER_MISSING, own_step, peer_available, peer_step, replay_step
 from bench.timing import interleave, ratio
@@ -72,7 +72,7 @@ def main() -> None:
             batch, _ = typical_batch(shape, arguments.data)
             dtype = DTYPES[precision]
             step = own_step(shape.config, batch, NativeOps(dtype), dtype)
-            found = profile(step, 3 if arguments.quick else 10)
+            found = kernel_times(step, 3 if arguments.quick else 10)
             result["profile"][f"{shape.name} {precision}"] = found
             print(f"{shape.name} {precision}: {readable(found)}", flush=True)
     if "lamb" in arguments.sections:

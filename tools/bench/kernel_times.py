@@ -24,7 +24,7 @@ _OF_TORCH = {
 _NATIVE = "native::"
 
 
-def profile(step: Step, rounds: int) -> dict[str, float]:
+def kernel_times(step: Step, rounds: int) -> dict[str, float]:
     """Return the milliseconds of ``step`` by kernel, the mean of ``rounds`` after two untimed.
 
     Time within torch's operators and the native kernels, as the calling thread sees it. ``torch's
