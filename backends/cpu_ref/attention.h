@@ -116,8 +116,9 @@ INLINE void turn(const uint32_t *x, long ld, long rows, long cols, uint32_t *out
 }
 
 // The unnormalised probability of a score; vexp has no zero, so that of minus infinity is cut off.
+// NaN stays NaN: a run that diverges must show it.
 INLINE vf weight(vf score, float largest, float scale) {
-    return (vf)((vi)vexp((score - largest) * scale) & less(splat(-INFINITY), score));
+    return (vf)((vi)vexp((score - largest) * scale) & (vi)(score != splat(-INFINITY)));
 }
 
 INLINE void attend(const Item *w, const void *q, const void *k, const void *v, void *out, void *saved,
@@ -175,7 +176,7 @@ INLINE void attend(const Item *w, const void *q, const void *k, const void *v, v
                         }
             }
             const float total = sum_of(sum);
-            inverse[(i0 + r) * w->heads] = total > 0 ? 1.0f / total : 0.0f;
+            inverse[(i0 + r) * w->heads] = total != 0 ? 1.0f / total : 0.0f;
         }
         if (saved) saved = (char *)saved + rows * N * bytes(half);
         if (!t.count) memset(O, 0, 4 * rows * D);

@@ -203,7 +203,7 @@ INLINE void offset_forward(const Call *w, Steps *s, const void *q, const void *k
             if (saved)
                 st(saved, i * s->slots + g, half, (vf)((vi)e | (~keep & (int32_t)0x80000000)));
         }
-        const float total = sum_of(sum), f = total > 0 ? 1.0f / total : 0.0f;
+        const float total = sum_of(sum), f = total != 0 ? 1.0f / total : 0.0f;
         inverse[i * w->heads] = f;
         weighted_rows(s, e_, V, row, o);
         for (long d = 0; d < D; d += REG)

@@ -150,7 +150,7 @@ INLINE vf vmax(vf a, vf b) {
 
 // exp, relative error below 2e-7 for x in [-87, 88]; less than -87 gives about 1e-38.
 INLINE vf vexp(vf x) {
-    x = vmax(x, splat(-87.0f));
+    x = select_of(less(x, splat(-87.0f)), splat(-87.0f), x);  // NaN stays NaN
     const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
     // Unsigned: infinity and NaN go through, and their sums wrap.
     vi whole = (vi)((vu)(x * 1.44269504f + magic) - (vu)splat(magic));

@@ -200,6 +200,35 @@ def test_masked_cross_entropy(dtype: torch.dtype, vocab: int) -> None:
     assert got.dtype == torch.int64 and 10 < got.item() == same.item()
 
 
+@DTYPES
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("column", [0, 17, 33, 79])
+def test_a_nan_stays_one(dtype: torch.dtype, dropout: float, column: int) -> None:
+    """A run that diverges must show it: the kernels' exp and maximum let it through."""
+    ops, batch = NativeOps(dtype), tokens(50)
+
+    def bad(*shape: int) -> Tensor:
+        x = torch.randn(*shape).to(dtype)
+        x[3, column] = torch.nan
+        return x
+
+    qkv = torch.randn(50, 48).to(dtype)
+    qkv[3, 16] = torch.nan  # a key: every query meets it
+    found = ops.attention(qkv, batch, num_heads=1, dropout=dropout)
+    assert found.isnan().all()
+    ones, zeros = torch.ones(80), torch.zeros(80)
+    plain = torch.zeros(50, 80).to(dtype)
+    found = ops.dropout_add_norm(plain, bad(50, 80), ones, zeros, eps=1e-5, dropout=dropout)
+    assert found[3].isnan().all() and not found[4].isnan().any()
+    found = ops.linear_gelu(torch.ones(5, 80), bad(80, 80).float(), zeros, approximate="none")
+    assert found[:, 3].isnan().all() and not found[:, 4].isnan().any()
+    bias = torch.zeros(80)
+    bias[column] = torch.nan
+    labels = torch.tensor([5, 6])
+    loss, _ = ops.masked_cross_entropy(torch.ones(2, 80), torch.ones(80, 80), bias, labels)
+    assert loss.isnan()
+
+
 # -- dropout ------------------------------------------------------------------------------------
 class Recorded(Ops):
     """Plain operations that drop what a kernel dropped."""
